@@ -1,0 +1,2 @@
+//! The `cpr` command.
+fn main() {}

@@ -1,0 +1,980 @@
+//! The schema of an image's metadata: every object a checkpoint saves.
+//!
+//! Encoded as one CBOR map (see `docs/image-format.md`); field names are the schema. Readers ignore fields they do not
+//! know and give fields they miss their default, so both old and new readers survive; an unknown *variant* of an
+//! enumeration is an object the reader cannot restore, and is refused by name.
+//!
+//! Identifiers are those of the checkpointed job's own PID namespace. Times are nanoseconds unless a name says
+//! otherwise. Page data are not here: [`Extent`]s point into the data area of the file.
+
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Raw bytes: a CBOR byte string; hexadecimal in JSON.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Bytes(pub Vec<u8>);
+
+/// A path or name as the kernel has it: any bytes. A CBOR byte string; text in JSON (lossy where it is not UTF-8).
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ByteString(pub Vec<u8>);
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Debug for ByteString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Display for ByteString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl ByteString {
+    /// The bytes as a path.
+    pub fn as_path(&self) -> &std::path::Path {
+        use std::os::unix::ffi::OsStrExt;
+        std::path::Path::new(std::ffi::OsStr::from_bytes(&self.0))
+    }
+}
+
+impl<T: AsRef<std::ffi::OsStr> + ?Sized> From<&T> for ByteString {
+    fn from(text: &T) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        ByteString(text.as_ref().as_bytes().to_vec())
+    }
+}
+
+struct BytesVisitor;
+
+impl<'de> Visitor<'de> for BytesVisitor {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a byte string")
+    }
+
+    fn visit_bytes<E>(self, v: &[u8]) -> Result<Vec<u8>, E> {
+        Ok(v.to_vec())
+    }
+
+    fn visit_byte_buf<E>(self, v: Vec<u8>) -> Result<Vec<u8>, E> {
+        Ok(v)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u8>, A::Error> {
+        let mut bytes = Vec::new();
+        while let Some(byte) = seq.next_element()? {
+            bytes.push(byte);
+        }
+        Ok(bytes)
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() {
+            let mut text = String::with_capacity(self.0.len() * 2);
+            for byte in &self.0 {
+                text.push_str(&format!("{byte:02x}"));
+            }
+            s.serialize_str(&text)
+        } else {
+            s.serialize_bytes(&self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        if d.is_human_readable() {
+            let text = String::deserialize(d)?;
+            if !text.is_ascii() || text.len() % 2 != 0 {
+                return Err(serde::de::Error::custom("not an even number of hexadecimal digits"));
+            }
+            (0..text.len())
+                .step_by(2)
+                .map(|i| u8::from_str_radix(&text[i..i + 2], 16).map_err(serde::de::Error::custom))
+                .collect::<Result<Vec<u8>, _>>()
+                .map(Bytes)
+        } else {
+            d.deserialize_byte_buf(BytesVisitor).map(Bytes)
+        }
+    }
+}
+
+impl Serialize for ByteString {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() {
+            s.serialize_str(&String::from_utf8_lossy(&self.0))
+        } else {
+            s.serialize_bytes(&self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteString {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        if d.is_human_readable() {
+            String::deserialize(d).map(|s| ByteString(s.into_bytes()))
+        } else {
+            d.deserialize_byte_buf(BytesVisitor).map(ByteString)
+        }
+    }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            /// As an index into the manifest's table of that name.
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
+id!(
+    /// Index into [`Manifest::files`].
+    FileId
+);
+id!(
+    /// Index into [`Manifest::address_spaces`].
+    AddressSpaceId
+);
+id!(
+    /// Index into [`Manifest::mapped_files`].
+    MappedFileId
+);
+id!(
+    /// Index into [`Manifest::saved_files`].
+    SavedFileId
+);
+id!(
+    /// Index into [`Manifest::pipes`].
+    PipeId
+);
+id!(
+    /// Index into [`Manifest::sockets`].
+    SocketId
+);
+id!(
+    /// Index into [`Manifest::terminals`].
+    TerminalId
+);
+
+/// Everything an image says besides page data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Manifest {
+    /// When, where, by and of whom.
+    pub checkpoint: Checkpoint,
+    /// All processes, every parent before its children.
+    pub processes: Vec<Process>,
+    /// Address spaces, one per process that is not a zombie.
+    pub address_spaces: Vec<AddressSpace>,
+    /// Files that are mapped, and what they must look like at restart.
+    pub mapped_files: Vec<MappedFile>,
+    /// Open file descriptions; descriptors refer to them, so sharing is kept.
+    pub files: Vec<OpenFile>,
+    /// Files whose contents the image carries: deleted files, memfds, shared anonymous memory.
+    pub saved_files: Vec<SavedFile>,
+    /// Pipes and FIFOs with the data in them.
+    pub pipes: Vec<Pipe>,
+    /// UNIX sockets.
+    pub sockets: Vec<UnixSocket>,
+    /// Pseudo-terminals.
+    pub terminals: Vec<Terminal>,
+}
+
+/// Facts about the checkpoint as a whole (LBNL-3.6.3.4).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Checkpoint {
+    /// Wall-clock time at which the job was stopped, nanoseconds since the epoch.
+    pub time_ns: u64,
+    /// CLOCK_MONOTONIC at the same instant.
+    pub monotonic_ns: u64,
+    /// CLOCK_BOOTTIME at the same instant.
+    pub boottime_ns: u64,
+    /// Version of the program that wrote the image.
+    pub tool_version: String,
+    /// Name of the engine that wrote it: `native`.
+    pub engine: String,
+    /// Name of the job, empty for a checkpoint of a bare process.
+    pub job: String,
+    /// Real user ID of who asked for the checkpoint.
+    pub initiator_uid: u32,
+    /// User the image belongs to: the real user ID of the root process.
+    pub owner_uid: u32,
+    /// Group of that user.
+    pub owner_gid: u32,
+    /// uname(2).
+    pub uname: Uname,
+    /// Machine architecture, for example `x86_64`.
+    pub architecture: String,
+    /// XSAVE components enabled on the machine (XCR0).
+    pub xstate_features: u64,
+    /// Processor features (`flags` of /proc/cpuinfo) the machine had.
+    pub cpu_flags: Vec<String>,
+    /// Page size in bytes.
+    pub page_size: u32,
+    /// The job lived in a PID namespace of its own.
+    pub own_pid_namespace: bool,
+    /// PID of the process the checkpoint was asked for.
+    pub root_pid: i32,
+    /// Length in bytes of the [vdso] mapping and of the vvar mappings before it; restart needs the same layout.
+    pub vdso_length: u64,
+    /// Hash (BLAKE3) of the vdso's contents.
+    pub vdso_hash: Bytes,
+    /// How long the job was stopped, nanoseconds; zero when it was ended by the checkpoint.
+    pub freeze_ns: u64,
+}
+
+/// uname(2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Uname {
+    pub sysname: String,
+    pub nodename: String,
+    pub release: String,
+    pub version: String,
+    pub machine: String,
+}
+
+/// What a process was doing when it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProcessState {
+    /// Running or blocked in a system call.
+    #[default]
+    Running,
+    /// Stopped by this job-control signal.
+    Stopped(i32),
+    /// Dead and not yet waited for; the wait(2) status.
+    Zombie(i32),
+}
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Process {
+    /// PID in the job's PID namespace.
+    pub pid: i32,
+    /// Parent; for the root process and for orphans a PID that is not in the image.
+    pub ppid: i32,
+    /// Process group; may name a group without leader, or (0 or a foreign number) one outside the job.
+    pub pgid: i32,
+    /// Session; like `pgid`.
+    pub sid: i32,
+    /// State.
+    pub state: ProcessState,
+    /// Threads, the leader first. Empty for a zombie.
+    pub threads: Vec<Thread>,
+    /// Memory; none for a zombie.
+    pub address_space: Option<AddressSpaceId>,
+    /// Open descriptors in ascending order.
+    pub descriptors: Vec<Descriptor>,
+    /// Working directory.
+    pub cwd: ByteString,
+    /// Root directory.
+    pub root: ByteString,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// The sixteen resource limits in the kernel's order.
+    pub limits: Vec<Limit>,
+    /// Signal actions that are not the default.
+    pub signal_actions: Vec<SignalAction>,
+    /// siginfo_t (128 bytes) of signals pending for the whole process.
+    pub pending_signals: Vec<Bytes>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub interval_timers: Vec<IntervalTimer>,
+    /// timer_create(2) timers.
+    pub posix_timers: Vec<PosixTimer>,
+    /// POSIX record locks (fcntl F_SETLK) held by the process.
+    pub posix_locks: Vec<PosixLock>,
+    /// prctl(PR_SET_DUMPABLE).
+    pub dumpable: u32,
+    /// prctl(PR_SET_CHILD_SUBREAPER).
+    pub child_subreaper: bool,
+    /// prctl(PR_SET_THP_DISABLE).
+    pub thp_disabled: bool,
+    /// /proc/PID/oom_score_adj.
+    pub oom_score_adj: i32,
+    /// /proc/PID/coredump_filter.
+    pub coredump_filter: u32,
+    /// personality(2).
+    pub personality: u64,
+    /// Whether the process has a controlling terminal, and which.
+    pub controlling_terminal: Option<TerminalId>,
+    /// Resources used so far (LBNL-3.9.7.1.1); informational, accounting restarts from zero.
+    pub accounting: Accounting,
+}
+
+/// Resources used before the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Accounting {
+    pub user_ns: u64,
+    pub system_ns: u64,
+    pub children_user_ns: u64,
+    pub children_system_ns: u64,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub peak_rss_kib: u64,
+    /// Nanoseconds from the start of the process to the checkpoint.
+    pub elapsed_ns: u64,
+}
+
+/// One thread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Thread {
+    /// Thread ID.
+    pub tid: i32,
+    /// /proc/PID/task/TID/comm.
+    pub name: ByteString,
+    /// Processor state, with interrupted system calls already set up to be restarted.
+    pub cpu: Cpu,
+    /// How the interrupted system call goes on.
+    pub sleep: Option<TimedSleep>,
+    /// Blocked signals, bit n-1 for signal n.
+    pub blocked_signals: u64,
+    /// siginfo_t of signals pending for this thread.
+    pub pending_signals: Vec<Bytes>,
+    /// sigaltstack(2): address, flags, size.
+    pub alternate_stack: (u64, i32, u64),
+    /// set_robust_list(2): head and length.
+    pub robust_list: (u64, u64),
+    /// set_tid_address(2).
+    pub clear_child_tid: u64,
+    /// Restartable-sequence registration; none if not registered.
+    pub rseq: Option<Rseq>,
+    /// Scheduling.
+    pub scheduling: Scheduling,
+    /// prctl(PR_SET_PDEATHSIG).
+    pub parent_death_signal: i32,
+    /// prctl(PR_SET_TIMERSLACK), nanoseconds.
+    pub timer_slack_ns: u64,
+    /// Credentials.
+    pub credentials: Credentials,
+}
+
+/// A relative-timeout system call that had this much time left when the thread was stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct TimedSleep {
+    /// System call number.
+    pub syscall: i64,
+    /// Time left in nanoseconds.
+    pub remaining_ns: u64,
+}
+
+/// Processor state of a thread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Cpu {
+    /// NT_PRSTATUS register set: `struct user_regs_struct`.
+    pub general: Bytes,
+    /// NT_X86_XSTATE register set: XSAVE area in standard format.
+    pub extended: Bytes,
+    /// Program counter, for listings.
+    pub program_counter: u64,
+    /// Stack pointer, for listings.
+    pub stack_pointer: u64,
+}
+
+/// Restartable sequences, rseq(2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Rseq {
+    pub address: u64,
+    pub size: u32,
+    pub signature: u32,
+    pub flags: u32,
+}
+
+/// sched_getattr(2), affinity, nice and I/O priority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Scheduling {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+    pub io_priority: i32,
+    /// CPU mask as sched_getaffinity(2) gives it.
+    pub affinity: Bytes,
+}
+
+/// Identity and privileges of a thread (LBNL-3.9.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Credentials {
+    /// Real, effective, saved, file-system user ID.
+    pub uids: [u32; 4],
+    /// Real, effective, saved, file-system group ID.
+    pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Capability sets as bit masks.
+    pub effective: u64,
+    /// Permitted set.
+    pub permitted: u64,
+    /// Inheritable set.
+    pub inheritable: u64,
+    /// Bounding set.
+    pub bounding: u64,
+    /// Ambient set.
+    pub ambient: u64,
+    /// prctl(PR_GET_SECUREBITS).
+    pub securebits: u32,
+    /// prctl(PR_GET_NO_NEW_PRIVS).
+    pub no_new_privs: bool,
+}
+
+/// A file descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// Number.
+    pub fd: i32,
+    /// Open file description.
+    pub file: FileId,
+    /// FD_CLOEXEC.
+    #[serde(default)]
+    pub close_on_exec: bool,
+}
+
+/// A resource limit; `u64::MAX` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Limit {
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// The kernel's `struct sigaction` for one signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SignalAction {
+    pub signal: i32,
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+/// setitimer(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct IntervalTimer {
+    /// ITIMER_REAL (0), ITIMER_VIRTUAL (1), ITIMER_PROF (2).
+    pub which: i32,
+    /// Time left in microseconds; zero when disarmed.
+    pub value_us: u64,
+    /// Period in microseconds.
+    pub interval_us: u64,
+}
+
+/// A timer_create(2) timer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct PosixTimer {
+    /// Kernel timer ID.
+    pub id: i32,
+    /// Clock ID as the kernel has it (CPU clocks are negative numbers holding a PID).
+    pub clock: i32,
+    /// SIGEV_SIGNAL (0), SIGEV_NONE (1) or SIGEV_SIGNAL|SIGEV_THREAD_ID (4).
+    pub notify: i32,
+    /// Signal sent.
+    pub signal: i32,
+    /// sigev_value.
+    pub value: u64,
+    /// Thread notified with SIGEV_THREAD_ID.
+    pub thread: i32,
+    /// Time left, nanoseconds; zero when disarmed.
+    pub value_ns: u64,
+    /// Period, nanoseconds.
+    pub interval_ns: u64,
+    /// Overrun count at checkpoint (informational).
+    pub overrun: i32,
+}
+
+/// A POSIX record lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct PosixLock {
+    /// A descriptor of the process open on the locked file.
+    pub fd: i32,
+    /// Exclusive (F_WRLCK) rather than shared (F_RDLCK).
+    pub exclusive: bool,
+    /// First byte.
+    pub start: u64,
+    /// Number of bytes; zero is to the end of file.
+    pub length: u64,
+}
+
+/// Memory of a process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct AddressSpace {
+    /// prctl(PR_SET_MM_MAP): code, data, heap, stack, argument and environment bounds.
+    pub layout: MemoryLayout,
+    /// The executable (/proc/PID/exe).
+    pub executable: Option<MappedFileId>,
+    /// Mappings in ascending order.
+    pub mappings: Vec<Mapping>,
+}
+
+/// `struct prctl_mm_map`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct MemoryLayout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    pub auxv: Bytes,
+}
+
+/// One mapping of an address space.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    pub protection: u32,
+    /// What is mapped.
+    pub kind: MappingKind,
+    /// Offset of `start` in the mapped object, bytes.
+    #[serde(default)]
+    pub offset: u64,
+    /// VmFlags of /proc/PID/smaps that matter at restart, two letters each (`gd`, `lo`, `hg`, …).
+    #[serde(default)]
+    pub flags: Vec<String>,
+    /// Saved pages: addresses. Pages without extent are untouched (zero, or as in the file).
+    #[serde(default)]
+    pub extents: Vec<Extent>,
+    /// Pages guarded by MADV_GUARD_INSTALL: address and length in bytes.
+    #[serde(default)]
+    pub guards: Vec<(u64, u64)>,
+}
+
+/// What a mapping maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MappingKind {
+    /// Private anonymous memory, heap included.
+    Anonymous,
+    /// A stack that grows down (MAP_GROWSDOWN).
+    Stack,
+    /// The kernel's vdso code.
+    Vdso,
+    /// The kernel's vvar data.
+    Vvar,
+    /// The kernel's vvar_vclock data.
+    VvarClock,
+    /// Private (copy-on-write) mapping of a file.
+    PrivateFile(MappedFileId),
+    /// Shared mapping of a file; its pages live in the file.
+    SharedFile(MappedFileId),
+    /// Shared mapping of a file whose contents the image carries (memfd, shared anonymous, deleted).
+    SharedSaved(SavedFileId),
+    /// Private mapping of such a file.
+    PrivateSaved(SavedFileId),
+}
+
+/// A run of bytes saved in the data area of an image. Encoded as an array of three numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, u64)", into = "(u64, u64, u64)")]
+pub struct Extent {
+    /// Address in the mapping's process, or offset in the saved file. A multiple of the page size.
+    pub start: u64,
+    /// Length in bytes, a multiple of the page size.
+    pub length: u64,
+    /// Position in the image file, a multiple of the page size.
+    pub offset: u64,
+}
+
+impl From<(u64, u64, u64)> for Extent {
+    fn from((start, length, offset): (u64, u64, u64)) -> Self {
+        Extent { start, length, offset }
+    }
+}
+
+impl From<Extent> for (u64, u64, u64) {
+    fn from(e: Extent) -> Self {
+        (e.start, e.length, e.offset)
+    }
+}
+
+/// A file that is mapped, by name, with what must be unchanged at restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct MappedFile {
+    /// Absolute path.
+    pub path: ByteString,
+    /// Open for writing (needed by shared writable mappings).
+    pub writable: bool,
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// GNU build ID, empty where the file has none.
+    pub build_id: Bytes,
+    /// The contents must be the same at restart (programs and libraries), not only long enough.
+    pub unchangeable: bool,
+}
+
+/// An open file description (`struct file`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// O_* access mode and status flags as F_GETFL gives them, without O_CLOEXEC.
+    pub flags: i32,
+    /// File offset; zero where the object has none.
+    #[serde(default)]
+    pub position: u64,
+    /// F_SETOWN_EX and F_SETSIG, where set.
+    #[serde(default)]
+    pub owner: Option<FileOwner>,
+    /// flock(2) lock or lease-free lock held by the description.
+    #[serde(default)]
+    pub flock: Option<FlockKind>,
+    /// Open-file-description locks (F_OFD_SETLK): exclusive, start, length.
+    #[serde(default)]
+    pub ofd_locks: Vec<(bool, u64, u64)>,
+    /// What is open.
+    pub object: Object,
+}
+
+/// flock(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum FlockKind {
+    Shared,
+    Exclusive,
+}
+
+/// fcntl F_SETOWN_EX, F_SETSIG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileOwner {
+    /// F_OWNER_TID 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
+    pub kind: i32,
+    /// Identifier.
+    pub id: i32,
+    /// F_SETSIG signal.
+    pub signal: i32,
+}
+
+/// The kernel object behind an open file description.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Object {
+    /// A regular file with a name.
+    Regular(RegularFile),
+    /// A directory.
+    Directory {
+        /// Absolute path.
+        path: ByteString,
+    },
+    /// A file whose contents the image carries: deleted, or a memfd.
+    Saved(SavedFileId),
+    /// One end of a pipe; the access mode in `flags` says which.
+    Pipe(PipeId),
+    /// A FIFO, by name.
+    Fifo(Fifo),
+    /// A character device that keeps no state: null, zero, full, random, urandom, tty.
+    Device {
+        /// Path it was opened by.
+        path: ByteString,
+        /// Device number, makedev(3).
+        rdev: u64,
+    },
+    /// A file below /proc/PID of a process in the image, or of /proc itself.
+    Proc {
+        /// The process, none for a file that belongs to no process (such as /proc/meminfo).
+        pid: Option<i32>,
+        /// Path below /proc/PID/, or below /proc/.
+        path: ByteString,
+    },
+    /// eventfd(2).
+    EventFd {
+        /// Counter.
+        count: u64,
+        /// EFD_SEMAPHORE.
+        semaphore: bool,
+    },
+    /// timerfd(2).
+    TimerFd {
+        /// Clock ID.
+        clock: i32,
+        /// Expirations not yet read.
+        ticks: u64,
+        /// TFD_TIMER_* flags of timerfd_settime.
+        settime_flags: i32,
+        /// Time left, nanoseconds; zero when disarmed.
+        value_ns: u64,
+        /// Period, nanoseconds.
+        interval_ns: u64,
+    },
+    /// signalfd(2).
+    SignalFd {
+        /// Signals accepted, bit n-1 for signal n.
+        mask: u64,
+    },
+    /// epoll(7).
+    Epoll {
+        /// Registered descriptors.
+        targets: Vec<EpollTarget>,
+    },
+    /// inotify(7).
+    Inotify {
+        /// Watches.
+        watches: Vec<InotifyWatch>,
+        /// Events queued and not read, as read(2) would return them.
+        queued: Bytes,
+    },
+    /// pidfd_open(2) of a process in the image.
+    PidFd {
+        /// The process.
+        pid: i32,
+    },
+    /// A UNIX socket.
+    Socket(SocketId),
+    /// The slave side of a pseudo-terminal.
+    TerminalSlave(TerminalId),
+    /// The master side of a pseudo-terminal.
+    TerminalMaster(TerminalId),
+    /// A standard stream (0, 1 or 2) that belongs to whoever started the job: its terminal or a pipe to outside.
+    /// Restart puts the stream of whoever restarts in its place (LBNL-3.9.8.1.3, LBNL-3.9.8.1.4).
+    Inherited {
+        /// 0, 1 or 2.
+        stream: i32,
+    },
+}
+
+/// A regular file with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct RegularFile {
+    /// Absolute path.
+    pub path: ByteString,
+    /// Size at checkpoint, bytes.
+    pub size: u64,
+    /// Modification time at checkpoint, nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// Mode bits.
+    pub mode: u32,
+}
+
+/// A named pipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fifo {
+    /// Absolute path.
+    pub path: ByteString,
+    /// Mode, owner and group, to create it again if it is missing (LBNL-3.9.6.1.4).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Its contents.
+    pub pipe: PipeId,
+}
+
+/// One registration in an epoll set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollTarget {
+    /// Descriptor number used at registration.
+    pub fd: i32,
+    /// Open file description registered.
+    pub file: FileId,
+    /// EPOLL* events and flags.
+    pub events: u32,
+    /// User data.
+    pub data: u64,
+}
+
+/// One inotify watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InotifyWatch {
+    /// Watch descriptor.
+    pub wd: i32,
+    /// IN_* mask.
+    pub mask: u32,
+    /// Path watched.
+    pub path: ByteString,
+}
+
+/// A file whose contents are in the image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedFile {
+    /// How to make it again.
+    pub kind: SavedFileKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Mode bits.
+    #[serde(default)]
+    pub mode: u32,
+    /// Owner.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group.
+    #[serde(default)]
+    pub gid: u32,
+    /// Saved ranges: file offsets. Ranges without extent are holes.
+    #[serde(default)]
+    pub extents: Vec<Extent>,
+}
+
+/// Kinds of [`SavedFile`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedFileKind {
+    /// A file that was deleted while open or mapped; where it was.
+    Deleted {
+        /// Former absolute path; its directory must exist.
+        path: ByteString,
+    },
+    /// memfd_create(2).
+    Memfd {
+        /// Name without the `memfd:` prefix.
+        name: ByteString,
+        /// F_ADD_SEALS seals.
+        seals: u32,
+    },
+    /// Shared anonymous memory (MAP_SHARED | MAP_ANONYMOUS).
+    SharedAnonymous,
+}
+
+/// A pipe's contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Pipe {
+    /// Capacity in bytes (F_GETPIPE_SZ).
+    pub capacity: u32,
+    /// Queued data; one element per packet for an O_DIRECT pipe, else a single element or none.
+    pub data: Vec<Bytes>,
+}
+
+/// A UNIX socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_SEQPACKET 5.
+    pub kind: i32,
+    /// What it is connected to.
+    pub state: SocketState,
+    /// Bound address as in sun_path (an abstract name starts with a zero byte); empty when unbound.
+    #[serde(default)]
+    pub address: ByteString,
+    /// Working directory that a relative address was bound in.
+    #[serde(default)]
+    pub bind_directory: ByteString,
+    /// shutdown(2): bit 0 receive side, bit 1 send side.
+    #[serde(default)]
+    pub shutdown: u32,
+    /// Socket options that are restored: SOL_SOCKET option number and value.
+    #[serde(default)]
+    pub options: Vec<(i32, i64)>,
+    /// Messages waiting to be received.
+    #[serde(default)]
+    pub queue: Vec<SocketMessage>,
+    /// Socket file: mode, owner, group; none where there is no file.
+    #[serde(default)]
+    pub node: Option<(u32, u32, u32)>,
+}
+
+/// Connection state of a UNIX socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketState {
+    /// Not connected, perhaps bound.
+    Unconnected,
+    /// Connected to another socket of the image (for a pair each names the other).
+    Connected(SocketId),
+    /// Was connected; the peer has closed.
+    PeerClosed,
+    /// Listening; the backlog, and sockets connected but not yet accepted.
+    Listening {
+        /// listen(2) backlog.
+        backlog: u32,
+        /// Client ends waiting to be accepted, oldest first.
+        pending: Vec<SocketId>,
+    },
+}
+
+/// A message in a socket's receive queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SocketMessage {
+    /// Contents.
+    pub data: Bytes,
+    /// Open file descriptions in flight (SCM_RIGHTS).
+    pub files: Vec<FileId>,
+    /// Sender's bound address, for datagrams.
+    pub sender: ByteString,
+}
+
+/// A pseudo-terminal, or the terminal the job was started on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Terminal {
+    /// Number below /dev/pts.
+    pub index: u32,
+    /// The master side is outside the job: restart supplies a terminal.
+    pub external: bool,
+    /// `struct termios2`.
+    pub attributes: Bytes,
+    /// Rows, columns, horizontal and vertical pixels.
+    pub window: (u16, u16, u16, u16),
+    /// Session whose controlling terminal it is; zero if none or not of the job.
+    pub session: i32,
+    /// Foreground process group.
+    pub foreground_group: i32,
+    /// TIOCGPTLCK.
+    pub locked: bool,
+    /// TIOCGPKT packet mode.
+    pub packet_mode: bool,
+    /// TIOCGEXCL.
+    pub exclusive: bool,
+    /// Typed and not yet read by the slave.
+    pub input: Bytes,
+    /// Written by the slave and not yet read by the master.
+    pub output: Bytes,
+    /// Mode, owner and group of the slave's node.
+    pub node: (u32, u32, u32),
+}
