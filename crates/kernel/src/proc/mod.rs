@@ -1,0 +1,356 @@
+//! Reading `/proc`: the only place in GridCPR that opens or parses anything below it.
+//!
+//! [`ProcDir`] holds an open `/proc/PID` directory, so that everything read through it belongs to one process. Once
+//! that process has been reaped every read fails with `ESRCH` or `ENOENT`, even if its PID is in use again.
+//!
+//! The parsers are public functions of the submodules and take the text as an argument. They accept any bytes: text
+//! which does not have the expected form gives [`io::ErrorKind::InvalidData`], with the file and line in the message.
+//! Errors of system calls are passed on with their error number.
+//!
+//! Process numbers are those of the PID namespace of the `/proc` mount; users and groups are those of the reader's user
+//! namespace.
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
+
+pub mod fdinfo;
+pub mod limits;
+pub mod maps;
+pub mod mountinfo;
+pub mod stat;
+pub mod status;
+pub mod task;
+pub mod timers;
+
+pub use fdinfo::{EpollWatch, FdInfo, FdInfoKind, InotifyWatch, LockKind, LockLine};
+pub use limits::Limit;
+pub use maps::{MapEntry, MapKind, VmFlags};
+pub use mountinfo::Mount;
+pub use stat::Stat;
+pub use status::Status;
+pub use task::IoCounters;
+pub use timers::{Timer, TimerNotify, TimerTarget};
+
+/// An open `/proc/PID` (or `/proc/PID/task/TID`) directory.
+///
+/// It stays bound to that process or thread even if the number is reused.
+#[derive(Debug)]
+pub struct ProcDir {
+    dir: OwnedFd,
+    pid: i32,
+    path: String,
+}
+
+impl ProcDir {
+    /// Opens `/proc/PID`.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Self::open_path(pid, format!("/proc/{}", positive(pid)?))
+    }
+
+    /// Opens `/proc/PID/task/TID`; [`ProcDir::pid`] is then the thread's number.
+    pub fn open_task(pid: i32, tid: i32) -> io::Result<Self> {
+        Self::open_path(tid, format!("/proc/{}/task/{}", positive(pid)?, positive(tid)?))
+    }
+
+    fn open_path(pid: i32, path: String) -> io::Result<Self> {
+        let dir = rustix::fs::openat(
+            CWD,
+            path.as_str(),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self { dir, pid, path })
+    }
+
+    /// The number this directory was opened with.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Opens `name` below the directory, always with `O_CLOEXEC`. Magic links are followed unless `flags` forbids it.
+    pub fn open_file(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let name = relative(name)?;
+        Ok(rustix::fs::openat(
+            &self.dir,
+            name,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+
+    /// Reads the whole of `name`.
+    pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_all(self.open_file(name, OFlags::RDONLY)?)
+    }
+
+    /// The target of the symbolic (or magic) link `name`.
+    pub fn read_link(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.dir, relative(name)?, Vec::new())?.into_bytes())
+    }
+
+    /// `/proc/PID/stat`.
+    pub fn stat(&self) -> io::Result<Stat> {
+        stat::parse(&self.label("stat"), &self.read("stat")?)
+    }
+
+    /// `/proc/PID/status`.
+    pub fn status(&self) -> io::Result<Status> {
+        status::parse(&self.label("status"), &self.read("status")?)
+    }
+
+    /// `/proc/PID/maps`, in address order. Empty for a process without an address space.
+    pub fn maps(&self) -> io::Result<Vec<MapEntry>> {
+        maps::parse(&self.label("maps"), &self.read("maps")?)
+    }
+
+    /// The `VmFlags:` of every mapping, from `/proc/PID/smaps`. The kernel walks all page tables to make this file.
+    pub fn smaps_flags(&self) -> io::Result<Vec<VmFlags>> {
+        maps::parse_smaps_flags(&self.label("smaps"), &self.read("smaps")?)
+    }
+
+    /// All resource limits, from `/proc/PID/limits`, in kernel order.
+    pub fn limits(&self) -> io::Result<Vec<Limit>> {
+        limits::parse(&self.label("limits"), &self.read("limits")?)
+    }
+
+    /// The POSIX timers, from `/proc/PID/timers`, sorted by number.
+    pub fn timers(&self) -> io::Result<Vec<Timer>> {
+        timers::parse(&self.label("timers"), &self.read("timers")?)
+    }
+
+    /// The raw auxiliary vector the program was started with. `ESRCH` for a process without an address space.
+    pub fn auxv(&self) -> io::Result<Vec<u8>> {
+        self.read("auxv")
+    }
+
+    /// The mounts of the process's mount namespace that its root can see.
+    pub fn mountinfo(&self) -> io::Result<Vec<Mount>> {
+        mountinfo::parse(&self.label("mountinfo"), &self.read("mountinfo")?)
+    }
+
+    /// Numbers of the threads, sorted.
+    pub fn tasks(&self) -> io::Result<Vec<i32>> {
+        self.numbers("task")
+    }
+
+    /// Numbers of the child processes of all threads, sorted.
+    ///
+    /// Complete only while neither the threads nor the children run. Where the kernel lacks the `children` files
+    /// (`CONFIG_PROC_CHILDREN`) all of `/proc` is searched for processes with this parent.
+    pub fn children(&self) -> io::Result<Vec<i32>> {
+        task::children(self)
+    }
+
+    /// Numbers of the open descriptors, sorted.
+    pub fn descriptors(&self) -> io::Result<Vec<i32>> {
+        self.numbers("fd")
+    }
+
+    /// `/proc/PID/fdinfo/FD`.
+    ///
+    /// An epoll or inotify descriptor that watches nothing has no line of its own; it is told by the link's text.
+    pub fn fdinfo(&self, fd: i32) -> io::Result<FdInfo> {
+        let name = format!("fdinfo/{fd}");
+        let mut info = fdinfo::parse(&self.label(&name), &self.read(&name)?)?;
+        if info.kind == FdInfoKind::Other {
+            match self.fd_link(fd)?.as_slice() {
+                b"anon_inode:[eventpoll]" => info.kind = FdInfoKind::Epoll(Vec::new()),
+                b"anon_inode:inotify" | b"anon_inode:[inotify]" => info.kind = FdInfoKind::Inotify(Vec::new()),
+                _ => {}
+            }
+        }
+        Ok(info)
+    }
+
+    /// The text of the link `/proc/PID/fd/FD`.
+    pub fn fd_link(&self, fd: i32) -> io::Result<Vec<u8>> {
+        self.read_link(&format!("fd/{fd}"))
+    }
+
+    /// `stat` of the open file behind descriptor `fd`; works for deleted and unnamed files as well.
+    pub fn fd_stat(&self, fd: i32) -> io::Result<rustix::fs::Stat> {
+        Ok(rustix::fs::statat(&self.dir, format!("fd/{fd}"), AtFlags::empty())?)
+    }
+
+    /// Input and output done so far, from `/proc/PID/io`. Needs ptrace access.
+    pub fn io(&self) -> io::Result<IoCounters> {
+        task::parse_io(&self.label("io"), &self.read("io")?)
+    }
+
+    /// When the task was last put on a processor, in nanoseconds of the scheduler's clock: `se.exec_start` of
+    /// `/proc/PID/sched`. `None` where the kernel does not offer it.
+    pub fn sched_exec_start_ns(&self) -> io::Result<Option<u64>> {
+        match self.read("sched") {
+            Ok(text) => task::parse_exec_start(&self.label("sched"), &text),
+            // Without the scheduler's debug files only `sched` is missing, not the process.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.read("stat").map(|_| None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn label(&self, name: &str) -> String {
+        format!("{}/{name}", self.path)
+    }
+
+    fn numbers(&self, name: &str) -> io::Result<Vec<i32>> {
+        numbers(self.open_file(name, OFlags::RDONLY | OFlags::DIRECTORY)?)
+    }
+}
+
+impl AsFd for ProcDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+/// All process numbers in `/proc`, sorted.
+pub fn pids() -> io::Result<Vec<i32>> {
+    numbers(rustix::fs::openat(
+        CWD,
+        "/proc",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// The names of a directory that are numbers, sorted.
+fn numbers(dir: OwnedFd) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in Dir::new(dir)? {
+        found.extend(decimal::<i32>(entry?.file_name().to_bytes()));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 16 * 1024];
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer))? {
+            0 => return Ok(text),
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+fn positive(id: i32) -> io::Result<i32> {
+    if id > 0 {
+        return Ok(id);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{id} is not a process number"),
+    ))
+}
+
+/// Refuses names that would leave the process's directory.
+fn relative(name: &str) -> io::Result<&str> {
+    if name.starts_with('/') || name.split('/').any(|part| part == "..") {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is not a name below /proc/PID"),
+        ));
+    }
+    Ok(name)
+}
+
+/// A place in a file of `/proc`, for error messages.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    file: &'a str,
+    line: usize,
+}
+
+impl At<'_> {
+    fn bad(self, what: impl Display) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{}: line {}: {what}", self.file, self.line),
+        )
+    }
+
+    /// `value`, or an error that says which field is missing or malformed.
+    fn need<T>(self, value: Option<T>, field: &str) -> io::Result<T> {
+        value.ok_or_else(|| self.bad(format_args!("no valid {field}")))
+    }
+
+    fn decimal<T: FromStr>(self, value: &[u8], field: &str) -> io::Result<T> {
+        self.need(decimal(value), field)
+    }
+
+    fn hex<T: TryFrom<u64>>(self, value: &[u8], field: &str) -> io::Result<T> {
+        self.need(hex(value), field)
+    }
+}
+
+/// The lines of `text` without their newlines, with their places.
+fn lines<'a>(file: &'a str, text: &'a [u8]) -> impl Iterator<Item = (At<'a>, &'a [u8])> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let count = if text.is_empty() { 0 } else { usize::MAX };
+    text.split(|&b| b == b'\n')
+        .take(count)
+        .enumerate()
+        .map(move |(i, line)| (At { file, line: i + 1 }, line))
+}
+
+/// The words of `line`, separated by any number of blanks.
+fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|&b| b == b' ' || b == b'\t').filter(|word| !word.is_empty())
+}
+
+fn decimal<T: FromStr>(text: &[u8]) -> Option<T> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    if !digits.first()?.is_ascii_digit() {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn radix<T: TryFrom<u64>>(text: &[u8], radix: u32) -> Option<T> {
+    if !text.first()?.is_ascii_hexdigit() {
+        return None;
+    }
+    T::try_from(u64::from_str_radix(std::str::from_utf8(text).ok()?, radix).ok()?).ok()
+}
+
+fn hex<T: TryFrom<u64>>(text: &[u8]) -> Option<T> {
+    radix(text, 16)
+}
+
+fn octal<T: TryFrom<u64>>(text: &[u8]) -> Option<T> {
+    radix(text, 8)
+}
+
+/// `text` before and after the first `separator`.
+fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|&b| b == separator)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+/// Splits a device number as the kernel keeps it internally: 12 bits major, 20 bits minor.
+fn kernel_dev(dev: u32) -> (u32, u32) {
+    (dev >> 20, dev & 0xf_ffff)
+}
+
+/// Replaces every `\ooo` for which `accept` holds by the byte it stands for.
+fn unescape(text: &[u8], accept: impl Fn(u8) -> bool) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        let code = match after {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if byte == b'\\' => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0')).filter(|&code| accept(code))
+            }
+            _ => None,
+        };
+        plain.push(code.unwrap_or(byte));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    plain
+}
