@@ -1,1 +1,9 @@
-//! placeholder
+//! The only crate that talks to the Linux kernel in ways the standard library does not.
+//!
+//! Every `unsafe` block and raw system call of GridCPR is here, behind small functions that return [`std::io::Result`].
+//! The crate decides nothing: it knows no image, job or policy.
+
+pub mod namespace;
+pub mod page_out;
+pub mod spawn;
+pub mod terminal_relay;

@@ -1,0 +1,108 @@
+//! User, PID and mount namespaces: setting a new one up from inside, and joining those of another process.
+
+use std::ffi::CStr;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::spawn::Namespaces;
+
+/// Whether this process has CAP_SYS_ADMIN in its user namespace, and so may make namespaces without a new user
+/// namespace.
+pub fn is_admin() -> bool {
+    has_capability(rustix::thread::CapabilitySet::SYS_ADMIN)
+}
+
+/// Whether this process may choose the PIDs of new processes (CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
+pub fn may_choose_pids() -> bool {
+    is_admin() || has_capability(rustix::thread::CapabilitySet::CHECKPOINT_RESTORE)
+}
+
+fn has_capability(capability: rustix::thread::CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// Maps `uid` and `gid` to themselves in the new user namespace this process is in, and nothing else.
+pub fn map_only(uid: u32, gid: u32) -> io::Result<()> {
+    // One write each: the kernel takes a map only whole.
+    let write = |path: &str, text: String| OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes());
+    write("/proc/self/setgroups", "deny".to_string())?;
+    write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+fn mount(source: &CStr, target: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> io::Result<()> {
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: all strings are NUL-terminated and outlive the call; `kind` may be null where the flags need no type.
+    let rc = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, std::ptr::null()) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Keeps mounts made here from showing in the namespace we came from; mounts made there still arrive here.
+pub fn make_mounts_slave() -> io::Result<()> {
+    mount(c"none", c"/", None, libc::MS_REC | libc::MS_SLAVE)
+}
+
+/// Mounts a `/proc` of our own PID namespace over the present one.
+pub fn mount_proc() -> io::Result<()> {
+    mount(
+        c"proc",
+        c"/proc",
+        Some(c"proc"),
+        libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+    )
+}
+
+/// Moves this process into a new mount namespace. It must have one thread.
+pub fn new_mount_namespace() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNS gives this thread a mount namespace (and file system information) of its own; no memory or
+    // descriptor changes.
+    let rc = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Joins namespaces of the process behind `pidfd`. A joined PID namespace is that of children made from now on.
+pub fn join(pidfd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
+    // SAFETY: setns changes namespaces of this thread; it touches no memory and no descriptor.
+    let rc = unsafe { libc::setns(pidfd.as_raw_fd(), which.flags()) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Becomes another user for good: all three user and group IDs, and the supplementary groups. For root only.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    let check = |rc: libc::c_int| {
+        if rc < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: `groups` is an array of that many group IDs.
+    check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
+    // SAFETY: these calls take plain numbers.
+    check(unsafe { libc::setresgid(gid, gid, gid) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setresuid(uid, uid, uid) })?;
+    // Changing user cleared it; files of this process in /proc must stay its own.
+    // SAFETY: PR_SET_DUMPABLE takes a plain number.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) })
+}
+
+/// Identity (device and inode) of a namespace of a process: `user`, `pid` or `mnt`; for `self`, of this process.
+pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(format!("/proc/{pid}/ns/{kind}"))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
