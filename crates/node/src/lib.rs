@@ -1,1 +1,40 @@
-//! placeholder
+//! Jobs on one node: run, checkpoint, restart, suspend, watch and remove them.
+//!
+//! A job lives in PID and mount namespaces of its own, whose first process is a fork of the supervisor
+//! (an unprivileged user's job in a user namespace too), so that a restart finds every PID free. The supervisor is the
+//! `cpr run` or `cpr restart` process itself, or a daemon for a detached job; when it dies, the job dies. What is
+//! known of a job is in its directory below the [`StateDir`].
+//!
+//! Checkpoints are made by a worker, a forked process that enters the job's namespaces and finishes what it began even
+//! when the command that asked is killed.
+//!
+//! Processes are forked without exec, which is safe only while the calling process has a single thread: call [`run`],
+//! [`restart_job`], [`restart_image`], [`checkpoint_pid`], [`Job::checkpoint`], [`check_pid`] and [`Job::check`] from
+//! a process that has started no thread; they fail otherwise.
+//!
+//! The exit code of a command that ran a job in the foreground is the job's own ([`Outcome::exit_code`]), 128 + signal
+//! where a signal ended the job, and [`STOPPED_EXIT_CODE`] (79) where a checkpoint did: restart it to go on.
+
+mod checkpoint;
+mod directory;
+pub mod engine;
+mod init;
+mod job;
+mod outcome;
+mod restart;
+mod state;
+mod supervisor;
+mod suspend;
+mod target;
+mod terminal;
+mod wire;
+mod worker;
+
+pub use checkpoint::{CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_pid, checkpoint_pid};
+pub use engine::{Blocker, CheckpointReport};
+pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase};
+pub use outcome::{Outcome, STOPPED_EXIT_CODE};
+pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};
+pub use state::{StateDir, check_name};
+pub use suspend::SuspendReport;
+pub use terminal::DETACH_KEY;

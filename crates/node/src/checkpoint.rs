@@ -1,0 +1,324 @@
+//! Checkpoints: the front that asks, the worker that does, and what is kept afterwards.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cpr_types::{Context, Error, ErrorKind, Result};
+use serde::Serialize;
+
+use crate::engine::{
+    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, PendingImage, check, checkpoint,
+};
+use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
+use crate::state::now_ms;
+use crate::target::{self, Target};
+use crate::wire::WireError;
+use crate::worker::{Message, Worker};
+
+/// How long stopping all threads of a job may take unless asked otherwise.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Called with the name of a phase, the bytes done and the bytes in all.
+pub type Progress = Box<dyn FnMut(&str, u64, u64)>;
+
+/// Where an image goes, other than into the job's own directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// This file.
+    Path(PathBuf),
+    /// Standard output, as a stream.
+    Stdout,
+}
+
+/// How to checkpoint.
+pub struct CheckpointOptions {
+    /// End the job once its image is complete and durable.
+    pub stop: bool,
+    /// Send this signal to every process once the image is complete and durable.
+    pub signal: Option<i32>,
+    /// Where the image goes; the job's own directory, or for a bare process `cpr-PID.cpr` here, unless given.
+    pub output: Option<Output>,
+    /// How long stopping all threads may take.
+    pub timeout: Duration,
+    /// Shows progress.
+    pub progress: Option<Progress>,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        CheckpointOptions {
+            stop: false,
+            signal: None,
+            output: None,
+            timeout: STOP_TIMEOUT,
+            progress: None,
+        }
+    }
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checkpointed {
+    /// The image, unless it went into a stream.
+    pub image: Option<PathBuf>,
+    /// What the engine says of it.
+    pub report: CheckpointReport,
+}
+
+/// A checkpoint under way, seen from the front.
+pub(crate) struct Task<'a> {
+    worker: Worker,
+    /// One checkpoint of a job at a time.
+    _lock: Option<OwnedFd>,
+    job: Option<&'a Job>,
+    image: Option<PathBuf>,
+    in_job_directory: bool,
+    stop: bool,
+    result: Option<Result<CheckpointReport>>,
+}
+
+impl<'a> Task<'a> {
+    /// Starts a checkpoint of a job.
+    pub(crate) fn for_job(job: &'a Job, options: &CheckpointOptions) -> Result<Task<'a>> {
+        let name = job.name();
+        let state = job.living()?;
+        if job.is_suspended()? {
+            return Err(Error::new(ErrorKind::Busy, format!("job {name} is suspended"))
+                .with_hint(format!("`cpr resume {name}` first")));
+        }
+        let lock = job.directory.try_lock(CHECKPOINT_LOCK)?;
+        let lock = lock.ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {name} is being checkpointed")))?;
+        let root = job.root_target(&state)?;
+        root.require_may_signal()?;
+        let inner = state.root.unwrap_or(root.pid);
+        let own_path = || -> Result<PathBuf> {
+            let number = job.images()?.last().map_or(1, |image| image.number + 1);
+            Ok(job.image_directory()?.path().join(image_name(number)))
+        };
+        let (destination, image) = destination(options.output.as_ref(), own_path)?;
+        if options.stop {
+            job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
+        }
+        let request = request(options, inner, name, state.init.is_some());
+        let worker = start(&root, request, destination);
+        if worker.is_err() && options.stop {
+            job.set_stop_intent(None)?;
+        }
+        Ok(Task {
+            worker: worker?,
+            _lock: Some(lock),
+            job: Some(job),
+            image,
+            in_job_directory: options.output.is_none(),
+            stop: options.stop,
+            result: None,
+        })
+    }
+
+    /// Starts a checkpoint of the process `pid` and its descendants.
+    fn for_pid(pid: i32, options: &CheckpointOptions) -> Result<Task<'a>> {
+        let (target, inner, foreign) = outsider(pid)?;
+        let own_path = || Ok(PathBuf::from(format!("cpr-{pid}.cpr")));
+        let (destination, image) = destination(options.output.as_ref(), own_path)?;
+        Ok(Task {
+            worker: start(&target, request(options, inner, "", foreign), destination)?,
+            _lock: None,
+            job: None,
+            image,
+            in_job_directory: false,
+            stop: options.stop,
+            result: None,
+        })
+    }
+
+    /// Takes in what the worker has reported; true when it has no more to say.
+    pub(crate) fn pump(&mut self, progress: &mut dyn FnMut(&str, u64, u64)) -> Result<bool> {
+        let messages: Vec<Message> = self.worker.reports.receive().context(|| "listen to the worker")?;
+        for message in messages {
+            match message {
+                Message::Event(Event::Progress { phase, done, total }) => progress(&phase, done, total),
+                Message::Event(Event::Durable) => {}
+                Message::Checkpointed(report) => self.result = Some(Ok(report)),
+                Message::Failed(error) => self.result = Some(Err(error.into())),
+                Message::Blockers(_) => {}
+            }
+        }
+        Ok(self.worker.reports.ended())
+    }
+
+    /// Waits for the end.
+    pub(crate) fn finish_waiting(mut self) -> Result<Checkpointed> {
+        self.run(&mut |_, _, _| {})?;
+        self.finish()
+    }
+
+    fn run(&mut self, progress: &mut dyn FnMut(&str, u64, u64)) -> Result<()> {
+        // No deadline here: the engine has those that matter, and ends by itself.
+        while !self.pump(progress)? {
+            self.worker.reports.wait(None).context(|| "listen to the worker")?;
+        }
+        Ok(())
+    }
+
+    /// Records the result and removes images that are no longer to be kept.
+    pub(crate) fn finish(self) -> Result<Checkpointed> {
+        self.worker.reap();
+        let lost = || Err(crate::wire::internal("the worker was killed before it could report"));
+        let result = self.result.unwrap_or_else(lost);
+        let Some(job) = self.job else {
+            return result.map(|report| Checkpointed {
+                image: self.image,
+                report,
+            });
+        };
+        if result.is_err() && self.stop && !job.stop_intent()?.is_some_and(|i| i.image.is_some() && i.is_complete()) {
+            job.set_stop_intent(None)?;
+        }
+        let last = LastCheckpoint {
+            time_ms: now_ms(),
+            image: self.image.clone().filter(|_| result.is_ok()),
+            error: result.as_ref().err().map(Error::chain),
+        };
+        // The checkpoint is what it is, whether or not this can be noted.
+        let noted = job.set_last_checkpoint(&last);
+        let report = result?;
+        noted?;
+        if let Some(keep) = job.spec().keep.filter(|_| self.in_job_directory) {
+            job.prune(keep)?;
+        }
+        Ok(Checkpointed {
+            image: self.image,
+            report,
+        })
+    }
+}
+
+impl AsFd for Task<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.worker.reports.as_fd()
+    }
+}
+
+fn start(target: &Target, request: CheckpointRequest, destination: Destination) -> Result<Worker> {
+    Worker::start(target, move |events| {
+        checkpoint(&request, destination, events).map(Message::Checkpointed)
+    })
+}
+
+fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: bool) -> CheckpointRequest {
+    let after = match (options.stop, options.signal) {
+        (true, _) | (_, Some(KILL)) => After::Kill,
+        (false, Some(signal)) => After::Signal(signal),
+        (false, None) => After::Continue,
+    };
+    CheckpointRequest {
+        pid,
+        after,
+        job: job.to_string(),
+        initiator_uid: rustix::process::getuid().as_raw(),
+        own_pid_namespace,
+        stop_timeout: options.timeout,
+    }
+}
+
+/// Opens the destination here, before any namespace is entered; gives its absolute path unless it is a stream.
+fn destination(
+    output: Option<&Output>,
+    own_path: impl FnOnce() -> Result<PathBuf>,
+) -> Result<(Destination, Option<PathBuf>)> {
+    let path = match output {
+        Some(Output::Stdout) => {
+            let stream = std::io::stdout()
+                .as_fd()
+                .try_clone_to_owned()
+                .context(|| "open standard output")?;
+            return Ok((Destination::Stream(File::from(stream)), None));
+        }
+        Some(Output::Path(path)) => path.clone(),
+        None => own_path()?,
+    };
+    let path = std::path::absolute(&path).context(|| format!("resolve {}", path.display()))?;
+    Ok((Destination::File(PendingImage::create(&path)?), Some(path)))
+}
+
+/// A process addressed by its PID here: held, with its PID in its own namespace, and whether that is not ours.
+fn outsider(pid: i32) -> Result<(Target, i32, bool)> {
+    let target = Target::open(pid)?;
+    target.require_may_signal()?;
+    if pid == std::process::id() as i32 {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("process {pid} is this command itself"),
+        ));
+    }
+    let pids = target::namespace_pids(pid)?;
+    let own = target::namespace_pids(std::process::id() as i32)?;
+    let inner = pids.last().copied().unwrap_or(pid);
+    let foreign = pids.len() > own.len();
+    if foreign && inner == 1 {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("process {pid} is the init of a PID namespace, not a job"),
+        )
+        .with_hint("name the job, or the process below it"));
+    }
+    // The pidfd was opened first: if the process still lives, what was read is of it.
+    target.require_may_signal()?;
+    Ok((target, inner, foreign))
+}
+
+fn run(mut task: Task<'_>, progress: Option<Progress>) -> Result<Checkpointed> {
+    let mut progress = progress.unwrap_or_else(|| Box::new(|_, _, _| {}));
+    task.run(&mut *progress)?;
+    task.finish()
+}
+
+/// Checkpoints the process `pid` and its descendants.
+pub fn checkpoint_pid(pid: i32, mut options: CheckpointOptions) -> Result<Checkpointed> {
+    let progress = options.progress.take();
+    run(Task::for_pid(pid, &options)?, progress)
+}
+
+fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
+    let mut worker = Worker::start(target, move |_| check(inner).map(Message::Blockers))?;
+    let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
+    while !worker.reports.ended() {
+        worker.reports.wait(None).context(|| "listen to the worker")?;
+        for message in worker.reports.receive().context(|| "listen to the worker")? {
+            match message {
+                Message::Blockers(list) => result = Some(Ok(list)),
+                Message::Failed(error) => result = Some(Err(error)),
+                Message::Event(_) | Message::Checkpointed(_) => {}
+            }
+        }
+    }
+    worker.reap();
+    match result {
+        Some(result) => result.map_err(Error::from),
+        None => Err(crate::wire::internal("the worker was killed before it could report")),
+    }
+}
+
+/// Names everything that would keep the process `pid` and its descendants from being checkpointed. Stops nothing.
+pub fn check_pid(pid: i32) -> Result<Vec<Blocker>> {
+    let (target, inner, _) = outsider(pid)?;
+    blockers(&target, inner)
+}
+
+impl Job {
+    /// Checkpoints the job.
+    pub fn checkpoint(&self, mut options: CheckpointOptions) -> Result<Checkpointed> {
+        let progress = options.progress.take();
+        run(Task::for_job(self, &options)?, progress)
+    }
+
+    /// Names everything that would keep the job from being checkpointed. Stops nothing.
+    pub fn check(&self) -> Result<Vec<Blocker>> {
+        let state = self.living()?;
+        let root = self.root_target(&state)?;
+        root.require_may_signal()?;
+        blockers(&root, state.root.unwrap_or(root.pid))
+    }
+}

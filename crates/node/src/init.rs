@@ -1,0 +1,276 @@
+//! The first process of a job's PID namespace.
+//!
+//! A fork of the supervisor that runs no other program: in a user namespace the capabilities it was born with would be
+//! gone after an exec. It sets the namespaces up, starts or restarts the job, reaps, tells the supervisor what
+//! happens, and ends when no process of the job is left. When the supervisor dies, it dies, and the job with it.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use cpr_kernel::spawn::{self, Namespaces, SignalMask};
+use cpr_kernel::{namespace, terminal_relay};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::PollFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{Image, RestartRequest, restart};
+use crate::wire::{Receiver, WireError, send, wait};
+
+/// SIGCHLD and SIGPIPE.
+pub(crate) const CHILD: i32 = 17;
+const PIPE: i32 = 13;
+/// How long workers of ours in the namespace may take to finish once the job has ended.
+const WORKER_GRACE: Duration = Duration::from_secs(10);
+
+/// What init tells its supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The job runs; PID of its root process.
+    Started { root: i32 },
+    /// It could not be started.
+    Failed(WireError),
+    /// The root process has ended with this wait(2) status.
+    RootEnded { status: i32 },
+}
+
+/// What the supervisor tells init.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Send this signal to the root process.
+    Signal(i32),
+}
+
+/// What a job starts from.
+pub(crate) enum Start {
+    /// A program.
+    Command(Vec<OsString>),
+    /// An image.
+    Image(Box<Image>),
+}
+
+/// Everything a new job needs from outside its namespace.
+pub(crate) struct Setting<'a> {
+    pub(crate) start: &'a Start,
+    /// User and group to map in the new user namespace, where there is one.
+    pub(crate) map: Option<(u32, u32)>,
+    /// Begin a session of its own.
+    pub(crate) new_session: bool,
+    /// Slave side of the job's terminal.
+    pub(crate) terminal: Option<BorrowedFd<'a>>,
+    /// Signal mask the job begins with.
+    pub(crate) mask: SignalMask,
+}
+
+/// Runs init until the job has ended; gives the exit code of the process.
+pub(crate) fn run(setting: &Setting<'_>, channel: OwnedFd) -> i32 {
+    match prepare(setting, &channel).and_then(|signals| Ok((begin(setting)?, signals))) {
+        Ok((root, signals)) => match attend(root, signals, channel) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        },
+        Err(error) => {
+            // Without supervisor there is nobody to tell.
+            let _ = send(channel.as_fd(), &Report::Failed(WireError::from(&error)));
+            1
+        }
+    }
+}
+
+fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
+    if let Some((uid, gid)) = setting.map {
+        namespace::map_only(uid, gid).context(|| "set up the job's user namespace")?;
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(std::io::Error::from)
+        .context(|| "tie the job to its supervisor")?;
+    // Had the supervisor died before that call, its end of the channel would be closed by now.
+    let hung_up = wait(&[(channel.as_fd(), PollFlags::IN)], Some(Instant::now())).context(|| "test the supervisor")?;
+    if hung_up[0] {
+        return Err(Error::new(ErrorKind::Cancelled, "the supervisor has ended"));
+    }
+    namespace::make_mounts_slave().context(|| "make the job's mounts its own")?;
+    namespace::mount_proc()
+        .context(|| "mount /proc for the job")
+        .map_err(|e| {
+            e.with_hint(
+                "in a container, /proc must not be masked: run the container with an unmasked /proc, or as root",
+            )
+        })?;
+    // A name only helps whoever lists processes.
+    let _ = rustix::thread::set_name(c"cpr-init");
+    let signals = [CHILD];
+    spawn::block_signals(&signals).context(|| "block signals")?;
+    let signals = spawn::signal_fd(&signals).context(|| "watch for children")?;
+    if setting.new_session {
+        rustix::process::setsid()
+            .map_err(std::io::Error::from)
+            .context(|| "begin a session")?;
+    }
+    Ok(signals)
+}
+
+fn begin(setting: &Setting<'_>) -> Result<i32> {
+    match setting.start {
+        Start::Command(command) => start_command(command, setting),
+        Start::Image(image) => start_image(image, setting.terminal, true),
+    }
+}
+
+/// Restarts from an image; this process becomes the parent of the root process.
+pub(crate) fn start_image(image: &Image, terminal: Option<BorrowedFd<'_>>, own_pid_namespace: bool) -> Result<i32> {
+    let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
+    let own = [
+        duplicate(std::io::stdin().as_fd()),
+        duplicate(std::io::stdout().as_fd()),
+        duplicate(std::io::stderr().as_fd()),
+    ];
+    let (streams, terminal) = match terminal {
+        Some(terminal) => ([(); 3].map(|()| duplicate(terminal)), duplicate(terminal)),
+        None => {
+            let terminal = own.iter().flatten().find(|fd| rustix::termios::isatty(fd));
+            let terminal = terminal.and_then(|fd| duplicate(fd.as_fd()));
+            (own, terminal)
+        }
+    };
+    let restarted = restart(RestartRequest {
+        image,
+        streams,
+        terminal,
+        own_pid_namespace,
+    })?;
+    Ok(restarted.root_pid)
+}
+
+/// Why the program could not be run, as one line of its pipe.
+#[derive(Serialize, Deserialize)]
+struct ExecFailure {
+    errno: i32,
+}
+
+/// Forks and runs the program; comes back when it runs.
+fn start_command(command: &[OsString], setting: &Setting<'_>) -> Result<i32> {
+    let (read, write) = crate::wire::pipe()?;
+    let mut receiver = Receiver::new(read).context(|| "watch the program start")?;
+    let child = spawn::fork(Namespaces::NONE, || {
+        let error = become_program(command, setting);
+        let errno = error.raw_os_error().unwrap_or(0);
+        let _ = send(write.as_fd(), &ExecFailure { errno });
+        127
+    })
+    .context(|| "fork the job's root process")?;
+    drop(write);
+    let mut failure = None;
+    while !receiver.ended() {
+        receiver.wait(None).context(|| "watch the program start")?;
+        let messages: Vec<ExecFailure> = receiver.receive().context(|| "watch the program start")?;
+        failure = failure.or(messages.into_iter().next());
+    }
+    let Some(failure) = failure else {
+        return Ok(child.pid);
+    };
+    let _ = rustix::process::waitpid(Pid::from_raw(child.pid), WaitOptions::empty());
+    let error = std::io::Error::from_raw_os_error(failure.errno);
+    let program = command
+        .first()
+        .map(|c| c.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Err(Error::new(ErrorKind::of_io(&error), format!("run {program}")).with_source(error))
+}
+
+/// In the root process: everything up to and including exec. Returns only on failure.
+fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error {
+    let steps = || -> std::io::Result<()> {
+        if let Some(terminal) = setting.terminal {
+            rustix::process::setsid()?;
+            terminal_relay::make_controlling(terminal)?;
+            for stream in 0..=2 {
+                spawn::set_standard_stream(terminal, stream)?;
+            }
+        }
+        // The Rust runtime ignores it; programs expect to die of it.
+        spawn::default_signal(PIPE)?;
+        spawn::set_signal_mask(&setting.mask)
+    };
+    match steps() {
+        Ok(()) => spawn::exec(command),
+        Err(error) => error,
+    }
+}
+
+/// Reaps and obeys until no process of the job is left.
+fn attend(root: i32, signals: OwnedFd, channel: OwnedFd) -> Result<()> {
+    let mut channel = Receiver::new(channel).context(|| "talk to the supervisor")?;
+    let tell = |channel: &Receiver, report: &Report| send(channel.as_fd(), report).context(|| "talk to the supervisor");
+    tell(&channel, &Report::Started { root })?;
+    let mut root_alive = true;
+    loop {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == root => {
+                    root_alive = false;
+                    tell(
+                        &channel,
+                        &Report::RootEnded {
+                            status: status.as_raw(),
+                        },
+                    )?;
+                }
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => break,
+                Err(_) if root_alive => return Err(crate::wire::internal("the root process was never seen to end")),
+                Err(_) => return wait_for_workers(),
+            }
+        }
+        let ready = wait(
+            &[(signals.as_fd(), PollFlags::IN), (channel.as_fd(), PollFlags::IN)],
+            None,
+        )
+        .context(|| "wait for the job")?;
+        if ready[0] {
+            while spawn::read_signal(signals.as_fd())
+                .context(|| "read a signal")?
+                .is_some()
+            {}
+        }
+        if ready[1] {
+            for order in channel.receive().context(|| "listen to the supervisor")? {
+                let Order::Signal(signal) = order;
+                if root_alive {
+                    signal_child(root, signal);
+                }
+            }
+            if channel.ended() {
+                return Err(Error::new(ErrorKind::Cancelled, "the supervisor has ended"));
+            }
+        }
+    }
+}
+
+/// Signals a child that was not waited for yet, so that the PID is certainly its own.
+fn signal_child(pid: i32, signal: i32) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        // It may have ended just now.
+        let _ = spawn::signal_pidfd(pidfd.as_fd(), signal);
+    }
+}
+
+/// A worker that has just ended the job by a checkpoint lives in the namespace, as a child of none of it; when init
+/// ends, the kernel kills it. Let it finish its work and its report first.
+fn wait_for_workers() -> Result<()> {
+    let deadline = Instant::now() + WORKER_GRACE;
+    for pid in crate::target::all_pids()? {
+        if pid == 1 {
+            continue;
+        }
+        let Ok(worker) = crate::target::Target::open(pid) else {
+            continue;
+        };
+        if crate::target::state(pid).is_ok_and(|s| s != 'Z') && !worker.wait(Some(deadline))? {
+            break;
+        }
+    }
+    Ok(())
+}

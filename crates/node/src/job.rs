@@ -1,0 +1,550 @@
+//! One job: what it was asked to be, how it is, and everything that can be done with it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cpr_types::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::directory::Directory;
+use crate::outcome::Outcome;
+use crate::state::{StoredSpec, read_json, write_json};
+use crate::target::{self, Identity, Target};
+
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const CHECKPOINT_LOCK: &str = "checkpoint.lock";
+pub(crate) const LOG: &str = "log";
+pub(crate) const SOCKET: &str = "control.sock";
+const STATE: &str = "state.json";
+const STOP: &str = "stop.json";
+const LAST: &str = "checkpoint.json";
+/// SIGKILL.
+pub(crate) const KILL: i32 = 9;
+/// How long a job may take to end after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a job is to be.
+#[derive(Debug, Clone, Default)]
+pub struct JobSpec {
+    /// Name; made from the command where there is none.
+    pub name: Option<String>,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// Checkpoint again and again after this time.
+    pub every: Option<Duration>,
+    /// Keep only that many images, the newest ones.
+    pub keep: Option<usize>,
+    /// Give the job a terminal of its own.
+    pub terminal: bool,
+}
+
+/// Where a job is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Made, and never started so far.
+    Created,
+    /// On its way to its first instruction.
+    Starting,
+    /// Running.
+    Running,
+    /// Stopped by `suspend` until `resume`.
+    Suspended,
+    /// Ended by a checkpoint; restart goes on.
+    Stopped,
+    /// Ended by itself.
+    Exited,
+    /// Ended by a signal, or with the machine.
+    Crashed,
+    /// Could not be started.
+    Failed,
+}
+
+/// `state.json`, written by the job's supervisor alone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    pub(crate) supervisor: Option<Identity>,
+    /// First process of the job's PID namespace; none where the job lives in ours.
+    pub(crate) init: Option<Identity>,
+    /// PID of the root process in the job's PID namespace.
+    pub(crate) root: Option<i32>,
+    /// The same process here, where the job lives in our PID namespace.
+    #[serde(default)]
+    pub(crate) root_here: Option<Identity>,
+    pub(crate) started_ms: u64,
+    pub(crate) finished_ms: Option<u64>,
+    /// How the root process ended, once it has.
+    pub(crate) exit: Option<Exit>,
+    pub(crate) restarted_from: Option<PathBuf>,
+    pub(crate) stopped_into: Option<PathBuf>,
+    pub(crate) error: Option<String>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Exit {
+    pub(crate) code: i32,
+    pub(crate) signal: Option<i32>,
+}
+
+impl Exit {
+    /// From a wait(2) status.
+    pub(crate) fn of_status(status: i32) -> Exit {
+        let signal = status & 0x7f;
+        if signal == 0 {
+            let code = (status >> 8) & 0xff;
+            return Exit { code, signal: None };
+        }
+        Exit {
+            code: 128 + signal,
+            signal: Some(signal),
+        }
+    }
+}
+
+/// `stop.json`: a checkpoint that ends the job is under way. Written by whoever asked, before the job is touched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StopIntent {
+    /// The image will be here; none for a stream.
+    pub(crate) image: Option<PathBuf>,
+    /// Inode of the file that was there before.
+    pub(crate) before: Option<u64>,
+}
+
+impl StopIntent {
+    /// For an image that will be at `image`.
+    pub(crate) fn new(image: Option<PathBuf>) -> StopIntent {
+        let before = image.as_deref().and_then(inode);
+        StopIntent { image, before }
+    }
+
+    /// The image is there: they appear only whole and durable.
+    pub(crate) fn is_complete(&self) -> bool {
+        match &self.image {
+            Some(path) => inode(path).is_some_and(|now| Some(now) != self.before),
+            None => true,
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Some(std::fs::symlink_metadata(path).ok()?.ino())
+}
+
+/// `checkpoint.json`: the newest attempt.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastCheckpoint {
+    /// When it ended, milliseconds since the epoch.
+    pub time_ms: u64,
+    /// The image, where there is one in a file.
+    pub image: Option<PathBuf>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// How a job is, for `cpr ps`.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobStatus {
+    /// Name.
+    pub name: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// PID of its root process here, while it lives.
+    pub pid: Option<i32>,
+    /// PID of its root process in its own PID namespace.
+    pub inner_pid: Option<i32>,
+    /// PID of its supervisor, while it lives.
+    pub supervisor: Option<i32>,
+    /// Program and arguments (lossy where not UTF-8).
+    pub command: Vec<String>,
+    /// Working directory it was started in.
+    pub directory: PathBuf,
+    /// Period of its own checkpoints, milliseconds.
+    pub every_ms: Option<u64>,
+    /// Number of images kept.
+    pub keep: Option<usize>,
+    /// It has a terminal of its own.
+    pub terminal: bool,
+    /// When it was made, milliseconds since the epoch.
+    pub created_ms: u64,
+    /// When it was last started or restarted.
+    pub started_ms: Option<u64>,
+    /// When it ended.
+    pub finished_ms: Option<u64>,
+    /// Exit code, 128 + signal where a signal ended it.
+    pub exit_code: Option<i32>,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+    /// Image it was last restarted from.
+    pub restarted_from: Option<PathBuf>,
+    /// Image that the checkpoint that ended it left.
+    pub stopped_into: Option<PathBuf>,
+    /// Number of images.
+    pub images: usize,
+    /// Newest checkpoint, failed ones included.
+    pub last_checkpoint: Option<LastCheckpoint>,
+    /// Why it could not be started.
+    pub error: Option<String>,
+}
+
+/// One image of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageEntry {
+    /// Number, ascending with time.
+    pub number: u64,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Size.
+    pub bytes: u64,
+    /// When it was completed, seconds since the epoch.
+    pub time: i64,
+}
+
+/// One job of a state directory.
+#[derive(Debug)]
+pub struct Job {
+    jobs: Arc<Directory>,
+    pub(crate) directory: Directory,
+    name: String,
+    spec: JobSpec,
+    pub(crate) stored: StoredSpec,
+}
+
+impl Job {
+    pub(crate) fn new(jobs: Arc<Directory>, directory: Directory, name: String, stored: StoredSpec) -> Job {
+        let spec = JobSpec {
+            name: Some(name.clone()),
+            command: stored.command.iter().map(OsString::from).collect(),
+            every: stored.every_ms.map(Duration::from_millis),
+            keep: stored.keep,
+            terminal: stored.terminal,
+        };
+        Job {
+            jobs,
+            directory,
+            name,
+            spec,
+            stored,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was asked to be.
+    pub fn spec(&self) -> &JobSpec {
+        &self.spec
+    }
+
+    /// The file its output goes to when it runs detached.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.path().join(LOG)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn state(&self) -> Result<Option<State>> {
+        read_json(&self.directory, STATE)
+    }
+
+    pub(crate) fn write_state(&self, state: &State) -> Result<()> {
+        write_json(&self.directory, STATE, state)
+    }
+
+    pub(crate) fn stop_intent(&self) -> Result<Option<StopIntent>> {
+        read_json(&self.directory, STOP)
+    }
+
+    pub(crate) fn set_stop_intent(&self, intent: Option<&StopIntent>) -> Result<()> {
+        match intent {
+            Some(intent) => write_json(&self.directory, STOP, intent),
+            None => self.directory.remove(STOP),
+        }
+    }
+
+    pub(crate) fn last_checkpoint(&self) -> Result<Option<LastCheckpoint>> {
+        read_json(&self.directory, LAST)
+    }
+
+    pub(crate) fn set_last_checkpoint(&self, last: &LastCheckpoint) -> Result<()> {
+        write_json(&self.directory, LAST, last)
+    }
+
+    /// Whether the job lives: its supervisor or the first process of its namespace holds the lock.
+    pub fn is_alive(&self) -> Result<bool> {
+        self.directory.is_locked(LOCK)
+    }
+
+    /// The state of a job that lives.
+    pub(crate) fn living(&self) -> Result<State> {
+        let dead = || {
+            Error::new(ErrorKind::Gone, format!("job {} is not running", self.name))
+                .with_hint(format!("`cpr restart {}` goes on from its newest image", self.name))
+        };
+        if !self.is_alive()? {
+            return Err(dead());
+        }
+        let state = self.state()?.ok_or_else(dead)?;
+        match state.phase {
+            Phase::Running | Phase::Suspended => Ok(state),
+            Phase::Starting => Err(Error::new(
+                ErrorKind::Busy,
+                format!("job {} is being started", self.name),
+            )),
+            _ => Err(dead()),
+        }
+    }
+
+    /// The root process, found here and verified.
+    pub(crate) fn root_target(&self, state: &State) -> Result<Target> {
+        let gone = || {
+            Error::new(
+                ErrorKind::Gone,
+                format!("the root process of job {} has ended", self.name),
+            )
+        };
+        let inner = state.root.ok_or_else(gone)?;
+        if state.exit.is_some() {
+            return Err(gone());
+        }
+        let Some(init) = state.init else {
+            return Target::open_same(state.root_here.ok_or_else(gone)?).map_err(|_| gone());
+        };
+        let held = Target::open_same(init)?;
+        let find = || -> Result<Option<i32>> {
+            let members = target::members(init.pid)?;
+            Ok(members
+                .iter()
+                .find(|m| m.inner == inner && m.pid != init.pid)
+                .map(|m| m.pid))
+        };
+        let pid = find()?.ok_or_else(gone)?;
+        let target = Target::open(pid)?;
+        // Between the search and the opening the PID may have gone to another process: search again, now held.
+        if find()? != Some(pid) || !held_alive(&held) {
+            return Err(gone());
+        }
+        Ok(target)
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Result<JobStatus> {
+        let alive = self.is_alive()?;
+        let state = self.state()?;
+        let phase = match &state {
+            None => Phase::Created,
+            Some(state) if alive => match state.phase {
+                Phase::Running if self.is_suspended()? => Phase::Suspended,
+                phase => phase,
+            },
+            // The supervisor could not write how it ended: it was killed, or the machine went down.
+            Some(state) => match state.phase {
+                Phase::Starting | Phase::Running | Phase::Suspended => Phase::Crashed,
+                phase => phase,
+            },
+        };
+        let exit = state.as_ref().and_then(|s| s.exit);
+        let pid = state
+            .as_ref()
+            .filter(|_| alive)
+            .and_then(|s| self.root_target(s).ok())
+            .map(|t| t.pid);
+        let state = state.as_ref();
+        Ok(JobStatus {
+            name: self.name.clone(),
+            phase,
+            pid,
+            inner_pid: state.filter(|_| alive).and_then(|s| s.root),
+            supervisor: state.filter(|_| alive).and_then(|s| s.supervisor).map(|s| s.pid),
+            command: self.stored.command.clone(),
+            directory: self.stored.directory.clone(),
+            every_ms: self.stored.every_ms,
+            keep: self.stored.keep,
+            terminal: self.stored.terminal,
+            created_ms: self.stored.created_ms,
+            started_ms: state.map(|s| s.started_ms),
+            finished_ms: state.and_then(|s| s.finished_ms),
+            exit_code: exit.map(|e| e.code),
+            signal: exit.and_then(|e| e.signal),
+            restarted_from: state.and_then(|s| s.restarted_from.clone()),
+            stopped_into: state.and_then(|s| s.stopped_into.clone()),
+            images: self.images()?.len(),
+            last_checkpoint: self.last_checkpoint()?,
+            error: state.and_then(|s| s.error.clone()),
+        })
+    }
+
+    pub(crate) fn image_directory(&self) -> Result<Directory> {
+        self.directory.ensure_sub("images")
+    }
+
+    /// Its images in the order they were made.
+    pub fn images(&self) -> Result<Vec<ImageEntry>> {
+        let directory = self.image_directory()?;
+        let mut images: Vec<ImageEntry> = directory
+            .names()?
+            .iter()
+            .filter_map(|name| {
+                let number = image_number(name)?;
+                let (bytes, time) = directory.file_size(name)?;
+                let path = directory.path().join(name);
+                Some(ImageEntry {
+                    number,
+                    path,
+                    bytes,
+                    time,
+                })
+            })
+            .collect();
+        images.sort_by_key(|image| image.number);
+        Ok(images)
+    }
+
+    /// Removes all but the newest `keep` images; at least one always stays.
+    pub(crate) fn prune(&self, keep: usize) -> Result<usize> {
+        let images = self.images()?;
+        let surplus = images.len().saturating_sub(keep.max(1));
+        let directory = self.image_directory()?;
+        for image in &images[..surplus] {
+            if let Some(name) = image.path.file_name().and_then(OsStr::to_str) {
+                directory.remove(name)?;
+            }
+        }
+        Ok(surplus)
+    }
+
+    /// Sends a signal: SIGKILL to all processes of the job, every other to its root process.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        let state = self.living()?;
+        if signal != KILL {
+            return self.root_target(&state)?.signal(signal);
+        }
+        match state.init {
+            // The kernel ends all processes of a PID namespace with its first one.
+            Some(init) => Target::open_same(init)?.signal(KILL)?,
+            None => {
+                for target in self.host_members(&state)? {
+                    match target.signal(KILL) {
+                        Err(error) if error.kind() != ErrorKind::Gone => return Err(error),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        // A frozen cgroup of version 1 lets nobody die.
+        self.thaw()
+    }
+
+    /// The processes of a job that lives in our PID namespace: the descendants of its supervisor that are its own.
+    pub(crate) fn host_members(&self, state: &State) -> Result<Vec<Target>> {
+        let mut members = vec![self.root_target(state)?];
+        let mut next = 0;
+        let all = target::all_pids()?;
+        while next < members.len() {
+            let parent = members[next].pid.to_string();
+            for &pid in &all {
+                if members.iter().any(|m| m.pid == pid) {
+                    continue;
+                }
+                let Ok(target) = Target::open(pid) else { continue };
+                if target::status_line(pid, "PPid").ok().flatten().as_deref() == Some(parent.as_str()) {
+                    members.push(target);
+                }
+            }
+            next += 1;
+        }
+        Ok(members)
+    }
+
+    /// Waits until the job ends, or the time has passed.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome> {
+        let deadline = timeout.map(|t| Instant::now() + t);
+        let late = || Error::new(ErrorKind::TimedOut, format!("job {} has not ended", self.name));
+        if let Some(state) = self.state()?.filter(|_| self.is_alive().unwrap_or(true)) {
+            // Supervisor first: it writes the result just before it ends. Where it was killed its init follows.
+            for identity in [state.supervisor, state.init].into_iter().flatten() {
+                if let Ok(target) = Target::open_same(identity) {
+                    if !target.wait(deadline)? {
+                        return Err(late());
+                    }
+                }
+            }
+        }
+        let state = self
+            .state()?
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("job {} was never started", self.name)))?;
+        Ok(match (state.phase, state.exit) {
+            (Phase::Stopped, _) => Outcome::StoppedByCheckpoint {
+                image: state.stopped_into.unwrap_or_default(),
+            },
+            (Phase::Exited | Phase::Crashed, Some(exit)) => Outcome::Exited {
+                code: exit.code,
+                signal: exit.signal,
+            },
+            (Phase::Failed, _) => {
+                let why = state.error.unwrap_or_default();
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("job {} could not be started: {why}", self.name),
+                ));
+            }
+            // It died without a word, with its supervisor.
+            _ => Outcome::Exited {
+                code: 128 + KILL,
+                signal: Some(KILL),
+            },
+        })
+    }
+
+    /// Removes the job with its images and log. A living one only when `force` is given: it is killed first.
+    pub fn remove(self, force: bool) -> Result<()> {
+        if self.is_alive()? {
+            if !force {
+                return Err(Error::new(ErrorKind::Busy, format!("job {} is running", self.name))
+                    .with_hint("end it first, or remove it by force"));
+            }
+            match self.kill(KILL) {
+                Err(error) if error.kind() != ErrorKind::Gone => return Err(error),
+                _ => {}
+            }
+            self.wait(Some(KILL_TIMEOUT))?;
+        }
+        let _lock = self
+            .directory
+            .try_lock(LOCK)?
+            .ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {} is being started", self.name)))?;
+        self.jobs.remove_tree(&self.name)
+    }
+
+    /// Removes it though we hold its lock: it was made and could not be started.
+    pub(crate) fn discard(&self) {
+        let _ = self.jobs.remove_tree(&self.name);
+    }
+}
+
+fn held_alive(target: &Target) -> bool {
+    target.signal(0).is_ok()
+}
+
+/// `000012.cpr` is 12.
+fn image_number(name: &OsStr) -> Option<u64> {
+    let digits = name.to_str()?.strip_suffix(".cpr")?;
+    digits
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| digits.parse().ok())?
+}
+
+/// The file name of image `number`.
+pub(crate) fn image_name(number: u64) -> String {
+    format!("{number:06}.cpr")
+}

@@ -1,0 +1,281 @@
+//! Starting a job: from a program, or again from an image.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cpr_kernel::namespace;
+use cpr_kernel::spawn::{self, Namespaces};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::process::{Pid, WaitOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Image;
+use crate::init::Start;
+use crate::job::{Job, JobSpec, LOG};
+use crate::outcome::Outcome;
+use crate::state::{StateDir, check_name};
+use crate::supervisor::{Launch, supervise};
+use crate::wire::{Receiver, WireError, send};
+
+/// Whether a restarted job gets a PID namespace of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NamespaceChoice {
+    /// As it had when it was checkpointed; one of its own also where we may not choose PIDs in ours.
+    #[default]
+    Auto,
+    /// One of its own.
+    Always,
+    /// Ours.
+    Never,
+}
+
+/// How to restart.
+#[derive(Debug, Clone, Default)]
+pub struct RestartOptions {
+    /// In the background.
+    pub detach: bool,
+    /// Name of the new job an image is restarted as.
+    pub name: Option<String>,
+    /// Whether it gets a PID namespace of its own.
+    pub namespace: NamespaceChoice,
+    /// Give it a new terminal of its own.
+    pub terminal: bool,
+}
+
+/// What a daemon tells the command that started it.
+#[derive(Serialize, Deserialize)]
+enum Word {
+    Running,
+    Failed(WireError),
+}
+
+/// Runs a new job; in the foreground, until it ends.
+pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
+    if spec.command.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "there is no command to run"));
+    }
+    require_period(spec.every)?;
+    let start = Start::Command(spec.command.clone());
+    let job = state.create_job(spec)?;
+    let launch = Launch {
+        job: &job,
+        start,
+        own_namespace: true,
+        detached: detach,
+        terminal: job.spec().terminal,
+        restarted_from: None,
+    };
+    launch_new(&launch)
+}
+
+fn require_period(every: Option<Duration>) -> Result<()> {
+    match every {
+        Some(every) if every < Duration::from_millis(10) => Err(Error::new(
+            ErrorKind::Usage,
+            "a job cannot be checkpointed more often than a hundred times a second",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Launches a job made for this; where it never starts nothing is left of it.
+fn launch_new(launch: &Launch<'_>) -> Result<Outcome> {
+    let mut running = false;
+    let result = launch_any(launch, &mut running);
+    if result.is_err() && !running {
+        launch.job.discard();
+    }
+    result
+}
+
+fn launch_any(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
+    if launch.detached {
+        return daemonise(launch, running);
+    }
+    supervise(launch, &mut || {
+        *running = true;
+        Ok(())
+    })
+}
+
+/// Forks a daemon that supervises the job, and waits until the job runs.
+fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
+    let (read, write) = crate::wire::pipe()?;
+    let log = launch.job.directory.append(LOG)?;
+    let null = std::fs::File::options()
+        .read(true)
+        .open("/dev/null")
+        .context(|| "open /dev/null")?;
+    let mut write = Some(write);
+    let daemon = spawn::fork(Namespaces::NONE, || {
+        let mut write = write.take();
+        let mut running = false;
+        let result = settle(&null.into(), &log).and_then(|()| {
+            supervise(launch, &mut || {
+                running = true;
+                // The command that started us may have been interrupted; the job goes on.
+                let _ = write.take().map(|to| send(to.as_fd(), &Word::Running));
+                Ok(())
+            })
+        });
+        let Err(error) = result else { return 0 };
+        if running {
+            eprintln!("cpr: job {}: {}", launch.job.name(), error.chain());
+        }
+        let _ = write
+            .take()
+            .map(|to| send(to.as_fd(), &Word::Failed(WireError::from(&error))));
+        1
+    })
+    .context(|| "fork the supervisor")?;
+    drop(write);
+    let mut words = Receiver::new(read).context(|| "wait for the job to start")?;
+    while !words.ended() {
+        // Restarting a big image takes its time; the daemon's death ends this too.
+        words.wait(None).context(|| "wait for the job to start")?;
+        if let Some(word) = words
+            .receive()
+            .context(|| "wait for the job to start")?
+            .into_iter()
+            .next()
+        {
+            match word {
+                Word::Running => {
+                    *running = true;
+                    let name = launch.job.name().to_string();
+                    return Ok(Outcome::Detached { name });
+                }
+                Word::Failed(error) => {
+                    let _ = rustix::process::waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty());
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+    Err(crate::wire::internal("the supervisor was killed before the job ran"))
+}
+
+/// In the daemon: a session of its own, and standard streams that outlive the caller's terminal.
+fn settle(null: &OwnedFd, log: &OwnedFd) -> Result<()> {
+    let what = || "detach from the terminal";
+    rustix::process::setsid().map_err(std::io::Error::from).context(what)?;
+    for (fd, stream) in [(null, 0), (log, 1), (log, 2)] {
+        spawn::set_standard_stream(fd.as_fd(), stream).context(what)?;
+    }
+    spawn::close_others_on_exec().context(what)
+}
+
+/// Restarts a job from its newest good image.
+pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Result<Outcome> {
+    let job = state.job(name)?;
+    if options.name.is_some() {
+        return Err(Error::new(ErrorKind::Usage, "a job that is restarted keeps its name")
+            .with_hint("restart one of its images to get another job"));
+    }
+    if job.is_alive()? {
+        return Err(Error::new(ErrorKind::Busy, format!("job {name} is running")));
+    }
+    let images = job.images()?;
+    let mut first = None;
+    for entry in images.iter().rev() {
+        let attempt =
+            Image::open(&entry.path).and_then(|image| restart_into(&job, image, Some(&entry.path), &options, false));
+        match attempt {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                eprintln!(
+                    "cpr: {}: {}; trying the image before it",
+                    entry.path.display(),
+                    error.chain()
+                );
+                first = first.or(Some(error));
+            }
+            result => return result,
+        }
+    }
+    Err(first.unwrap_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("job {name} has no image to restart from"))
+            .with_hint("checkpoint it while it runs, or run it with --every")
+    }))
+}
+
+/// Restarts an image as a new job, called after the job it is of unless `options` has a name.
+pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) -> Result<Outcome> {
+    let former = image.manifest().checkpoint.job.clone();
+    let command = vec![if former.is_empty() {
+        "restarted".into()
+    } else {
+        former.clone().into()
+    }];
+    let mut spec = JobSpec {
+        name: options.name.clone(),
+        command,
+        terminal: options.terminal,
+        ..JobSpec::default()
+    };
+    let mut made = None;
+    if spec.name.is_none() && check_name(&former).is_ok() {
+        spec.name = Some(former);
+        made = match state.create_job(spec.clone()) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+            result => Some(result?),
+        };
+        if made.is_none() {
+            spec.name = None;
+        }
+    }
+    let job = match made {
+        Some(job) => job,
+        None => state.create_job(spec)?,
+    };
+    restart_into(&job, image, None, &options, true)
+}
+
+fn restart_into(
+    job: &Job,
+    image: Image,
+    path: Option<&std::path::Path>,
+    options: &RestartOptions,
+    new: bool,
+) -> Result<Outcome> {
+    let own_namespace = match options.namespace {
+        NamespaceChoice::Always => true,
+        NamespaceChoice::Never => false,
+        NamespaceChoice::Auto => image.manifest().checkpoint.own_pid_namespace || !namespace::may_choose_pids(),
+    };
+    let launch = Launch {
+        job,
+        own_namespace,
+        detached: options.detach,
+        terminal: options.terminal || job.spec().terminal,
+        restarted_from: path.map(PathBuf::from),
+        start: Start::Image(Box::new(image)),
+    };
+    if let Err(error) = require_owner(&launch) {
+        if new {
+            job.discard();
+        }
+        return Err(error);
+    }
+    if new {
+        launch_new(&launch)
+    } else {
+        launch_any(&launch, &mut false)
+    }
+}
+
+/// Only a user who may signal the processes of an image may restart it (LBNL-3.6.2.2).
+fn require_owner(launch: &Launch<'_>) -> Result<()> {
+    let Start::Image(image) = &launch.start else {
+        return Ok(());
+    };
+    let own = rustix::process::geteuid();
+    let owner = image.manifest().checkpoint.owner_uid;
+    if own.is_root() || own.as_raw() == owner {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Denied,
+        format!("the image is of a job of user {owner}; only that user or root may restart it"),
+    ))
+}

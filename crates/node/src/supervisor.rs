@@ -1,0 +1,474 @@
+//! The supervisor of a job: `cpr run` itself in the foreground, a daemon for a detached job.
+//!
+//! One thread, one poll loop: signals, init's reports, the job's terminal, the checkpoint that runs, the time of the
+//! next one. It holds the job's lock as long as it lives and is the only writer of `state.json`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cpr_kernel::namespace;
+use cpr_kernel::spawn::{self, Namespaces, SignalMask};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::PollFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, WaitOptions};
+
+use crate::checkpoint::{CheckpointOptions, Task};
+use crate::init::{self, CHILD, Order, Report, Setting, Start};
+use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
+use crate::outcome::Outcome;
+use crate::state::now_ms;
+use crate::target::{Identity, Target};
+use crate::terminal::{Relay, Source, WINDOW};
+use crate::wire::{Receiver, send, wait};
+
+/// Signals passed on to the job: HUP, INT, QUIT, USR1, USR2, TERM, CONT is left to the kernel.
+const FORWARDED: [i32; 6] = [1, 2, 3, 10, 12, 15];
+/// Those a terminal sends to its whole foreground group, and so to the job directly: HUP, INT, QUIT.
+const FROM_TERMINAL: [i32; 3] = [1, 2, 3];
+
+/// How a job is to be started.
+pub(crate) struct Launch<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) start: Start,
+    /// In a PID namespace of its own rather than in ours.
+    pub(crate) own_namespace: bool,
+    /// We are a daemon.
+    pub(crate) detached: bool,
+    /// Give the job a terminal of its own.
+    pub(crate) terminal: bool,
+    pub(crate) restarted_from: Option<PathBuf>,
+}
+
+struct Supervisor<'a> {
+    job: &'a Job,
+    state: State,
+    signals: OwnedFd,
+    /// Init's channel and PID; none for a job in our own PID namespace.
+    init: Option<(Receiver, i32)>,
+    /// Status of the root process once it has ended.
+    root_status: Option<i32>,
+    relay: Option<Relay>,
+    /// The terminal of our standard input is also the job's.
+    shares_terminal: bool,
+    task: Option<Task<'a>>,
+    next: Option<Instant>,
+    complaint: Option<String>,
+}
+
+/// Starts the job, calls `started` once it runs, and stays until it has ended.
+pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result<()>) -> Result<Outcome> {
+    let job = launch.job;
+    let _lock = job
+        .directory
+        .try_lock(LOCK)?
+        .ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {} is running already", job.name())))?;
+    job.set_stop_intent(None)?;
+    let mut state = State {
+        phase: Phase::Starting,
+        supervisor: Some(Identity::own()?),
+        init: None,
+        root: None,
+        root_here: None,
+        started_ms: now_ms(),
+        finished_ms: None,
+        exit: None,
+        restarted_from: launch.restarted_from.clone(),
+        stopped_into: None,
+        error: None,
+    };
+    job.write_state(&state)?;
+    // Children that end must be seen, whatever our caller had set.
+    spawn::default_signal(CHILD).context(|| "watch for children")?;
+    let mut watched: Vec<i32> = FORWARDED.into_iter().filter(|s| !spawn::is_ignored(*s)).collect();
+    watched.extend([CHILD, WINDOW]);
+    let mask = spawn::block_signals(&watched).context(|| "block signals")?;
+    let result = start(launch, &mut state, &watched, mask).and_then(|mut supervisor| {
+        started()?;
+        supervisor.attend()?;
+        supervisor.conclude()
+    });
+    if let Err(error) = &result {
+        state.phase = Phase::Failed;
+        state.finished_ms = Some(now_ms());
+        state.error = Some(error.chain());
+        // The first error is the one to report.
+        let _ = job.write_state(&state);
+    }
+    spawn::set_signal_mask(&mask).context(|| "restore the signal mask")?;
+    result
+}
+
+fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: SignalMask) -> Result<Supervisor<'a>> {
+    let job = launch.job;
+    let signals = spawn::signal_fd(watched).context(|| "watch for signals")?;
+    let relay = match (launch.terminal, launch.detached) {
+        (false, _) => None,
+        (true, false) => Some(Relay::foreground()?),
+        (true, true) => Some(Relay::detached(job)?),
+    };
+    let terminal = relay.as_ref().map(|r| r.pair.slave.as_fd());
+    let mut init = None;
+    let mut ended = None;
+    if launch.own_namespace {
+        let (channel, pid) = start_init(launch, terminal, mask)?;
+        let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
+        let result = await_start(&mut channel);
+        match result {
+            Ok((root, status)) => {
+                state.root = Some(root);
+                ended = status;
+            }
+            Err(error) => {
+                // It has ended or is about to: nothing of a job is left that did not start.
+                reap(pid);
+                return Err(error);
+            }
+        }
+        state.init = Some(Identity::of(pid)?);
+        init = Some((channel, pid));
+    } else {
+        let Start::Image(image) = &launch.start else {
+            return Err(crate::wire::internal(
+                "a program can only be started in a namespace of its own",
+            ));
+        };
+        // Orphans of the job come to us, so that we know when the last process has ended.
+        let own = Pid::from_raw(std::process::id() as i32);
+        rustix::process::set_child_subreaper(own)
+            .map_err(std::io::Error::from)
+            .context(|| "adopt the job's orphans")?;
+        let root = init::start_image(image, terminal, false)?;
+        state.root = Some(root);
+        // It may have ended by now; it was not waited for, so that its PID is still its own.
+        state.root_here = Some(Identity::of(root)?);
+    }
+    state.phase = Phase::Running;
+    job.write_state(state)?;
+    let mut supervisor = Supervisor {
+        job,
+        state: state.clone(),
+        signals,
+        init,
+        root_status: None,
+        shares_terminal: relay.is_none() && !launch.detached,
+        relay,
+        task: None,
+        next: job.spec().every.map(|every| Instant::now() + every),
+        complaint: None,
+    };
+    if let Some(status) = ended {
+        supervisor.root_ended(status);
+    }
+    Ok(supervisor)
+}
+
+/// Forks init; gives our end of the channel and its PID.
+fn start_init(
+    launch: &Launch<'_>,
+    terminal: Option<std::os::fd::BorrowedFd<'_>>,
+    mask: SignalMask,
+) -> Result<(OwnedFd, i32)> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(std::io::Error::from)
+        .context(|| "make the channel to the job's init")?;
+    let (mut ours, mut theirs) = (Some(ours), Some(theirs));
+    let unprivileged = !namespace::is_admin();
+    let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let setting = Setting {
+        start: &launch.start,
+        map: unprivileged.then_some(ids),
+        new_session: launch.detached && !launch.terminal,
+        terminal,
+        mask,
+    };
+    let namespaces = Namespaces {
+        user: unprivileged,
+        pid: true,
+        mount: true,
+    };
+    let child = spawn::fork(namespaces, || {
+        // In the child: with our end open here too, the supervisor's death would not show.
+        ours.take();
+        match theirs.take() {
+            Some(channel) => init::run(&setting, channel),
+            None => spawn::PANIC_CODE,
+        }
+    })
+    .context(|| "make the job's namespaces")
+    .map_err(|error| match error.kind() {
+        ErrorKind::Denied | ErrorKind::NoSpace if unprivileged => error.with_hint(
+            "unprivileged user namespaces are off or used up here: see sysctl user.max_user_namespaces, \
+             kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns",
+        ),
+        _ => error,
+    })?;
+    drop(theirs);
+    match ours {
+        Some(ours) => Ok((ours, child.pid)),
+        None => Err(crate::wire::internal("the channel is gone")),
+    }
+}
+
+/// PID of the root process, and its wait(2) status where it has ended already.
+fn await_start(channel: &mut Receiver) -> Result<(i32, Option<i32>)> {
+    let what = || "wait for the job to start";
+    loop {
+        let mut started = None;
+        let mut ended = None;
+        for report in channel.receive().context(what)? {
+            match report {
+                Report::Started { root } => started = Some(root),
+                Report::RootEnded { status } => ended = Some(status),
+                Report::Failed(error) => return Err(error.into()),
+            }
+        }
+        if let Some(root) = started {
+            return Ok((root, ended));
+        }
+        if channel.ended() {
+            return Err(crate::wire::internal("the job's init ended without a word"));
+        }
+        channel.wait(None).context(what)?;
+    }
+}
+
+fn reap(pid: i32) {
+    while let Err(rustix::io::Errno::INTR) = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty()) {}
+}
+
+/// What a polled descriptor is.
+enum Tag {
+    Signals,
+    Init,
+    Task,
+    Terminal(Source),
+}
+
+impl Supervisor<'_> {
+    /// Until no process of the job is left.
+    fn attend(&mut self) -> Result<()> {
+        // What has ended already gave no signal that we still could read.
+        if self.reap()? {
+            return Ok(());
+        }
+        loop {
+            let (tags, ready) = self.wait()?;
+            let mut sources = Vec::new();
+            let mut ended = false;
+            for (tag, _) in tags.into_iter().zip(ready).filter(|(_, ready)| *ready) {
+                match tag {
+                    Tag::Signals => ended |= self.take_signals()?,
+                    Tag::Init => self.hear_init()?,
+                    Tag::Task => self.pump_task(),
+                    Tag::Terminal(source) => sources.push(source),
+                }
+            }
+            if let Some(relay) = &mut self.relay {
+                relay.serve(&sources);
+            }
+            if ended {
+                return Ok(());
+            }
+            self.checkpoint_when_due();
+        }
+    }
+
+    fn wait(&self) -> Result<(Vec<Tag>, Vec<bool>)> {
+        let mut tags = vec![Tag::Signals];
+        let mut polled = vec![(self.signals.as_fd(), PollFlags::IN)];
+        if let Some((channel, _)) = self.init.as_ref().filter(|(channel, _)| !channel.ended()) {
+            tags.push(Tag::Init);
+            polled.push((channel.as_fd(), PollFlags::IN));
+        }
+        if let Some(task) = &self.task {
+            tags.push(Tag::Task);
+            polled.push((task.as_fd(), PollFlags::IN));
+        }
+        for (source, fd, flags) in self.relay.iter().flat_map(Relay::polled) {
+            tags.push(Tag::Terminal(source));
+            polled.push((fd, flags));
+        }
+        let deadline = if self.task.is_none() && self.root_status.is_none() {
+            self.next
+        } else {
+            None
+        };
+        let ready = wait(&polled, deadline).context(|| "wait for the job")?;
+        Ok((tags, ready))
+    }
+
+    /// True when the job has ended.
+    fn take_signals(&mut self) -> Result<bool> {
+        let mut children = false;
+        while let Some(received) = spawn::read_signal(self.signals.as_fd()).context(|| "read a signal")? {
+            match received.signal {
+                CHILD => children = true,
+                WINDOW => {
+                    if let Some(relay) = &self.relay {
+                        relay.resize_from_local();
+                    }
+                }
+                signal => {
+                    let direct =
+                        self.shares_terminal && received.from_kernel && FROM_TERMINAL.contains(&received.signal);
+                    if !direct {
+                        self.forward(signal);
+                    }
+                }
+            }
+        }
+        if children { self.reap() } else { Ok(false) }
+    }
+
+    fn forward(&self, signal: i32) {
+        if self.root_status.is_some() {
+            return;
+        }
+        // It may be ending right now.
+        match &self.init {
+            Some((channel, _)) => {
+                let _ = send(channel.as_fd(), &Order::Signal(signal));
+            }
+            None => {
+                if let Some(root) = self.state.root {
+                    let _ = Target::open(root).and_then(|t| t.signal(signal));
+                }
+            }
+        }
+    }
+
+    fn hear_init(&mut self) -> Result<()> {
+        let Some((channel, _)) = &mut self.init else {
+            return Ok(());
+        };
+        let reports: Vec<Report> = channel.receive().context(|| "listen to the job's init")?;
+        for report in reports {
+            if let Report::RootEnded { status } = report {
+                self.root_ended(status);
+            }
+        }
+        Ok(())
+    }
+
+    fn root_ended(&mut self, status: i32) {
+        self.root_status = Some(status);
+        self.state.exit = Some(Exit::of_status(status));
+        self.record();
+    }
+
+    /// Writes the state. A full disk must not cost the job its supervisor, and so its life.
+    fn record(&mut self) {
+        if let Err(error) = self.job.write_state(&self.state) {
+            self.complain("recording the state", &error);
+        }
+    }
+
+    /// Collects children that have ended; true when the job has.
+    fn reap(&mut self) -> Result<bool> {
+        loop {
+            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => (pid.as_raw_nonzero().get(), status.as_raw()),
+                Ok(None) => return Ok(false),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return Ok(true),
+            };
+            let init = self.init.as_ref().map(|(_, pid)| *pid);
+            if init == Some(pid) {
+                self.hear_init()?;
+                return Ok(true);
+            }
+            if init.is_none() && self.state.root == Some(pid) {
+                self.root_ended(status);
+            }
+        }
+    }
+
+    fn checkpoint_when_due(&mut self) {
+        let Some(every) = self.job.spec().every else { return };
+        if self.task.is_some() || self.root_status.is_some() || self.next.is_none_or(|next| next > Instant::now()) {
+            return;
+        }
+        self.next = Some(Instant::now() + every.max(Duration::from_millis(1)));
+        if self.job.is_suspended().unwrap_or(false) {
+            return;
+        }
+        match Task::for_job(self.job, &CheckpointOptions::default()) {
+            Ok(task) => self.task = Some(task),
+            Err(error) => self.complain("a checkpoint", &error),
+        }
+    }
+
+    fn pump_task(&mut self) {
+        let Some(task) = &mut self.task else { return };
+        let done = task.pump(&mut |_, _, _| {});
+        if !matches!(done, Ok(false)) {
+            if let Some(result) = self.task.take().map(Task::finish) {
+                match result {
+                    Ok(_) => self.complaint = None,
+                    Err(error) => self.complain("a checkpoint", &error),
+                }
+            }
+        }
+    }
+
+    /// Says why something failed, once until the reason changes. Standard error of a detached job is its log.
+    fn complain(&mut self, what: &str, error: &Error) {
+        let reason = error.chain();
+        if self.complaint.as_ref() != Some(&reason) {
+            eprintln!("cpr: job {}: {what} failed: {reason}", self.job.name());
+            if let Some(hint) = error.hint() {
+                eprintln!("cpr: hint: {hint}");
+            }
+            self.complaint = Some(reason);
+        }
+    }
+
+    /// Records how the job ended.
+    fn conclude(&mut self) -> Result<Outcome> {
+        if let Some(relay) = &mut self.relay {
+            relay.drain();
+        }
+        // Restores the caller's terminal before anything more is said.
+        self.relay = None;
+        if let Some(task) = self.task.take() {
+            if let Err(error) = task.finish_waiting() {
+                if error.kind() != ErrorKind::Gone {
+                    self.complain("a checkpoint", &error);
+                }
+            }
+        }
+        // Killed with its namespace, init could tell nothing.
+        let exit = Exit::of_status(self.root_status.unwrap_or(KILL));
+        self.state.exit = Some(exit);
+        self.state.finished_ms = Some(now_ms());
+        let stopped = self
+            .job
+            .stop_intent()?
+            .filter(|intent| exit.signal == Some(KILL) && intent.is_complete());
+        let outcome = match stopped {
+            Some(intent) => {
+                self.state.phase = Phase::Stopped;
+                self.state.stopped_into = intent.image.clone();
+                Outcome::StoppedByCheckpoint {
+                    image: intent.image.unwrap_or_default(),
+                }
+            }
+            None => {
+                self.state.phase = if exit.signal.is_some() {
+                    Phase::Crashed
+                } else {
+                    Phase::Exited
+                };
+                Outcome::Exited {
+                    code: exit.code,
+                    signal: exit.signal,
+                }
+            }
+        };
+        self.record();
+        Ok(outcome)
+    }
+}

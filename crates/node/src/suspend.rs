@@ -1,0 +1,385 @@
+//! Suspend and resume: a job stands still and gives its memory back without an image (LBNL-2.2.1.3).
+//!
+//! Where a cgroup can be frozen the job notices nothing; elsewhere its processes get SIGSTOP, which their parents can
+//! see. Memory is then paged out: clean file pages are dropped, others go to the swap, as far as there is one.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cpr_types::{Context, Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::job::{CHECKPOINT_LOCK, Job, State};
+use crate::state::{read_json, write_json};
+use crate::target::{self, Identity, Target};
+
+const FILE: &str = "suspend.json";
+const STOP: i32 = 19;
+const CONTINUE: i32 = 18;
+/// How long freezing may take.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the processes were stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Method {
+    /// A cgroup of ours of version 1 (controller `freezer`) or 2.
+    Cgroup {
+        /// The group.
+        group: PathBuf,
+        /// Where its processes came from.
+        parent: PathBuf,
+        version: u8,
+    },
+    /// SIGSTOP, to these processes (those that stood still before are not among them).
+    Signal { stopped: Vec<Identity> },
+}
+
+/// `suspend.json`: there while the job is suspended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Suspension {
+    /// Supervisor at that time: a restarted job is another one.
+    supervisor: Option<Identity>,
+    method: Method,
+}
+
+/// What suspending achieved.
+#[derive(Debug, Clone, Serialize)]
+pub struct SuspendReport {
+    /// `cgroup` or `signal`.
+    pub method: &'static str,
+    /// Processes stopped.
+    pub processes: usize,
+    /// Resident memory before, bytes (pages shared by several processes count in each).
+    pub resident_before: u64,
+    /// Resident memory after.
+    pub resident_after: u64,
+    /// Why not all memory could be freed.
+    pub note: Option<String>,
+}
+
+impl Job {
+    fn suspension(&self) -> Result<Option<Suspension>> {
+        read_json(&self.directory, FILE)
+    }
+
+    /// Whether the job is suspended.
+    pub(crate) fn is_suspended(&self) -> Result<bool> {
+        let Some(suspension) = self.suspension()? else {
+            return Ok(false);
+        };
+        Ok(self
+            .state()?
+            .is_some_and(|state| state.supervisor == suspension.supervisor))
+    }
+
+    fn processes(&self, state: &State) -> Result<Vec<Target>> {
+        match state.init {
+            Some(init) => {
+                Target::open_same(init)?;
+                let members = target::members(init.pid)?;
+                let targets = members
+                    .iter()
+                    .filter(|m| m.pid != init.pid)
+                    .filter_map(|m| Target::open(m.pid).ok());
+                Ok(targets.collect())
+            }
+            None => self.host_members(state),
+        }
+    }
+
+    /// Stops the job and frees its memory as far as the machine allows.
+    pub fn suspend(&self) -> Result<SuspendReport> {
+        let state = self.living()?;
+        // Neither beside a checkpoint nor beside another suspension.
+        let busy = || Error::new(ErrorKind::Busy, format!("job {} is being checkpointed", self.name()));
+        let _lock = self.directory.try_lock(CHECKPOINT_LOCK)?.ok_or_else(busy)?;
+        if self.is_suspended()? {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("job {} is suspended already", self.name()),
+            ));
+        }
+        for process in self.processes(&state)? {
+            process.require_may_signal()?;
+        }
+        let method = match self.freeze(&state) {
+            Ok(method) => method,
+            Err(_) => self.stop_by_signal(&state)?,
+        };
+        let suspension = Suspension {
+            supervisor: state.supervisor,
+            method,
+        };
+        if let Err(error) = write_json(&self.directory, FILE, &suspension) {
+            undo(&suspension.method)?;
+            return Err(error);
+        }
+        let processes = self.processes(&state)?;
+        let resident = || processes.iter().map(|p| resident(p.pid)).sum();
+        let resident_before = resident();
+        let mut note = None;
+        for process in &processes {
+            if let Err(error) = page_out(process) {
+                note = Some(match error.kind() {
+                    ErrorKind::Denied => {
+                        "paging out memory of other processes needs CAP_SYS_NICE (root): none was freed".to_string()
+                    }
+                    _ => error.chain(),
+                });
+            }
+        }
+        if note.is_none() && !has_swap() {
+            note = Some("there is no swap: only memory that mirrors files could be freed".to_string());
+        }
+        Ok(SuspendReport {
+            method: match suspension.method {
+                Method::Cgroup { .. } => "cgroup",
+                Method::Signal { .. } => "signal",
+            },
+            processes: processes.len(),
+            resident_before,
+            resident_after: resident(),
+            note,
+        })
+    }
+
+    /// Lets a suspended job go on.
+    pub fn resume(&self) -> Result<()> {
+        self.living()?;
+        if !self.is_suspended()? {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("job {} is not suspended", self.name()),
+            ));
+        }
+        self.thaw()
+    }
+
+    /// Undoes a suspension if there is one.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        if let Some(suspension) = self.suspension()? {
+            undo(&suspension.method)?;
+            self.directory.remove(FILE)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the processes into a cgroup below their present one and freezes it.
+    fn freeze(&self, state: &State) -> Result<Method> {
+        let processes = self.processes(state)?;
+        let first = processes
+            .first()
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "no process is left"))?;
+        let (parent, version) = cgroup_of(first.pid)?;
+        let supervisor = state.supervisor.map_or(0, |s| s.pid);
+        let group = parent.join(format!("gridcpr-{}-{supervisor}", self.name()));
+        std::fs::create_dir(&group).context(|| format!("make cgroup {}", group.display()))?;
+        let method = Method::Cgroup {
+            group: group.clone(),
+            parent,
+            version,
+        };
+        let frozen = self.fill_and_freeze(state, &group, version);
+        match frozen {
+            Ok(()) => Ok(method),
+            Err(error) => {
+                undo(&method)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn fill_and_freeze(&self, state: &State, group: &Path, version: u8) -> Result<()> {
+        // Children of processes moved are born in the group; two rounds without a newcomer are enough.
+        let mut quiet = 0;
+        while quiet < 2 {
+            let inside = std::fs::read_to_string(group.join("cgroup.procs")).context(|| "read the cgroup")?;
+            let inside: Vec<i32> = inside.lines().filter_map(|l| l.parse().ok()).collect();
+            quiet += 1;
+            for process in self.processes(state)? {
+                if !inside.contains(&process.pid) && target::state(process.pid).is_ok_and(|s| s != 'Z') {
+                    quiet = 0;
+                    match std::fs::write(group.join("cgroup.procs"), process.pid.to_string()) {
+                        Err(error) if error.raw_os_error() != Some(3) => {
+                            return Err(error).context(|| format!("move process {} to a cgroup", process.pid));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        set_frozen(group, version, true)
+    }
+
+    fn stop_by_signal(&self, state: &State) -> Result<Method> {
+        let mut stopped: Vec<Identity> = Vec::new();
+        loop {
+            let mut news = false;
+            for process in self.processes(state)? {
+                let Ok(identity) = Identity::of(process.pid) else {
+                    continue;
+                };
+                if stopped.contains(&identity) || target::state(process.pid).is_ok_and(|s| "TZX".contains(s)) {
+                    continue;
+                }
+                if process.signal(STOP).is_ok() {
+                    stopped.push(identity);
+                    news = true;
+                }
+            }
+            if !news {
+                return Ok(Method::Signal { stopped });
+            }
+        }
+    }
+}
+
+fn undo(method: &Method) -> Result<()> {
+    match method {
+        Method::Signal { stopped } => {
+            for identity in stopped {
+                // What has ended meanwhile needs nothing.
+                let _ = Target::open_same(*identity).and_then(|t| t.signal(CONTINUE));
+            }
+        }
+        Method::Cgroup { group, parent, version } => {
+            if !group.exists() {
+                return Ok(());
+            }
+            set_frozen(group, *version, false)?;
+            let procs = || std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            for _ in 0..100 {
+                let inside = procs();
+                if inside.is_empty() {
+                    break;
+                }
+                for pid in inside.lines() {
+                    let _ = std::fs::write(parent.join("cgroup.procs"), pid);
+                }
+            }
+            // Zombies keep it for a moment; an empty group harms nobody.
+            let _ = std::fs::remove_dir(group);
+        }
+    }
+    Ok(())
+}
+
+fn set_frozen(group: &Path, version: u8, frozen: bool) -> Result<()> {
+    let what = || format!("freeze or thaw cgroup {}", group.display());
+    let (file, value) = match (version, frozen) {
+        (1, true) => ("freezer.state", "FROZEN"),
+        (1, false) => ("freezer.state", "THAWED"),
+        (_, true) => ("cgroup.freeze", "1"),
+        (_, false) => ("cgroup.freeze", "0"),
+    };
+    std::fs::write(group.join(file), value).context(what)?;
+    if !frozen {
+        return Ok(());
+    }
+    let deadline = Instant::now() + FREEZE_TIMEOUT;
+    loop {
+        let done = match version {
+            1 => std::fs::read_to_string(group.join(file)).context(what)?.trim() == "FROZEN",
+            _ => std::fs::read_to_string(group.join("cgroup.events"))
+                .context(what)?
+                .contains("frozen 1"),
+        };
+        if done {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(ErrorKind::TimedOut, what()));
+        }
+        // Version 1 gives no event to wait for.
+        crate::wire::wait(&[], Some(Instant::now() + Duration::from_millis(2))).context(what)?;
+    }
+}
+
+/// Where the process is in the hierarchy that can freeze, and its version.
+fn cgroup_of(pid: i32) -> Result<(PathBuf, u8)> {
+    let path = format!("/proc/{pid}/cgroup");
+    let groups = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo")?;
+    let mut found = None;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(place)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let version = match controllers {
+            "" => 2,
+            list if list.split(',').any(|c| c == "freezer") => 1,
+            _ => continue,
+        };
+        let Some(mount) = mounts.lines().find_map(|m| cgroup_mount(m, version)) else {
+            continue;
+        };
+        let candidate = (mount.join(place.trim_start_matches('/')), version);
+        // Where version 1 has the freezer, version 2 is only there for naming.
+        if version == 1 || found.is_none() {
+            found = Some(candidate);
+        }
+    }
+    found.ok_or_else(|| Error::new(ErrorKind::Unsupported, "no cgroup hierarchy that can freeze is mounted"))
+}
+
+/// The mount point if a line of mountinfo is the wanted hierarchy, mounted at its root.
+fn cgroup_mount(line: &str, version: u8) -> Option<PathBuf> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    let kind = right.next()?;
+    let options = right.nth(1)?;
+    let wanted = match version {
+        1 => kind == "cgroup" && options.split(',').any(|o| o == "freezer"),
+        _ => kind == "cgroup2",
+    };
+    let mut left = left.split(' ').skip(3);
+    let (root, place) = (left.next()?, left.next()?);
+    (wanted && root == "/").then(|| PathBuf::from(place))
+}
+
+fn resident(pid: i32) -> u64 {
+    let line = target::status_line(pid, "VmRSS").ok().flatten().unwrap_or_default();
+    let kilobytes: u64 = line.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    kilobytes * 1024
+}
+
+fn has_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
+}
+
+fn page_out(process: &Target) -> Result<()> {
+    let path = format!("/proc/{}/maps", process.pid);
+    let maps = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let ranges: Vec<(u64, u64)> = maps
+        .lines()
+        .filter(|line| !line.ends_with("[vsyscall]") && !line.contains("[v"))
+        .filter_map(|line| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let start = u64::from_str_radix(start, 16).ok()?;
+            Some((start, u64::from_str_radix(end, 16).ok()?.checked_sub(start)?))
+        })
+        .collect();
+    cpr_kernel::page_out::page_out(process.pidfd().as_fd(), &ranges)
+        .map(drop)
+        .context(|| format!("page out memory of process {}", process.pid))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_mounts_are_found() {
+        let v1 = "30 25 0:26 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer";
+        let v2 = "31 25 0:27 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        let inner = "31 25 0:27 /a /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw";
+        assert_eq!(cgroup_mount(v1, 1), Some(PathBuf::from("/sys/fs/cgroup/freezer")));
+        assert_eq!(cgroup_mount(v1, 2), None);
+        assert_eq!(cgroup_mount(v2, 2), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(cgroup_mount(inner, 2), None);
+    }
+}

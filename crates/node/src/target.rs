@@ -1,0 +1,215 @@
+//! Processes held by pidfd, and what /proc says of them. A PID alone is never trusted across a gap: the pidfd is opened
+//! first, then the identity is compared.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use cpr_kernel::spawn::signal_pidfd;
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::PollFlags;
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+/// A PID that cannot be mistaken for a later process of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// PID in the namespace of whoever recorded it.
+    pub(crate) pid: i32,
+    /// Start time, clock ticks since boot (field 22 of /proc/PID/stat).
+    pub(crate) start: u64,
+}
+
+impl Identity {
+    /// Of this process.
+    pub(crate) fn own() -> Result<Identity> {
+        Identity::of(std::process::id() as i32)
+    }
+
+    /// Of a process that is known to be there (our child, not yet waited for).
+    pub(crate) fn of(pid: i32) -> Result<Identity> {
+        Ok(Identity {
+            pid,
+            start: start_time(pid)?,
+        })
+    }
+}
+
+/// A process held by its pidfd.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) pid: i32,
+    pidfd: OwnedFd,
+}
+
+fn gone(pid: i32) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no process {pid}"))
+}
+
+impl Target {
+    /// Holds process `pid`.
+    pub(crate) fn open(pid: i32) -> Result<Target> {
+        let raw = if pid > 0 { Pid::from_raw(pid) } else { None };
+        let raw = raw.ok_or_else(|| Error::new(ErrorKind::Usage, format!("{pid} is no process ID")))?;
+        match rustix::process::pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Target { pid, pidfd }),
+            Err(rustix::io::Errno::SRCH) => Err(gone(pid)),
+            // A thread that is not the leader of its process.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Err(Error::new(
+                ErrorKind::Usage,
+                format!("{pid} is a thread, not a process"),
+            )),
+            Err(error) => Err(std::io::Error::from(error)).context(|| format!("open process {pid}")),
+        }
+    }
+
+    /// Holds the process that was recorded as `identity`; an error of kind `Gone` where it has ended.
+    pub(crate) fn open_same(identity: Identity) -> Result<Target> {
+        let ended = || Error::new(ErrorKind::Gone, format!("process {} has ended", identity.pid));
+        let target = Target::open(identity.pid).map_err(|_| ended())?;
+        match start_time(identity.pid) {
+            Ok(start) if start == identity.start => Ok(target),
+            _ => Err(ended()),
+        }
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        signal_pidfd(self.pidfd(), signal).map_err(|error| match error.raw_os_error() {
+            Some(libc_errno::ESRCH) => Error::new(ErrorKind::Gone, format!("process {} has ended", self.pid)),
+            Some(libc_errno::EPERM) => Error::new(
+                ErrorKind::Denied,
+                format!("process {} belongs to somebody else: you may not signal it", self.pid),
+            ),
+            _ => Error::new(ErrorKind::of_io(&error), format!("signal process {}", self.pid)).with_source(error),
+        })
+    }
+
+    /// Requires that we may signal the process (LBNL-3.6.2.1).
+    pub(crate) fn require_may_signal(&self) -> Result<()> {
+        self.signal(0)
+    }
+
+    /// Waits for its end; false when `deadline` passed first.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
+        let ready = crate::wire::wait(&[(self.pidfd(), PollFlags::IN)], deadline)
+            .context(|| format!("wait for process {}", self.pid))?;
+        Ok(ready.iter().any(|r| *r))
+    }
+}
+
+/// Numbers of `<asm-generic/errno-base.h>`.
+mod libc_errno {
+    pub(super) const EPERM: i32 = 1;
+    pub(super) const ESRCH: i32 = 3;
+}
+
+fn read(pid: i32, name: &str) -> Result<String> {
+    let path = format!("/proc/{pid}/{name}");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if matches!(error.raw_os_error(), Some(2 | libc_errno::ESRCH)) => {
+            Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")))
+        }
+        Err(error) => Err(error).context(|| format!("read {path}")),
+    }
+}
+
+/// State letter and start time from /proc/PID/stat.
+fn stat(pid: i32) -> Result<(char, u64)> {
+    let text = read(pid, "stat")?;
+    let parse = || {
+        let rest = &text[text.rfind(')')? + 1..];
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+    };
+    parse().ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/stat is not understood")))
+}
+
+fn start_time(pid: i32) -> Result<u64> {
+    Ok(stat(pid)?.1)
+}
+
+/// State letter of /proc/PID/stat: `R`, `S`, `T`, `Z`…
+pub(crate) fn state(pid: i32) -> Result<char> {
+    Ok(stat(pid)?.0)
+}
+
+/// A line of /proc/PID/status.
+pub(crate) fn status_line(pid: i32, key: &str) -> Result<Option<String>> {
+    let text = read(pid, "status")?;
+    Ok(text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().to_string())))
+}
+
+/// The PID in each PID namespace, from /proc's down to the process's own.
+pub(crate) fn namespace_pids(pid: i32) -> Result<Vec<i32>> {
+    let line = status_line(pid, "NSpid")?.unwrap_or_default();
+    let pids: Vec<i32> = line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
+    if pids.is_empty() {
+        return Err(crate::wire::internal(format!("/proc/{pid}/status has no NSpid")));
+    }
+    Ok(pids)
+}
+
+/// All process IDs in /proc.
+pub(crate) fn all_pids() -> Result<Vec<i32>> {
+    let entries = std::fs::read_dir("/proc").context(|| "list /proc")?;
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
+/// A process of a PID namespace seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// PID here.
+    pub(crate) pid: i32,
+    /// PID in the namespace.
+    pub(crate) inner: i32,
+}
+
+/// The processes that live in the same PID namespace as the process `init`, that one first.
+pub(crate) fn members(init: i32) -> Result<Vec<Member>> {
+    let namespace = cpr_kernel::namespace::identity(&init.to_string(), "pid")
+        .context(|| format!("read the PID namespace of process {init}"))?;
+    let mut members = Vec::new();
+    for pid in all_pids()? {
+        // A process that is not ours to see is not of our job; one that has ended no longer.
+        let Ok(theirs) = cpr_kernel::namespace::identity(&pid.to_string(), "pid") else {
+            continue;
+        };
+        if theirs != namespace {
+            continue;
+        }
+        if let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.last()) {
+            members.push(Member { pid, inner });
+        }
+    }
+    members.sort_by_key(|m| (m.pid != init, m.pid));
+    Ok(members)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_tells_processes_apart() {
+        let own = Identity::own().unwrap();
+        assert_eq!(Target::open_same(own).unwrap().pid, own.pid);
+        let other = Identity {
+            start: own.start + 1,
+            ..own
+        };
+        assert_eq!(Target::open_same(other).unwrap_err().kind(), ErrorKind::Gone);
+        assert_eq!(Target::open(-1).unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(Target::open(i32::MAX).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(members(own.pid).unwrap().iter().any(|m| m.pid == own.pid));
+    }
+}

@@ -1,0 +1,190 @@
+//! The process that runs the engine on a job: a fork in a session of its own, inside the job's namespaces.
+//!
+//! It is not the command the user sees, so that Ctrl-C there or its death cannot leave a job half stopped: the worker
+//! finishes what it has begun and puts everything back in order.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cpr_kernel::namespace;
+use cpr_kernel::spawn::{self, Namespaces, SignalMask};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::process::{Pid, WaitOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{Blocker, CheckpointReport, Event};
+use crate::target::{self, Target};
+use crate::wire::{Receiver, WireError, send};
+
+/// What a worker tells its front.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Message {
+    Event(Event),
+    Checkpointed(CheckpointReport),
+    Blockers(Vec<Blocker>),
+    Failed(WireError),
+}
+
+/// A worker and the pipe it reports through.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    child: spawn::Child,
+    pub(crate) reports: Receiver,
+}
+
+/// Where a worker goes before it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Journey {
+    namespaces: Namespaces,
+    /// Become this user first: root works in a user's namespaces as that user.
+    user: Option<(u32, u32)>,
+}
+
+fn plan(target: &Target) -> Result<Journey> {
+    let pid = target.pid.to_string();
+    let differs = |kind: &str| -> Result<bool> {
+        let what = || format!("read the {kind} namespace of process {pid}");
+        let theirs = namespace::identity(&pid, kind)
+            .context(what)
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
+                _ => error,
+            })?;
+        Ok(theirs != namespace::identity("self", kind).context(what)?)
+    };
+    // An ordinary process is taken from outside, whatever else it has of its own.
+    if !differs("pid")? {
+        return Ok(Journey {
+            namespaces: Namespaces::NONE,
+            user: None,
+        });
+    }
+    let namespaces = Namespaces {
+        user: differs("user")?,
+        pid: true,
+        mount: differs("mnt")?,
+    };
+    let mut user = None;
+    if namespaces.user && rustix::process::geteuid().is_root() {
+        let effective = |key: &str| -> Result<u32> {
+            let line = target::status_line(target.pid, key)?.unwrap_or_default();
+            let id = line.split_ascii_whitespace().nth(1).and_then(|id| id.parse().ok());
+            id.ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/status has no {key}")))
+        };
+        let ids = (effective("Uid")?, effective("Gid")?);
+        user = (ids.0 != 0).then_some(ids);
+    }
+    Ok(Journey { namespaces, user })
+}
+
+impl Worker {
+    /// Starts a worker in the PID and mount namespaces of `target`; there it runs `work`, and tells its result.
+    pub(crate) fn start(
+        target: &Target,
+        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<Message>,
+    ) -> Result<Worker> {
+        let journey = plan(target)?;
+        let (read, write) = crate::wire::pipe()?;
+        let child = spawn::fork(Namespaces::NONE, || {
+            let result = travel(target, journey, &write, work);
+            if let Err(error) = result {
+                report(write.as_fd(), &Message::Failed(WireError::from(&error)));
+            }
+            0
+        })
+        .context(|| "fork a worker")?;
+        drop(write);
+        let reports = Receiver::new(read).context(|| "listen to the worker")?;
+        Ok(Worker { child, reports })
+    }
+
+    /// After the end of its reports: waits for the process itself. The supervisor's loop may have done so already.
+    pub(crate) fn reap(self) {
+        loop {
+            match rustix::process::waitpid(Pid::from_raw(self.child.pid), WaitOptions::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A front that has gone away does not keep the worker from finishing.
+fn report(to: BorrowedFd<'_>, message: &Message) {
+    let _ = send(to, message);
+}
+
+fn travel(
+    target: &Target,
+    journey: Journey,
+    write: &OwnedFd,
+    work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<Message>,
+) -> Result<()> {
+    rustix::process::setsid()
+        .map_err(std::io::Error::from)
+        .context(|| "leave the caller's session")?;
+    spawn::set_signal_mask(&SignalMask::of(&[])).context(|| "reset the signal mask")?;
+    // A name only helps whoever lists processes.
+    let _ = rustix::thread::set_name(c"cpr-worker");
+    let work = move || {
+        let result = work(&mut |event| report(write.as_fd(), &Message::Event(event)));
+        let message = result.unwrap_or_else(|error| Message::Failed(WireError::from(&error)));
+        report(write.as_fd(), &message);
+    };
+    if !journey.namespaces.pid {
+        work();
+        return Ok(());
+    }
+    if let Some((uid, gid)) = journey.user {
+        namespace::become_user(uid, gid, &[gid]).context(|| format!("become user {uid}"))?;
+    }
+    let join = |namespaces: Namespaces| {
+        namespace::join(target.pidfd(), namespaces)
+            .context(|| format!("enter the namespaces of process {}", target.pid))
+            .map_err(|error| error.with_hint("only its owner or root can enter the namespaces of a process"))
+    };
+    if journey.namespaces.user {
+        let user = true;
+        join(Namespaces {
+            user,
+            ..Namespaces::NONE
+        })?;
+    }
+    let pid = true;
+    join(Namespaces {
+        pid,
+        ..Namespaces::NONE
+    })?;
+    // The joined PID namespace is that of the next child.
+    let child = spawn::fork(Namespaces::NONE, || {
+        let entered = (|| {
+            if journey.namespaces.mount {
+                let mount = true;
+                join(Namespaces {
+                    mount,
+                    ..Namespaces::NONE
+                })?;
+            }
+            require_own_proc()
+        })();
+        match entered {
+            Ok(()) => work(),
+            Err(error) => report(write.as_fd(), &Message::Failed(WireError::from(&error))),
+        }
+        0
+    })
+    .context(|| "fork a worker inside the job")?;
+    while let Err(rustix::io::Errno::INTR) = rustix::process::waitpid(Pid::from_raw(child.pid), WaitOptions::empty()) {}
+    Ok(())
+}
+
+/// Makes sure that /proc is that of our PID namespace, by a mount of our own where it is not.
+fn require_own_proc() -> Result<()> {
+    let own = std::process::id().to_string();
+    let shown = std::fs::read_link("/proc/self").ok();
+    if shown.as_deref() == Some(std::path::Path::new(&own)) {
+        return Ok(());
+    }
+    namespace::new_mount_namespace().context(|| "make a mount namespace")?;
+    namespace::make_mounts_slave().context(|| "keep mounts to ourselves")?;
+    namespace::mount_proc().context(|| "mount /proc of the job's PID namespace")
+}
