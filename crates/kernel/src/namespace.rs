@@ -80,26 +80,6 @@ pub fn join(pidfd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
     }
 }
 
-/// Becomes another user for good: all three user and group IDs, and the supplementary groups. For root only.
-pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
-    let check = |rc: libc::c_int| {
-        if rc < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    };
-    // SAFETY: `groups` is an array of that many group IDs.
-    check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
-    // SAFETY: these calls take plain numbers.
-    check(unsafe { libc::setresgid(gid, gid, gid) })?;
-    // SAFETY: as above.
-    check(unsafe { libc::setresuid(uid, uid, uid) })?;
-    // Changing user cleared it; files of this process in /proc must stay its own.
-    // SAFETY: PR_SET_DUMPABLE takes a plain number.
-    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) })
-}
-
 /// Identity (device and inode) of a namespace of a process: `user`, `pid` or `mnt`; for `self`, of this process.
 pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;

@@ -98,12 +98,13 @@ impl<'a> Task<'a> {
             Ok(job.image_directory()?.path().join(image_name(number)))
         };
         let (destination, image) = destination(options.output.as_ref(), own_path)?;
-        if options.stop {
+        let stop = ends_job(options);
+        if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
         let request = request(options, inner, name, state.init.is_some());
         let worker = start(&root, request, destination);
-        if worker.is_err() && options.stop {
+        if worker.is_err() && stop {
             job.set_stop_intent(None)?;
         }
         Ok(Task {
@@ -112,7 +113,7 @@ impl<'a> Task<'a> {
             job: Some(job),
             image,
             in_job_directory: options.output.is_none(),
-            stop: options.stop,
+            stop,
             result: None,
         })
     }
@@ -128,7 +129,7 @@ impl<'a> Task<'a> {
             job: None,
             image,
             in_job_directory: false,
-            stop: options.stop,
+            stop: ends_job(options),
             result: None,
         })
     }
@@ -207,11 +208,15 @@ fn start(target: &Target, request: CheckpointRequest, destination: Destination) 
     })
 }
 
+fn ends_job(options: &CheckpointOptions) -> bool {
+    options.stop || options.signal == Some(KILL)
+}
+
 fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: bool) -> CheckpointRequest {
-    let after = match (options.stop, options.signal) {
-        (true, _) | (_, Some(KILL)) => After::Kill,
-        (false, Some(signal)) => After::Signal(signal),
-        (false, None) => After::Continue,
+    let after = match options.signal {
+        _ if ends_job(options) => After::Kill,
+        Some(signal) => After::Signal(signal),
+        None => After::Continue,
     };
     CheckpointRequest {
         pid,

@@ -38,7 +38,7 @@ pub(crate) enum Report {
 /// What the supervisor tells init.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Send this signal to the root process.
+    /// Send this signal to the root process, or, when that has ended, to those that are left.
     Signal(i32),
 }
 
@@ -239,6 +239,8 @@ fn attend(root: i32, signals: OwnedFd, channel: OwnedFd) -> Result<()> {
                 let Order::Signal(signal) = order;
                 if root_alive {
                     signal_child(root, signal);
+                } else {
+                    signal_rest(signal);
                 }
             }
             if channel.ended() {
@@ -254,6 +256,20 @@ fn signal_child(pid: i32, signal: i32) {
     if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         // It may have ended just now.
         let _ = spawn::signal_pidfd(pidfd.as_fd(), signal);
+    }
+}
+
+/// Signals what is left of the job when its root process has ended. Our workers, whose parent is outside, are not.
+fn signal_rest(signal: i32) {
+    for pid in crate::target::all_pids().unwrap_or_default() {
+        let Ok(process) = crate::target::Target::open(pid) else {
+            continue;
+        };
+        let parent = crate::target::status_line(pid, "PPid").ok().flatten();
+        if pid != 1 && parent.is_some_and(|p| p != "0") {
+            // It may have ended just now.
+            let _ = process.signal(signal);
+        }
     }
 }
 

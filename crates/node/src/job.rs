@@ -20,6 +20,8 @@ pub(crate) const SOCKET: &str = "control.sock";
 const STATE: &str = "state.json";
 const STOP: &str = "stop.json";
 const LAST: &str = "checkpoint.json";
+/// What our workers are called in /proc.
+const WORKER_NAME: &str = "cpr-worker";
 /// SIGKILL.
 pub(crate) const KILL: i32 = 9;
 /// How long a job may take to end after SIGKILL.
@@ -444,23 +446,34 @@ impl Job {
         self.thaw()
     }
 
-    /// The processes of a job that lives in our PID namespace: the descendants of its supervisor that are its own.
+    /// The processes of a job that lives in our PID namespace: the descendants of its supervisor, which adopts the
+    /// job's orphans, except workers.
     pub(crate) fn host_members(&self, state: &State) -> Result<Vec<Target>> {
-        let mut members = vec![self.root_target(state)?];
-        let mut next = 0;
+        let gone = || {
+            Error::new(
+                ErrorKind::Gone,
+                format!("the supervisor of job {} has ended", self.name),
+            )
+        };
+        let supervisor = Target::open_same(state.supervisor.ok_or_else(gone)?)?;
         let all = target::all_pids()?;
-        while next < members.len() {
-            let parent = members[next].pid.to_string();
+        let mut parents = vec![supervisor.pid];
+        let mut members: Vec<Target> = Vec::new();
+        while let Some(parent) = parents.pop() {
             for &pid in &all {
                 if members.iter().any(|m| m.pid == pid) {
                     continue;
                 }
                 let Ok(target) = Target::open(pid) else { continue };
-                if target::status_line(pid, "PPid").ok().flatten().as_deref() == Some(parent.as_str()) {
+                let is_child = target::status_line(pid, "PPid").ok().flatten() == Some(parent.to_string());
+                let worker = parent == supervisor.pid
+                    && state.root != Some(pid)
+                    && target::status_line(pid, "Name").ok().flatten().as_deref() == Some(WORKER_NAME);
+                if is_child && !worker {
+                    parents.push(pid);
                     members.push(target);
                 }
             }
-            next += 1;
         }
         Ok(members)
     }
@@ -518,6 +531,7 @@ impl Job {
             }
             self.wait(Some(KILL_TIMEOUT))?;
         }
+        self.thaw()?;
         let _lock = self
             .directory
             .try_lock(LOCK)?

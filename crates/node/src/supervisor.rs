@@ -65,6 +65,8 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         .try_lock(LOCK)?
         .ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {} is running already", job.name())))?;
     job.set_stop_intent(None)?;
+    // Of a suspended job that died with the machine or its supervisor.
+    job.thaw()?;
     let mut state = State {
         phase: Phase::Starting,
         supervisor: Some(Identity::own()?),
@@ -324,17 +326,20 @@ impl Supervisor<'_> {
     }
 
     fn forward(&self, signal: i32) {
-        if self.root_status.is_some() {
-            return;
-        }
-        // It may be ending right now.
+        // The job may be ending right now.
         match &self.init {
             Some((channel, _)) => {
                 let _ = send(channel.as_fd(), &Order::Signal(signal));
             }
-            None => {
+            None if self.root_status.is_none() => {
+                // Our child, and not waited for: the PID is its own.
                 if let Some(root) = self.state.root {
                     let _ = Target::open(root).and_then(|t| t.signal(signal));
+                }
+            }
+            None => {
+                for process in self.job.host_members(&self.state).unwrap_or_default() {
+                    let _ = process.signal(signal);
                 }
             }
         }

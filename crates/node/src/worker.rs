@@ -12,8 +12,11 @@ use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Blocker, CheckpointReport, Event};
-use crate::target::{self, Target};
+use crate::target::Target;
 use crate::wire::{Receiver, WireError, send};
+
+/// HUP, INT, QUIT, USR1, USR2, ALRM, TERM, TSTP, TTIN, TTOU.
+const DEAF: [i32; 10] = [1, 2, 3, 10, 12, 14, 15, 20, 21, 22];
 
 /// What a worker tells its front.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,15 +34,12 @@ pub(crate) struct Worker {
     pub(crate) reports: Receiver,
 }
 
-/// Where a worker goes before it works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Journey {
-    namespaces: Namespaces,
-    /// Become this user first: root works in a user's namespaces as that user.
-    user: Option<(u32, u32)>,
-}
-
-fn plan(target: &Target) -> Result<Journey> {
+/// The namespaces a worker enters before it works.
+///
+/// A user enters all of his job's. Root, who needs no user namespace to have power over it, enters only the PID
+/// namespace of a job with a user namespace of its own: in a mount namespace whose owner may put anything at any path,
+/// root has no business. It gets a `/proc` of its own instead.
+fn plan(target: &Target) -> Result<Namespaces> {
     let pid = target.pid.to_string();
     let differs = |kind: &str| -> Result<bool> {
         let what = || format!("read the {kind} namespace of process {pid}");
@@ -53,27 +53,15 @@ fn plan(target: &Target) -> Result<Journey> {
     };
     // An ordinary process is taken from outside, whatever else it has of its own.
     if !differs("pid")? {
-        return Ok(Journey {
-            namespaces: Namespaces::NONE,
-            user: None,
-        });
+        return Ok(Namespaces::NONE);
     }
-    let namespaces = Namespaces {
-        user: differs("user")?,
+    let other_user = differs("user")?;
+    let powerful = rustix::process::geteuid().is_root() && namespace::is_admin();
+    Ok(Namespaces {
+        user: other_user && !powerful,
         pid: true,
-        mount: differs("mnt")?,
-    };
-    let mut user = None;
-    if namespaces.user && rustix::process::geteuid().is_root() {
-        let effective = |key: &str| -> Result<u32> {
-            let line = target::status_line(target.pid, key)?.unwrap_or_default();
-            let id = line.split_ascii_whitespace().nth(1).and_then(|id| id.parse().ok());
-            id.ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/status has no {key}")))
-        };
-        let ids = (effective("Uid")?, effective("Gid")?);
-        user = (ids.0 != 0).then_some(ids);
-    }
-    Ok(Journey { namespaces, user })
+        mount: differs("mnt")? && !(other_user && powerful),
+    })
 }
 
 impl Worker {
@@ -115,14 +103,15 @@ fn report(to: BorrowedFd<'_>, message: &Message) {
 
 fn travel(
     target: &Target,
-    journey: Journey,
+    journey: Namespaces,
     write: &OwnedFd,
     work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<Message>,
 ) -> Result<()> {
     rustix::process::setsid()
         .map_err(std::io::Error::from)
         .context(|| "leave the caller's session")?;
-    spawn::set_signal_mask(&SignalMask::of(&[])).context(|| "reset the signal mask")?;
+    // Inside, processes of the job can signal us (kill -1): what was begun must be ended in order.
+    spawn::set_signal_mask(&SignalMask::of(&DEAF)).context(|| "set the signal mask")?;
     // A name only helps whoever lists processes.
     let _ = rustix::thread::set_name(c"cpr-worker");
     let work = move || {
@@ -130,19 +119,16 @@ fn travel(
         let message = result.unwrap_or_else(|error| Message::Failed(WireError::from(&error)));
         report(write.as_fd(), &message);
     };
-    if !journey.namespaces.pid {
+    if !journey.pid {
         work();
         return Ok(());
-    }
-    if let Some((uid, gid)) = journey.user {
-        namespace::become_user(uid, gid, &[gid]).context(|| format!("become user {uid}"))?;
     }
     let join = |namespaces: Namespaces| {
         namespace::join(target.pidfd(), namespaces)
             .context(|| format!("enter the namespaces of process {}", target.pid))
             .map_err(|error| error.with_hint("only its owner or root can enter the namespaces of a process"))
     };
-    if journey.namespaces.user {
+    if journey.user {
         let user = true;
         join(Namespaces {
             user,
@@ -157,7 +143,7 @@ fn travel(
     // The joined PID namespace is that of the next child.
     let child = spawn::fork(Namespaces::NONE, || {
         let entered = (|| {
-            if journey.namespaces.mount {
+            if journey.mount {
                 let mount = true;
                 join(Namespaces {
                     mount,

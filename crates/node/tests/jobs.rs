@@ -96,6 +96,7 @@ fn helper(arguments: &[String]) -> ExitCode {
             .job(rest[0])
             .and_then(|j| j.checkpoint(CheckpointOptions::default()))
             .map(|_| 0),
+        "check" => cpr_node::check_pid(rest[0].parse().unwrap()).map(|_| 0),
         "status" => state.job(rest[0]).and_then(|j| j.status()).map(|s| {
             println!("{}", serde_json::to_string(&s).unwrap());
             0
@@ -203,6 +204,8 @@ const TESTS: &[(&str, Test)] = &[
     ("failures", failures),
     ("signals", signals),
     ("orphans", orphans),
+    ("orphan_signal", orphan_signal),
+    ("permission", permission),
     ("detached", detached),
     ("supervisor_killed", supervisor_killed),
     ("terminal", terminal),
@@ -313,6 +316,43 @@ fn orphans(lab: &Lab) {
     );
     assert!(lab.path("late").exists() && started.elapsed() >= Duration::from_millis(600));
     assert_eq!(lab.status()["exit_code"], 3);
+}
+
+/// When the root process has ended, a signal to the supervisor reaches what is left.
+fn orphan_signal(lab: &Lab) {
+    let script = "sleep 1000 >/dev/null 2>&1 & exit 3";
+    let mut child = lab
+        .command(&["run", "--name", "job", "--", "/bin/sh", "-c", script])
+        .spawn()
+        .unwrap();
+    until("the root ended", || {
+        let output = lab.call(&["status", "job"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        output.status.success() && text.contains("\"exit_code\":3")
+    });
+    assert_eq!(lab.status()["phase"], "running");
+    let sent = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+/// LBNL-3.6.2.1: who may not signal a process may not checkpoint it; root may, in the user's namespaces too.
+fn permission(lab: &Lab) {
+    lab.expect(0, &["run", "-d", "--name", "job", "--", "sleep", "1000"]);
+    let pid = lab.status()["pid"].as_i64().unwrap().to_string();
+    // The stub engine refuses: then the worker has found its way to it.
+    let reached = if cfg!(feature = "stub-engine") { 69 } else { 0 };
+    lab.expect(reached, &["check", &pid]);
+    if !am_root() {
+        return;
+    }
+    let other = Lab::new(if lab.user.is_some() { None } else { Some(NOBODY) });
+    other.expect(if lab.user.is_some() { reached } else { 77 }, &["check", &pid]);
+    lab.expect(66, &["check", "999999999"]);
+    assert_eq!(lab.status()["phase"], "running");
 }
 
 fn detached(lab: &Lab) {
