@@ -3,7 +3,10 @@
 //! Every `unsafe` block and raw system call of GridCPR is here, behind small functions that return [`std::io::Result`].
 //! The crate decides nothing: it knows no image, job or policy.
 
+pub mod event;
 pub mod namespace;
 pub mod page_out;
+pub mod socket;
 pub mod spawn;
+pub mod terminal;
 pub mod terminal_relay;

@@ -1,0 +1,157 @@
+//! What eventfd, timerfd, signalfd, epoll and inotify descriptors need beyond the ordinary calls.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// signalfd4(2) with a new descriptor; bit n-1 of `mask` for signal n. The result is close-on-exec.
+pub fn signalfd(mask: u64, nonblocking: bool) -> io::Result<OwnedFd> {
+    let flags = libc::SFD_CLOEXEC | if nonblocking { libc::SFD_NONBLOCK } else { 0 };
+    let new: libc::c_int = -1;
+    // SAFETY: the kernel reads an 8-byte signal set, the size passed, from `mask`, which lives through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_signalfd4, new, &mask, size_of::<u64>(), flags) };
+    let fd = checked(fd as libc::c_int)?;
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// TFD_IOC_SET_TICKS: how many expirations the next read reports. Zero is refused by the kernel.
+pub fn set_timer_ticks(timer: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
+    const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400; // _IOW('T', 0, __u64)
+    // SAFETY: the request reads one u64, and `ticks` is one.
+    checked(unsafe { libc::ioctl(timer.as_raw_fd(), TFD_IOC_SET_TICKS, &ticks) }).map(drop)
+}
+
+/// INOTIFY_IOC_SETNEXTWD: the watch descriptor the next new watch gets.
+pub fn set_next_watch(inotify: BorrowedFd<'_>, wd: i32) -> io::Result<()> {
+    const INOTIFY_IOC_SETNEXTWD: libc::Ioctl = 0x4004_4900; // _IOW('I', 0, __s32)
+    // SAFETY: the request takes the number itself as its argument and touches no memory.
+    checked(unsafe { libc::ioctl(inotify.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, libc::c_long::from(wd)) }).map(drop)
+}
+
+/// inotify_add_watch(2) with the mask as the kernel shows it.
+pub fn add_watch(inotify: BorrowedFd<'_>, path: &[u8], mask: u32) -> io::Result<i32> {
+    let path = CString::new(path)?;
+    // SAFETY: `path` is a NUL-terminated string that lives through the call.
+    checked(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) })
+}
+
+/// open_by_handle_at(2) with O_PATH: the file of `handle` on the file system that `mount` is on.
+pub fn open_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> io::Result<OwnedFd> {
+    // struct file_handle: u32 handle_bytes, int handle_type, then the handle. u64 elements keep it aligned.
+    let mut raw = vec![0u64; (8 + handle.len()).div_ceil(8)];
+    let words = [handle.len() as u32, kind as u32];
+    raw[0] = u64::from_ne_bytes({
+        let mut first = [0u8; 8];
+        first[..4].copy_from_slice(&words[0].to_ne_bytes());
+        first[4..].copy_from_slice(&words[1].to_ne_bytes());
+        first
+    });
+    for (slot, chunk) in raw[1..].iter_mut().zip(handle.chunks(8)) {
+        let mut bytes = [0u8; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        *slot = u64::from_ne_bytes(bytes);
+    }
+    // SAFETY: `raw` holds a struct file_handle whose handle_bytes is no longer than what follows it, and the call only
+    // reads it.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            raw.as_ptr(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    let fd = checked(fd as libc::c_int)?;
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether descriptor `fd` of process `pid` is the open file description that `epoll` has registered under number
+/// `registered`, the one with `offset` registrations of that number before it (kcmp(2), KCMP_EPOLL_TFD).
+pub fn is_registered(pid: i32, fd: i32, epoll: BorrowedFd<'_>, registered: i32, offset: u32) -> io::Result<bool> {
+    const KCMP_EPOLL_TFD: libc::c_int = 7;
+    #[repr(C)]
+    struct EpollSlot {
+        epoll: u32,
+        registered: u32,
+        offset: u32,
+    }
+    let slot = EpollSlot {
+        epoll: epoll.as_raw_fd() as u32,
+        registered: registered as u32,
+        offset,
+    };
+    let own = std::process::id() as libc::c_int;
+    // SAFETY: for KCMP_EPOLL_TFD the kernel reads one struct kcmp_epoll_slot, which `slot` is laid out as.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, pid, own, KCMP_EPOLL_TFD, fd, &slot as *const EpollSlot) };
+    checked(result as libc::c_int).map(|order| order == 0)
+}
+
+/// The kernel's `struct epoll_event`.
+pub fn epoll_event(events: u32, data: u64) -> Vec<u8> {
+    let mut bytes = events.to_ne_bytes().to_vec();
+    if !cfg!(target_arch = "x86_64") {
+        bytes.extend_from_slice(&[0; 4]); // packed on x86-64 only
+    }
+    bytes.extend_from_slice(&data.to_ne_bytes());
+    bytes
+}
+
+/// EPOLL_CTL_ADD of the caller's own descriptor `fd`.
+pub fn epoll_add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, events: u32, data: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads one epoll_event, and `event` is one.
+    checked(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn kcmp_tells_registered_descriptions_apart() {
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        let (one, other) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+        epoll_add(epoll.as_fd(), one.0.as_fd(), libc::EPOLLIN as u32, 5).unwrap();
+        let pid = std::process::id() as i32;
+        let same = rustix::io::dup(&one.0).unwrap();
+        let tfd = one.0.as_raw_fd();
+        assert!(is_registered(pid, tfd, epoll.as_fd(), tfd, 0).unwrap());
+        assert!(is_registered(pid, same.as_raw_fd(), epoll.as_fd(), tfd, 0).unwrap());
+        assert!(!is_registered(pid, other.0.as_raw_fd(), epoll.as_fd(), tfd, 0).unwrap());
+        assert!(is_registered(pid, tfd, epoll.as_fd(), tfd, 1).is_err());
+        assert_eq!(epoll_event(1, 2).len(), size_of::<libc::epoll_event>());
+    }
+
+    #[test]
+    fn signals_and_ticks() {
+        let fd = signalfd(1 << (libc::SIGUSR1 - 1), true).unwrap();
+        assert_eq!(rustix::io::read(&fd, &mut [0u8; 128]), Err(rustix::io::Errno::AGAIN));
+        let timer = rustix::time::timerfd_create(
+            rustix::time::TimerfdClockId::Monotonic,
+            rustix::time::TimerfdFlags::CLOEXEC,
+        )
+        .unwrap();
+        set_timer_ticks(timer.as_fd(), 7).unwrap();
+        let mut ticks = [0u8; 8];
+        rustix::io::read(&timer, &mut ticks).unwrap();
+        assert_eq!(u64::from_ne_bytes(ticks), 7);
+    }
+
+    #[test]
+    fn watches_get_the_numbers_asked_for() {
+        let inotify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
+        set_next_watch(inotify.as_fd(), 41).unwrap();
+        assert_eq!(add_watch(inotify.as_fd(), b"/tmp", libc::IN_CREATE).unwrap(), 41);
+    }
+}
