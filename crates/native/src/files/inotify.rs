@@ -1,0 +1,249 @@
+//! inotify(7): the watches, with their numbers.
+//!
+//! The kernel tells which inode is watched, not by what path. Root opens it by its handle; others find it among the
+//! directories the job works in. Unread events cannot be looked at without taking them, so they are refused.
+//!
+//! Opening and making files at restart causes events like anything else: [`discard_events`] has to be called last.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use cpr_image::model::{ByteString, Bytes, InotifyWatch, Object, OpenFile};
+use cpr_kernel::event;
+use cpr_kernel::proc::{self, FdInfoKind, Mount};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::fs::inotify::CreateFlags;
+use rustix::fs::{Mode, OFlags};
+
+use super::eventfd::is_nonblocking;
+use super::{Description, RestoreContext, SaveContext};
+
+/// The most directory entries looked at in search of watched files.
+const SEARCH_LIMIT: usize = 8192;
+
+/// Saves the watches.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when events are queued, or when the path of a watch cannot be found.
+pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
+    let FdInfoKind::Inotify(watches) = &description.info.kind else {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            format!("{}: no inotify descriptor", description.label()),
+        ));
+    };
+    let queued = rustix::io::ioctl_fionread(&description.handle)
+        .map_err(std::io::Error::from)
+        .context(|| format!("{}: look at the inotify queue", description.label()))?;
+    if queued > 0 {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{}: {queued} bytes of unread inotify events", description.label()),
+        )
+        .with_hint("try again when the program has read its inotify events"));
+    }
+    let mounts = context
+        .targets
+        .iter()
+        .find(|target| target.pid == description.pid)
+        .or(context.targets.first())
+        .map(|target| target.proc.mountinfo())
+        .transpose()
+        .context(|| format!("{}: list the mounts", description.label()))?
+        .unwrap_or_default();
+    let watches = resolve(watches, &mounts, &|| places(context), &description.label())?;
+    Ok(Object::Inotify {
+        watches,
+        queued: Bytes::default(),
+    })
+}
+
+/// Directories and files the job works with, nearest first.
+fn places(context: &SaveContext<'_>) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = Vec::new();
+    let path = |bytes: Vec<u8>| PathBuf::from(std::ffi::OsStr::from_bytes(&bytes));
+    for target in context.targets {
+        places.extend(target.proc.read_link("cwd").map(path));
+    }
+    for target in context.targets {
+        for fd in target.proc.descriptors().unwrap_or_default() {
+            let link = target.proc.fd_link(fd).map(path).unwrap_or_default();
+            if link.is_absolute() {
+                places.extend(link.parent().map(Path::to_owned));
+                places.push(link);
+            }
+        }
+        let environment = target.proc.read("environ").unwrap_or_default();
+        for variable in environment.split(|&b| b == 0) {
+            for name in [&b"HOME="[..], b"TMPDIR=", b"XDG_RUNTIME_DIR=", b"XDG_CONFIG_HOME="] {
+                places.extend(variable.strip_prefix(name).map(|value| path(value.to_vec())));
+            }
+        }
+    }
+    places.extend(["/tmp", "/dev/shm", "/var/tmp", "/etc", "/run", "/var/log"].map(PathBuf::from));
+    places
+}
+
+/// Finds the paths of watches: by handle on `mounts`, else at `places`, above and directly below them.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when one is not found.
+pub fn resolve(
+    watches: &[proc::InotifyWatch],
+    mounts: &[Mount],
+    places: &dyn Fn() -> Vec<PathBuf>,
+    label: &str,
+) -> Result<Vec<InotifyWatch>> {
+    let mut paths: Vec<Option<PathBuf>> = watches.iter().map(|watch| by_handle(watch, mounts)).collect();
+    if paths.iter().any(Option::is_none) {
+        search(watches, &mut paths, places());
+    }
+    watches
+        .iter()
+        .zip(paths)
+        .map(|(watch, path)| {
+            let path = path.ok_or_else(|| {
+                let (major, minor) = watch.sdev;
+                Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{label}: inotify watch {} is on inode {} of device {major}:{minor}, whose path is not known",
+                        watch.wd, watch.ino
+                    ),
+                )
+                .with_hint("checkpoint as root, or keep the watched directory open or as working directory")
+            })?;
+            Ok(InotifyWatch {
+                wd: watch.wd,
+                mask: watch.mask,
+                path: ByteString(path.into_os_string().as_bytes().to_vec()),
+            })
+        })
+        .collect()
+}
+
+/// Opens the inode by its handle, which takes CAP_DAC_READ_SEARCH, and reads its path from /proc.
+fn by_handle(watch: &proc::InotifyWatch, mounts: &[Mount]) -> Option<PathBuf> {
+    if watch.f_handle.is_empty() {
+        return None;
+    }
+    mounts.iter().filter(|mount| mount.dev == watch.sdev).find_map(|mount| {
+        let point = Path::new(std::ffi::OsStr::from_bytes(&mount.mount_point));
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let on = rustix::fs::open(point, flags, Mode::empty()).ok()?;
+        let file = event::open_handle(on.as_fd(), watch.fhandle_type, &watch.f_handle).ok()?;
+        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new()).ok()?;
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(link.as_bytes()));
+        // Also refuses what is deleted or lies outside the mount.
+        is_watched(&path, watch).then_some(path)
+    })
+}
+
+/// Whether `path` leads to the watched inode.
+fn is_watched(path: &Path, watch: &proc::InotifyWatch) -> bool {
+    const BTRFS: i64 = 0x9123_683E;
+    const OVERLAY: i64 = 0x794C_7630;
+    let Ok(stat) = rustix::fs::stat(path) else {
+        return false;
+    };
+    if stat.st_ino != watch.ino {
+        return false;
+    }
+    if (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)) == watch.sdev {
+        return true;
+    }
+    // These show another device number in stat than the kernel uses for itself.
+    rustix::fs::statfs(path).is_ok_and(|fs| [BTRFS, OVERLAY].contains(&fs.f_type))
+}
+
+/// Looks for the watched inodes at `places`, above and directly below them.
+fn search(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], places: Vec<PathBuf>) {
+    let mut left = SEARCH_LIMIT;
+    let mut offer = |path: &Path| {
+        for (watch, slot) in watches.iter().zip(paths.iter_mut()) {
+            if slot.is_none() && is_watched(path, watch) {
+                *slot = Some(path.to_owned());
+            }
+        }
+        left = left.saturating_sub(1);
+        left > 0 && paths.iter().any(Option::is_none)
+    };
+    for place in &places {
+        for path in place.ancestors() {
+            if !offer(path) {
+                return;
+            }
+        }
+    }
+    for place in &places {
+        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+            if !offer(&entry.path()) {
+                return;
+            }
+        }
+    }
+}
+
+/// Makes an inotify descriptor with the same watches.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] when a watched path is missing.
+pub fn restore(file: &OpenFile, watches: &[InotifyWatch], _context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+    make(watches, is_nonblocking(file))
+}
+
+/// Makes an inotify descriptor with the same watches.
+///
+/// # Errors
+/// As [`restore`].
+pub fn make(watches: &[InotifyWatch], nonblocking: bool) -> Result<OwnedFd> {
+    let mut flags = CreateFlags::CLOEXEC;
+    flags.set(CreateFlags::NONBLOCK, nonblocking);
+    let fd = rustix::fs::inotify::init(flags)
+        .map_err(std::io::Error::from)
+        .context(|| "make an inotify descriptor")?;
+    let mut watches: Vec<&InotifyWatch> = watches.iter().collect();
+    watches.sort_by_key(|watch| watch.wd);
+    for watch in watches {
+        let what = || format!("watch {} with inotify", watch.path);
+        event::set_next_watch(fd.as_fd(), watch.wd)
+            .context(what)
+            .map_err(|e| e.with_hint("the kernel needs CONFIG_CHECKPOINT_RESTORE"))?;
+        let wd = event::add_watch(fd.as_fd(), &watch.path.0, watch.mask)
+            .context(what)
+            .map_err(|e| {
+                if e.kind() == ErrorKind::NotFound {
+                    e.with_kind(ErrorKind::Incompatible)
+                } else {
+                    e
+                }
+            })?;
+        if wd != watch.wd {
+            return Err(Error::new(
+                ErrorKind::Incompatible,
+                format!("{}: it got number {wd} instead of {}", what(), watch.wd),
+            ));
+        }
+    }
+    Ok(fd)
+}
+
+/// Throws away the events that restart itself has caused.
+///
+/// # Errors
+/// The descriptor cannot be read.
+pub fn discard_events(inotify: BorrowedFd<'_>) -> Result<()> {
+    let io = std::io::Error::from;
+    let mut buffer = vec![0u8; 64 << 10];
+    while rustix::io::ioctl_fionread(inotify)
+        .map_err(io)
+        .context(|| "look at an inotify queue")?
+        > 0
+    {
+        rustix::io::read(inotify, &mut buffer)
+            .map_err(io)
+            .context(|| "empty an inotify queue")?;
+    }
+    Ok(())
+}
