@@ -2,5 +2,22 @@
 //!
 //! This crate knows no kernel interface and no job; it turns a [`model::Manifest`] and page data into a file or stream
 //! and back. The format is described in `docs/image-format.md`.
+//!
+//! - [`ImageWriter`] writes an image front to back into any [`std::io::Write`], so also into a pipe.
+//! - [`PendingImage`] makes a finished file appear under its name at once, or not at all.
+//! - [`Image`] opens one. Nothing of it is believed before the hash over it and the version have been checked, and
+//!   nothing of the metadata before [`model::Manifest::validate`] has found them consistent. Page data are checked by
+//!   [`Image::verify_data`].
 
+mod cbor;
+mod format;
 pub mod model;
+mod pending;
+mod reader;
+mod validate;
+mod writer;
+
+pub use format::{FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
+pub use pending::PendingImage;
+pub use reader::Image;
+pub use writer::{ImageSummary, ImageWriter};

@@ -1,0 +1,555 @@
+//! Whether metadata make sense: every reference in range, every number within what Linux allows.
+//!
+//! After [`Manifest::validate`] the rest of GridCPR may index tables with the identifiers it finds, and add lengths to
+//! addresses without overflow. Whether the objects can be made on this machine is not asked here.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use cpr_types::{Error, ErrorKind, Result};
+
+use crate::format::PAGE;
+use crate::model::*;
+
+/// Addresses below this one are user space; TASK_SIZE_MAX of x86-64 with four-level page tables.
+const USER_LIMIT_X86_64: u64 = 0x7fff_ffff_f000;
+/// Of other architectures, no more than that the sign bit is free.
+const USER_LIMIT: u64 = (1 << 63) - PAGE;
+/// PID_MAX_LIMIT.
+const MAX_PID: i32 = 4 << 20;
+/// Descriptor numbers are below this one: the usual fs.nr_open.
+const MAX_FD: i32 = 1 << 20;
+/// Largest offset in a file.
+const MAX_FILE: u64 = i64::MAX as u64;
+/// PATH_MAX.
+const MAX_PATH: usize = 4096;
+const MAX_SIGNAL: i32 = 64;
+const SIGINFO_LENGTH: usize = 128;
+/// No register set, auxiliary vector, processor mask or terminal setting comes near this.
+const MAX_BLOB: usize = 64 << 10;
+/// Largest sun_path.
+const MAX_SOCKET_NAME: usize = 108;
+const SOCK_STREAM: i32 = 1;
+const SOCK_DGRAM: i32 = 2;
+const SOCK_SEQPACKET: i32 = 5;
+/// SIGEV_THREAD_ID.
+const NOTIFY_THREAD: i32 = 4;
+
+impl Manifest {
+    /// Checks that the metadata are consistent. `data` is where in the file page data lie.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`], saying what is wrong with which object.
+    pub fn validate(&self, data: Range<u64>) -> Result<()> {
+        let manifest = self;
+        let limit = if manifest.checkpoint.architecture == "x86_64" {
+            USER_LIMIT_X86_64
+        } else {
+            USER_LIMIT
+        };
+        let check = Check { manifest, data, limit };
+        check.checkpoint()?;
+        let pids = check.processes()?;
+        for (index, space) in manifest.address_spaces.iter().enumerate() {
+            check
+                .address_space(space)
+                .map_err(|what| wrong(format!("address space {index}: {what}")))?;
+        }
+        for (index, file) in manifest.mapped_files.iter().enumerate() {
+            path(&file.path)
+                .and_then(|()| blob(&file.build_id, "build ID"))
+                .and_then(|()| within(file.size <= MAX_FILE, "size"))
+                .map_err(|what| wrong(format!("mapped file {index}: {what}")))?;
+        }
+        for (index, file) in manifest.files.iter().enumerate() {
+            check
+                .open_file(file, &pids)
+                .map_err(|what| wrong(format!("open file {index}: {what}")))?;
+        }
+        check.epoll_nesting()?;
+        for (index, file) in manifest.saved_files.iter().enumerate() {
+            check
+                .saved_file(file)
+                .map_err(|what| wrong(format!("saved file {index}: {what}")))?;
+        }
+        for (index, pipe) in manifest.pipes.iter().enumerate() {
+            let bytes: usize = pipe.data.iter().map(|data| data.0.len()).sum();
+            within(
+                bytes as u64 <= u64::from(pipe.capacity) && pipe.capacity <= 1 << 31,
+                "capacity",
+            )
+            .map_err(|what| wrong(format!("pipe {index}: {what}")))?;
+        }
+        check.sockets()?;
+        for (index, terminal) in manifest.terminals.iter().enumerate() {
+            blob(&terminal.attributes, "attributes")
+                .and_then(|()| blob(&terminal.input, "input"))
+                .and_then(|()| blob(&terminal.output, "output"))
+                .map_err(|what| wrong(format!("terminal {index}: {what}")))?;
+        }
+        Ok(())
+    }
+}
+
+struct Check<'a> {
+    manifest: &'a Manifest,
+    data: Range<u64>,
+    limit: u64,
+}
+
+/// What is wrong with an object; its name is put before it by the caller.
+type Verdict = Result<(), String>;
+
+fn wrong(what: String) -> Error {
+    Error::new(
+        ErrorKind::Damaged,
+        format!("the metadata contradict themselves: {what}"),
+    )
+}
+
+fn within(sound: bool, what: &str) -> Verdict {
+    if sound {
+        Ok(())
+    } else {
+        Err(format!("impossible {what}"))
+    }
+}
+
+fn in_table<T>(index: usize, table: &[T], what: &str) -> Verdict {
+    if index < table.len() {
+        Ok(())
+    } else {
+        Err(format!("there is no {what} {index}"))
+    }
+}
+
+fn path(path: &ByteString) -> Verdict {
+    within(path.0.len() < MAX_PATH && !path.0.contains(&0), "path")
+}
+
+fn blob(bytes: &Bytes, what: &str) -> Verdict {
+    within(bytes.0.len() <= MAX_BLOB, what)
+}
+
+fn signal(number: i32) -> Verdict {
+    within((1..=MAX_SIGNAL).contains(&number), "signal number")
+}
+
+fn pid(number: i32) -> Verdict {
+    within((1..=MAX_PID).contains(&number), "process or thread ID")
+}
+
+fn descriptor(number: i32) -> Verdict {
+    within((0..MAX_FD).contains(&number), "descriptor number")
+}
+
+fn siginfos(signals: &[Bytes]) -> Verdict {
+    within(
+        signals.iter().all(|info| info.0.len() == SIGINFO_LENGTH),
+        "pending signal",
+    )
+}
+
+/// Whether the range is not empty, on page borders, and inside `outer`.
+fn is_page_range(start: u64, length: u64, outer: &Range<u64>) -> bool {
+    let aligned = start % PAGE == 0 && length % PAGE == 0 && length > 0;
+    aligned && start >= outer.start && start.checked_add(length).is_some_and(|end| end <= outer.end)
+}
+
+impl Check<'_> {
+    fn checkpoint(&self) -> Result<()> {
+        let checkpoint = &self.manifest.checkpoint;
+        let size = u64::from(checkpoint.page_size);
+        within(size == 0 || size == PAGE, "page size")
+            .and_then(|()| blob(&checkpoint.vdso_hash, "vdso hash"))
+            .and_then(|()| within(checkpoint.vdso_length <= 1 << 30, "vdso length"))
+            .map_err(|what| wrong(format!("checkpoint: {what}")))
+    }
+
+    /// Checks all processes and returns their PIDs.
+    fn processes(&self) -> Result<HashSet<i32>> {
+        let processes = &self.manifest.processes;
+        let mut order = HashMap::with_capacity(processes.len());
+        let mut tids = HashSet::new();
+        let mut spaces = HashSet::new();
+        for (index, process) in processes.iter().enumerate() {
+            let this = |what: String| wrong(format!("process {}: {what}", process.pid));
+            pid(process.pid).map_err(this)?;
+            if order.insert(process.pid, index).is_some() {
+                return Err(this("it is listed twice".to_string()));
+            }
+            // A zombie has no threads listed, but its ID is taken all the same.
+            let leader = process.threads.is_empty().then_some(process.pid);
+            for tid in process.threads.iter().map(|thread| thread.tid).chain(leader) {
+                pid(tid).map_err(this)?;
+                if !tids.insert(tid) {
+                    return Err(this(format!("thread {tid} is listed twice")));
+                }
+            }
+            if process.address_space.is_some_and(|id| !spaces.insert(id)) {
+                return Err(this("its address space belongs to another process".to_string()));
+            }
+            self.process(process).map_err(this)?;
+        }
+        for (index, process) in processes.iter().enumerate() {
+            if order.get(&process.ppid).is_some_and(|parent| *parent >= index) {
+                let what = format!(
+                    "process {}: its parent {} does not come before it",
+                    process.pid, process.ppid
+                );
+                return Err(wrong(what));
+            }
+        }
+        let root = self.manifest.checkpoint.root_pid;
+        if root != 0 && !order.contains_key(&root) {
+            return Err(wrong(format!("there is no process {root}, of which the checkpoint is")));
+        }
+        Ok(order.into_keys().collect())
+    }
+
+    fn process(&self, process: &Process) -> Verdict {
+        match process.state {
+            ProcessState::Zombie(_) => {
+                within(
+                    process.threads.is_empty() && process.address_space.is_none(),
+                    "zombie with threads or memory",
+                )?;
+            }
+            ProcessState::Running | ProcessState::Stopped(_) => {
+                let leader = process.threads.first().ok_or("it has no threads")?;
+                within(leader.tid == process.pid, "leading thread")?;
+                let space = process.address_space.ok_or("it has no address space")?;
+                in_table(space.index(), &self.manifest.address_spaces, "address space")?;
+            }
+        }
+        if let ProcessState::Stopped(number) = process.state {
+            signal(number)?;
+        }
+        for (id, what) in [
+            (process.ppid, "parent"),
+            (process.pgid, "process group"),
+            (process.sid, "session"),
+        ] {
+            within((0..=MAX_PID).contains(&id), what)?;
+        }
+        let mut last = -1;
+        for open in &process.descriptors {
+            descriptor(open.fd)?;
+            if open.fd <= last {
+                return Err(format!("descriptor {} is out of order or listed twice", open.fd));
+            }
+            last = open.fd;
+            in_table(open.file.index(), &self.manifest.files, "open file")?;
+        }
+        path(&process.cwd)?;
+        path(&process.root)?;
+        within(process.umask <= 0o7777, "umask")?;
+        let mut resources = HashSet::new();
+        for limit in &process.limits {
+            within(
+                limit.resource < 64 && resources.insert(limit.resource),
+                "resource limit",
+            )?;
+        }
+        let mut signals = HashSet::new();
+        for action in &process.signal_actions {
+            signal(action.signal)?;
+            within(signals.insert(action.signal), "second action for one signal")?;
+        }
+        siginfos(&process.pending_signals)?;
+        for timer in &process.interval_timers {
+            within((0..=2).contains(&timer.which), "interval timer")?;
+        }
+        let mut timers = HashSet::new();
+        for timer in &process.posix_timers {
+            within(timer.id >= 0 && timers.insert(timer.id), "timer ID")?;
+            within((0..=MAX_SIGNAL).contains(&timer.signal), "timer signal")?;
+            if timer.notify == NOTIFY_THREAD && !process.threads.iter().any(|thread| thread.tid == timer.thread) {
+                return Err(format!("timer {} is of a thread that is missing", timer.id));
+            }
+        }
+        for lock in &process.posix_locks {
+            if process
+                .descriptors
+                .binary_search_by_key(&lock.fd, |open| open.fd)
+                .is_err()
+            {
+                return Err(format!("there is no descriptor {} for a file lock", lock.fd));
+            }
+            within(
+                lock.start
+                    .checked_add(lock.length)
+                    .is_some_and(|end| end - 1.min(end) <= MAX_FILE),
+                "file lock",
+            )?;
+        }
+        within((-1000..=1000).contains(&process.oom_score_adj), "oom_score_adj")?;
+        if let Some(terminal) = process.controlling_terminal {
+            in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
+        }
+        for thread in &process.threads {
+            self.thread(thread)
+                .map_err(|what| format!("thread {}: {what}", thread.tid))?;
+        }
+        Ok(())
+    }
+
+    fn thread(&self, thread: &Thread) -> Verdict {
+        within(thread.name.0.len() <= 64 && !thread.name.0.contains(&0), "name")?;
+        blob(&thread.cpu.general, "register set")?;
+        blob(&thread.cpu.extended, "register set")?;
+        siginfos(&thread.pending_signals)?;
+        within(
+            (0..=MAX_SIGNAL).contains(&thread.parent_death_signal),
+            "parent-death signal",
+        )?;
+        blob(&thread.scheduling.affinity, "processor mask")?;
+        within((-20..=19).contains(&thread.scheduling.nice), "nice value")?;
+        // NGROUPS_MAX.
+        within(thread.credentials.groups.len() <= 65536, "number of groups")
+    }
+
+    fn address_space(&self, space: &AddressSpace) -> Verdict {
+        let manifest = self.manifest;
+        blob(&space.layout.auxv, "auxiliary vector")?;
+        if let Some(file) = space.executable {
+            in_table(file.index(), &manifest.mapped_files, "mapped file")?;
+        }
+        let mut last = 0;
+        for mapping in &space.mappings {
+            let this = |what: String| format!("mapping {:x}-{:x}: {what}", mapping.start, mapping.end);
+            let length = mapping.end.saturating_sub(mapping.start);
+            within(is_page_range(mapping.start, length, &(0..self.limit)), "range").map_err(this)?;
+            if mapping.start < last {
+                return Err(this("it overlaps the one before or is out of order".to_string()));
+            }
+            last = mapping.end;
+            self.mapping(mapping, length).map_err(this)?;
+        }
+        Ok(())
+    }
+
+    fn mapping(&self, mapping: &Mapping, length: u64) -> Verdict {
+        let manifest = self.manifest;
+        within(mapping.protection <= 7, "protection")?;
+        let end = mapping.offset.checked_add(length);
+        within(
+            mapping.offset % PAGE == 0 && end.is_some_and(|end| end <= MAX_FILE),
+            "offset",
+        )?;
+        match mapping.kind {
+            MappingKind::PrivateFile(id) | MappingKind::SharedFile(id) => {
+                in_table(id.index(), &manifest.mapped_files, "mapped file")?;
+            }
+            MappingKind::SharedSaved(id) | MappingKind::PrivateSaved(id) => {
+                in_table(id.index(), &manifest.saved_files, "saved file")?;
+            }
+            MappingKind::Anonymous
+            | MappingKind::Stack
+            | MappingKind::Vdso
+            | MappingKind::Vvar
+            | MappingKind::VvarClock => {}
+        }
+        within(mapping.flags.iter().all(|flag| flag.len() <= 16), "flag")?;
+        let bounds = mapping.start..mapping.end;
+        self.extents(&mapping.extents, &bounds)?;
+        let mut last = 0;
+        for (start, length) in &mapping.guards {
+            within(is_page_range(*start, *length, &bounds) && *start >= last, "guard pages")?;
+            last = start + length;
+        }
+        Ok(())
+    }
+
+    /// Checks runs of saved pages that belong into `bounds`.
+    fn extents(&self, extents: &[Extent], bounds: &Range<u64>) -> Verdict {
+        let mut last = 0;
+        for extent in extents {
+            let Extent { start, length, offset } = *extent;
+            let this = |what: &str| format!("saved pages at {start:x} ({length} bytes) {what}");
+            if !is_page_range(start, length, bounds) {
+                return Err(this("are not in it"));
+            }
+            if start < last {
+                return Err(this("overlap those before or are out of order"));
+            }
+            last = start + length;
+            if !is_page_range(offset, length, &self.data) {
+                return Err(this(&format!("are not in the image at offset {offset}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn saved_file(&self, file: &SavedFile) -> Verdict {
+        match &file.kind {
+            SavedFileKind::Deleted { path: name } => path(name)?,
+            // The kernel allows 249 bytes.
+            SavedFileKind::Memfd { name, .. } => within(name.0.len() <= 255 && !name.0.contains(&0), "name")?,
+            SavedFileKind::SharedAnonymous => {}
+        }
+        within(file.size <= MAX_FILE, "size")?;
+        // i64::MAX rounded up still fits.
+        self.extents(&file.extents, &(0..file.size.next_multiple_of(PAGE)))
+    }
+
+    fn open_file(&self, file: &OpenFile, pids: &HashSet<i32>) -> Verdict {
+        let manifest = self.manifest;
+        within(file.position <= MAX_FILE, "position")?;
+        for (_, start, length) in &file.ofd_locks {
+            within(
+                start
+                    .checked_add(*length)
+                    .is_some_and(|end| end - 1.min(end) <= MAX_FILE),
+                "file lock",
+            )?;
+        }
+        if let Some(owner) = &file.owner {
+            within(
+                (0..=2).contains(&owner.kind) && (0..=MAX_SIGNAL).contains(&owner.signal),
+                "owner",
+            )?;
+        }
+        let process = |number: i32| {
+            if pids.contains(&number) {
+                Ok(())
+            } else {
+                Err(format!("there is no process {number}"))
+            }
+        };
+        match &file.object {
+            Object::Regular(RegularFile { path: name, size, .. }) => {
+                path(name)?;
+                within(*size <= MAX_FILE, "size")
+            }
+            Object::Directory { path: name } | Object::Device { path: name, .. } => path(name),
+            Object::Saved(id) => in_table(id.index(), &manifest.saved_files, "saved file"),
+            Object::Pipe(id) => in_table(id.index(), &manifest.pipes, "pipe"),
+            Object::Fifo(fifo) => {
+                path(&fifo.path)?;
+                in_table(fifo.pipe.index(), &manifest.pipes, "pipe")
+            }
+            Object::Proc { pid, path: name } => {
+                path(name)?;
+                pid.map_or(Ok(()), process)
+            }
+            Object::EventFd { .. } | Object::TimerFd { .. } | Object::SignalFd { .. } => Ok(()),
+            Object::Epoll { targets } => {
+                let mut registered = HashSet::new();
+                for target in targets {
+                    descriptor(target.fd)?;
+                    in_table(target.file.index(), &manifest.files, "open file")?;
+                    within(
+                        registered.insert((target.fd, target.file)),
+                        "second registration of one descriptor",
+                    )?;
+                }
+                Ok(())
+            }
+            Object::Inotify { watches, queued } => {
+                let mut descriptors = HashSet::new();
+                for watch in watches {
+                    path(&watch.path)?;
+                    within(watch.wd > 0 && descriptors.insert(watch.wd), "watch descriptor")?;
+                }
+                // 16384 events of 272 bytes: the usual fs.inotify.max_queued_events.
+                within(queued.0.len() <= 64 << 20, "length of the event queue")
+            }
+            Object::PidFd { pid } => process(*pid),
+            Object::Socket(id) => in_table(id.index(), &manifest.sockets, "socket"),
+            Object::TerminalSlave(id) | Object::TerminalMaster(id) => {
+                in_table(id.index(), &manifest.terminals, "terminal")
+            }
+            Object::Inherited { stream } => within((0..=2).contains(stream), "standard stream"),
+        }
+    }
+
+    /// Checks that no epoll set contains itself, directly or through others: the kernel refuses that with ELOOP, and
+    /// whoever follows the registrations must come to an end. All targets are in range by now.
+    fn epoll_nesting(&self) -> Result<()> {
+        let files = &self.manifest.files;
+        let sets = |id: usize| match &files[id].object {
+            Object::Epoll { targets } => targets.as_slice(),
+            _ => &[],
+        };
+        let mut uses = vec![0_usize; files.len()];
+        let all = 0..files.len();
+        for target in all.clone().flat_map(sets) {
+            uses[target.file.index()] += 1;
+        }
+        // Takes away sets that nothing left contains, until only cycles are left.
+        let mut free: Vec<usize> = all.filter(|id| uses[*id] == 0).collect();
+        while let Some(id) = free.pop() {
+            for target in sets(id) {
+                let target = target.file.index();
+                uses[target] -= 1;
+                if uses[target] == 0 {
+                    free.push(target);
+                }
+            }
+        }
+        match uses.iter().position(|uses| *uses > 0) {
+            Some(id) => Err(wrong(format!("open file {id}: epoll sets contain each other"))),
+            None => Ok(()),
+        }
+    }
+
+    fn sockets(&self) -> Result<()> {
+        let mut waiting = HashSet::new();
+        for (index, socket) in self.manifest.sockets.iter().enumerate() {
+            self.socket(index, socket, &mut waiting)
+                .map_err(|what| wrong(format!("socket {index}: {what}")))?;
+        }
+        Ok(())
+    }
+
+    /// Checks a socket; `waiting` are those found in some listener's queue so far.
+    fn socket(&self, index: usize, socket: &UnixSocket, waiting: &mut HashSet<SocketId>) -> Verdict {
+        let sockets = &self.manifest.sockets;
+        within([SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].contains(&socket.kind), "type")?;
+        within(socket.address.0.len() <= MAX_SOCKET_NAME, "address")?;
+        path(&socket.bind_directory)?;
+        within(socket.shutdown <= 3, "shutdown state")?;
+        for message in &socket.queue {
+            within(message.sender.0.len() <= MAX_SOCKET_NAME, "sender")?;
+            // SCM_MAX_FD.
+            within(message.files.len() <= 253, "number of descriptors in a message")?;
+            for file in &message.files {
+                in_table(file.index(), &self.manifest.files, "open file")?;
+            }
+        }
+        match &socket.state {
+            SocketState::Unconnected | SocketState::PeerClosed => Ok(()),
+            SocketState::Connected(id) => {
+                in_table(id.index(), sockets, "socket")?;
+                let peer = &sockets[id.index()];
+                within(peer.kind == socket.kind, "peer of another type")?;
+                // A datagram socket may be connected to any other, and to itself.
+                let mutual = match &peer.state {
+                    _ if socket.kind == SOCK_DGRAM => true,
+                    SocketState::Connected(back) => back.index() == index && id.index() != index,
+                    SocketState::Listening { pending, .. } => pending.iter().any(|client| client.index() == index),
+                    SocketState::Unconnected | SocketState::PeerClosed => false,
+                };
+                if mutual {
+                    Ok(())
+                } else {
+                    Err(format!("socket {} is not connected to it", id.0))
+                }
+            }
+            SocketState::Listening { pending, .. } => {
+                within(socket.kind != SOCK_DGRAM, "listening datagram socket")?;
+                for client in pending {
+                    in_table(client.index(), sockets, "socket")?;
+                    let other = &sockets[client.index()];
+                    let agreed = matches!(&other.state, SocketState::Connected(id) if id.index() == index);
+                    if !agreed || other.kind != socket.kind {
+                        return Err(format!("socket {} waits but is not connected to it", client.0));
+                    }
+                    within(waiting.insert(*client), "client waiting twice")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Writing an image front to back.
+//!
+//! The writer never seeks and keeps 32 bytes per MiB of page data. A failed write leaves the image unusable: later
+//! calls fail, and no trailer is written, so what has been written is recognised as truncated.
+
+use std::io::Write;
+use std::thread;
+
+use blake3::Hasher;
+use cpr_types::{Error, ErrorKind, Result};
+
+use crate::cbor;
+use crate::format::{HASH_CHUNK, HASH_LENGTH, HEADER_LENGTH, Header, ImageId, MAX_DATA, PAGE, TRAILER_LENGTH, Trailer};
+use crate::model::Manifest;
+
+/// From this many bytes on, hashing and writing go on at the same time.
+const PARALLEL: usize = 512 << 10;
+
+/// What has been written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// Identifier of the image.
+    pub id: ImageId,
+    /// Length of the image in bytes.
+    pub length: u64,
+    /// Page data in it, bytes.
+    pub data_bytes: u64,
+    /// Encoded metadata in it, bytes.
+    pub manifest_bytes: u64,
+    /// Hash of the trailer. It depends on every byte of the image.
+    pub root_hash: [u8; 32],
+}
+
+/// Writes an image into a sink that need not be able to seek, so also into a pipe.
+///
+/// The sink gets few, large writes and needs no buffer.
+pub struct ImageWriter<W: Write> {
+    sink: W,
+    header: Header,
+    header_hash: [u8; HASH_LENGTH],
+    chunks: Chunks,
+    failed: bool,
+}
+
+/// The hashes of the page data so far.
+#[derive(Default)]
+struct Chunks {
+    table: Vec<u8>,
+    current: Hasher,
+    length: u64,
+}
+
+impl Chunks {
+    fn add(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let room = HASH_CHUNK - self.length % HASH_CHUNK;
+            let take = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            self.current.update(&data[..take]);
+            self.length += take as u64;
+            if self.length % HASH_CHUNK == 0 {
+                self.close();
+            }
+            data = &data[take..];
+        }
+    }
+
+    fn close(&mut self) {
+        self.table.extend_from_slice(self.current.finalize().as_bytes());
+        self.current.reset();
+    }
+}
+
+impl<W: Write> ImageWriter<W> {
+    /// Begins an image of a job on a machine of this architecture, for example `x86_64`, and writes its header.
+    ///
+    /// # Errors
+    /// When the sink fails.
+    pub fn new(sink: W, architecture: &str) -> Result<Self> {
+        Self::with_header(sink, Header::new(architecture)?)
+    }
+
+    fn with_header(sink: W, header: Header) -> Result<Self> {
+        let bytes = header.encode()?;
+        let mut header_hash = [0; HASH_LENGTH];
+        header_hash.copy_from_slice(&bytes[HEADER_LENGTH - HASH_LENGTH..]);
+        let mut writer = ImageWriter {
+            sink,
+            header,
+            header_hash,
+            chunks: Chunks::default(),
+            failed: false,
+        };
+        writer.write(&bytes, || "write the header of the image".to_string())?;
+        Ok(writer)
+    }
+
+    /// The identifier of the image.
+    pub fn id(&self) -> ImageId {
+        self.header.id
+    }
+
+    /// Page data written so far, bytes.
+    pub fn data_bytes(&self) -> u64 {
+        self.chunks.length
+    }
+
+    /// Appends whole pages and returns where in the image they begin.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when the sink is full, other kinds when it fails otherwise. The image cannot be continued
+    /// after that.
+    pub fn append(&mut self, pages: &[u8]) -> Result<u64> {
+        if pages.len() as u64 % PAGE != 0 {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{} bytes to be appended to an image are not whole pages", pages.len()),
+            ));
+        }
+        if self.chunks.length + pages.len() as u64 > MAX_DATA {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the job has more memory than an image can hold ({} TiB)",
+                    MAX_DATA >> 40
+                ),
+            ));
+        }
+        let offset = HEADER_LENGTH as u64 + self.chunks.length;
+        let what = || format!("write {} bytes of memory at offset {offset} of the image", pages.len());
+        if pages.len() < PARALLEL {
+            self.chunks.add(pages);
+            self.write(pages, what)?;
+            return Ok(offset);
+        }
+        let Self {
+            sink, chunks, failed, ..
+        } = self;
+        let (written, hashed) = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("image-hash".to_string());
+            let thread = thread.spawn_scoped(scope, || chunks.add(pages));
+            let written = write(sink, failed, pages, what);
+            (written, thread.map(|thread| thread.join()))
+        });
+        match hashed {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => {
+                self.failed = true;
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "the thread that hashes page data panicked",
+                ));
+            }
+            // No thread to be had.
+            Err(_) => self.chunks.add(pages),
+        }
+        written?;
+        Ok(offset)
+    }
+
+    /// Writes the metadata and closes the image. The sink is flushed, not synchronised.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the manifest contradicts itself or what was appended; [`ErrorKind::Unsupported`]
+    /// when it is too large; otherwise as [`ImageWriter::append`].
+    pub fn finish(mut self, manifest: &Manifest) -> Result<(W, ImageSummary)> {
+        let data_bytes = self.chunks.length;
+        let architecture = &manifest.checkpoint.architecture;
+        if !architecture.is_empty() && *architecture != self.header.architecture {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("metadata of {architecture} in an image of {}", self.header.architecture),
+            ));
+        }
+        manifest
+            .validate(HEADER_LENGTH as u64..HEADER_LENGTH as u64 + data_bytes)
+            .map_err(|error| {
+                Error::new(ErrorKind::Internal, "the metadata to be written are wrong").with_source(error)
+            })?;
+        let encoded = cbor::encode(manifest)?;
+        if data_bytes % HASH_CHUNK != 0 {
+            self.chunks.close();
+        }
+        let table = std::mem::take(&mut self.chunks.table);
+        let trailer = Trailer::for_lengths(data_bytes, encoded.len() as u64)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "the image is too long"))?;
+        let trailer = Trailer {
+            header_hash: self.header_hash,
+            table_hash: *blake3::hash(&table).as_bytes(),
+            manifest_hash: *blake3::hash(&encoded).as_bytes(),
+            ..trailer
+        };
+        let end = trailer.encode();
+        let what = || "write the metadata of the image".to_string();
+        self.write(&table, what)?;
+        self.write(&encoded, what)?;
+        self.write(&end, what)?;
+        self.sink.flush().map_err(|error| full(error, what()))?;
+        let mut root_hash = [0; HASH_LENGTH];
+        root_hash.copy_from_slice(&end[TRAILER_LENGTH - HASH_LENGTH..]);
+        let summary = ImageSummary {
+            id: self.header.id,
+            length: trailer.total_length,
+            data_bytes,
+            manifest_bytes: trailer.manifest_length,
+            root_hash,
+        };
+        Ok((self.sink, summary))
+    }
+
+    fn write(&mut self, bytes: &[u8], what: impl Fn() -> String) -> Result<()> {
+        write(&mut self.sink, &mut self.failed, bytes, what)
+    }
+}
+
+fn write(sink: &mut impl Write, failed: &mut bool, bytes: &[u8], what: impl Fn() -> String) -> Result<()> {
+    if *failed {
+        return Err(Error::new(
+            ErrorKind::Io,
+            format!("{}: an earlier write failed", what()),
+        ));
+    }
+    sink.write_all(bytes).map_err(|error| {
+        *failed = true;
+        full(error, what())
+    })
+}
+
+/// The error of a failed write, with a hint if space is short.
+pub(crate) fn full(error: std::io::Error, what: String) -> Error {
+    let kind = ErrorKind::of_io(&error);
+    let closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+    let error = Error::new(kind, what).with_source(error);
+    match kind {
+        ErrorKind::NoSpace => {
+            error.with_hint("free some space there, raise the quota or file size limit, or write the image elsewhere")
+        }
+        _ if closed => error.with_hint("whoever was to read the image has ended"),
+        _ => error,
+    }
+}

@@ -1,0 +1,327 @@
+//! Images made by somebody who computes hashes correctly: metadata that lie, and rubbish.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use cpr_image::Image;
+use cpr_image::model::*;
+use cpr_types::ErrorKind;
+use proptest::prelude::*;
+
+/// The highest number that is a multiple of the page size.
+const LAST_PAGE: u64 = u64::MAX - 4095;
+
+/// Checks that the manifest, changed so, is refused with these words.
+#[track_caller]
+fn check(expected: &str, change: impl FnOnce(&mut Manifest)) {
+    let mut manifest = manifest();
+    change(&mut manifest);
+    let error = open(&unchecked(&manifest)).expect_err(expected);
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{}", error.chain());
+    assert!(
+        error.chain().contains(expected),
+        "expected {expected:?}, got {}",
+        error.chain()
+    );
+    assert!(write(&manifest, &pages(4)).is_err(), "the writer wrote it");
+}
+
+fn mappings(manifest: &mut Manifest) -> &mut Vec<Mapping> {
+    &mut manifest.address_spaces[0].mappings
+}
+
+#[test]
+fn the_manifest_all_others_are_made_from_is_sound() {
+    open(&unchecked(&manifest())).unwrap();
+}
+
+#[test]
+fn processes_and_threads() {
+    check("parent 101 does not come before it", |m| m.processes[0].ppid = 101);
+    check("parent 100 does not come before it", |m| m.processes[0].ppid = 100);
+    check("listed twice", |m| m.processes[2].pid = 101);
+    check("thread 103 is listed twice", |m| {
+        m.processes[1].threads.push(Thread {
+            tid: 103,
+            ..Thread::default()
+        })
+    });
+    check("thread 102 is listed twice", |m| {
+        m.processes[0].posix_timers.clear();
+        m.processes[0].threads[1].tid = 102;
+    });
+    check("impossible process or thread ID", |m| m.processes[0].threads[1].tid = 0);
+    for pid in [0, -1, i32::MIN, i32::MAX] {
+        check("impossible process or thread ID", |m| m.processes[1].pid = pid);
+    }
+    check("impossible process group", |m| m.processes[1].pgid = -1);
+    check("impossible leading thread", |m| m.processes[1].threads[0].tid = 900);
+    check("it has no threads", |m| m.processes[1].threads.clear());
+    check("it has no address space", |m| m.processes[1].address_space = None);
+    check("there is no address space 2", |m| {
+        m.processes[1].address_space = Some(AddressSpaceId(2))
+    });
+    check("belongs to another process", |m| {
+        m.processes[1].address_space = Some(AddressSpaceId(0))
+    });
+    check("zombie with threads", |m| {
+        m.processes[1].state = ProcessState::Zombie(0)
+    });
+    check("impossible signal number", |m| {
+        m.processes[1].state = ProcessState::Stopped(65)
+    });
+    check("there is no process 55", |m| m.checkpoint.root_pid = 55);
+    check("impossible pending signal", |m| {
+        m.processes[0].pending_signals.push(Bytes(vec![0; 127]))
+    });
+    check("impossible pending signal", |m| {
+        m.processes[0].threads[0].pending_signals.push(Bytes(vec![]))
+    });
+    check("impossible signal number", |m| {
+        m.processes[0].signal_actions[0].signal = 0
+    });
+    check("second action", |m| {
+        m.processes[0].signal_actions.extend_from_within(..)
+    });
+    check("impossible resource limit", |m| m.processes[0].limits[0].resource = 64);
+    check("of a thread that is missing", |m| {
+        m.processes[0].posix_timers[0].thread = 101
+    });
+    check("no descriptor 99", |m| m.processes[0].posix_locks[0].fd = 99);
+    check("impossible file lock", |m| {
+        m.processes[0].posix_locks[0].length = u64::MAX
+    });
+    check("there is no terminal 1", |m| {
+        m.processes[0].controlling_terminal = Some(TerminalId(1))
+    });
+    check("impossible register set", |m| {
+        m.processes[0].threads[0].cpu.extended = Bytes(vec![0; 100_000])
+    });
+    check("impossible path", |m| {
+        m.processes[0].cwd = ByteString(b"/a\0b".to_vec())
+    });
+    check("impossible path", |m| {
+        m.processes[0].root = ByteString(vec![b'/'; 5000])
+    });
+    check("impossible page size", |m| m.checkpoint.page_size = 65536);
+}
+
+#[test]
+fn memory() {
+    check("overlaps the one before", |m| mappings(m)[1].start = 0x40_1000);
+    check("overlaps the one before", |m| mappings(m).swap(0, 1));
+    check("impossible range", |m| mappings(m)[0].start = 0x40_3000);
+    check("impossible range", |m| mappings(m)[0].end = 0x40_0000);
+    check("impossible range", |m| mappings(m)[0].start = 0x40_0001);
+    check("impossible range", |m| mappings(m)[8].end = 0x8000_0000_0000);
+    check("impossible range", |m| mappings(m)[8].end = LAST_PAGE);
+    check("impossible protection", |m| mappings(m)[0].protection = 8);
+    check("impossible offset", |m| mappings(m)[0].offset = LAST_PAGE);
+    check("impossible offset", |m| mappings(m)[0].offset = 1);
+    check("no mapped file 2", |m| {
+        mappings(m)[0].kind = MappingKind::PrivateFile(MappedFileId(2))
+    });
+    check("no mapped file 4294967295", |m| {
+        mappings(m)[0].kind = MappingKind::SharedFile(MappedFileId(u32::MAX))
+    });
+    check("no saved file 3", |m| {
+        mappings(m)[3].kind = MappingKind::SharedSaved(SavedFileId(3))
+    });
+    check("no saved file 3", |m| {
+        mappings(m)[3].kind = MappingKind::PrivateSaved(SavedFileId(3))
+    });
+    check("no mapped file 2", |m| {
+        m.address_spaces[1].executable = Some(MappedFileId(2))
+    });
+    check("are not in it", |m| mappings(m)[1].extents[0].start = 0x5f_f000);
+    check("are not in it", |m| mappings(m)[1].extents[1].length = 0x6000);
+    check("are not in it", |m| mappings(m)[1].extents[0].start += 1);
+    check("are not in it", |m| mappings(m)[1].extents[0].length = 0);
+    check("are not in it", |m| mappings(m)[1].extents[0].length = LAST_PAGE);
+    check("overlap those before", |m| mappings(m)[1].extents[0].length = 0x3000);
+    check("not in the image", |m| mappings(m)[1].extents[0].offset = 0);
+    check("not in the image", |m| mappings(m)[1].extents[0].offset = 4096 * 5);
+    check("not in the image", |m| mappings(m)[1].extents[0].offset = 4097);
+    check("not in the image", |m| mappings(m)[1].extents[0].offset = LAST_PAGE);
+    check("impossible guard pages", |m| mappings(m)[1].guards[0].0 = 0x60_8000);
+    check("impossible guard pages", |m| {
+        mappings(m)[1].guards.push((0x60_0000, 4096))
+    });
+    check("are not in it", |m| m.saved_files[0].extents[0].start = 8192);
+    check("are not in it", |m| m.saved_files[1].extents[0].length = 8192);
+    check("impossible size", |m| m.saved_files[0].size = u64::MAX);
+    check("impossible size", |m| m.mapped_files[0].size = 1 << 63);
+}
+
+#[test]
+fn descriptors_and_what_they_refer_to() {
+    let object = |m: &mut Manifest, object: Object| m.files[3].object = object;
+    check("out of order", |m| m.processes[0].descriptors[1].fd = 0);
+    check("out of order", |m| m.processes[0].descriptors.swap(2, 3));
+    for fd in [-1, 1 << 20, i32::MIN, i32::MAX] {
+        check("impossible descriptor number", |m| {
+            m.processes[1].descriptors[0].fd = fd
+        });
+    }
+    check("there is no open file 18", |m| {
+        m.processes[1].descriptors[0].file = FileId(18)
+    });
+    check("there is no saved file 3", |m| object(m, Object::Saved(SavedFileId(3))));
+    check("there is no pipe 2", |m| object(m, Object::Pipe(PipeId(2))));
+    check("there is no socket 7", |m| object(m, Object::Socket(SocketId(7))));
+    check("there is no terminal 1", |m| {
+        object(m, Object::TerminalMaster(TerminalId(1)))
+    });
+    check("there is no terminal 1", |m| {
+        object(m, Object::TerminalSlave(TerminalId(1)))
+    });
+    check("there is no process 7", |m| object(m, Object::PidFd { pid: 7 }));
+    check("impossible standard stream", |m| {
+        object(m, Object::Inherited { stream: 3 })
+    });
+    check("impossible position", |m| m.files[1].position = 1 << 63);
+    check("impossible capacity", |m| m.pipes[0].capacity = 5);
+    let target = |fd, file| EpollTarget {
+        fd,
+        file: FileId(file),
+        events: 0,
+        data: 0,
+    };
+    check("there is no open file 18", |m| {
+        object(
+            m,
+            Object::Epoll {
+                targets: vec![target(1, 18)],
+            },
+        )
+    });
+    check("impossible descriptor number", |m| {
+        object(
+            m,
+            Object::Epoll {
+                targets: vec![target(-1, 1)],
+            },
+        )
+    });
+    check("second registration", |m| {
+        object(
+            m,
+            Object::Epoll {
+                targets: vec![target(1, 1), target(1, 1)],
+            },
+        )
+    });
+    check("contain each other", |m| {
+        object(
+            m,
+            Object::Epoll {
+                targets: vec![target(3, 3)],
+            },
+        )
+    });
+    check("contain each other", |m| {
+        object(
+            m,
+            Object::Epoll {
+                targets: vec![target(1, 1), target(2, 2)],
+            },
+        );
+        m.files[2].object = Object::Epoll {
+            targets: vec![target(3, 3)],
+        };
+    });
+}
+
+#[test]
+fn sockets() {
+    let state = |m: &mut Manifest, index: usize, state| m.sockets[index].state = state;
+    let listening = |pending| SocketState::Listening { backlog: 1, pending };
+    check("impossible type", |m| m.sockets[6].kind = 3);
+    check("there is no socket 9", |m| {
+        state(m, 0, SocketState::Connected(SocketId(9)))
+    });
+    check("is not connected to it", |m| {
+        state(m, 0, SocketState::Connected(SocketId(0)))
+    });
+    check("is not connected to it", |m| state(m, 0, SocketState::Unconnected));
+    check("peer of another type", |m| {
+        state(m, 0, SocketState::Connected(SocketId(5)))
+    });
+    check("is not connected to it", |m| state(m, 2, listening(vec![])));
+    check("there is no socket 9", |m| state(m, 2, listening(vec![SocketId(9)])));
+    check("waits but is not connected", |m| {
+        state(m, 2, listening(vec![SocketId(3), SocketId(0)]))
+    });
+    check("client waiting twice", |m| {
+        state(m, 2, listening(vec![SocketId(3), SocketId(3)]))
+    });
+    check("listening datagram", |m| state(m, 5, listening(vec![])));
+    check("impossible address", |m| {
+        m.sockets[0].address = ByteString(vec![b'a'; 109])
+    });
+    check("there is no open file 99", |m| {
+        m.sockets[1].queue[0].files.push(FileId(99))
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any bytes changed in the file: refused.
+    #[test]
+    fn changed_bytes_are_refused(changes in prop::collection::vec((0_usize..30_000, 1_u8..), 1..5)) {
+        let sound = image();
+        let mut bytes = sound.clone();
+        for (at, change) in changes {
+            let at = at % bytes.len();
+            bytes[at] ^= change;
+        }
+        if bytes != sound {
+            prop_assert_eq!(refusal(&bytes).kind(), ErrorKind::Damaged);
+        }
+    }
+
+    /// Any bytes changed in the metadata, with hashes made right: refused or read, without panic.
+    #[test]
+    fn changed_metadata_do_not_panic(changes in prop::collection::vec((0_usize..30_000, any::<u8>()), 1..4)) {
+        let image = image();
+        let mut metadata = metadata(&image).to_vec();
+        for (at, value) in changes {
+            let at = at % metadata.len();
+            metadata[at] = value;
+        }
+        let _ = open(&with_metadata(&image, &metadata));
+    }
+
+    /// Any bytes as metadata.
+    #[test]
+    fn rubbish_as_metadata_does_not_panic(metadata in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = open(&with_metadata(&image(), &metadata));
+    }
+
+    /// Any bytes as trailer or header, with hashes made right.
+    #[test]
+    fn rubbish_as_header_and_trailer_does_not_panic(
+        header in prop::collection::vec((8_usize..100, any::<u8>()), 0..4),
+        trailer in prop::collection::vec((8_usize..176, any::<u8>()), 0..4),
+    ) {
+        let mut bytes = image();
+        let start = bytes.len() - TRAILER;
+        header.into_iter().for_each(|(at, value)| bytes[at] = value);
+        trailer.into_iter().for_each(|(at, value)| bytes[start + at] = value);
+        seal(&mut bytes);
+        let _ = open(&bytes);
+    }
+
+    /// Any file, with and without our mark.
+    #[test]
+    fn rubbish_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..9000), mark in any::<bool>()) {
+        if mark && bytes.len() >= 12 {
+            bytes[..12].copy_from_slice(b"\x89CPR\r\n\x1a\n\0\x10\0\0");
+        }
+        prop_assert_eq!(refusal(&bytes).kind(), ErrorKind::Damaged);
+        prop_assert!(Image::from_stream(&mut &bytes[..], "-").is_err());
+    }
+}
