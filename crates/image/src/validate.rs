@@ -27,6 +27,8 @@ const MAX_SIGNAL: i32 = 64;
 const SIGINFO_LENGTH: usize = 128;
 /// No register set, auxiliary vector, processor mask or terminal setting comes near this.
 const MAX_BLOB: usize = 64 << 10;
+/// The kernel buffers less of a terminal in one direction (640 KiB, TTYB_DEFAULT_MEM_LIMIT, and a line).
+const MAX_TERMINAL: usize = 1 << 20;
 /// Largest sun_path.
 const MAX_SOCKET_NAME: usize = 108;
 const SOCK_STREAM: i32 = 1;
@@ -83,8 +85,8 @@ impl Manifest {
         check.sockets()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
             blob(&terminal.attributes, "attributes")
-                .and_then(|()| blob(&terminal.input, "input"))
-                .and_then(|()| blob(&terminal.output, "output"))
+                .and_then(|()| within(terminal.input.0.len() <= MAX_TERMINAL, "input"))
+                .and_then(|()| within(terminal.output.0.len() <= MAX_TERMINAL, "output"))
                 .map_err(|what| wrong(format!("terminal {index}: {what}")))?;
         }
         Ok(())

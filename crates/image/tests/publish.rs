@@ -132,6 +132,18 @@ fn impossible_destinations_are_named() {
     assert_eq!(names(directory.path()), ["d".to_string(), long]);
 }
 
+/// A directory that may be written but not read is enough.
+#[test]
+fn a_directory_that_cannot_be_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o300)).unwrap();
+    let path = directory.path().join("a.cpr");
+    PendingImage::create(&path).unwrap().publish(None).unwrap();
+    drop(PendingImage::create(&path).unwrap());
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(names(directory.path()), ["a.cpr"]);
+}
+
 #[test]
 fn only_regular_files_are_opened() {
     let directory = tempfile::tempdir().unwrap();
