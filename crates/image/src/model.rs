@@ -236,7 +236,7 @@ pub struct Checkpoint {
     pub own_pid_namespace: bool,
     /// PID of the process the checkpoint was asked for.
     pub root_pid: i32,
-    /// Length in bytes of the [vdso] mapping and of the vvar mappings before it; restart needs the same layout.
+    /// Length in bytes of the `[vdso]` mapping and of the vvar mappings before it; restart needs the same layout.
     pub vdso_length: u64,
     /// Hash (BLAKE3) of the vdso's contents.
     pub vdso_hash: Bytes,
