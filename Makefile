@@ -1,0 +1,58 @@
+# GridCPR: `make` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+# The profile of what is tested: dev or release.
+PROFILE ?= dev
+SKIP_LOG := $(CURDIR)/target/skipped.txt
+HAVE_NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+ifeq ($(HAVE_NEXTEST),yes)
+RUN_TESTS = $(CARGO) nextest run --cargo-profile $(PROFILE)
+else
+RUN_TESTS = $(CARGO) test --profile $(PROFILE)
+endif
+
+.PHONY: help setup build demo test test-all bench lint man clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install what the tests need (Debian packages; quick when all is there)
+	@scripts/install-packages
+
+build: ## Build everything for use, into target/release
+	$(CARGO) build --release --workspace
+
+demo: build ## Watch a simulation survive a crash (two minutes)
+	@scripts/demo target/release/cpr
+
+# The summary of the tests is cargo's or nextest's own. What was skipped is listed after it.
+define run_tests
+@mkdir -p target && rm -f $(SKIP_LOG)
+@rc=0; GRIDCPR_SKIP_LOG=$(SKIP_LOG) $(RUN_TESTS) --workspace --no-fail-fast || rc=$$?; \
+	if [ -s $(SKIP_LOG) ]; then echo; sort -u $(SKIP_LOG); fi; exit $$rc
+endef
+
+test: setup ## Run the quick tests (under 35 minutes on two cores)
+	$(run_tests)
+
+test-all: export GRIDCPR_SLOW = 1
+test-all: export GRIDCPR_WORKLOAD_SCALE = 300
+test-all: setup ## Run all tests: workloads three times as long, and the slow suites
+	$(run_tests)
+
+bench: build setup ## Measure freeze, checkpoint and restart times
+	@scripts/bench target/release/cpr
+
+lint: ## Check format, clippy and layers
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	scripts/check-layers
+
+man: ## Write the man pages into target/man
+	$(CARGO) run -q -p cpr-cli -- man --dir target/man
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
