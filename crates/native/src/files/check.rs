@@ -1,0 +1,226 @@
+//! Looking at running processes for what would make a checkpoint fail.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use cpr_kernel::proc::{FdInfo, FdInfoKind};
+use cpr_types::{Error, Result};
+use rustix::fs::{FileType, Stat};
+
+use super::kind::{self, Ends, Kind, Streams};
+use super::{Target, save, socket};
+use crate::Blocker;
+
+/// A descriptor of a running process.
+struct Seen<'a> {
+    target: &'a Target,
+    fd: i32,
+    link: Vec<u8>,
+    info: FdInfo,
+    stat: Stat,
+    kind: Kind,
+}
+
+impl Seen<'_> {
+    fn object(&self) -> String {
+        format!("descriptor {} ({})", self.fd, String::from_utf8_lossy(&self.link))
+    }
+
+    fn blocker(&self, reason: impl Into<String>, hint: Option<&str>) -> Blocker {
+        Blocker {
+            pid: self.target.pid,
+            object: self.object(),
+            reason: reason.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+}
+
+/// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
+/// left out.
+pub fn check(targets: &[Target], root_pid: i32) -> Vec<Blocker> {
+    let mut blockers = Vec::new();
+    let (mut streams, mut ends) = (Streams::default(), Ends::default());
+    let mut all = Vec::new();
+    for target in targets {
+        match look(target) {
+            Ok(seen) => {
+                for one in &seen {
+                    ends.add(&one.kind, &one.info, &one.stat);
+                    if target.pid == root_pid {
+                        streams.note(one.fd, &one.stat);
+                    }
+                }
+                all.extend(seen);
+            }
+            Err(error) if is_gone(&error) => {}
+            Err(error) => blockers.push(Blocker {
+                pid: target.pid,
+                object: "descriptors".to_owned(),
+                reason: format!("they cannot be looked at: {error}"),
+                hint: (error.kind() == io::ErrorKind::PermissionDenied)
+                    .then(|| "only root and the job's own user may checkpoint it".to_owned()),
+            }),
+        }
+    }
+    if let Ok(shared) = save::shared_tables(targets) {
+        blockers.extend(shared.into_iter().map(|(pid, reason)| Blocker {
+            pid,
+            object: "descriptor table".to_owned(),
+            reason,
+            hint: None,
+        }));
+    }
+    // Descriptors in messages under way cannot be looked at while processes run: the missing end may be there.
+    let in_flight = all.iter().any(|seen| seen.info.scm_fds.is_some_and(|n| n > 0));
+    let pids: HashSet<i32> = targets.iter().map(|target| target.pid).collect();
+    let scene = Scene {
+        pids,
+        streams,
+        ends,
+        in_flight,
+    };
+    blockers.extend(all.iter().filter_map(|seen| scene.blocks(seen)));
+    blockers.extend(unix_sockets(&all, &scene));
+    blockers
+}
+
+fn look(target: &Target) -> io::Result<Vec<Seen<'_>>> {
+    let mut all = Vec::new();
+    for fd in target.proc.descriptors()? {
+        let one = || -> io::Result<Seen<'_>> {
+            let link = target.proc.fd_link(fd)?;
+            let info = target.proc.fdinfo(fd)?;
+            let stat = target.proc.fd_stat(fd)?;
+            let kind = kind::classify(target.pid, fd, &link, &info, &stat);
+            Ok(Seen {
+                target,
+                fd,
+                link,
+                info,
+                stat,
+                kind,
+            })
+        };
+        match one() {
+            Ok(seen) => all.push(seen),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+struct Scene {
+    pids: HashSet<i32>,
+    streams: Streams,
+    ends: Ends,
+    in_flight: bool,
+}
+
+impl Scene {
+    fn is_stream(&self, seen: &Seen<'_>) -> bool {
+        self.streams.find(seen.fd, &seen.stat).is_some()
+    }
+
+    fn blocks(&self, seen: &Seen<'_>) -> Option<Blocker> {
+        match &seen.kind {
+            Kind::Unsupported(reason, hint) => {
+                let device = FileType::from_raw_mode(seen.stat.st_mode).is_char_device();
+                let supplied = device && self.is_stream(seen);
+                (!supplied).then(|| seen.blocker(reason.clone(), hint.as_deref()))
+            }
+            Kind::Proc(Some(pid), _) if !self.pids.contains(pid) => {
+                Some(seen.blocker(format!("process {pid} is not part of the job"), None))
+            }
+            Kind::PidFd => match seen.info.kind {
+                FdInfoKind::PidFd { pid, .. } if !self.pids.contains(&pid) => {
+                    Some(seen.blocker("a pidfd of a process that is not part of the job", None))
+                }
+                _ => None,
+            },
+            Kind::Directory if seen.link.ends_with(b" (deleted)") && seen.stat.st_nlink == 0 => {
+                Some(seen.blocker("the directory has been deleted", None))
+            }
+            Kind::Pipe if !self.in_flight && self.ends.is_one_sided(&seen.stat) && !self.is_stream(seen) => {
+                let handle = save::get(seen.target, seen.fd).ok()?;
+                let external = self
+                    .ends
+                    .is_external_pipe(seen.info.flags, &seen.stat, handle.as_fd())
+                    .unwrap_or(false);
+                external.then(|| {
+                    let hint = "checkpoint both sides together, or use one of the standard streams for it";
+                    seen.blocker("the other end of the pipe is outside the job", Some(hint))
+                })
+            }
+            Kind::Socket => {
+                let handle = save::get(seen.target, seen.fd).ok()?;
+                match socket::classify(handle.as_fd()).ok()? {
+                    socket::Class::Unix => None,
+                    socket::Class::Other(_) if self.is_stream(seen) => None,
+                    socket::Class::Other(name) => {
+                        let hint = Some("close it before the checkpoint");
+                        Some(seen.blocker(format!("{name} is not supported"), hint))
+                    }
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// UNIX sockets that are connected to outside.
+fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
+    if scene.in_flight {
+        return Vec::new();
+    }
+    let mut blockers = Vec::new();
+    let mut state = socket::SaveState::default();
+    let mut inner: Vec<&Seen<'_>> = Vec::new();
+    for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
+        let Ok(handle) = save::get(seen.target, seen.fd) else {
+            continue;
+        };
+        if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Unix) {
+            continue;
+        }
+        match scene.ends.is_external_socket(&seen.stat, handle.as_fd()) {
+            Ok(true) if scene.is_stream(seen) => {}
+            Ok(true) => blockers.push(seen.blocker(
+                "the UNIX socket is connected to a process outside the job",
+                Some("checkpoint both sides together, or let the program close the connection first"),
+            )),
+            Ok(false) | Err(_) => {
+                let cwd = seen.target.proc.read_link("cwd").unwrap_or_default();
+                let cwd = PathBuf::from(std::ffi::OsString::from_vec(cwd));
+                if state.note(handle.as_fd(), &label(seen), &cwd).is_ok() {
+                    inner.push(seen);
+                }
+            }
+        }
+    }
+    // What only shows when all are seen together; the message begins with the label.
+    if let (true, Err(error)) = (blockers.is_empty(), resolve(&state)) {
+        let message = error.chain();
+        if let Some(seen) = inner.iter().find(|seen| message.starts_with(&label(seen))) {
+            let reason = message[label(seen).len()..].trim_start_matches([':', ' ']).to_owned();
+            blockers.push(seen.blocker(reason, error.hint()));
+        }
+    }
+    blockers
+}
+
+fn label(seen: &Seen<'_>) -> String {
+    format!("process {}, {}", seen.target.pid, seen.object())
+}
+
+fn resolve(state: &socket::SaveState) -> Result<(), Error> {
+    state.resolve().map(drop)
+}

@@ -1,0 +1,345 @@
+//! What kind of object a descriptor is open on, told from what /proc shows of it.
+
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+
+use cpr_kernel::proc::{FdInfo, FdInfoKind, LockKind};
+use cpr_types::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, OFlags, Stat};
+
+use super::{socket, terminal};
+
+const PROC_MAGIC: u64 = 0x9fa0;
+const MQUEUE_MAGIC: u64 = 0x1980_0202;
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+const SECRETMEM_MAGIC: u64 = 0x5345_434d;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// Kinds of objects that are treated alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A regular file, which may have been deleted.
+    Regular,
+    /// memfd_create(2).
+    Memfd,
+    /// A directory.
+    Directory,
+    /// Something below /proc: the process it belongs to, and the rest of the path.
+    Proc(Option<i32>, Vec<u8>),
+    /// A descriptor opened with O_PATH.
+    Path,
+    /// pipe(2).
+    Pipe,
+    /// A FIFO with a name.
+    Fifo,
+    /// A character device without state.
+    Device,
+    /// /dev/tty.
+    ControllingTerminal,
+    /// Either side of a terminal.
+    Terminal(terminal::Side),
+    /// Any socket.
+    Socket,
+    /// Any of these.
+    EventFd,
+    TimerFd,
+    SignalFd,
+    Epoll,
+    Inotify,
+    PidFd,
+    /// What no checkpoint can save: why, and what to do.
+    Unsupported(String, Option<String>),
+}
+
+fn unsupported(reason: &str, hint: &str) -> Kind {
+    Kind::Unsupported(reason.to_owned(), (!hint.is_empty()).then(|| hint.to_owned()))
+}
+
+/// Status flags of a description, without FD_CLOEXEC of the descriptor.
+pub(super) fn flags(info: &FdInfo) -> i32 {
+    info.flags & !(OFlags::CLOEXEC.bits() as i32)
+}
+
+/// Whether O_PATH is among `flags`.
+pub(super) fn is_path(flags: i32) -> bool {
+    OFlags::from_bits_retain(flags as u32).contains(OFlags::PATH)
+}
+
+/// Whether a descriptor with these flags can be read.
+pub(super) fn readable(flags: i32) -> bool {
+    matches!(flags & libc::O_ACCMODE, libc::O_RDONLY | libc::O_RDWR) && !is_path(flags)
+}
+
+/// Whether a descriptor with these flags can be written.
+pub(super) fn writable(flags: i32) -> bool {
+    matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR) && !is_path(flags)
+}
+
+/// Tells what descriptor `fd` of process `pid` is.
+pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Stat) -> Kind {
+    match info.kind {
+        FdInfoKind::EventFd { .. } => return Kind::EventFd,
+        FdInfoKind::TimerFd { .. } => return Kind::TimerFd,
+        FdInfoKind::SignalFd { .. } => return Kind::SignalFd,
+        FdInfoKind::Epoll(_) => return Kind::Epoll,
+        FdInfoKind::Inotify(_) => return Kind::Inotify,
+        FdInfoKind::PidFd { .. } => return Kind::PidFd,
+        FdInfoKind::Fanotify(_) => return unsupported("fanotify is not supported", ""),
+        FdInfoKind::Tty { .. } | FdInfoKind::Other => {}
+    }
+    if let Some(lease) = info.locks.iter().find(|lock| !is_lock(lock.kind)) {
+        return unsupported(&format!("a {} on it cannot be saved", name(lease.kind)), "");
+    }
+    if let Some(name) = link.strip_prefix(b"anon_inode:") {
+        return anonymous(&String::from_utf8_lossy(name));
+    }
+    let absolute = link.starts_with(b"/");
+    if is_path(info.flags) {
+        return if absolute {
+            Kind::Path
+        } else {
+            unsupported("O_PATH of an object without a path", "")
+        };
+    }
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::Directory | FileType::Symlink if !absolute => {
+            if file_system(pid, fd) == Some(NSFS_MAGIC) {
+                unsupported("a namespace is held open", "")
+            } else {
+                unsupported("the file has no path in the job's file system", "")
+            }
+        }
+        FileType::RegularFile if link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)") => {
+            if file_system(pid, fd) == Some(HUGETLBFS_MAGIC) {
+                return unsupported("a memfd of huge pages is not supported", "");
+            }
+            Kind::Memfd
+        }
+        FileType::RegularFile => regular(pid, fd, link),
+        FileType::Directory => match proc_path(pid, fd, link) {
+            Some((Some(pid), path)) => Kind::Proc(Some(pid), path),
+            _ => Kind::Directory,
+        },
+        FileType::Fifo if absolute => Kind::Fifo,
+        FileType::Fifo => Kind::Pipe,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => device(stat.st_rdev),
+        FileType::BlockDevice => unsupported(
+            "block devices are not supported",
+            "use a file system on it, or close it before the checkpoint",
+        ),
+        _ => unsupported("this kind of file is not known", ""),
+    }
+}
+
+fn is_lock(kind: LockKind) -> bool {
+    matches!(kind, LockKind::Posix | LockKind::Ofd | LockKind::Flock)
+}
+
+fn name(kind: LockKind) -> &'static str {
+    match kind {
+        LockKind::Lease => "lease",
+        LockKind::Delegation => "delegation",
+        _ => "lock of an unknown kind",
+    }
+}
+
+fn anonymous(name: &str) -> Kind {
+    match name.trim_matches(['[', ']']) {
+        "io_uring" => unsupported(
+            "io_uring is not supported",
+            "make the program use another I/O interface, if it can",
+        ),
+        "perf_event" => unsupported(
+            "performance counters are not supported",
+            "profile it after the checkpoint",
+        ),
+        "userfaultfd" => unsupported("userfaultfd is not supported", ""),
+        "fanotify" => unsupported("fanotify is not supported", ""),
+        kvm if kvm.starts_with("kvm-") => unsupported(
+            "virtual machines are not supported",
+            "save the machine with its monitor's own means",
+        ),
+        bpf if bpf.starts_with("bpf") => unsupported("BPF objects are not supported", ""),
+        other => Kind::Unsupported(format!("kernel objects of kind {other} are not supported"), None),
+    }
+}
+
+/// `f_type` of the file system of an open file.
+fn file_system(pid: i32, fd: i32) -> Option<u64> {
+    let statfs = rustix::fs::statfs(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    Some(statfs.f_type as u32 as u64)
+}
+
+/// The process and path of a file of the /proc that is mounted at /proc.
+fn proc_path(pid: i32, fd: i32, link: &[u8]) -> Option<(Option<i32>, Vec<u8>)> {
+    let rest = link.strip_prefix(b"/proc/")?;
+    if file_system(pid, fd) != Some(PROC_MAGIC) {
+        return None;
+    }
+    let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+    let owner = std::str::from_utf8(&rest[..end])
+        .ok()
+        .and_then(|text| text.parse().ok());
+    match owner {
+        Some(owner) => Some((Some(owner), rest.get(end + 1..).unwrap_or_default().to_vec())),
+        None => Some((None, rest.to_vec())),
+    }
+}
+
+fn regular(pid: i32, fd: i32, link: &[u8]) -> Kind {
+    if let Some((owner, path)) = proc_path(pid, fd, link) {
+        return Kind::Proc(owner, path);
+    }
+    match file_system(pid, fd) {
+        Some(PROC_MAGIC) => unsupported("a file of a /proc that is not mounted at /proc", ""),
+        Some(MQUEUE_MAGIC) => unsupported("POSIX message queues are not supported", ""),
+        Some(SECRETMEM_MAGIC) => unsupported("secret memory cannot be read", ""),
+        _ => Kind::Regular,
+    }
+}
+
+fn device(rdev: u64) -> Kind {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    match (major, minor) {
+        (1, 3 | 5 | 7 | 8 | 9) => return Kind::Device,
+        (5, 0) => return Kind::ControllingTerminal,
+        _ => {}
+    }
+    if let Some(side) = terminal::side(rdev) {
+        return Kind::Terminal(side);
+    }
+    let what = match (major, minor) {
+        (10, 232) => "virtual machines are not supported",
+        (10, 200) => "network tunnels are not supported",
+        (10, 229) => "serving a FUSE file system is not supported",
+        (195 | 226 | 234..=254 | 510..=511, _) => "this device is not supported (graphics and accelerators are not)",
+        _ => "this device is not supported",
+    };
+    Kind::Unsupported(
+        format!("{what} (device number {major}:{minor})"),
+        Some("close it before the checkpoint".to_owned()),
+    )
+}
+
+/// Which ends of pipes, terminals and sockets are open in the tree.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    readers: HashSet<(u64, u64)>,
+    writers: HashSet<(u64, u64)>,
+    masters: HashSet<u32>,
+    sockets: HashSet<u32>,
+}
+
+impl Ends {
+    /// Counts a descriptor.
+    pub fn add(&mut self, kind: &Kind, info: &FdInfo, stat: &Stat) {
+        match kind {
+            Kind::Pipe => {
+                if readable(info.flags) {
+                    self.readers.insert((stat.st_dev, stat.st_ino));
+                }
+                if writable(info.flags) {
+                    self.writers.insert((stat.st_dev, stat.st_ino));
+                }
+            }
+            Kind::Terminal(terminal::Side::Master) => {
+                if let FdInfoKind::Tty { index } = info.kind {
+                    self.masters.insert(index as u32);
+                }
+            }
+            Kind::Socket => {
+                self.sockets.insert(stat.st_ino as u32);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a terminal's master is outside the tree.
+    pub fn is_external_terminal(&self, side: terminal::Side) -> bool {
+        match side {
+            terminal::Side::Master => false,
+            terminal::Side::Slave(index) => !self.masters.contains(&index),
+            terminal::Side::Line(_) => true,
+        }
+    }
+
+    /// Whether only one kind of end of a pipe is in the tree, so that the other may be outside.
+    pub fn is_one_sided(&self, stat: &Stat) -> bool {
+        let key = (stat.st_dev, stat.st_ino);
+        self.readers.contains(&key) != self.writers.contains(&key)
+    }
+
+    /// Whether a pipe leads out of the tree: one end is in it, the other is open somewhere else.
+    ///
+    /// # Errors
+    /// The pipe cannot be polled.
+    pub fn is_external_pipe(&self, flags: i32, stat: &Stat, handle: BorrowedFd<'_>) -> Result<bool> {
+        if !self.is_one_sided(stat) {
+            return Ok(false);
+        }
+        let gone = if readable(flags) {
+            PollFlags::HUP
+        } else {
+            PollFlags::ERR
+        };
+        Ok(!poll(handle)?.contains(gone))
+    }
+
+    /// Whether a socket belongs to no checkpoint: another family than AF_UNIX, or a peer outside the tree.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn is_external_socket(&self, stat: &Stat, handle: BorrowedFd<'_>) -> Result<bool> {
+        let class = socket::classify(handle).context(|| "ask for the family of a socket")?;
+        if class != socket::Class::Unix {
+            return Ok(true);
+        }
+        let info = cpr_kernel::socket::info(stat.st_ino as u32).context(|| "ask the kernel about a UNIX socket")?;
+        let peer = info.and_then(|info| info.peer);
+        Ok(peer.is_some_and(|peer| peer != 0 && !self.sockets.contains(&peer)))
+    }
+}
+
+fn poll(handle: BorrowedFd<'_>) -> Result<PollFlags> {
+    let mut fds = [PollFd::from_borrowed_fd(handle, PollFlags::IN | PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now))
+        .map_err(std::io::Error::from)
+        .context(|| "poll a pipe")?;
+    Ok(fds[0].revents())
+}
+
+/// The standard streams of the root process, to recognise other descriptors on the same objects.
+#[derive(Debug, Default)]
+pub(super) struct Streams([Option<Identity>; 3]);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Identity {
+    Inode(u64, u64),
+    Device(u64),
+}
+
+fn identity(stat: &Stat) -> Identity {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice => Identity::Device(stat.st_rdev),
+        _ => Identity::Inode(stat.st_dev, stat.st_ino),
+    }
+}
+
+impl Streams {
+    /// Notes descriptor `fd` of the root process.
+    pub fn note(&mut self, fd: i32, stat: &Stat) {
+        if let Some(slot) = usize::try_from(fd).ok().and_then(|fd| self.0.get_mut(fd)) {
+            *slot = Some(identity(stat));
+        }
+    }
+
+    /// The standard stream that is the same object as descriptor `fd`: the one of that number, else the first.
+    pub fn find(&self, fd: i32, stat: &Stat) -> Option<i32> {
+        let wanted = Some(identity(stat));
+        let same = |stream: &i32| usize::try_from(*stream).is_ok_and(|n| self.0.get(n) == Some(&wanted));
+        [fd, 0, 1, 2].into_iter().find(same)
+    }
+}

@@ -1,0 +1,194 @@
+//! Open files: every open file description of a job, what it is open on, and how to open it again.
+//!
+//! Saving works from outside, on descriptors that pidfd_getfd(2) gives of the stopped processes' own descriptions.
+//! Restoring opens all descriptions in the restarter, which hands them to the processes; only what the kernel ties to
+//! the process itself ([`finish`]) is done inside.
+//!
+//! Descriptions that several descriptors or processes share are found with kcmp(2) among those that look alike, and
+//! shared again after restart.
+
+pub mod epoll;
+pub mod eventfd;
+pub mod inotify;
+pub mod pidfd;
+pub mod signalfd;
+pub mod socket;
+pub mod terminal;
+pub mod timerfd;
+
+mod check;
+mod kind;
+mod locks;
+mod pipe;
+mod regular;
+mod restore;
+mod save;
+mod saved;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cpr_image::model::{ByteString, FileId, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket};
+use cpr_kernel::proc::{FdInfo, ProcDir};
+
+use crate::sink::PageSource;
+
+pub use check::check;
+pub use restore::{finish, open_all};
+pub use save::save;
+pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
+
+/// A process being saved (zombies excluded).
+#[derive(Debug)]
+pub struct Target {
+    /// The process.
+    pub pid: i32,
+    /// Its directory in /proc.
+    pub proc: ProcDir,
+    /// pidfd_open(2) of it.
+    pub pidfd: OwnedFd,
+}
+
+/// An open file description found in the tree.
+#[derive(Debug)]
+pub struct Description {
+    /// A process that holds it; zero for one that is only in a message under way.
+    pub pid: i32,
+    /// Its number there; a number of our own for one under way.
+    pub fd: i32,
+    /// The text of the link /proc/PID/fd/N.
+    pub link: Vec<u8>,
+    /// /proc/PID/fdinfo/N.
+    pub info: FdInfo,
+    /// stat(2) of it.
+    pub stat: rustix::fs::Stat,
+    /// A descriptor of ours for the same description.
+    pub handle: OwnedFd,
+}
+
+impl Description {
+    /// Process, descriptor and object, for messages.
+    pub fn label(&self) -> String {
+        let link = String::from_utf8_lossy(&self.link);
+        match self.pid {
+            0 => format!("descriptor in a message under way ({link})"),
+            pid => format!("process {pid}, descriptor {} ({link})", self.fd),
+        }
+    }
+}
+
+/// What is gathered while files are saved.
+#[derive(Debug)]
+pub struct SaveContext<'a> {
+    /// The processes.
+    pub targets: &'a [Target],
+    /// The process the checkpoint was asked for.
+    pub root_pid: i32,
+    /// Files whose contents are saved.
+    pub saved: SavedFiles,
+    /// Pipes and FIFOs.
+    pub pipes: Vec<Pipe>,
+    /// UNIX sockets.
+    pub sockets: Vec<UnixSocket>,
+    /// Terminals.
+    pub terminals: Vec<Terminal>,
+    /// Open file descriptions; complete when [`save`] returns.
+    pub files: Vec<OpenFile>,
+    /// Sockets noted so far.
+    pub socket_state: socket::SaveState,
+    /// Terminals noted so far; find a controlling terminal's number in it.
+    pub terminal_state: terminal::SaveState,
+    pipe_state: pipe::SaveState,
+    entries: Vec<save::Entry>,
+    holders: Vec<epoll::Holder>,
+    streams: kind::Streams,
+    ends: kind::Ends,
+}
+
+impl<'a> SaveContext<'a> {
+    /// For these processes, nothing gathered yet.
+    pub fn new(targets: &'a [Target], root_pid: i32) -> Self {
+        SaveContext {
+            targets,
+            root_pid,
+            saved: SavedFiles::default(),
+            pipes: Vec::new(),
+            sockets: Vec::new(),
+            terminals: Vec::new(),
+            files: Vec::new(),
+            socket_state: socket::SaveState::default(),
+            terminal_state: terminal::SaveState::default(),
+            pipe_state: pipe::SaveState::default(),
+            entries: Vec::new(),
+            holders: Vec::new(),
+            streams: kind::Streams::default(),
+            ends: kind::Ends::default(),
+        }
+    }
+
+    /// The description behind a descriptor of the job.
+    pub fn find_file(&self, pid: i32, fd: i32) -> Option<FileId> {
+        self.holders.iter().find(|h| (h.pid, h.fd) == (pid, fd)).map(|h| h.file)
+    }
+
+    /// All descriptors of the job.
+    pub fn holders(&self) -> Vec<epoll::Holder> {
+        self.holders.clone()
+    }
+
+    /// All descriptions found so far.
+    fn descriptions(&self) -> impl Iterator<Item = &Description> {
+        self.entries.iter().map(|entry| &*entry.description)
+    }
+
+    /// The description at a position.
+    fn description(&self, index: usize) -> Option<Arc<Description>> {
+        self.entries.get(index).map(|entry| Arc::clone(&entry.description))
+    }
+}
+
+/// What is needed and kept while files are opened again. Must live until all processes have their descriptors.
+pub struct RestoreContext<'a> {
+    /// What the image says.
+    pub manifest: &'a Manifest,
+    /// The image's page data.
+    pub image: &'a dyn PageSource,
+    /// Standard streams for the job, where whoever restarts gives any.
+    pub streams: &'a [Option<OwnedFd>; 3],
+    /// The terminal for the job, if there is one.
+    pub terminal: Option<&'a OwnedFd>,
+    /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
+    pub saved: Vec<OwnedFd>,
+    /// Sockets, once made.
+    pub sockets: Option<socket::Sockets>,
+    /// Terminals, once made.
+    pub terminals: Option<terminal::Terminals>,
+    pipes: HashMap<PipeId, pipe::Ends>,
+    fifos: HashMap<PipeId, OwnedFd>,
+    written: HashSet<ByteString>,
+}
+
+impl<'a> RestoreContext<'a> {
+    /// For this image; `saved` is what [`create_saved`] gave.
+    pub fn new(
+        manifest: &'a Manifest,
+        image: &'a dyn PageSource,
+        streams: &'a [Option<OwnedFd>; 3],
+        terminal: Option<&'a OwnedFd>,
+        saved: Vec<OwnedFd>,
+    ) -> Self {
+        RestoreContext {
+            manifest,
+            image,
+            streams,
+            terminal,
+            saved,
+            sockets: None,
+            terminals: None,
+            pipes: HashMap::new(),
+            fifos: HashMap::new(),
+            written: regular::written(manifest),
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! What is reached by a path: regular files, directories, stateless devices, files of /proc.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use cpr_image::model::{ByteString, Manifest, Object, OpenFile, RegularFile, SavedFileKind};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::fs::{FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+
+use super::{Description, RestoreContext, SaveContext, kind};
+
+const SYSFS_MAGIC: u64 = 0x6265_6572;
+const CGROUP_MAGIC: u64 = 0x0027_e0eb;
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+const DEBUGFS_MAGIC: u64 = 0x6462_6720;
+const TRACEFS_MAGIC: u64 = 0x7472_6163;
+
+fn io(error: Errno) -> std::io::Error {
+    error.into()
+}
+
+/// Whether the path /proc shows for a description still leads to what is open.
+fn has_path(description: &Description) -> Result<bool> {
+    let Description { link, stat, .. } = description;
+    match rustix::fs::lstat(Path::new(std::ffi::OsStr::from_bytes(link))) {
+        Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(io(error)).context(|| format!("{}: look for it under its path", description.label())),
+    }
+}
+
+fn described(stat: &Stat, link: &[u8]) -> RegularFile {
+    RegularFile {
+        path: ByteString(link.to_vec()),
+        size: stat.st_size as u64,
+        mtime_ns: stat
+            .st_mtime
+            .saturating_mul(1_000_000_000)
+            .saturating_add(stat.st_mtime_nsec as i64),
+        mode: stat.st_mode & 0o7777,
+    }
+}
+
+/// Saves a regular file: by name, or with its contents where no name leads to it any more.
+///
+/// # Errors
+/// A deleted file cannot be read.
+pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
+    let Description { link, stat, .. } = description;
+    if stat.st_nlink > 0 && has_path(description)? {
+        return Ok(Object::Regular(described(stat, link)));
+    }
+    let path = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    let kind = SavedFileKind::Deleted {
+        path: ByteString(path.to_vec()),
+    };
+    context
+        .saved
+        .intern_descriptor(stat, description.handle.as_fd(), kind, &description.label())
+        .map(Object::Saved)
+}
+
+/// Saves a memfd with its contents and seals.
+///
+/// # Errors
+/// It cannot be read.
+pub fn save_memfd(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
+    let name = description.link.strip_prefix(b"/memfd:").unwrap_or(&description.link);
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    let seals = match rustix::fs::fcntl_get_seals(&description.handle) {
+        Ok(seals) => seals,
+        Err(Errno::INVAL) => SealFlags::SEAL,
+        Err(error) => return Err(io(error)).context(|| format!("{}: get the seals", description.label())),
+    };
+    let kind = if name == super::saved::SHARED_ANONYMOUS_NAME {
+        SavedFileKind::SharedAnonymous
+    } else {
+        SavedFileKind::Memfd {
+            name: ByteString(name.to_vec()),
+            seals: seals.bits(),
+        }
+    };
+    context
+        .saved
+        .intern_descriptor(
+            &description.stat,
+            description.handle.as_fd(),
+            kind,
+            &description.label(),
+        )
+        .map(Object::Saved)
+}
+
+/// Saves a directory.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for one that has been deleted or replaced.
+pub fn save_directory(description: &Description, _context: &mut SaveContext<'_>) -> Result<Object> {
+    if !has_path(description)? {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{}: the directory has been deleted or replaced", description.label()),
+        ));
+    }
+    Ok(Object::Directory {
+        path: ByteString(description.link.clone()),
+    })
+}
+
+/// Saves a descriptor opened with O_PATH. The type of the file is kept among the mode bits.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when no path leads to it any more.
+pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
+    let Description { link, stat, .. } = description;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return save_directory(description, context);
+    }
+    if !has_path(description)? {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{}: O_PATH of a file that has been deleted or replaced",
+                description.label()
+            ),
+        ));
+    }
+    Ok(Object::Regular(RegularFile {
+        mode: stat.st_mode,
+        ..described(stat, link)
+    }))
+}
+
+/// Saves a device that keeps no state.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when its node is gone.
+pub fn save_device(description: &Description, _context: &mut SaveContext<'_>) -> Result<Object> {
+    let there = rustix::fs::stat(Path::new(std::ffi::OsStr::from_bytes(&description.link)));
+    if !there.is_ok_and(|there| there.st_rdev == description.stat.st_rdev) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{}: the device node has been deleted or replaced", description.label()),
+        ));
+    }
+    Ok(Object::Device {
+        path: ByteString(description.link.clone()),
+        rdev: description.stat.st_rdev,
+    })
+}
+
+/// Saves /dev/tty: as the terminal behind it where the job has that open, too.
+///
+/// # Errors
+/// None now; for the sake of its siblings.
+pub fn save_controlling_terminal(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
+    let device = cpr_kernel::fd::terminal_device(description.handle.as_fd());
+    match device.ok().and_then(|device| context.terminal_state.find(device)) {
+        Some(id) => Ok(Object::TerminalSlave(id)),
+        None => save_device(description, context),
+    }
+}
+
+/// Saves a file of /proc.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when it belongs to a process outside the job.
+pub fn save_proc(
+    description: &Description,
+    pid: Option<i32>,
+    path: &[u8],
+    context: &mut SaveContext<'_>,
+) -> Result<Object> {
+    if let Some(pid) = pid {
+        if !context.targets.iter().any(|target| target.pid == pid) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{}: process {pid} is not part of the job", description.label()),
+            ));
+        }
+    }
+    Ok(Object::Proc {
+        pid,
+        path: ByteString(path.to_vec()),
+    })
+}
+
+/// Opens `path` without doing anything to it, not following a symbolic link at its end.
+fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let what = || format!("open {path}");
+    let node = rustix::fs::open(path.as_path(), flags, Mode::empty())
+        .map_err(io)
+        .context(what)
+        .map_err(|e| match e.kind() {
+            ErrorKind::NotFound => e.with_kind(ErrorKind::Incompatible).with_hint("put the file back"),
+            _ => e,
+        })?;
+    let stat = rustix::fs::fstat(&node).map_err(io).context(what)?;
+    Ok((node, stat))
+}
+
+fn changed(path: &ByteString, was: &str) -> Error {
+    Error::new(
+        ErrorKind::Incompatible,
+        format!("{path} was {was} and is another kind of file now"),
+    )
+}
+
+/// Opens what `node` (opened with O_PATH) is with the saved flags. The flags become exactly those saved.
+fn open_node(node: BorrowedFd<'_>, path: &ByteString, flags: i32) -> Result<OwnedFd> {
+    let never = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
+    let flags = (OFlags::from_bits_retain(flags as u32) - never) | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let opened = if flags.contains(OFlags::NOFOLLOW) {
+        rustix::fs::open(path.as_path(), flags, Mode::empty())
+    } else {
+        // A magic link, which O_NOFOLLOW (one more flag to be seen by the program) would refuse.
+        rustix::fs::open(format!("/proc/self/fd/{}", node.as_raw_fd()), flags, Mode::empty())
+    };
+    opened.map_err(io).context(|| format!("open {path}"))
+}
+
+/// Opens with O_PATH what `node` was opened on, with exactly the saved flags.
+fn open_path(node: OwnedFd, kind: FileType, path: &ByteString, flags: i32) -> Result<OwnedFd> {
+    let flags = OFlags::from_bits_retain(flags as u32) & (OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY);
+    if flags == OFlags::PATH | OFlags::NOFOLLOW || kind == FileType::Symlink {
+        return Ok(node);
+    }
+    rustix::fs::open(path.as_path(), flags | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io)
+        .context(|| format!("open {path}"))
+}
+
+/// Moves the offset of a file that has one.
+fn set_position(fd: BorrowedFd<'_>, path: &ByteString, position: u64) -> Result<()> {
+    if position == 0 {
+        return Ok(());
+    }
+    rustix::fs::seek(fd, SeekFrom::Start(position))
+        .map_err(io)
+        .context(|| format!("go to offset {position} of {path}"))
+        .map(drop)
+}
+
+/// Opens a regular file, or whatever was open with O_PATH.
+///
+/// A file that has grown since is cut back later, by [`cut_back`], if the job writes to it.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] when the file is missing, of another kind, or of a size the job cannot go on with.
+pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+    let path = &regular.path;
+    let (node, stat) = locate(path)?;
+    let now = FileType::from_raw_mode(stat.st_mode);
+    if kind::is_path(file.flags) {
+        if now != FileType::from_raw_mode(regular.mode) {
+            return Err(changed(path, "something else"));
+        }
+        return open_path(node, now, path, file.flags);
+    }
+    if now != FileType::RegularFile {
+        return Err(changed(path, "a regular file"));
+    }
+    let size = stat.st_size as u64;
+    if !is_pseudo(node.as_fd()) && size != regular.size {
+        let is_written = kind::writable(file.flags) || context.written.contains(path);
+        if size < regular.size || !is_written {
+            return Err(Error::new(
+                ErrorKind::Incompatible,
+                format!("{path} has {size} bytes now and had {} at the checkpoint", regular.size),
+            )
+            .with_hint("put the file back as it was"));
+        }
+    }
+    let fd = open_node(node.as_fd(), path, file.flags)?;
+    set_position(fd.as_fd(), path, file.position)?;
+    Ok(fd)
+}
+
+/// Paths of files the job has open for writing.
+pub(super) fn written(manifest: &Manifest) -> std::collections::HashSet<ByteString> {
+    let open_for_writing = |file: &OpenFile| match &file.object {
+        Object::Regular(regular) if kind::writable(file.flags) => Some(regular.path.clone()),
+        _ => None,
+    };
+    manifest.files.iter().filter_map(open_for_writing).collect()
+}
+
+/// Cuts a file that the job writes to back to its size at the checkpoint: what was written later will be written again.
+///
+/// # Errors
+/// The file cannot be cut.
+pub(super) fn cut_back(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
+    let Object::Regular(regular) = &file.object else {
+        return Ok(());
+    };
+    if !kind::writable(file.flags) || is_pseudo(fd) {
+        return Ok(());
+    }
+    let what = || format!("cut {} back to {} bytes", regular.path, regular.size);
+    let stat = rustix::fs::fstat(fd).map_err(io).context(what)?;
+    if stat.st_size as u64 > regular.size {
+        rustix::fs::ftruncate(fd, regular.size).map_err(io).context(what)?;
+    }
+    Ok(())
+}
+
+/// Whether a file's size means nothing because the kernel makes its contents.
+fn is_pseudo(fd: BorrowedFd<'_>) -> bool {
+    const MAGIC: [u64; 5] = [SYSFS_MAGIC, CGROUP_MAGIC, CGROUP2_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC];
+    rustix::fs::fstatfs(fd).is_ok_and(|statfs| MAGIC.contains(&(statfs.f_type as u32 as u64)))
+}
+
+/// Opens a directory.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] when it is missing.
+pub fn restore_directory(file: &OpenFile, path: &ByteString) -> Result<OwnedFd> {
+    let (node, stat) = locate(path)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(changed(path, "a directory"));
+    }
+    if kind::is_path(file.flags) {
+        return open_path(node, FileType::Directory, path, file.flags);
+    }
+    let fd = open_node(node.as_fd(), path, file.flags)?;
+    set_position(fd.as_fd(), path, file.position)?;
+    Ok(fd)
+}
+
+/// Opens a device; /dev/tty is the terminal that the restart was given.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] when it is missing or another device.
+pub fn restore_device(
+    file: &OpenFile,
+    path: &ByteString,
+    rdev: u64,
+    context: &mut RestoreContext<'_>,
+) -> Result<OwnedFd> {
+    if rdev == rustix::fs::makedev(5, 0) {
+        let Some(terminal) = context.terminal else {
+            return Err(Error::new(
+                ErrorKind::Incompatible,
+                format!("{path} is open, which needs a terminal"),
+            )
+            .with_hint("restart it on a terminal or with -t"));
+        };
+        return open_node(terminal.as_fd(), path, file.flags & !libc::O_NOFOLLOW);
+    }
+    let (node, stat) = locate(path)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != rdev {
+        return Err(changed(
+            path,
+            &format!("device {}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)),
+        ));
+    }
+    open_node(node.as_fd(), path, file.flags)
+}
+
+/// Opens a file of /proc, of the process that has the number now.
+///
+/// # Errors
+/// It does not exist or cannot be opened.
+pub fn restore_proc(file: &OpenFile, pid: Option<i32>, path: &ByteString) -> Result<OwnedFd> {
+    let mut full = b"/proc/".to_vec();
+    if let Some(pid) = pid {
+        full.extend_from_slice(format!("{pid}/").as_bytes());
+    }
+    full.extend_from_slice(&path.0);
+    let full = ByteString(full);
+    let flags = (OFlags::from_bits_retain(file.flags as u32) - (OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC))
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
+    let fd = rustix::fs::open(full.as_path(), flags, Mode::empty())
+        .map_err(io)
+        .context(|| format!("open {full}"))?;
+    set_position(fd.as_fd(), &full, file.position)?;
+    Ok(fd)
+}
+
+/// Opens a saved file.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] when the image has none of that number.
+pub fn restore_saved(file: &OpenFile, fd: BorrowedFd<'_>, name: &ByteString) -> Result<OwnedFd> {
+    let fd = super::saved::open_saved(fd, file.flags).context(|| format!("open {name}"))?;
+    set_position(fd.as_fd(), name, file.position)?;
+    Ok(fd)
+}

@@ -1,0 +1,510 @@
+//! Files whose contents the image carries: deleted files, memfds, shared anonymous memory.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use cpr_image::model::{Extent, Manifest, SavedFile, SavedFileId, SavedFileKind};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Uid};
+use rustix::io::Errno;
+
+use crate::sink::{PAGE_SIZE, PageSink, PageSource};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
+/// Owner of a file that only its mappings are known of.
+const UNKNOWN: u32 = u32::MAX;
+/// Name of the memfd that stands in for shared anonymous memory after a restart.
+pub const SHARED_ANONYMOUS_NAME: &[u8] = b"shared-anonymous";
+
+/// Reads the memory of a process: process, address, where to.
+pub type ReadMemory<'a> = dyn FnMut(i32, u64, &mut [u8]) -> Result<()> + 'a;
+
+/// Files to be saved with their contents, by device and inode number.
+#[derive(Debug, Default)]
+pub struct SavedFiles {
+    entries: Vec<Entry>,
+    by_inode: HashMap<(u64, u64), SavedFileId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: SavedFileKind,
+    size: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    label: String,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// A descriptor of our own; whether its offset is ours to move.
+    File(OwnedFd, bool),
+    /// Mappings: process, address, offset in the file, length.
+    Memory(Vec<(i32, u64, u64, u64)>),
+}
+
+fn io(error: Errno) -> std::io::Error {
+    error.into()
+}
+
+/// Opens what `handle` is open on once more, for reading; where that is not allowed, gives a copy of a readable `handle`
+/// (and false: its offset is the job's).
+fn open_readable(handle: BorrowedFd<'_>) -> Result<(OwnedFd, bool)> {
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => Ok((fd, true)),
+        Err(error) => {
+            let flags = rustix::fs::fcntl_getfl(handle)
+                .map_err(io)
+                .context(|| "get the flags")?;
+            let plain = !flags.intersects(OFlags::DIRECT | OFlags::PATH | OFlags::WRONLY);
+            if !plain {
+                return Err(io(error)).context(|| "open it for reading");
+            }
+            handle
+                .try_clone_to_owned()
+                .context(|| "copy its descriptor")
+                .map(|fd| (fd, false))
+        }
+    }
+}
+
+impl SavedFiles {
+    /// The entry for the file `handle` is open on, made if it is new. `label` names it in messages.
+    ///
+    /// # Errors
+    /// The file cannot be opened for reading.
+    pub fn intern_descriptor(
+        &mut self,
+        stat: &Stat,
+        handle: BorrowedFd<'_>,
+        kind: SavedFileKind,
+        label: &str,
+    ) -> Result<SavedFileId> {
+        let key = (stat.st_dev, stat.st_ino);
+        let known = self.by_inode.get(&key).copied();
+        if let Some(id) = known {
+            if matches!(
+                self.entries.get(id.index()),
+                Some(Entry {
+                    source: Source::File(..),
+                    ..
+                })
+            ) {
+                return Ok(id);
+            }
+        }
+        let (fd, ours) = open_readable(handle).context(|| format!("{label}: save the contents"))?;
+        let entry = Entry {
+            kind,
+            size: stat.st_size as u64,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            label: label.to_owned(),
+            source: Source::File(fd, ours),
+        };
+        match known.and_then(|id| self.entries.get_mut(id.index()).map(|slot| (id, slot))) {
+            Some((id, slot)) => {
+                *slot = entry;
+                Ok(id)
+            }
+            None => Ok(self.push(key, entry)),
+        }
+    }
+
+    /// The entry for the file that process `pid` has mapped from `start` to `end` with `offset` in the file; `dev` is as
+    /// makedev(3) makes it. Contents come from a descriptor where there is one, else from all mappings given here.
+    #[allow(clippy::too_many_arguments)]
+    pub fn intern_mapping(
+        &mut self,
+        dev: u64,
+        ino: u64,
+        kind: SavedFileKind,
+        pid: i32,
+        start: u64,
+        end: u64,
+        offset: u64,
+    ) -> SavedFileId {
+        let key = (dev, ino);
+        let length = end.saturating_sub(start);
+        if let Some(id) = self.by_inode.get(&key).copied() {
+            if let Some(entry) = self.entries.get_mut(id.index()) {
+                if let Source::Memory(ranges) = &mut entry.source {
+                    ranges.push((pid, start, offset, length));
+                    entry.size = entry.size.max(offset.saturating_add(length));
+                }
+            }
+            return id;
+        }
+        let label = format!("process {pid}, mapping at {start:#x}");
+        // Whoever may open it directly (it takes CAP_CHECKPOINT_RESTORE) sees holes, and what is not mapped.
+        let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+        let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+        let mut kind = kind;
+        if matches!(&kind, SavedFileKind::Memfd { name, .. } if name.0 == SHARED_ANONYMOUS_NAME) {
+            kind = SavedFileKind::SharedAnonymous; // as an earlier restart made it
+        }
+        let entry = match opened.and_then(|fd| rustix::fs::fstat(&fd).map(|stat| (fd, stat))) {
+            Ok((fd, stat)) => Entry {
+                kind: with_seals(kind, fd.as_fd()),
+                size: stat.st_size as u64,
+                mode: stat.st_mode & 0o7777,
+                uid: stat.st_uid,
+                gid: stat.st_gid,
+                label,
+                source: Source::File(fd, true),
+            },
+            Err(_) => Entry {
+                kind,
+                size: offset.saturating_add(length),
+                mode: 0o600,
+                uid: UNKNOWN,
+                gid: UNKNOWN,
+                label,
+                source: Source::Memory(vec![(pid, start, offset, length)]),
+            },
+        };
+        self.push(key, entry)
+    }
+
+    fn push(&mut self, key: (u64, u64), entry: Entry) -> SavedFileId {
+        let id = SavedFileId(self.entries.len() as u32);
+        self.entries.push(entry);
+        self.by_inode.insert(key, id);
+        id
+    }
+
+    /// Number of files.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Writes the contents of all files. Holes and pages of zeros take no space.
+    ///
+    /// # Errors
+    /// A file or memory cannot be read, or `sink` fails.
+    pub fn write_contents(
+        &mut self,
+        sink: &mut dyn PageSink,
+        read_memory: &mut ReadMemory<'_>,
+    ) -> Result<Vec<SavedFile>> {
+        self.entries
+            .iter()
+            .map(|entry| {
+                let extents = match &entry.source {
+                    Source::File(file, ours) => copy_file(file.as_fd(), *ours, entry.size, sink),
+                    Source::Memory(ranges) => copy_memory(ranges, sink, read_memory),
+                }
+                .context(|| format!("{}: save the contents", entry.label))?;
+                Ok(SavedFile {
+                    kind: entry.kind.clone(),
+                    size: entry.size,
+                    mode: entry.mode,
+                    uid: entry.uid,
+                    gid: entry.gid,
+                    extents,
+                })
+            })
+            .collect()
+    }
+}
+
+/// A memfd's kind with the seals it has.
+fn with_seals(mut kind: SavedFileKind, fd: BorrowedFd<'_>) -> SavedFileKind {
+    if let (SavedFileKind::Memfd { seals, .. }, Ok(found)) = (&mut kind, rustix::fs::fcntl_get_seals(fd)) {
+        *seals = found.bits();
+    }
+    kind
+}
+
+/// Appends the pages of `data` (padded with zeros to whole pages) that are not zero; `start` is where they belong.
+fn append(data: &mut Vec<u8>, start: u64, extents: &mut Vec<Extent>, sink: &mut dyn PageSink) -> Result<()> {
+    data.resize(data.len().next_multiple_of(PAGE_SIZE), 0);
+    let is_zero = |page: usize| data[page * PAGE_SIZE..(page + 1) * PAGE_SIZE].iter().all(|&b| b == 0);
+    let pages = data.len() / PAGE_SIZE;
+    let mut page = 0;
+    while page < pages {
+        if is_zero(page) {
+            page += 1;
+            continue;
+        }
+        let first = page;
+        while page < pages && !is_zero(page) {
+            page += 1;
+        }
+        let run = &data[first * PAGE_SIZE..page * PAGE_SIZE];
+        let offset = sink.append(run)?;
+        let start = start + (first * PAGE_SIZE) as u64;
+        let length = run.len() as u64;
+        match extents.last_mut() {
+            Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
+                last.length += length;
+            }
+            _ => extents.push(Extent { start, length, offset }),
+        }
+    }
+    Ok(())
+}
+
+fn copy_file(file: BorrowedFd<'_>, ours: bool, size: u64, sink: &mut dyn PageSink) -> Result<Vec<Extent>> {
+    let page = PAGE_SIZE as u64;
+    let mut extents = Vec::new();
+    let mut buffer = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let mut end = size;
+        if ours {
+            match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                Ok(data) => at = data / page * page,
+                Err(Errno::NXIO) => break, // nothing but a hole up to the end
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => {}
+                Err(error) => return Err(io(error)).context(|| "look for data"),
+            }
+            if let Ok(hole) = rustix::fs::seek(file, SeekFrom::Hole(at)) {
+                if hole > at {
+                    end = hole.next_multiple_of(page).min(size);
+                }
+            }
+        }
+        while at < end {
+            let wanted = (end - at).min(CHUNK as u64) as usize;
+            buffer.resize(wanted, 0);
+            let mut filled = 0;
+            while filled < wanted {
+                let n =
+                    rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut buffer[filled..], at + filled as u64))
+                        .map_err(io)
+                        .context(|| format!("read {wanted} bytes at {at}"))?;
+                if n == 0 {
+                    break; // shorter than it was: the rest reads as zeros
+                }
+                filled += n;
+            }
+            buffer.truncate(filled);
+            append(&mut buffer, at, &mut extents, sink)?;
+            at += wanted as u64;
+        }
+    }
+    Ok(extents)
+}
+
+fn copy_memory(
+    ranges: &[(i32, u64, u64, u64)],
+    sink: &mut dyn PageSink,
+    read_memory: &mut ReadMemory<'_>,
+) -> Result<Vec<Extent>> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.2);
+    let mut extents = Vec::new();
+    let mut buffer = Vec::new();
+    let mut done = 0; // everything below this offset has been saved
+    for (pid, address, offset, length) in ranges {
+        let end = offset + length;
+        let mut at = offset.max(done);
+        while at < end {
+            let wanted = (end - at).min(CHUNK as u64);
+            buffer.clear();
+            buffer.resize(wanted as usize, 0);
+            read_memory(pid, address + (at - offset), &mut buffer)?;
+            append(&mut buffer, at, &mut extents, sink)?;
+            at += wanted;
+        }
+        done = done.max(end);
+    }
+    Ok(extents)
+}
+
+/// Makes all saved files of the image with their contents; by [`SavedFileId`]. All are open for reading and writing.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] when the directory a deleted file was in is missing.
+pub fn create_saved(manifest: &Manifest, source: &dyn PageSource) -> Result<Vec<OwnedFd>> {
+    manifest
+        .saved_files
+        .iter()
+        .map(|file| create(file, source).context(|| format!("make {} again", describe(&file.kind))))
+        .collect()
+}
+
+fn describe(kind: &SavedFileKind) -> String {
+    match kind {
+        SavedFileKind::Deleted { path } => format!("deleted file {path}"),
+        SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
+        SavedFileKind::SharedAnonymous => "shared anonymous memory".to_owned(),
+    }
+}
+
+fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
+    let memfd = |name: &[u8], flags: MemfdFlags| {
+        rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC)
+            .map_err(io)
+            .context(|| "make a memfd")
+    };
+    let fd = match &file.kind {
+        SavedFileKind::Deleted { path } => create_deleted(path.as_path())?,
+        SavedFileKind::Memfd { name, seals } if *seals == SealFlags::SEAL.bits() => {
+            memfd(&name.0, MemfdFlags::empty())?
+        }
+        SavedFileKind::Memfd { name, .. } => memfd(&name.0, MemfdFlags::ALLOW_SEALING)?,
+        SavedFileKind::SharedAnonymous => memfd(SHARED_ANONYMOUS_NAME, MemfdFlags::empty())?,
+    };
+    rustix::fs::ftruncate(&fd, file.size)
+        .map_err(io)
+        .context(|| format!("make it {} bytes long", file.size))?;
+    let mut buffer = vec![0; CHUNK.min(file.size as usize).next_multiple_of(PAGE_SIZE)];
+    for extent in &file.extents {
+        // The last page of an extent can go beyond the end of the file.
+        let end = (extent.start.saturating_add(extent.length)).min(file.size);
+        let mut at = extent.start;
+        while at < end {
+            let length = (end - at).min(CHUNK as u64) as usize;
+            let piece = &mut buffer[..length];
+            source.read(extent.offset + (at - extent.start), piece)?;
+            write_at(fd.as_fd(), piece, at)?;
+            at += length as u64;
+        }
+    }
+    set_owner(fd.as_fd(), file)?;
+    if let SavedFileKind::Memfd { seals, .. } = &file.kind {
+        if seals & SealFlags::FUTURE_WRITE.bits() == 0 {
+            seal(fd.as_fd(), *seals)?;
+        }
+    }
+    Ok(fd)
+}
+
+fn write_at(fd: BorrowedFd<'_>, data: &[u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        done += rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, &data[done..], at + done as u64))
+            .map_err(io)
+            .context(|| format!("write {} bytes at {at}", data.len()))?;
+    }
+    Ok(())
+}
+
+fn set_owner(fd: BorrowedFd<'_>, file: &SavedFile) -> Result<()> {
+    if file.kind == SavedFileKind::SharedAnonymous {
+        return Ok(());
+    }
+    let stat = rustix::fs::fstat(fd).map_err(io).context(|| "look at it")?;
+    if file.uid != UNKNOWN && (stat.st_uid, stat.st_gid) != (file.uid, file.gid) {
+        let (user, group) = (Uid::from_raw(file.uid), Gid::from_raw(file.gid));
+        rustix::fs::fchown(fd, Some(user), Some(group))
+            .map_err(io)
+            .context(|| format!("give it to user {} and group {}", file.uid, file.gid))?;
+    }
+    if stat.st_mode & 0o7777 != file.mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(file.mode & 0o7777))
+            .map_err(io)
+            .context(|| format!("set its mode to {:o}", file.mode))?;
+    }
+    Ok(())
+}
+
+fn seal(fd: BorrowedFd<'_>, seals: u32) -> Result<()> {
+    let now = rustix::fs::fcntl_get_seals(fd)
+        .map_err(io)
+        .context(|| "get its seals")?;
+    let wanted = SealFlags::from_bits_retain(seals);
+    if now.contains(wanted) {
+        return Ok(());
+    }
+    rustix::fs::fcntl_add_seals(fd, wanted)
+        .map_err(io)
+        .context(|| format!("set its seals to {seals:#x}"))
+}
+
+/// Sets the seals that must come after all writable mappings exist (F_SEAL_FUTURE_WRITE). `saved` is what
+/// [`create_saved`] gave.
+///
+/// # Errors
+/// The kernel refuses a seal.
+pub fn seal_last(manifest: &Manifest, saved: &[OwnedFd]) -> Result<()> {
+    for (file, fd) in manifest.saved_files.iter().zip(saved) {
+        if let SavedFileKind::Memfd { seals, .. } = &file.kind {
+            seal(fd.as_fd(), *seals).context(|| format!("make {} again", describe(&file.kind)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A file without name in the directory `path` was in, so that it is on the same file system.
+fn create_deleted(path: &Path) -> Result<OwnedFd> {
+    let parent = path.parent().filter(|p| p.is_absolute()).unwrap_or(Path::new("/"));
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(parent, flags | OFlags::TMPFILE, mode) {
+        Ok(fd) => return Ok(fd),
+        // Not on this file system, or not on this kernel.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+        Err(error) => {
+            let missing = matches!(error, Errno::NOENT | Errno::NOTDIR);
+            let result = Err(io(error)).context(|| format!("make a file in {}", parent.display()));
+            return result.map_err(|e: Error| {
+                if missing {
+                    e.with_kind(ErrorKind::Incompatible)
+                        .with_hint(format!("make directory {} again", parent.display()))
+                } else {
+                    e
+                }
+            });
+        }
+    }
+    for attempt in 0..100u32 {
+        let name = parent.join(format!(".cpr-{}-{attempt}", std::process::id()));
+        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            Ok(fd) => {
+                rustix::fs::unlink(&name)
+                    .map_err(io)
+                    .context(|| format!("remove {}", name.display()))?;
+                return Ok(fd);
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(io(error)).context(|| format!("make {}", name.display())),
+        }
+    }
+    Err(Error::new(
+        ErrorKind::AlreadyExists,
+        format!("{}: no free name", parent.display()),
+    ))
+}
+
+/// A new description of a saved file, with these flags.
+///
+/// # Errors
+/// It cannot be opened that way.
+pub(super) fn open_saved(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+    let gone = OFlags::TMPFILE | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
+    let flags = (OFlags::from_bits_retain(flags as u32) - gone) | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(fd) => Ok(fd),
+        Err(Errno::ACCESS) => {
+            // The mode was taken away after it was opened.
+            let stat = rustix::fs::fstat(fd).map_err(io).context(|| "look at it")?;
+            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+            let change = |mode| {
+                rustix::fs::fchmod(fd, mode)
+                    .map_err(io)
+                    .context(|| "change its mode for a while")
+            };
+            change(mode | Mode::RUSR | Mode::WUSR)?;
+            let opened = rustix::fs::open(&path, flags, Mode::empty());
+            change(mode)?;
+            opened.map_err(io).context(|| "open it")
+        }
+        Err(error) => Err(io(error)).context(|| "open it"),
+    }
+}

@@ -1,0 +1,39 @@
+//! Where page data go to and come from: an image, or memory in tests.
+
+use std::io::Write;
+
+use cpr_image::{Image, ImageWriter};
+use cpr_types::Result;
+
+/// Size of a page in the image. Page data are multiples of it.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Takes page data.
+pub trait PageSink {
+    /// Appends whole pages and gives their position in the image.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    fn append(&mut self, pages: &[u8]) -> Result<u64>;
+}
+
+/// Gives page data back.
+pub trait PageSource {
+    /// Fills `buffer` with what was appended at `offset`.
+    ///
+    /// # Errors
+    /// The image cannot be read, or has no data there.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+impl<W: Write> PageSink for ImageWriter<W> {
+    fn append(&mut self, pages: &[u8]) -> Result<u64> {
+        ImageWriter::append(self, pages)
+    }
+}
+
+impl PageSource for Image {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.read_data(offset, buffer)
+    }
+}
