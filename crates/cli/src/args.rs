@@ -1,0 +1,393 @@
+//! The command line: the one definition behind the parser, `--help`, the man pages and shell completion.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::signal::parse_signal;
+
+/// Exit codes in short, for the end of `cpr --help`.
+const EXIT_CODES: &str = "\
+Exit codes: 0 success; 64 to 80 failures of cpr itself, one for each cause; otherwise the job's own.
+The whole list is in docs/exit-codes.md.";
+
+const GLOBAL: &str = "Options of every command";
+
+/// Checkpoint and restart jobs
+#[derive(Debug, Parser)]
+#[command(
+    name = "cpr",
+    version,
+    long_about = "Checkpoint and restart jobs.\n\n\
+        A checkpoint saves a running program, with everything it has in memory and open, as one image file. Restarting \
+        the image lets the program go on from there, after a crash, a reboot or on another day, as if nothing had \
+        happened. Programs need not be changed or linked to anything.",
+    after_help = EXIT_CODES,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print results, and errors, as one JSON object
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub json: bool,
+    /// Print nothing but errors and what was asked for; lists become bare names
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = GLOBAL)]
+    pub quiet: bool,
+    /// Tell on standard error what is being done
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub verbose: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a command as a job that can be checkpointed and restarted
+    Run(Run),
+    /// List jobs
+    #[command(visible_alias = "list")]
+    Ps(Ps),
+    /// Save a running job, or any process with its descendants, as an image
+    #[command(visible_alias = "dump")]
+    Checkpoint(Checkpoint),
+    /// Let a job go on from its newest good image, or start one from an image
+    #[command(visible_alias = "restore")]
+    Restart(Restart),
+    /// Stop a job for a while and free its memory, without an image
+    Suspend(JobName),
+    /// Let a suspended job go on
+    Resume(JobName),
+    /// Use the terminal of a job in the background; Ctrl-] leaves it
+    Attach(JobName),
+    /// Show what a job in the background has printed
+    Logs(Logs),
+    /// Wait until a job ends, and exit with its exit code
+    Wait(Wait),
+    /// Send a job a signal
+    Kill(Kill),
+    /// List images
+    Images(Images),
+    /// Show what an image contains
+    #[command(visible_alias = "show")]
+    Inspect(Inspect),
+    /// Find out whether a checkpoint or a restart would succeed, and why not
+    Check(Check),
+    /// Read an image in full and compare every hash in it
+    Verify(ImageName),
+    /// Remove a job with its images and output, or a single image
+    Rm(Rm),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write the man pages
+    #[command(hide = true)]
+    Man(Man),
+}
+
+/// `cpr run`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr run --name sim --every 10m --keep 3 -- ./sim input.dat
+  cpr run --detach -- python3 train.py
+
+The job runs in a PID namespace of its own, and needs no privilege. In the foreground `cpr run` ends when the job does, \
+with the job's exit code (128 + N where signal N ended it, 79 where a checkpoint did).")]
+pub struct Run {
+    /// Name of the job, instead of one made from the command
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Checkpoint the job again and again after this time: 30s, 10m, 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub every: Option<Duration>,
+    /// Keep only the newest N images
+    #[arg(long, value_name = "N", value_parser = parse_keep)]
+    pub keep: Option<usize>,
+    /// Give the job a terminal of its own
+    #[arg(short, long)]
+    pub terminal: bool,
+    /// Run in the background; `cpr logs` shows the output
+    #[arg(short, long)]
+    pub detach: bool,
+    /// What becomes of the job in the foreground once it has ended with exit code 0
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnExit::Keep, conflicts_with = "detach")]
+    pub on_exit: OnExit,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+/// What becomes of a job that has ended with exit code 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Nothing
+    Keep,
+    /// The job is removed with its images
+    Remove,
+}
+
+/// `cpr ps`
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Also list jobs that have ended
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+/// `cpr checkpoint`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr checkpoint sim
+  cpr checkpoint --stop -o /scratch/sim.cpr 4711
+  cpr checkpoint -o - sim | ssh other cpr restart -
+
+The job goes on when its memory has been saved, unless --stop or --signal says otherwise. Where the checkpoint fails \
+the job goes on, too.")]
+pub struct Checkpoint {
+    /// Name of a job, or a PID
+    #[arg(value_name = "JOB|PID")]
+    pub target: PathBuf,
+    /// End the job as soon as the image is complete and on disk
+    #[arg(long, conflicts_with = "signal")]
+    pub stop: bool,
+    /// Write the image to this file, or to standard output where it is `-`
+    ///
+    /// Without this option the image of a job is kept with the job, and that of a process is cpr-PID.cpr in the
+    /// current directory.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Send this signal to every process once the image is complete and on disk
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
+    pub signal: Option<i32>,
+    /// Give up, and let the job go on, where it cannot be stopped for the checkpoint within this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+/// `cpr restart`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr restart sim
+  cpr restart --detach --name second /scratch/sim.cpr
+
+An argument with a `/` in it or ending in .cpr is an image; every other one is the name of a job, which goes on from \
+its newest image that is not damaged. In the foreground `cpr restart` ends when the job does, with the job's exit code.")]
+pub struct Restart {
+    /// Name of a job, an image, or `-` for an image on standard input
+    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
+    pub source: PathBuf,
+    /// Run in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Name of the job that an image becomes
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Give the job a new terminal of its own
+    #[arg(short, long)]
+    pub terminal: bool,
+    /// Whether the job gets a PID namespace of its own
+    #[arg(long, value_enum, default_value_t = Namespace::Auto)]
+    pub namespace: Namespace,
+}
+
+/// Whether a job gets a PID namespace of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Namespace {
+    /// As it had when it was checkpointed, and where its PIDs cannot be had otherwise
+    Auto,
+    /// A namespace of its own
+    Always,
+    /// The same PIDs in the present namespace, which must be free
+    Never,
+}
+
+/// Commands whose only argument is a job.
+#[derive(Debug, Args)]
+pub struct JobName {
+    /// Name of a job
+    pub job: String,
+}
+
+/// `cpr logs`
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Name of a job
+    pub job: String,
+    /// Go on until the job ends
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// `cpr wait`
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Name of a job
+    pub job: String,
+    /// Give up after this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// `cpr kill`
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Name of a job
+    pub job: String,
+    /// Signal, by name or number; KILL goes to all processes of the job, any other to its first one
+    #[arg(short, long, value_name = "SIGNAL", value_parser = parse_signal, default_value = "TERM")]
+    pub signal: i32,
+}
+
+/// `cpr images`
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Only the images of this job
+    pub job: Option<String>,
+}
+
+/// `cpr inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// An image, or the name of a job for its newest image
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+    /// Show only this part; may be given several times
+    #[arg(long = "section", value_name = "SECTION", value_enum, action = ArgAction::Append)]
+    pub sections: Vec<Section>,
+}
+
+/// A part of what `cpr inspect` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Section {
+    /// When, where, by and of whom
+    Checkpoint,
+    /// Processes and threads
+    Processes,
+    /// User and group IDs, capabilities
+    Credentials,
+    /// Signal handlers, pending signals and timers
+    Signals,
+    /// Resource limits and scheduling
+    Limits,
+    /// Mappings of every process
+    Memory,
+    /// Descriptors and what they refer to
+    Files,
+    /// Mapped files, and files carried in the image
+    Contents,
+    /// Pipes, UNIX sockets and terminals
+    Channels,
+}
+
+/// `cpr check`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of a job or process: everything it uses that cannot be checkpointed. Nothing is stopped.
+
+Of an image: everything that keeps it from being restarted here and now. Nothing is started.
+
+Exit code: 0 where nothing is in the way, 69 where a job or process cannot be checkpointed, 78 where an image cannot be \
+restarted here.")]
+pub struct Check {
+    /// Name of a job, a PID, or an image
+    #[arg(value_name = "JOB|PID|IMAGE", value_hint = ValueHint::FilePath)]
+    pub target: PathBuf,
+    /// Of an image: whether the job would get a PID namespace of its own
+    #[arg(long, value_enum, default_value_t = Namespace::Auto)]
+    pub namespace: Namespace,
+}
+
+/// Commands whose only argument is an image.
+#[derive(Debug, Args)]
+pub struct ImageName {
+    /// An image, or the name of a job for its newest image
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+}
+
+/// `cpr rm`
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Name of a job, or an image
+    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
+    pub target: PathBuf,
+    /// Also remove a job that runs, which ends it, or an image that cannot be read
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `cpr completions`
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `cpr man`
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Directory the pages are written to
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "not a duration; write for example 30s, 10m or 1h30m".to_string())
+}
+
+fn parse_keep(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one image has to be kept".to_string()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a number of images".to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_the_command_run_are_its_own() {
+        let Verb::Run(run) = Cli::parse_from(["cpr", "run", "--keep", "2", "ls", "-l", "--json"]).verb else {
+            panic!()
+        };
+        assert_eq!(run.keep, Some(2));
+        assert_eq!(run.command, ["ls", "-l", "--json"]);
+        let cli = Cli::parse_from(["cpr", "run", "--json", "--", "-odd", "--", "x"]);
+        assert!(cli.global.json);
+        let Verb::Run(run) = cli.verb else { panic!() };
+        assert_eq!(run.command, ["-odd", "--", "x"]);
+        assert!(Cli::try_parse_from(["cpr", "run", "--unknown", "ls"]).is_err());
+    }
+
+    #[test]
+    fn durations() {
+        let every = |text: &str| parse_duration(text);
+        assert_eq!(every("10s").unwrap(), Duration::from_secs(10));
+        assert_eq!(every("5m").unwrap(), Duration::from_secs(300));
+        assert_eq!(every("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(every("250ms").unwrap(), Duration::from_millis(250));
+        for bad in ["", "10", "s", "-1s", "1x"] {
+            assert!(every(bad).is_err(), "{bad}");
+        }
+    }
+}

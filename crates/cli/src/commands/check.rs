@@ -1,0 +1,74 @@
+//! `cpr check`
+
+use cpr_image::Image;
+use cpr_kernel::namespace;
+use cpr_node::Blocker;
+use cpr_types::{ErrorKind, Result};
+use serde_json::{Value, json};
+
+use crate::args::{Check, Namespace};
+use crate::output::{Output, clean};
+use crate::target::{Live, is_image, job_or_pid};
+
+pub fn check(output: Output, args: &Check) -> Result<u8> {
+    let (verdict, what, kind, blockers) = if is_image(&args.target) {
+        let image = Image::open(&args.target)?;
+        let what = format!("image {}", args.target.display());
+        let blockers = cpr_native::check_restart(&image, own_namespace(&image, args.namespace))?;
+        ("restartable", what, ErrorKind::Incompatible, blockers)
+    } else {
+        let (what, blockers) = match job_or_pid(&args.target)? {
+            Live::Job(job) => (format!("job {}", job.name()), job.check()?),
+            Live::Pid(pid) => (format!("process {pid}"), cpr_node::check_pid(pid)?),
+        };
+        ("checkpointable", what, ErrorKind::Unsupported, blockers)
+    };
+    output.done(
+        || report_json(verdict, &blockers),
+        || {
+            let verb = if verdict == "restartable" {
+                "restarted here"
+            } else {
+                "checkpointed"
+            };
+            report_text(&what, verb, &blockers)
+        },
+    )?;
+    Ok(if blockers.is_empty() { 0 } else { kind.exit_code() })
+}
+
+/// Whether a restart would give the job a PID namespace of its own.
+fn own_namespace(image: &Image, choice: Namespace) -> bool {
+    match choice {
+        Namespace::Always => true,
+        Namespace::Never => false,
+        Namespace::Auto => image.manifest().checkpoint.own_pid_namespace || !namespace::may_choose_pids(),
+    }
+}
+
+fn report_json(verdict: &str, blockers: &[Blocker]) -> Value {
+    let list: Vec<Value> = blockers
+        .iter()
+        .map(|b| json!({"pid": b.pid, "object": b.object, "reason": b.reason, "hint": b.hint}))
+        .collect();
+    json!({verdict: blockers.is_empty(), "blockers": list})
+}
+
+fn report_text(what: &str, verb: &str, blockers: &[Blocker]) -> String {
+    if blockers.is_empty() {
+        return format!("{} can be {verb}\n", clean(what));
+    }
+    let mut text = format!("{} cannot be {verb}:\n", clean(what));
+    for blocker in blockers {
+        let process = match blocker.pid {
+            0 => String::new(),
+            pid => format!("process {pid}: "),
+        };
+        let line = format!("{process}{}: {}", blocker.object, blocker.reason);
+        text.push_str(&format!("  {}\n", clean(&line)));
+        if let Some(hint) = &blocker.hint {
+            text.push_str(&format!("    hint: {}\n", clean(hint)));
+        }
+    }
+    text
+}

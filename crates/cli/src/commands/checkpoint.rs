@@ -1,0 +1,131 @@
+//! `cpr checkpoint`
+
+use std::io::{self, IsTerminal};
+
+use cpr_node::{CheckpointOptions, Checkpointed, Output as Destination};
+use cpr_types::{Error, ErrorKind, Result};
+use serde_json::{Value, json};
+
+use crate::args::Checkpoint;
+use crate::output::{Output, clean, duration, milliseconds, size};
+use crate::target::{Live, job_or_pid};
+
+pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
+    if args.output.as_deref().is_none_or(|path| path.as_os_str() != "-") {
+        let destination = args.output.clone().map(Destination::Path);
+        return make(output, args, destination).map(|()| 0);
+    }
+    if io::stdout().is_terminal() {
+        return Err(Error::new(ErrorKind::Usage, "an image is not written to a terminal")
+            .with_hint("write it to a file or a pipe: `cpr checkpoint -o - JOB | ssh HOST cpr restart -`"));
+    }
+    // Whoever reads the image from standard output must find nothing else there, error or not.
+    let output = output.beside_stream();
+    match make(output, args, Some(Destination::Stdout)) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            output.error(&error);
+            Ok(error.kind().exit_code())
+        }
+    }
+}
+
+fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> Result<()> {
+    let mut progress = output.progress();
+    let options = CheckpointOptions {
+        stop: args.stop,
+        signal: args.signal,
+        output: destination,
+        timeout: args.timeout,
+        progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
+    };
+    let (job, pid, made) = match job_or_pid(&args.target)? {
+        Live::Job(job) => {
+            // Only JSON tells it, and finding it takes time.
+            let pid = if output.is_json() { job.status()?.pid } else { None };
+            (Some(job.name().to_string()), pid, job.checkpoint(options)?)
+        }
+        Live::Pid(pid) => (None, Some(pid), cpr_node::checkpoint_pid(pid, options)?),
+    };
+    output.done(
+        || report_json(job.as_deref(), pid, &made),
+        || {
+            let name = job
+                .clone()
+                .unwrap_or_else(|| format!("process {}", args.target.display()));
+            report_text(&name, &made)
+        },
+    )
+}
+
+fn report_json(job: Option<&str>, pid: Option<i32>, made: &Checkpointed) -> Value {
+    let report = &made.report;
+    json!({
+        "image": made.image,
+        "job": job,
+        "pid": pid,
+        "image_id": report.image_id,
+        "bytes": report.image_bytes,
+        "data_bytes": report.data_bytes,
+        "freeze_ms": milliseconds(report.freeze_ns),
+        "total_ms": milliseconds(report.total_ns),
+        "processes": report.processes,
+        "threads": report.threads,
+    })
+}
+
+fn report_text(name: &str, made: &Checkpointed) -> String {
+    let report = &made.report;
+    let image = match &made.image {
+        Some(path) => path.display().to_string(),
+        None => "standard output".to_string(),
+    };
+    let plural = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
+    format!(
+        "{}: {}: {}, {}, {}; stopped for {}, {} in all\n",
+        clean(name),
+        clean(&image),
+        size(report.image_bytes),
+        plural(report.processes, "process", "processes"),
+        plural(report.threads, "thread", "threads"),
+        duration(report.freeze_ns),
+        duration(report.total_ns),
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use cpr_node::CheckpointReport;
+    use std::path::PathBuf;
+
+    #[test]
+    fn the_report_is_as_documented() {
+        let made = Checkpointed {
+            image: Some(PathBuf::from(
+                "/home/ada/.local/state/gridcpr/jobs/sim/images/000002.cpr",
+            )),
+            report: CheckpointReport {
+                image_id: "0123456789abcdef0123456789abcdef".to_string(),
+                image_bytes: 5_246_976,
+                data_bytes: 5_234_688,
+                freeze_ns: 4_300_000,
+                total_ns: 12_500_000,
+                processes: 1,
+                threads: 1,
+            },
+        };
+        let documents = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/commands.md");
+        let text = std::fs::read_to_string(documents).unwrap();
+        let section = text.split("\n## cpr checkpoint\n").nth(1).unwrap();
+        let example = section.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+        let example: Value = serde_json::from_str(example).unwrap();
+        assert_eq!(report_json(Some("sim"), Some(4711), &made), example);
+        let text = report_text("sim", &made);
+        assert!(
+            text.ends_with("000002.cpr: 5.25 MB, 1 process, 1 thread; stopped for 4.3 ms, 12.5 ms in all\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! `cpr images`
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cpr_image::Image;
+use cpr_node::{ImageEntry, Job, StateDir};
+use cpr_types::{ErrorKind, Result};
+use serde_json::json;
+
+use crate::args::Images;
+use crate::output::{Output, Table, ago, size, timestamp};
+use crate::target;
+
+struct Found {
+    job: String,
+    entry: ImageEntry,
+    time: SystemTime,
+    /// None of an image that cannot be read.
+    processes: Option<usize>,
+}
+
+pub fn images(output: Output, args: &Images) -> Result<u8> {
+    let jobs = match &args.job {
+        Some(name) => vec![target::job(name)?],
+        None => StateDir::open()?.jobs()?,
+    };
+    let mut entries = Vec::new();
+    for job in &jobs {
+        entries.extend(list(job)?.into_iter().map(|entry| (job.name(), entry)));
+    }
+    if output.is_quiet() && !output.is_json() {
+        output.answer(
+            || json!(null),
+            || entries.iter().map(|(_, e)| format!("{}\n", e.path.display())).collect(),
+        )?;
+        return Ok(0);
+    }
+    let found: Vec<Found> = entries.into_iter().map(|(job, entry)| examine(job, entry)).collect();
+    output.answer(
+        || {
+            let images = found.iter().map(|image| {
+                json!({
+                    "path": image.entry.path,
+                    "job": image.job,
+                    "time": timestamp(image.time),
+                    "bytes": image.entry.bytes,
+                    "processes": image.processes,
+                    "valid": image.processes.is_some(),
+                })
+            });
+            json!({"images": images.collect::<Vec<_>>()})
+        },
+        || table(&found),
+    )?;
+    Ok(0)
+}
+
+fn list(job: &Job) -> Result<Vec<ImageEntry>> {
+    match job.images() {
+        // Removed just now.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        result => result,
+    }
+}
+
+fn examine(job: &str, entry: ImageEntry) -> Found {
+    let image = Image::open(&entry.path).ok();
+    let time = match &image {
+        Some(image) => Duration::from_nanos(image.manifest().checkpoint.time_ns),
+        None => Duration::from_secs(u64::try_from(entry.time).unwrap_or(0)),
+    };
+    Found {
+        job: job.to_string(),
+        time: UNIX_EPOCH.checked_add(time).unwrap_or(UNIX_EPOCH),
+        processes: image.map(|image| image.manifest().processes.len()),
+        entry,
+    }
+}
+
+fn table(found: &[Found]) -> String {
+    let mut table = Table::new(&["JOB", "TIME", "SIZE", "PROCESSES", "IMAGE"], &[2, 3]);
+    let now = SystemTime::now();
+    for image in found {
+        table.row([
+            image.job.clone(),
+            ago(image.time, now),
+            size(image.entry.bytes),
+            image.processes.map_or_else(|| "damaged".to_string(), |n| n.to_string()),
+            image.entry.path.display().to_string(),
+        ]);
+    }
+    table.render()
+}

@@ -1,0 +1,20 @@
+//! `cpr kill`
+
+use cpr_types::Result;
+use serde_json::json;
+
+use crate::args::Kill;
+use crate::output::Output;
+use crate::signal::signal_name;
+use crate::target;
+
+pub fn kill(output: Output, args: &Kill) -> Result<u8> {
+    let job = target::job(&args.job)?;
+    job.kill(args.signal)?;
+    let name = signal_name(args.signal);
+    output.done(
+        || json!({"job": job.name(), "signal": args.signal}),
+        || format!("sent {name} to {}\n", job.name()),
+    )?;
+    Ok(0)
+}

@@ -1,0 +1,43 @@
+//! `cpr restart`
+
+use std::io::{self, IsTerminal};
+
+use cpr_image::Image;
+use cpr_node::{RestartOptions, StateDir};
+use cpr_types::{Error, ErrorKind, Result};
+
+use crate::args::Restart;
+use crate::commands::conclude;
+use crate::output::Output;
+use crate::target::{Kept, job_or_image, require_job_name};
+
+pub fn restart(output: Output, args: Restart) -> Result<u8> {
+    require_job_name(args.name.as_deref())?;
+    let options = RestartOptions {
+        detach: args.detach,
+        name: args.name,
+        namespace: args.namespace.into(),
+        terminal: args.terminal,
+    };
+    if args.source.as_os_str() == "-" {
+        if io::stdin().is_terminal() {
+            return Err(Error::new(ErrorKind::Usage, "an image is not read from a terminal")
+                .with_hint("let a command write it: `cpr checkpoint -o - JOB | cpr restart -`"));
+        }
+        let image = Image::from_stream(&mut io::stdin().lock(), "standard input")?;
+        output.detail(|| format!("restarting image {} from standard input", image.id()));
+        return conclude(output, &cpr_node::restart_image(&StateDir::open()?, image, options)?);
+    }
+    let outcome = match job_or_image(&args.source)? {
+        Kept::Image(path) => {
+            let image = Image::open(&path)?;
+            output.detail(|| format!("restarting image {} from {}", image.id(), path.display()));
+            cpr_node::restart_image(&StateDir::open()?, image, options)?
+        }
+        Kept::Job(job) => {
+            output.detail(|| format!("restarting job {}", job.name()));
+            cpr_node::restart_job(&StateDir::open()?, job.name(), options)?
+        }
+    };
+    conclude(output, &outcome)
+}
