@@ -328,17 +328,22 @@ impl Progress {
         if !self.shown || self.began.elapsed() < BAR_AFTER {
             return;
         }
+        let began = self.began;
         let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            let template = "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}";
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+            let template = "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar
+            bar.with_elapsed(began.elapsed())
         });
-        bar.set_message(clean(&self.phase).into_owned());
-        bar.set_length(total);
-        bar.set_position(done.min(total));
+        if next || bar.message().is_empty() {
+            bar.set_message(clean(&self.phase).into_owned());
+        }
+        bar.update(|state| {
+            state.set_len(total);
+            state.set_pos(done.min(total));
+        });
     }
 
     /// Takes the bar away.

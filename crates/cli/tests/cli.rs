@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -298,7 +299,8 @@ fn every_cause_has_its_own_code() {
     lab.text(&["run", "-d", "--name", "busy", "--", "sleep", "60"]);
     assert_eq!(code(&lab.cpr(&["run", "--name", "over", "true"])), 0);
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let foreign = if std::os::unix::fs::chown(lab.directory.path(), Some(65534), None).is_ok() {
+    let somebody_else = fs::metadata(lab.directory.path()).unwrap().uid() + 1;
+    let foreign = if std::os::unix::fs::chown(lab.directory.path(), Some(somebody_else), None).is_ok() {
         lab.directory.path()
     } else {
         // Not root: the root directory is somebody else's.

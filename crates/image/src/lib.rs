@@ -21,3 +21,8 @@ pub use format::{FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANI
 pub use pending::PendingImage;
 pub use reader::Image;
 pub use writer::{ImageSummary, ImageWriter};
+
+/// BLAKE3 of `data`, the hash images use throughout.
+pub fn hash(data: &[u8]) -> [u8; 32] {
+    *blake3::hash(data).as_bytes()
+}

@@ -3,9 +3,17 @@
 //! Every `unsafe` block and raw system call of GridCPR is here, behind small functions that return [`std::io::Result`].
 //! The crate decides nothing: it knows no image, job or policy.
 
+pub mod arch;
+pub mod batch;
 pub mod event;
+pub mod fd;
+pub mod memory;
 pub mod namespace;
 pub mod page_out;
+pub mod proc;
+pub mod process;
+pub mod ptrace;
+pub mod remote;
 pub mod socket;
 pub mod spawn;
 pub mod terminal;

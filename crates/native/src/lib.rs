@@ -1,1 +1,45 @@
-//! placeholder
+//! The native engine: checkpoints and restarts process trees from outside, with ptrace, /proc and pidfds.
+//!
+//! A checkpoint runs in a process of its own inside the job's namespaces ([`checkpoint()`]); a restart runs in the
+//! process that becomes the parent of the job ([`restart()`]). The engine decides first and touches processes only
+//! then: what cannot be saved is found by [`check()`] before anything is stopped, where it can be.
+//!
+//! Invariants: a failed checkpoint leaves the job running as before, with nothing in it; a failed restart leaves no
+//! process behind; nothing of the job runs before everything is in place and every byte of the image was verified.
+
+mod checkpoint;
+pub mod files;
+mod freeze;
+mod mapped;
+mod memory;
+mod restart;
+mod sink;
+mod state;
+
+pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, check, checkpoint};
+pub use restart::{RestartRequest, Restarted, check_restart, restart};
+pub use sink::{PAGE_SIZE, PageSink, PageSource};
+
+use serde::{Deserialize, Serialize};
+
+/// Something that stands in the way of a checkpoint or a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// The process concerned; zero when it is none in particular.
+    pub pid: i32,
+    /// The object, for example `descriptor 7 (anon_inode:[io_uring])`.
+    pub object: String,
+    /// Why it blocks.
+    pub reason: String,
+    /// What the user can do.
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for Blocker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.pid != 0 {
+            write!(f, "process {}, ", self.pid)?;
+        }
+        write!(f, "{}: {}", self.object, self.reason)
+    }
+}

@@ -96,11 +96,9 @@ impl ErrorKind {
             | ErrorKind::NoSpace
             | ErrorKind::Io
             | ErrorKind::Incompatible => "environment",
-            ErrorKind::Gone
-            | ErrorKind::InUse
-            | ErrorKind::Busy
-            | ErrorKind::TimedOut
-            | ErrorKind::Cancelled => "temporary",
+            ErrorKind::Gone | ErrorKind::InUse | ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::Cancelled => {
+                "temporary"
+            }
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::Damaged => "damaged",
             ErrorKind::Internal => "internal",

@@ -354,3 +354,14 @@ fn unescape(text: &[u8], accept: impl Fn(u8) -> bool) -> Vec<u8> {
     }
     plain
 }
+
+/// The `flags` of the first processor in `/proc/cpuinfo`.
+pub fn cpu_flags() -> io::Result<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/cpuinfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    Ok(line.map_or_else(Vec::new, |(_, flags)| {
+        flags.split_whitespace().map(str::to_owned).collect()
+    }))
+}

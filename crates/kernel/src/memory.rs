@@ -1,0 +1,264 @@
+//! Reading and writing another process's memory, and finding out which of its pages hold data.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags};
+
+/// Page size of the architecture, bytes.
+pub const PAGE: u64 = 4096;
+
+/// A process's memory: /proc/PID/mem, bound to the address space it had when it was opened.
+#[derive(Debug)]
+pub struct Memory {
+    file: File,
+}
+
+impl Memory {
+    /// Opens the memory of the process whose /proc/PID directory is `process`. Needs ptrace access.
+    pub fn open(process: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = rustix::fs::openat(process, "mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Memory { file: File::from(fd) })
+    }
+
+    /// Reads exactly `buffer.len()` bytes at `address`, whatever the page protection.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, address)
+    }
+
+    /// Writes all of `bytes` at `address`, whatever the page protection.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, address)
+    }
+
+    /// Reads a 64-bit word.
+    pub fn read_u64(&self, address: u64) -> io::Result<u64> {
+        let mut raw = [0u8; 8];
+        self.read(address, &mut raw)?;
+        Ok(u64::from_ne_bytes(raw))
+    }
+}
+
+/// What the kernel says of a run of pages: PAGE_IS_* of <linux/fs.h>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRegion {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// PAGE_IS_* bits.
+    pub categories: u64,
+}
+
+/// The page is tracked by asynchronous write protection.
+pub const PAGE_WPALLOWED: u64 = 1;
+/// The page was written since it was last write-protected.
+pub const PAGE_WRITTEN: u64 = 1 << 1;
+/// The page belongs to a file (or shared memory).
+pub const PAGE_FILE: u64 = 1 << 2;
+/// The page is in memory.
+pub const PAGE_PRESENT: u64 = 1 << 3;
+/// The page is swapped out.
+pub const PAGE_SWAPPED: u64 = 1 << 4;
+/// The page is the shared zero page.
+pub const PAGE_PFNZERO: u64 = 1 << 5;
+/// The page is part of a huge page.
+pub const PAGE_HUGE: u64 = 1 << 6;
+/// The page is guarded (MADV_GUARD_INSTALL).
+pub const PAGE_GUARD: u64 = 1 << 8;
+
+/// A process's page table: /proc/PID/pagemap.
+#[derive(Debug)]
+pub struct Pagemap {
+    fd: OwnedFd,
+}
+
+/// `struct pm_scan_arg` of <linux/fs.h>.
+#[repr(C)]
+#[derive(Default)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ScanRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// PAGEMAP_SCAN: _IOWR('f', 16, struct pm_scan_arg), Linux 6.7.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
+
+const _: () = assert!(size_of::<ScanArgument>() == 0x60 && size_of::<ScanRegion>() == 24);
+
+/// Which pages [`Pagemap::scan`] reports, and whether it write-protects them again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScanFilter {
+    /// All of these bits are set …
+    pub all: u64,
+    /// … none of these …
+    pub none: u64,
+    /// … and, if not zero, at least one of these.
+    pub any: u64,
+    /// Write-protect what is reported (the mapping must be registered for it), in the same step.
+    pub protect: bool,
+}
+
+impl Pagemap {
+    /// Opens the page table of the process whose /proc/PID directory is `process`.
+    pub fn open(process: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = rustix::fs::openat(process, "pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Pagemap { fd })
+    }
+
+    /// Appends the runs of matching pages in `start..end` to `regions`, in ascending order.
+    ///
+    /// On kernels without PAGEMAP_SCAN (before 6.7) the page table is read word by word instead; write protection is
+    /// then not available ([`io::ErrorKind::Unsupported`]).
+    pub fn scan(&self, start: u64, end: u64, filter: ScanFilter, regions: &mut Vec<PageRegion>) -> io::Result<()> {
+        /// PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC.
+        const PROTECT: u64 = 3;
+        let mut buffer = vec![ScanRegion::default(); 1024];
+        let mut at = start;
+        while at < end {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags: if filter.protect { PROTECT } else { 0 },
+                start: at,
+                end,
+                vec: buffer.as_mut_ptr() as u64,
+                vec_len: buffer.len() as u64,
+                category_inverted: filter.none,
+                category_mask: filter.all | filter.none,
+                category_anyof_mask: filter.any,
+                return_mask: 0x1ff,
+                ..ScanArgument::default()
+            };
+            // SAFETY: `argument` is a complete pm_scan_arg whose vec/vec_len describe `buffer`; the kernel writes at
+            // most vec_len regions and updates the argument, both of which outlive the call.
+            let got = unsafe { libc::ioctl(self.fd.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            if got < 0 {
+                let error = io::Error::last_os_error();
+                return match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(libc::ENOTTY) if !filter.protect => self.scan_words(at, end, filter, regions),
+                    Some(libc::ENOTTY) => Err(io::ErrorKind::Unsupported.into()),
+                    _ => Err(error),
+                };
+            }
+            regions.extend(buffer[..(got as usize).min(buffer.len())].iter().map(|r| PageRegion {
+                start: r.start,
+                end: r.end,
+                categories: r.categories,
+            }));
+            // The kernel may stop before `end` although the vector is not full: go on from where it stopped.
+            if argument.walk_end <= at {
+                break;
+            }
+            at = argument.walk_end;
+        }
+        Ok(())
+    }
+
+    /// [`Pagemap::scan`] for older kernels: see Documentation/admin-guide/mm/pagemap.rst. Zero pages and huge pages are
+    /// not told apart there.
+    fn scan_words(&self, start: u64, end: u64, filter: ScanFilter, regions: &mut Vec<PageRegion>) -> io::Result<()> {
+        let mut words = vec![0u8; 8 * 4096];
+        let mut at = start;
+        while at < end {
+            let pages = ((end - at) / PAGE).min(4096) as usize;
+            let chunk = &mut words[..pages * 8];
+            let got = rustix::io::pread(self.fd.as_fd(), &mut *chunk, at / PAGE * 8)?;
+            if got == 0 {
+                break;
+            }
+            for word in chunk[..got].chunks_exact(8) {
+                let mut raw = [0u8; 8];
+                raw.copy_from_slice(word);
+                let bits = u64::from_ne_bytes(raw);
+                let mut categories = 0;
+                for (bit, category) in [
+                    (63, PAGE_PRESENT),
+                    (62, PAGE_SWAPPED),
+                    (61, PAGE_FILE),
+                    (58, PAGE_GUARD),
+                ] {
+                    if bits >> bit & 1 == 1 {
+                        categories |= category;
+                    }
+                }
+                let wanted = categories & filter.all == filter.all
+                    && categories & filter.none == 0
+                    && (filter.any == 0 || categories & filter.any != 0);
+                if wanted {
+                    match regions.last_mut() {
+                        Some(last) if last.end == at && last.categories == categories => last.end += PAGE,
+                        _ => regions.push(PageRegion {
+                            start: at,
+                            end: at + PAGE,
+                            categories,
+                        }),
+                    }
+                }
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    #[test]
+    fn scan_finds_touched_pages_and_not_the_zero_page() {
+        let dir = rustix::fs::open("/proc/self", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let pagemap = Pagemap::open(dir.as_fd()).unwrap();
+        let memory = Memory::open(dir.as_fd()).unwrap();
+        let length = 64 * PAGE as usize;
+        // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice, used only in this test.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }
+        .unwrap() as u64;
+        memory.write(base + 3 * PAGE, b"x").unwrap();
+        memory.write(base + 4 * PAGE, b"y").unwrap();
+        memory.write(base + 9 * PAGE, b"z").unwrap();
+        // SAFETY: reads one byte of the mapping made above: maps the shared zero page there.
+        let _ = unsafe { std::ptr::read_volatile((base + 20 * PAGE) as *const u8) };
+        let mut regions = Vec::new();
+        let filter = ScanFilter {
+            none: PAGE_FILE | PAGE_PFNZERO,
+            any: PAGE_PRESENT | PAGE_SWAPPED,
+            ..ScanFilter::default()
+        };
+        pagemap.scan(base, base + length as u64, filter, &mut regions).unwrap();
+        let pages: Vec<(u64, u64)> = regions
+            .iter()
+            .map(|r| ((r.start - base) / PAGE, (r.end - base) / PAGE))
+            .collect();
+        assert_eq!(pages, [(3, 5), (9, 10)]);
+    }
+}

@@ -1,0 +1,276 @@
+//! Creating, naming, signalling and limiting processes.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A process held by a descriptor: stays bound to it even if its PID is reused.
+#[derive(Debug)]
+pub struct PidFd {
+    fd: OwnedFd,
+    pid: i32,
+}
+
+impl PidFd {
+    /// pidfd_open(2) of a process (thread-group leader).
+    pub fn open(pid: i32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor and nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Ok(PidFd { fd, pid })
+    }
+
+    /// The PID in our PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The descriptor; readable when the process has ended.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.fd.as_fd()
+    }
+
+    /// pidfd_send_signal(2). Signal 0 only checks for existence and permission.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: the descriptor is open for as long as `self`, the siginfo pointer is null, the rest are numbers.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+/// `struct clone_args` of <linux/sched.h>, first version with set_tid (Linux 5.5).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub struct CloneArguments {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+}
+
+/// Size of [`CloneArguments`] in bytes.
+pub const CLONE_ARGUMENTS_SIZE: usize = size_of::<CloneArguments>();
+
+const _: () = assert!(CLONE_ARGUMENTS_SIZE == 80);
+
+impl CloneArguments {
+    /// The kernel's byte layout, without `set_tid` (which needs an address).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+        ]
+        .iter()
+        .flat_map(|w| w.to_ne_bytes())
+        .collect()
+    }
+}
+
+/// clone3(2) of a child that does nothing but wait to be taken over with ptrace, with this PID (0: any).
+///
+/// The child dies with the calling thread (PR_SET_PDEATHSIG).
+///
+/// # Errors
+/// EEXIST when the PID, or a process group or session of that number, exists; EPERM without CAP_CHECKPOINT_RESTORE
+/// in the PID namespace's user namespace.
+pub fn spawn_stub(pid: i32) -> io::Result<i32> {
+    let tids = [pid];
+    let arguments = CloneArguments {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: if pid == 0 { 0 } else { tids.as_ptr() as u64 },
+        set_tid_size: u64::from(pid != 0),
+        ..CloneArguments::default()
+    };
+    // SAFETY: without CLONE_VM the child gets a copy of our memory and continues here on its own copy of this stack.
+    // It makes only raw system calls, so no lock that another thread of ours may have held is touched. `arguments`
+    // and `tids` live through the call.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, CLONE_ARGUMENTS_SIZE) };
+    match child {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: raw system calls with number arguments only; pause returns only for signals, and the loop never
+            // ends, so nothing of the parent's state is ever used in the child.
+            unsafe {
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                loop {
+                    libc::syscall(libc::SYS_pause);
+                }
+            }
+        }
+        pid => Ok(pid as i32),
+    }
+}
+
+/// Raises our soft limit on descriptors to the hard limit and returns the old pair.
+pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let old = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: old.maximum,
+            maximum: old.maximum,
+        },
+    )?;
+    Ok((old.current.unwrap_or(u64::MAX), old.maximum.unwrap_or(u64::MAX)))
+}
+
+/// Our own resource limit number `resource`: soft and hard, `u64::MAX` for unlimited.
+pub fn limit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the old limit; no new limit is given; pid 0 is ourselves.
+    let result = unsafe { libc::prlimit64(0, resource, std::ptr::null(), &mut limit) };
+    if result == 0 {
+        Ok((limit.rlim_cur, limit.rlim_max))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets the calling thread's effective user and group for file access (setfsuid(2), setfsgid(2)) until dropped.
+///
+/// While it exists, files are opened with that user's rights. Does nothing useful without CAP_SETUID.
+#[derive(Debug)]
+pub struct FileIdentity {
+    uid: u32,
+    gid: u32,
+}
+
+impl FileIdentity {
+    /// Takes on the identity.
+    pub fn assume(uid: u32, gid: u32) -> Self {
+        // SAFETY: both calls take a number and change only credentials of the calling thread; they report the old one.
+        unsafe {
+            let gid = libc::syscall(libc::SYS_setfsgid, gid) as u32;
+            let uid = libc::syscall(libc::SYS_setfsuid, uid) as u32;
+            FileIdentity { uid, gid }
+        }
+    }
+}
+
+impl Drop for FileIdentity {
+    fn drop(&mut self) {
+        // SAFETY: as in `assume`.
+        unsafe {
+            libc::syscall(libc::SYS_setfsuid, self.uid);
+            libc::syscall(libc::SYS_setfsgid, self.gid);
+        }
+    }
+}
+
+/// The capability sets of the calling thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct CapabilitySets {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+}
+
+/// capget(2) of the calling thread.
+pub fn capabilities() -> io::Result<CapabilitySets> {
+    let header: [u32; 2] = [CAPABILITY_VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: version 3 headers ask for two elements of three u32 each, which `data` holds.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut data) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    Ok(CapabilitySets {
+        effective: join(data[0], data[3]),
+        permitted: join(data[1], data[4]),
+        inheritable: join(data[2], data[5]),
+    })
+}
+
+/// _LINUX_CAPABILITY_VERSION_3.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Bytes for capset(2): header (8 bytes) and data (24 bytes).
+pub fn capset_arguments(sets: CapabilitySets) -> (Vec<u8>, Vec<u8>) {
+    let header = [CAPABILITY_VERSION_3, 0];
+    let data = [
+        sets.effective as u32,
+        sets.permitted as u32,
+        sets.inheritable as u32,
+        (sets.effective >> 32) as u32,
+        (sets.permitted >> 32) as u32,
+        (sets.inheritable >> 32) as u32,
+    ];
+    let bytes = |words: &[u32]| words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    (bytes(&header), bytes(&data))
+}
+
+/// CAP_CHECKPOINT_RESTORE.
+pub const CAP_CHECKPOINT_RESTORE: u32 = 40;
+/// CAP_SYS_ADMIN.
+pub const CAP_SYS_ADMIN: u32 = 21;
+/// CAP_SETUID.
+pub const CAP_SETUID: u32 = 7;
+
+/// kcmp(2): whether two processes share a resource (KCMP_* type). `None` when the kernel cannot tell.
+pub fn shares(kind: i32, one: i32, other: i32) -> Option<bool> {
+    // SAFETY: five numbers.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, one, other, kind, 0, 0) };
+    (result >= 0).then_some(result == 0)
+}
+
+/// KCMP_VM of <linux/kcmp.h>.
+pub const KCMP_VM: i32 = 1;
+/// KCMP_FILES.
+pub const KCMP_FILES: i32 = 2;
+/// KCMP_FS.
+pub const KCMP_FS: i32 = 3;
+/// KCMP_SIGHAND.
+pub const KCMP_SIGHAND: i32 = 4;
+
+/// Clock reading in nanoseconds.
+pub fn clock_ns(clock: rustix::time::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// XCR0: the XSAVE components the kernel enabled, read from an XSAVE area as ptrace gives it (sw_reserved bytes).
+pub fn xstate_features(area: &[u8]) -> u64 {
+    // Documentation/arch/x86: bytes 464..472 of the legacy region hold XCR0 in ptrace's copy.
+    let mut raw = [0u8; 8];
+    if let Some(bytes) = area.get(464..472) {
+        raw.copy_from_slice(bytes);
+    }
+    u64::from_ne_bytes(raw)
+}

@@ -1,0 +1,342 @@
+//! ptrace(2): stopping threads and reading and writing their processor and signal state.
+//!
+//! All calls on a [`Tracee`] must come from the OS thread that seized it; the kernel refuses others with ESRCH.
+//! Waits are bounded by a deadline. SIGCHLD must be blocked in the calling thread ([`block_child_signals`]), so that a
+//! wait can sleep on it.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::arch::{EXTENDED_MAX, NT_EXTENDED, REGISTERS_SIZE, Registers};
+
+/// The largest interval a wait sleeps before it looks again, whatever the notifications say.
+const RECHECK: Duration = Duration::from_millis(20);
+
+/// PTRACE_EVENT_STOP of <linux/ptrace.h>.
+const EVENT_STOP: i32 = 128;
+
+/// A seized thread. Dropping it does nothing; the kernel detaches all tracees when the tracer thread ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tracee {
+    tid: i32,
+}
+
+/// Why a wait on a tracee returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// PTRACE_EVENT_STOP: by PTRACE_INTERRUPT, at birth of an auto-attached thread, or in a group stop by this signal.
+    Interrupted(i32),
+    /// Another PTRACE_EVENT_* (fork, clone, exec, exit).
+    Event(i32),
+    /// About to receive a signal.
+    Signal(i32),
+    /// Entry or exit of a system call (PTRACE_SYSCALL).
+    Syscall,
+    /// Exited with this status.
+    Exited(i32),
+    /// Killed by this signal.
+    Killed(i32),
+}
+
+/// Options for [`Tracee::seize`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeizeOptions {
+    /// Kill the tracee when the tracer dies: for the half-built processes of a restart.
+    pub kill_on_exit: bool,
+    /// Attach to new children and threads automatically.
+    pub follow: bool,
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RseqConfiguration {
+    pub address: u64,
+    pub size: u32,
+    pub signature: u32,
+    pub flags: u32,
+    pub padding: u32,
+}
+
+/// Size of the kernel's siginfo_t.
+pub const SIGINFO_SIZE: usize = 128;
+
+fn request(request: u32, tid: i32, address: usize, data: usize) -> io::Result<i64> {
+    // SAFETY: only requests whose `data` is a number, or null, come here (callers in this module), so the kernel
+    // neither reads nor writes our memory.
+    let result = unsafe { libc::ptrace(request, tid, address, data) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Blocks SIGCHLD in the calling thread so that the waits of this module are woken by it. Call it before other threads
+/// start, or in a thread of its own.
+pub fn block_child_signals() -> io::Result<()> {
+    let set = child_signal_set();
+    // SAFETY: `set` is an initialised signal set and the old set is not asked for.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    if error == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(error))
+    }
+}
+
+fn child_signal_set() -> libc::sigset_t {
+    // SAFETY: sigemptyset initialises the set fully before sigaddset and the read of it; both get a valid pointer.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        set
+    }
+}
+
+fn wait_for_child_signal(limit: Duration) {
+    let set = child_signal_set();
+    let timeout = libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    // SAFETY: set and timeout are initialised and outlive the call; no siginfo is asked for. Any outcome (signal,
+    // EAGAIN, EINTR) is fine: the caller looks at its children again.
+    unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &timeout) };
+}
+
+/// waitpid(2) without blocking, for traced threads and children of any kind; `None` when nothing happened.
+pub fn poll(tid: i32) -> io::Result<Option<(i32, Stop)>> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the result.
+    let got = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
+    match got {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some((pid, decode(status)))),
+    }
+}
+
+fn decode(status: i32) -> Stop {
+    if libc::WIFEXITED(status) {
+        return Stop::Exited(libc::WEXITSTATUS(status));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Stop::Killed(libc::WTERMSIG(status));
+    }
+    let signal = (status >> 8) & 0xff;
+    let event = status >> 16;
+    match event {
+        0 if signal == (libc::SIGTRAP | 0x80) => Stop::Syscall,
+        0 => Stop::Signal(signal),
+        EVENT_STOP => Stop::Interrupted(signal),
+        other => Stop::Event(other),
+    }
+}
+
+impl Tracee {
+    /// PTRACE_SEIZE: attaches without stopping.
+    pub fn seize(tid: i32, options: SeizeOptions) -> io::Result<Self> {
+        let mut flags = libc::PTRACE_O_TRACESYSGOOD;
+        if options.kill_on_exit {
+            flags |= libc::PTRACE_O_EXITKILL;
+        }
+        if options.follow {
+            flags |= libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+        }
+        request(libc::PTRACE_SEIZE, tid, 0, flags as usize)?;
+        Ok(Tracee { tid })
+    }
+
+    /// A thread the kernel attached automatically at its birth.
+    pub fn born(tid: i32) -> Self {
+        Tracee { tid }
+    }
+
+    /// Thread ID.
+    pub fn tid(self) -> i32 {
+        self.tid
+    }
+
+    /// PTRACE_INTERRUPT: asks the thread to stop; wait for [`Stop::Interrupted`].
+    pub fn interrupt(self) -> io::Result<()> {
+        request(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
+    }
+
+    /// PTRACE_CONT, delivering `signal` (0 for none).
+    pub fn cont(self, signal: i32) -> io::Result<()> {
+        request(libc::PTRACE_CONT, self.tid, 0, signal as usize).map(drop)
+    }
+
+    /// PTRACE_SYSCALL: runs to the next entry or exit of a system call.
+    pub fn to_syscall(self) -> io::Result<()> {
+        request(libc::PTRACE_SYSCALL, self.tid, 0, 0).map(drop)
+    }
+
+    /// PTRACE_DETACH, delivering `signal` (0 for none).
+    pub fn detach(self, signal: i32) -> io::Result<()> {
+        request(libc::PTRACE_DETACH, self.tid, 0, signal as usize).map(drop)
+    }
+
+    /// Waits until the thread stops or ends, at most until `deadline` (then [`io::ErrorKind::TimedOut`]).
+    pub fn wait(self, deadline: Instant) -> io::Result<Stop> {
+        loop {
+            if let Some((_, stop)) = poll(self.tid)? {
+                return Ok(stop);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            wait_for_child_signal(left.min(RECHECK));
+        }
+    }
+
+    /// General registers.
+    pub fn registers(self) -> io::Result<Registers> {
+        let bytes = self.register_set(libc::NT_PRSTATUS as u32, REGISTERS_SIZE)?;
+        Registers::from_bytes(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// Sets the general registers.
+    pub fn set_registers(self, registers: &Registers) -> io::Result<()> {
+        self.set_register_set(libc::NT_PRSTATUS as u32, &registers.to_bytes())
+    }
+
+    /// Floating-point, vector and further extended state, in the XSAVE standard format.
+    pub fn extended(self) -> io::Result<Vec<u8>> {
+        self.register_set(NT_EXTENDED, EXTENDED_MAX)
+    }
+
+    /// Sets the extended state.
+    pub fn set_extended(self, area: &[u8]) -> io::Result<()> {
+        self.set_register_set(NT_EXTENDED, area)
+    }
+
+    fn register_set(self, kind: u32, size: usize) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0u8; size];
+        let mut vector = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        // SAFETY: `vector` describes `buffer`, which the kernel fills with at most iov_len bytes and which lives
+        // through the call; the kernel shortens iov_len to what it wrote.
+        let result = unsafe { libc::ptrace(libc::PTRACE_GETREGSET, self.tid, kind as usize, &raw mut vector) };
+        if result == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        buffer.truncate(vector.iov_len);
+        Ok(buffer)
+    }
+
+    fn set_register_set(self, kind: u32, bytes: &[u8]) -> io::Result<()> {
+        let mut vector = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        // SAFETY: PTRACE_SETREGSET only reads the iov_len bytes at iov_base, which `bytes` keeps alive; the cast to
+        // a mutable pointer is what struct iovec asks for.
+        let result = unsafe { libc::ptrace(libc::PTRACE_SETREGSET, self.tid, kind as usize, &raw mut vector) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Blocked signals (the mask to be restored after sigsuspend and its kin), bit n-1 for signal n.
+    pub fn signal_mask(self) -> io::Result<u64> {
+        let mut mask = 0u64;
+        // SAFETY: the kernel writes the 8 bytes announced by the address argument to `mask`.
+        let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, self.tid, 8usize, &raw mut mask) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(mask)
+        }
+    }
+
+    /// Sets the blocked signals.
+    pub fn set_signal_mask(self, mask: u64) -> io::Result<()> {
+        // SAFETY: the kernel reads the 8 bytes announced by the address argument from `mask`.
+        let result = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, self.tid, 8usize, &raw const mask) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Details of pending signals, oldest first, without taking them: of the process if `shared`, else of the thread.
+    pub fn pending_signals(self, shared: bool) -> io::Result<Vec<[u8; SIGINFO_SIZE]>> {
+        const BATCH: usize = 32;
+        #[repr(C)]
+        struct PeekArguments {
+            offset: u64,
+            flags: u32,
+            count: i32,
+        }
+        let mut all = Vec::new();
+        loop {
+            let mut buffer = [[0u8; SIGINFO_SIZE]; BATCH];
+            let arguments = PeekArguments {
+                offset: all.len() as u64,
+                flags: u32::from(shared),
+                count: BATCH as i32,
+            };
+            // SAFETY: the kernel reads `arguments` and writes at most `count` siginfo_t of 128 bytes to `buffer`,
+            // which has room for BATCH of them.
+            let got = unsafe {
+                libc::ptrace(
+                    libc::PTRACE_PEEKSIGINFO,
+                    self.tid,
+                    &raw const arguments,
+                    &raw mut buffer,
+                )
+            };
+            if got == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            let got = got as usize;
+            all.extend_from_slice(&buffer[..got.min(BATCH)]);
+            if got < BATCH {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Restartable-sequence registration; all zero when there is none.
+    pub fn rseq(self) -> io::Result<RseqConfiguration> {
+        /// PTRACE_GET_RSEQ_CONFIGURATION of <linux/ptrace.h>.
+        const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+        let mut configuration = RseqConfiguration::default();
+        // SAFETY: the kernel writes at most the number of bytes given as address argument, the struct's size.
+        let result = unsafe {
+            libc::ptrace(
+                GET_RSEQ_CONFIGURATION,
+                self.tid,
+                size_of::<RseqConfiguration>(),
+                &raw mut configuration,
+            )
+        };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(configuration)
+        }
+    }
+
+    /// PTRACE_GETEVENTMSG: the PID of the child after a fork or clone event.
+    pub fn event_message(self) -> io::Result<u64> {
+        let mut message = 0u64;
+        // SAFETY: the kernel writes one unsigned long to `message`.
+        let result = unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, self.tid, 0usize, &raw mut message) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(message)
+        }
+    }
+}

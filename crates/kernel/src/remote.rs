@@ -1,0 +1,324 @@
+//! Making system calls in a stopped process.
+//!
+//! A single call is made at a `syscall` instruction the process already has (in its vdso), between two PTRACE_SYSCALL
+//! stops; nothing is written to the process. Many calls are made by the interpreter in an *arena*, a private mapping
+//! that the first single call makes and the last one removes.
+//!
+//! The caller has to have blocked all signals but SIGTRAP in the thread ([`Tracee::set_signal_mask`]) and to put
+//! registers and mask back afterwards.
+
+use std::io;
+use std::time::Instant;
+
+use crate::arch::{self, Registers, SYSCALL_INSTRUCTION};
+use crate::batch::{Batch, CallFailed, Outcome};
+use crate::memory::{Memory, PAGE};
+use crate::ptrace::{Stop, Tracee};
+
+/// All signals blocked but SIGTRAP, the mask under which a tracee makes our calls.
+pub const INJECTION_MASK: u64 = !(1 << (libc::SIGTRAP - 1));
+
+/// Bytes of the arena before the first batch: the interpreter's code.
+const CODE_SIZE: u64 = PAGE;
+
+/// A private mapping in a stopped process that holds the interpreter and one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arena {
+    /// First address.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// Signals that arrived while we worked and have to be delivered when the thread goes on (only those that cannot be
+/// blocked: SIGSTOP).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Deferred {
+    /// SIGSTOP arrived.
+    pub stop: bool,
+}
+
+/// Offset of a `syscall` instruction within `code`.
+pub fn find_syscall_instruction(code: &[u8]) -> Option<u64> {
+    code.windows(SYSCALL_INSTRUCTION.len())
+        .position(|w| w == SYSCALL_INSTRUCTION)
+        .map(|at| at as u64)
+}
+
+/// Makes one system call in `tracee` at `instruction`, starting from the registers `base`.
+///
+/// # Errors
+/// The call's own error, or a failure to control the tracee ([`io::ErrorKind::TimedOut`] when it does not come back by
+/// `deadline`, ESRCH when it died).
+pub fn syscall(
+    tracee: Tracee,
+    base: &Registers,
+    instruction: u64,
+    number: i64,
+    arguments: [u64; 6],
+    deadline: Instant,
+    deferred: &mut Deferred,
+) -> io::Result<u64> {
+    tracee.set_registers(&base.for_syscall(instruction, number, arguments))?;
+    for _ in 0..2 {
+        tracee.to_syscall()?;
+        expect(tracee, Stop::Syscall, deadline, deferred, Tracee::to_syscall)?;
+    }
+    let result = tracee.registers()?.syscall_result();
+    if (-4095..0).contains(&result) {
+        Err(io::Error::from_raw_os_error(-result as i32))
+    } else {
+        Ok(result as u64)
+    }
+}
+
+/// Starts nanosleep(2) of the `struct timespec` at `place` in `tracee` and interrupts it, so that the kernel's restart
+/// block holds its end. Gives false when the time was over before it could be interrupted.
+pub fn sleep(tracee: Tracee, base: &Registers, instruction: u64, place: u64, deadline: Instant) -> io::Result<bool> {
+    tracee.set_registers(&base.for_syscall(instruction, libc::SYS_nanosleep, [place, 0, 0, 0, 0, 0]))?;
+    let mut deferred = Deferred::default();
+    tracee.to_syscall()?;
+    expect(tracee, Stop::Syscall, deadline, &mut deferred, Tracee::to_syscall)?;
+    tracee.to_syscall()?;
+    tracee.interrupt()?;
+    // Depending on where it is caught: at the exit of the call, or in the stop we asked for.
+    loop {
+        match tracee.wait(deadline)? {
+            Stop::Syscall => tracee.cont(0)?,
+            Stop::Interrupted(_) => break,
+            Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Stop::Signal(_) | Stop::Event(_) => tracee.cont(0)?,
+        }
+    }
+    // -ERESTART_RESTARTBLOCK
+    Ok(tracee.registers()?.syscall_result() == -516)
+}
+
+/// Waits for `wanted`, letting the thread go on (with `go_on`) past stops that have nothing to do with us.
+fn expect(
+    tracee: Tracee,
+    wanted: Stop,
+    deadline: Instant,
+    deferred: &mut Deferred,
+    go_on: impl Fn(Tracee) -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        match tracee.wait(deadline)? {
+            stop if stop == wanted => return Ok(()),
+            Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Stop::Signal(libc::SIGSTOP) => {
+                deferred.stop = true;
+                go_on(tracee)?;
+            }
+            Stop::Signal(signal) => {
+                return Err(io::Error::other(format!(
+                    "the process got signal {signal} while it made a system call for us"
+                )));
+            }
+            Stop::Interrupted(_) | Stop::Event(_) | Stop::Syscall => go_on(tracee)?,
+        }
+    }
+}
+
+impl Arena {
+    /// Room for batches.
+    pub fn capacity(&self) -> usize {
+        self.length.saturating_sub(CODE_SIZE) as usize
+    }
+
+    /// Maps an arena of at least `capacity` bytes for batches at `address` (which must be free) or, if that is zero,
+    /// wherever the kernel likes, and writes the interpreter to it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn map(
+        tracee: Tracee,
+        base: &Registers,
+        instruction: u64,
+        memory: &Memory,
+        address: u64,
+        capacity: u64,
+        deadline: Instant,
+        deferred: &mut Deferred,
+    ) -> io::Result<Self> {
+        let length = CODE_SIZE + capacity.next_multiple_of(PAGE);
+        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        if address != 0 {
+            flags |= libc::MAP_FIXED_NOREPLACE;
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let address = syscall(
+            tracee,
+            base,
+            instruction,
+            libc::SYS_mmap,
+            [
+                address,
+                length,
+                protection as u64,
+                flags as u64,
+                u64::MAX, // no descriptor
+                0,
+            ],
+            deadline,
+            deferred,
+        )?;
+        let arena = Arena { address, length };
+        memory.write(address, arch::interpreter())?;
+        Ok(arena)
+    }
+
+    /// Removes the arena again.
+    pub fn unmap(
+        self,
+        tracee: Tracee,
+        base: &Registers,
+        instruction: u64,
+        deadline: Instant,
+        deferred: &mut Deferred,
+    ) -> io::Result<()> {
+        syscall(
+            tracee,
+            base,
+            instruction,
+            libc::SYS_munmap,
+            [self.address, self.length, 0, 0, 0, 0],
+            deadline,
+            deferred,
+        )
+        .map(drop)
+    }
+
+    /// Starts `batch` in `tracee` and does not wait: for a thread that ends itself.
+    pub fn start(self, tracee: Tracee, base: &Registers, memory: &Memory, batch: &Batch) -> io::Result<()> {
+        if batch.size() > self.capacity() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let entries = self.address + CODE_SIZE;
+        memory.write(entries, &batch.layout(entries))?;
+        tracee.set_registers(&base.for_interpreter(self.address, entries, batch.len() as u64))?;
+        tracee.cont(0)
+    }
+
+    /// Runs `batch` in `tracee`, a thread of the process the arena is mapped in.
+    ///
+    /// # Errors
+    /// [`CallFailed`] with what was being done, for a call that had to succeed or for the batch as a whole.
+    pub fn run(
+        self,
+        tracee: Tracee,
+        base: &Registers,
+        memory: &Memory,
+        batch: &Batch,
+        deadline: Instant,
+        deferred: &mut Deferred,
+    ) -> Result<Outcome, CallFailed> {
+        let control = |error: io::Error| CallFailed {
+            what: format!("run {} system calls in thread {}", batch.len(), tracee.tid()),
+            error,
+        };
+        if batch.size() > self.capacity() {
+            return Err(control(io::ErrorKind::OutOfMemory.into()));
+        }
+        let entries = self.address + CODE_SIZE;
+        memory.write(entries, &batch.layout(entries)).map_err(control)?;
+        let count = batch.len() as u64;
+        tracee
+            .set_registers(&base.for_interpreter(self.address, entries, count))
+            .map_err(control)?;
+        tracee.cont(0).map_err(control)?;
+        expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, |t| t.cont(0)).map_err(control)?;
+        let rest = tracee.registers().map_err(control)?.interpreter_rest();
+        let mut bytes = vec![0u8; batch.size()];
+        memory.read(entries, &mut bytes).map_err(control)?;
+        let done = count.saturating_sub(rest) as usize;
+        batch.collect(&bytes, done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Arg;
+    use crate::proc::ProcDir;
+    use crate::ptrace::{SeizeOptions, block_child_signals};
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn a_batch_runs_in_another_process_and_leaves_no_trace() {
+        block_child_signals().unwrap();
+        let mut child = Command::new("sleep").arg("100").stdout(Stdio::null()).spawn().unwrap();
+        let pid = child.id() as i32;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let process = ProcDir::open(pid).unwrap();
+        // exec is done when the command line is sleep's
+        while !process.read("cmdline").unwrap().starts_with(b"sleep") {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let options = SeizeOptions {
+            kill_on_exit: false,
+            follow: false,
+        };
+        let tracee = Tracee::seize(pid, options).unwrap();
+        tracee.interrupt().unwrap();
+        assert!(matches!(tracee.wait(deadline).unwrap(), Stop::Interrupted(_)));
+        let before = process.read("maps").unwrap();
+        let saved = tracee.registers().unwrap();
+        let mask = tracee.signal_mask().unwrap();
+        tracee.set_signal_mask(INJECTION_MASK).unwrap();
+        let memory = Memory::open(process.as_fd()).unwrap();
+        let vdso = process
+            .maps()
+            .unwrap()
+            .into_iter()
+            .find(|m| m.path == b"[vdso]")
+            .unwrap();
+        let mut code = vec![0; (vdso.end - vdso.start) as usize];
+        memory.read(vdso.start, &mut code).unwrap();
+        let instruction = vdso.start + find_syscall_instruction(&code).unwrap();
+        let mut deferred = Deferred::default();
+        let arena = Arena::map(
+            tracee,
+            &saved,
+            instruction,
+            &memory,
+            0,
+            1 << 16,
+            deadline,
+            &mut deferred,
+        )
+        .unwrap();
+        let mut batch = Batch::new();
+        let getpid = batch.must(libc::SYS_getpid, &[], "get the pid");
+        let (address, out) = batch.out(4096);
+        let path = batch.string(b"/");
+        batch.must(libc::SYS_chdir, &[path], "change directory");
+        let length = batch.must(libc::SYS_getcwd, &[address, Arg::from(4096)], "get the directory");
+        batch.call(libc::SYS_kill, &[Arg::Result(getpid), Arg::from(0)]);
+        let outcome = arena
+            .run(tracee, &saved, &memory, &batch, deadline, &mut deferred)
+            .unwrap();
+        assert_eq!(outcome.result(getpid).unwrap(), pid as u64);
+        assert_eq!(&outcome.output(out)[..outcome.result(length).unwrap() as usize], b"/\0");
+        let mut failing = Batch::new();
+        failing.must(libc::SYS_close, &[Arg::from(-1)], "close nothing");
+        failing.must(libc::SYS_exit_group, &[Arg::from(3)], "exit");
+        let error = arena
+            .run(tracee, &saved, &memory, &failing, deadline, &mut deferred)
+            .unwrap_err();
+        assert_eq!(
+            (error.what.as_str(), error.error.raw_os_error()),
+            ("close nothing", Some(libc::EBADF))
+        );
+        arena
+            .unmap(tracee, &saved, instruction, deadline, &mut deferred)
+            .unwrap();
+        tracee.set_signal_mask(mask).unwrap();
+        tracee.set_registers(&saved).unwrap();
+        assert_eq!(process.read("maps").unwrap(), before);
+        tracee.detach(0).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,502 @@
+//! Taking a checkpoint: look, stop, save, let go on, write.
+//!
+//! # Order
+//! Everything that can fail without the job being stopped is done first. While the job is stopped, page data go into
+//! memory (up to [`BUFFERED`]) and are hashed and written by a second thread; the job goes on when all is read, and
+//! the rest is written behind it. Only when the image is durable is the job ended or signalled, where that was asked.
+//!
+//! # Crash consistency
+//! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cpr_image::model::{Bytes, Checkpoint, Manifest, Uname};
+use cpr_image::{ImageSummary, ImageWriter, PendingImage};
+use cpr_kernel::arch;
+use cpr_kernel::proc::{MapKind, ProcDir};
+use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
+use cpr_kernel::ptrace::block_child_signals;
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::time::ClockId;
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, SaveContext, Target};
+use crate::freeze::{self, Frozen, Scope};
+use crate::memory::{self, FlagTable, MappedFiles};
+use crate::sink::{PAGE_SIZE, PageSink};
+use crate::{Blocker, state};
+
+/// Page data buffered in memory while the job is stopped, bytes; beyond that the stop lasts as long as writing does.
+pub const BUFFERED: usize = 64 << 20;
+
+/// Size of one piece handed to the writing thread.
+const PIECE: usize = 1 << 20;
+
+/// What becomes of the job once its image is complete and durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It goes on as soon as its state has been read.
+    Continue,
+    /// It is killed without having run on (LBNL-3.6.4.2).
+    Kill,
+    /// All its processes get this signal, and run on.
+    Signal(i32),
+}
+
+/// What to checkpoint, and how.
+#[derive(Debug, Clone)]
+pub struct CheckpointRequest {
+    /// Root process, in the caller's PID namespace.
+    pub pid: i32,
+    /// What becomes of the job.
+    pub after: After,
+    /// Name of the job, for the image; may be empty.
+    pub job: String,
+    /// Who asked.
+    pub initiator_uid: u32,
+    /// The job is everything in the caller's PID namespace but its init and processes from outside.
+    pub own_pid_namespace: bool,
+    /// How long to wait for the job to stop.
+    pub stop_timeout: Duration,
+}
+
+/// Where the image goes.
+#[derive(Debug)]
+pub enum Destination {
+    /// A file that gets its name when it is complete and durable.
+    File(PendingImage),
+    /// A stream, such as a pipe.
+    Stream(File),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// Identifier of the image, 32 hexadecimal digits.
+    pub image_id: String,
+    /// Length of the image in bytes.
+    pub image_bytes: u64,
+    /// Page data in it, bytes.
+    pub data_bytes: u64,
+    /// How long the job was stopped; for a job that was ended, until all its state was read.
+    pub freeze_ns: u64,
+    /// From the request to the end.
+    pub total_ns: u64,
+    /// Processes saved, zombies included.
+    pub processes: usize,
+    /// Threads saved.
+    pub threads: usize,
+}
+
+/// Told while a checkpoint is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// How far a phase has come, in its own units (bytes where `total` is not zero).
+    Progress {
+        /// Name of the phase.
+        phase: String,
+        /// Done so far.
+        done: u64,
+        /// In all; zero if not known.
+        total: u64,
+    },
+    /// The image is complete and durable.
+    Durable,
+}
+
+/// Names everything that would make a checkpoint of `pid` and its descendants fail, without stopping anything
+/// (a look at a running job: objects that come and go may be missed).
+///
+/// # Errors
+/// [`ErrorKind::Gone`] when there is no such process.
+pub fn check(pid: i32) -> Result<Vec<Blocker>> {
+    let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
+    blockers(scope, pid)
+}
+
+fn blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
+    let mut targets = Vec::new();
+    let mut found = Vec::new();
+    for pid in freeze::members(scope)? {
+        let Some(target) = target(pid)? else {
+            continue;
+        };
+        for (object, reason) in state::blockers(&target.proc)
+            .into_iter()
+            .chain(memory::blockers(&target.proc))
+        {
+            found.push(Blocker {
+                pid,
+                object,
+                reason,
+                hint: None,
+            });
+        }
+        targets.push(target);
+    }
+    found.extend(files::check(&targets, root));
+    Ok(found)
+}
+
+/// A live process as the file layer wants it; none for one that has ended.
+fn target(pid: i32) -> Result<Option<Target>> {
+    let Ok(proc) = ProcDir::open(pid) else {
+        return Ok(None);
+    };
+    match proc.stat() {
+        Ok(stat) if stat.state != b'Z' => {}
+        _ => return Ok(None),
+    }
+    let pidfd = match PidFd::open(pid) {
+        Ok(fd) => fd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("open process {pid}")),
+    };
+    let pidfd = pidfd
+        .fd()
+        .try_clone_to_owned()
+        .context(|| format!("copy the descriptor of process {pid}"))?;
+    Ok(Some(Target { pid, proc, pidfd }))
+}
+
+/// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming everything that cannot be saved; [`ErrorKind::Denied`], [`ErrorKind::Gone`],
+/// [`ErrorKind::TimedOut`], [`ErrorKind::NoSpace`]. The job then runs on as before.
+pub fn checkpoint(
+    request: &CheckpointRequest,
+    destination: Destination,
+    events: &mut dyn FnMut(Event),
+) -> Result<CheckpointReport> {
+    let begun = Instant::now();
+    let scope = if request.own_pid_namespace {
+        Scope::Namespace
+    } else {
+        Scope::Tree(request.pid)
+    };
+    block_child_signals().context(|| "block SIGCHLD")?;
+    refuse_blocked(blockers(scope, request.pid)?)?;
+    let mut flags = FlagTable::default();
+    for pid in freeze::members(scope)? {
+        if let Ok(proc) = ProcDir::open(pid) {
+            flags.add(&proc);
+        }
+    }
+    let mut manifest = Manifest {
+        checkpoint: about(request)?,
+        ..Manifest::default()
+    };
+    let (pending, stream) = match destination {
+        Destination::File(pending) => {
+            let file = pending
+                .file()
+                .try_clone()
+                .context(|| "copy the descriptor of the image")?;
+            (Some(pending), file)
+        }
+        Destination::Stream(file) => (None, file),
+    };
+    let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?)?;
+    events(progress("stop"));
+    let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+    if frozen.processes.is_empty() {
+        return Err(Error::new(ErrorKind::Gone, "the job has ended"));
+    }
+    manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
+    manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
+    manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
+    collect(&mut frozen, request, &mut flags, &mut manifest, &mut writer)?;
+    let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
+    if request.after == After::Continue {
+        frozen.resume()?;
+    }
+    let freeze_ns = frozen.since.elapsed().as_nanos() as u64;
+    manifest.checkpoint.freeze_ns = freeze_ns;
+    events(progress("write"));
+    let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
+    let processes = manifest.processes.len();
+    let (mut stream, summary) = writer.finish(manifest)?;
+    match pending {
+        Some(pending) => pending.publish(Some(owner))?,
+        None => stream.flush().context(|| "write the image")?,
+    }
+    events(Event::Durable);
+    match request.after {
+        After::Continue => {}
+        After::Kill => frozen.kill()?,
+        After::Signal(signal) => {
+            for process in &frozen.processes {
+                if process.space.is_some() {
+                    PidFd::open(process.pid)
+                        .and_then(|fd| fd.signal(signal))
+                        .context(|| format!("send signal {signal} to process {}", process.pid))?;
+                }
+            }
+            frozen.resume()?;
+        }
+    }
+    Ok(CheckpointReport {
+        image_id: summary.id.to_string(),
+        image_bytes: summary.length,
+        data_bytes: summary.data_bytes,
+        freeze_ns,
+        total_ns: begun.elapsed().as_nanos() as u64,
+        processes,
+        threads,
+    })
+}
+
+fn progress(phase: &str) -> Event {
+    Event::Progress {
+        phase: phase.to_owned(),
+        done: 0,
+        total: 0,
+    }
+}
+
+/// One error that names everything that blocks.
+fn refuse_blocked(found: Vec<Blocker>) -> Result<()> {
+    let Some(first) = found.first() else {
+        return Ok(());
+    };
+    let hint = found.iter().find_map(|b| b.hint.clone());
+    let rest: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let text = if found.len() == 1 {
+        first.to_string()
+    } else {
+        format!("{} objects cannot be saved: {}", found.len(), rest.join("; "))
+    };
+    let error = Error::new(ErrorKind::Unsupported, text);
+    Err(match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error.with_hint("see `cpr check` for everything that cannot be saved"),
+    })
+}
+
+fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
+    let uname = rustix::system::uname();
+    let text = |s: &std::ffi::CStr| s.to_string_lossy().into_owned();
+    let cpuinfo = cpr_kernel::proc::cpu_flags().unwrap_or_default();
+    Ok(Checkpoint {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine: "native".to_owned(),
+        job: request.job.clone(),
+        initiator_uid: request.initiator_uid,
+        uname: Uname {
+            sysname: text(uname.sysname()),
+            nodename: text(uname.nodename()),
+            release: text(uname.release()),
+            version: text(uname.version()),
+            machine: text(uname.machine()),
+        },
+        architecture: arch::NAME.to_owned(),
+        cpu_flags: cpuinfo,
+        page_size: PAGE_SIZE as u32,
+        own_pid_namespace: request.own_pid_namespace,
+        ..Checkpoint::default()
+    })
+}
+
+/// Reads the whole state of the stopped job.
+fn collect(
+    frozen: &mut Frozen,
+    request: &CheckpointRequest,
+    flags: &mut FlagTable,
+    manifest: &mut Manifest,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    let deadline = frozen.deadline();
+    let mut layouts = Vec::new();
+    for process in &mut frozen.processes {
+        let (saved, layout) = state::save(process, deadline)?;
+        manifest.processes.push(saved);
+        layouts.push(layout);
+    }
+    let root_pid = root(frozen, request);
+    manifest.checkpoint.root_pid = root_pid;
+    let live: Vec<usize> = (0..frozen.processes.len())
+        .filter(|&i| frozen.processes[i].space.is_some())
+        .collect();
+    let mut targets = Vec::new();
+    for &index in &live {
+        let pid = frozen.processes[index].pid;
+        let target = target(pid)?.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
+        targets.push(target);
+    }
+    let mut context = SaveContext::new(&targets, root_pid);
+    let descriptors = files::save(&mut context)?;
+    for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {
+        manifest.processes[index].descriptors = descriptors;
+        manifest.processes[index].posix_locks = locks;
+        let tty = frozen.processes[index].stat.tty_nr;
+        if tty != 0 {
+            manifest.processes[index].controlling_terminal = context.terminal_state.find(tty);
+        }
+    }
+    let mut mapped = MappedFiles::default();
+    for &index in &live {
+        let process = &frozen.processes[index];
+        let layout = std::mem::take(&mut layouts[index]);
+        let id = cpr_image::model::AddressSpaceId(manifest.address_spaces.len() as u32);
+        let space = memory::save(process, layout, flags, &mut mapped, &mut context.saved, sink)?;
+        manifest.address_spaces.push(space);
+        manifest.processes[index].address_space = Some(id);
+    }
+    manifest.mapped_files = mapped.files;
+    let processes = &frozen.processes;
+    let mut read = |pid: i32, address: u64, buffer: &mut [u8]| -> Result<()> {
+        let space = processes.iter().find(|p| p.pid == pid).and_then(|p| p.space.as_ref());
+        let space = space.ok_or_else(|| Error::new(ErrorKind::Internal, format!("no memory of process {pid}")))?;
+        match space.memory.read(address, buffer) {
+            // Beyond the end of the object: never written.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                for (index, page) in buffer.chunks_mut(PAGE_SIZE).enumerate() {
+                    let at = address + (index * PAGE_SIZE) as u64;
+                    if space.memory.read(at, page).is_err() {
+                        page.fill(0);
+                    }
+                }
+                Ok(())
+            }
+            other => other.context(|| format!("read the memory of process {pid} at {address:#x}")),
+        }
+    };
+    manifest.saved_files = context.saved.write_contents(sink, &mut read)?;
+    manifest.files = context.files;
+    manifest.pipes = context.pipes;
+    manifest.sockets = context.sockets;
+    manifest.terminals = context.terminals;
+    machine(frozen, manifest)
+}
+
+fn root(frozen: &Frozen, request: &CheckpointRequest) -> i32 {
+    if frozen.processes.iter().any(|p| p.pid == request.pid) {
+        request.pid
+    } else {
+        frozen.processes.first().map_or(0, |p| p.pid)
+    }
+}
+
+/// What the restart machine must have in common with this one, and to whom the image belongs.
+fn machine(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
+    let root = manifest.checkpoint.root_pid;
+    let checkpoint = &mut manifest.checkpoint;
+    let saved = manifest
+        .processes
+        .iter()
+        .find(|p| p.pid == root && !p.threads.is_empty());
+    let saved = saved.or_else(|| manifest.processes.iter().find(|p| !p.threads.is_empty()));
+    if let Some(thread) = saved.and_then(|p| p.threads.first()) {
+        checkpoint.owner_uid = thread.credentials.uids[0];
+        checkpoint.owner_gid = thread.credentials.gids[0];
+        checkpoint.xstate_features = xstate_features(&thread.cpu.extended.0);
+    }
+    let Some(space) = frozen.processes.iter().find_map(|p| p.space.as_ref()) else {
+        return Ok(());
+    };
+    for map in &space.maps {
+        match map.kind() {
+            MapKind::Vdso => {
+                let mut code = vec![0u8; (map.end - map.start) as usize];
+                space.memory.read(map.start, &mut code).context(|| "read the vdso")?;
+                checkpoint.vdso_length += map.end - map.start;
+                checkpoint.vdso_hash = Bytes(cpr_image::hash(&code).to_vec());
+            }
+            MapKind::Vvar | MapKind::VvarVclock => checkpoint.vdso_length += map.end - map.start,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Hands page data to a thread that hashes and writes them.
+struct Pipeline {
+    pieces: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
+    piece: Vec<u8>,
+    next: u64,
+}
+
+impl Pipeline {
+    fn start(writer: ImageWriter<File>) -> Result<Self> {
+        let next = cpr_image::PAGE + writer.data_bytes();
+        let (sender, receiver) = sync_channel(BUFFERED / PIECE);
+        let thread = std::thread::Builder::new()
+            .name("cpr-write".to_owned())
+            .spawn(move || write_pieces(writer, &receiver))
+            .context(|| "start the writing thread")?;
+        Ok(Pipeline {
+            pieces: Some(sender),
+            thread: Some(thread),
+            piece: Vec::with_capacity(PIECE),
+            next,
+        })
+    }
+
+    fn send(&mut self) -> Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
+        // The thread ends early only when it failed.
+        if sent { Ok(()) } else { self.join().map(drop) }
+    }
+
+    fn join(&mut self) -> Result<Option<ImageWriter<File>>> {
+        self.pieces = None;
+        let Some(thread) = self.thread.take() else {
+            return Err(Error::new(ErrorKind::Internal, "the writing thread has ended"));
+        };
+        match thread.join() {
+            Ok(result) => result.map(Some),
+            Err(_) => Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
+        }
+    }
+
+    fn finish(mut self, manifest: Manifest) -> Result<(File, ImageSummary)> {
+        self.send()?;
+        let writer = self.join()?;
+        let writer = writer.ok_or_else(|| Error::new(ErrorKind::Internal, "the image writer is gone"))?;
+        writer.finish(&manifest)
+    }
+}
+
+fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Vec<u8>>) -> Result<ImageWriter<File>> {
+    for piece in pieces {
+        writer.append(&piece)?;
+    }
+    Ok(writer)
+}
+
+impl PageSink for Pipeline {
+    fn append(&mut self, pages: &[u8]) -> Result<u64> {
+        let offset = self.next;
+        self.next += pages.len() as u64;
+        let mut rest = pages;
+        while !rest.is_empty() {
+            let room = PIECE - self.piece.len();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.piece.extend_from_slice(now);
+            rest = later;
+            if self.piece.len() == PIECE {
+                self.send()?;
+            }
+        }
+        Ok(offset)
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // On failure the image is given up; the thread ends because nothing more can come.
+        if self.thread.is_some() {
+            let _ = self.join();
+        }
+    }
+}

@@ -1,0 +1,642 @@
+//! Stopping a whole process tree with ptrace, and letting it go again.
+//!
+//! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
+//! it lets everything go on as if nothing had happened.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use cpr_kernel::arch::{self, Registers};
+use cpr_kernel::memory::{Memory, Pagemap};
+use cpr_kernel::proc::{MapEntry, ProcDir, Stat, Status};
+use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
+use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+/// Kernel-internal results of interrupted system calls (<linux/errno.h>).
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const EINTR: i64 = -4;
+
+/// With at most this many threads, the time each fell asleep is read just before it is stopped (tens of microseconds
+/// each); with more, relative timeouts start anew after a restart.
+const SLEEPERS: usize = 64;
+
+/// A stopped thread.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its tracer handle.
+    pub tracee: Tracee,
+    /// Registers as they were when it stopped.
+    pub registers: Registers,
+    /// Blocked signals as they were.
+    pub mask: u64,
+    /// When it last went to sleep, on the scheduler's clock; read before it was woken by the stop.
+    pub asleep_since: Option<u64>,
+    /// It was made to run system calls for us, so registers and mask have to be put back.
+    injected: bool,
+    /// Its last stop was a system-call exit.
+    in_syscall_exit: bool,
+    deferred: Deferred,
+}
+
+/// A stopped process, or a zombie.
+#[derive(Debug)]
+pub struct Process {
+    /// PID.
+    pub pid: i32,
+    /// Its /proc directory.
+    pub proc: ProcDir,
+    /// /proc/PID/stat at the stop.
+    pub stat: Stat,
+    /// /proc/PID/status at the stop.
+    pub status: Status,
+    /// Threads, the leader first; none for a zombie.
+    pub threads: Vec<Thread>,
+    /// Memory and page table; none for a zombie.
+    pub space: Option<Space>,
+    /// The job-control signal it was stopped by before we came.
+    pub stopped_by: Option<i32>,
+}
+
+/// The address space of a stopped process.
+#[derive(Debug)]
+pub struct Space {
+    /// /proc/PID/mem.
+    pub memory: Memory,
+    /// /proc/PID/pagemap.
+    pub pagemap: Pagemap,
+    /// /proc/PID/maps at the stop.
+    pub maps: Vec<MapEntry>,
+    /// A `syscall` instruction.
+    pub instruction: u64,
+    /// Where batches run, while there is one.
+    pub arena: Option<Arena>,
+}
+
+/// A stopped process tree.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Processes, every parent before its children.
+    pub processes: Vec<Process>,
+    /// When the first thread was asked to stop.
+    pub since: Instant,
+    deadline: Instant,
+}
+
+/// Which processes belong to the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// This process and its descendants.
+    Tree(i32),
+    /// All descendants of the PID namespace's init, which itself stays out.
+    Namespace,
+}
+
+/// PIDs of the job, every parent before its children.
+///
+/// # Errors
+/// [`ErrorKind::Gone`] when the root is not there.
+pub fn members(scope: Scope) -> Result<Vec<i32>> {
+    let (root, with_root) = match scope {
+        Scope::Tree(pid) => (pid, true),
+        Scope::Namespace => (1, false),
+    };
+    let mut all = vec![root];
+    let mut next = 0;
+    while next < all.len() {
+        let pid = all[next];
+        next += 1;
+        let children = ProcDir::open(pid).and_then(|dir| dir.children());
+        match children {
+            Ok(children) => all.extend(children),
+            Err(error) if pid == root => {
+                return Err(Error::new(ErrorKind::Gone, format!("process {pid} does not exist")).with_source(error));
+            }
+            // It ended meanwhile.
+            Err(_) => {}
+        }
+    }
+    if !with_root {
+        all.remove(0);
+    }
+    all.retain(|&pid| pid != std::process::id() as i32);
+    Ok(all)
+}
+
+fn is_zombie(stat: &Stat) -> bool {
+    stat.state == b'Z'
+}
+
+/// Stops all processes of `scope`. The calling thread becomes their tracer and must have SIGCHLD blocked.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
+/// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
+pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
+    let mut seized: HashMap<i32, (i32, Tracee, Option<u64>)> = HashMap::new();
+    let mut order: Vec<i32> = Vec::new();
+    // All threads are attached while they run, so that the stop itself is short.
+    for pid in members(scope)? {
+        seize_process(pid, &mut seized, &mut order)?;
+    }
+    let since = Instant::now();
+    let deadline = since + timeout;
+    let mut stopped: HashMap<i32, Stopped> = HashMap::new();
+    loop {
+        let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
+        let few = pending.len() <= SLEEPERS;
+        for tid in &pending {
+            if let Some((pid, tracee, asleep)) = seized.get_mut(tid) {
+                if few && let Ok(dir) = ProcDir::open_task(*pid, *tid) {
+                    *asleep = dir.sched_exec_start_ns().ok().flatten();
+                }
+                // ESRCH: it ended; the wait below tells.
+                let _ = tracee.interrupt();
+            }
+        }
+        for tid in pending.drain(..) {
+            let Some((pid, tracee, _)) = seized.get(&tid).copied() else {
+                continue;
+            };
+            let result = wait_stopped(pid, tracee, deadline)?;
+            stopped.insert(tid, result);
+        }
+        // Everything known stands still: whatever else there is was started meanwhile.
+        let known = order.len();
+        for pid in members(scope)? {
+            seize_process(pid, &mut seized, &mut order)?;
+        }
+        if order.len() == known {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "stop the job: it starts new processes faster than they stop",
+            )
+            .with_hint("raise --timeout"));
+        }
+    }
+    let mut frozen = Frozen {
+        processes: Vec::new(),
+        since,
+        deadline,
+    };
+    for pid in members(scope)? {
+        let process = describe(pid, &seized, &order, &stopped)?;
+        frozen.processes.push(process);
+    }
+    Ok(frozen)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stopped {
+    Here { group: Option<i32> },
+    Gone,
+}
+
+fn seize_process(pid: i32, seized: &mut HashMap<i32, (i32, Tracee, Option<u64>)>, order: &mut Vec<i32>) -> Result<()> {
+    let Ok(dir) = ProcDir::open(pid) else {
+        return Ok(());
+    };
+    let options = SeizeOptions {
+        kill_on_exit: false,
+        follow: false,
+    };
+    loop {
+        let mut added = false;
+        let Ok(tasks) = dir.tasks() else {
+            return Ok(());
+        };
+        for tid in tasks {
+            if seized.contains_key(&tid) {
+                continue;
+            }
+            match Tracee::seize(tid, options) {
+                Ok(tracee) => {
+                    seized.insert(tid, (pid, tracee, None));
+                    order.push(tid);
+                    added = true;
+                }
+                Err(error) => match why_not(&dir, pid, tid)? {
+                    Skip::Yes => {}
+                    Skip::No => {
+                        return Err(error).context(|| format!("attach to thread {tid} of process {pid}"));
+                    }
+                },
+            }
+        }
+        if !added {
+            return Ok(());
+        }
+    }
+}
+
+enum Skip {
+    Yes,
+    No,
+}
+
+/// Tells why a thread cannot be attached to: ended and dead ones do not matter.
+fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
+    let Ok(status) = ProcDir::open_task(pid, tid).and_then(|task| task.status()) else {
+        return Ok(Skip::Yes);
+    };
+    if status.tracer_pid != 0 {
+        return Err(traced(pid, status.tracer_pid));
+    }
+    if dir.stat().is_ok_and(|stat| is_zombie(&stat) && stat.num_threads <= 1) {
+        return Ok(Skip::Yes);
+    }
+    let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
+    Ok(match task {
+        Ok(stat) if matches!(stat.state, b'Z' | b'X') && tid != pid => Skip::Yes,
+        Err(_) => Skip::Yes,
+        _ => Skip::No,
+    })
+}
+
+/// The error for a process that has a tracer (LBNL-2.2.4B.23).
+pub fn traced(pid: i32, tracer: i32) -> Error {
+    let name = ProcDir::open(tracer)
+        .and_then(|dir| dir.stat())
+        .map(|stat| String::from_utf8_lossy(&stat.comm).into_owned())
+        .unwrap_or_else(|_| "outside this PID namespace".to_owned());
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("process {pid} is being traced by process {tracer} ({name})"),
+    )
+    .with_hint("detach the debugger or tracer first")
+}
+
+fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Result<Stopped> {
+    let tid = tracee.tid();
+    loop {
+        let stop = match tracee.wait(deadline) {
+            Ok(stop) => stop,
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                let state = ProcDir::open_task(pid, tid)
+                    .and_then(|t| t.stat())
+                    .map(|s| s.state as char);
+                let doing = match state {
+                    Ok('D') => " (it sleeps uninterruptibly, perhaps on a device, a dead file server, or in vfork)",
+                    _ => "",
+                };
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("stop thread {tid} of process {pid}{doing}"),
+                )
+                .with_source(error)
+                .with_hint("raise --timeout, or try again later"));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Gone),
+            Err(error) => return Err(error).context(|| format!("wait for thread {tid} of process {pid}")),
+        };
+        match stop {
+            Stop::Interrupted(signal) => {
+                let group = (signal != libc::SIGTRAP).then_some(signal);
+                return Ok(Stopped::Here { group });
+            }
+            Stop::Exited(_) | Stop::Killed(_) => return Ok(Stopped::Gone),
+            Stop::Signal(signal) => tracee.cont(signal),
+            Stop::Event(_) | Stop::Syscall => tracee.cont(0),
+        }
+        .or_else(|error| {
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+        .context(|| format!("let thread {tid} of process {pid} take a signal"))?;
+    }
+}
+
+fn describe(
+    pid: i32,
+    seized: &HashMap<i32, (i32, Tracee, Option<u64>)>,
+    order: &[i32],
+    stopped: &HashMap<i32, Stopped>,
+) -> Result<Process> {
+    let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
+    let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
+    let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
+    let mut threads = Vec::new();
+    let mut stopped_by = None;
+    let mut tids: Vec<i32> = order
+        .iter()
+        .copied()
+        .filter(|tid| seized.get(tid).is_some_and(|(owner, _, _)| *owner == pid))
+        .collect();
+    tids.sort_by_key(|&tid| (tid != pid, tid));
+    for tid in tids {
+        let Some(Stopped::Here { group }) = stopped.get(&tid) else {
+            continue;
+        };
+        let Some((_, tracee, asleep_since)) = seized.get(&tid).copied() else {
+            continue;
+        };
+        stopped_by = stopped_by.or(*group);
+        let registers = tracee
+            .registers()
+            .context(|| format!("read the registers of thread {tid}"))?;
+        let mask = tracee
+            .signal_mask()
+            .context(|| format!("read the signal mask of thread {tid}"))?;
+        threads.push(Thread {
+            tracee,
+            registers,
+            mask,
+            asleep_since,
+            injected: false,
+            in_syscall_exit: false,
+            deferred: Deferred::default(),
+        });
+    }
+    let space = if threads.is_empty() {
+        None
+    } else {
+        Some(Space::open(&proc)?)
+    };
+    if !threads.is_empty() && threads.first().is_some_and(|t| t.tracee.tid() != pid) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("process {pid}: its main thread has ended while others run"),
+        ));
+    }
+    Ok(Process {
+        pid,
+        proc,
+        stat,
+        status,
+        threads,
+        space,
+        stopped_by,
+    })
+}
+
+impl Space {
+    /// Opens the address space of the stopped process `proc`.
+    pub fn open(proc: &ProcDir) -> Result<Self> {
+        let pid = proc.pid();
+        let memory = Memory::open(proc.as_fd()).context(|| format!("open /proc/{pid}/mem"))?;
+        let pagemap = Pagemap::open(proc.as_fd()).context(|| format!("open /proc/{pid}/pagemap"))?;
+        let maps = proc.maps().context(|| format!("read /proc/{pid}/maps"))?;
+        let mut instruction = None;
+        let executable = |m: &&MapEntry| m.exec && m.read;
+        let vdso = maps.iter().find(|m| m.path == b"[vdso]");
+        for map in vdso.into_iter().chain(maps.iter().filter(executable)) {
+            let length = (map.end - map.start).min(1 << 20) as usize;
+            let mut code = vec![0u8; length];
+            if memory.read(map.start, &mut code).is_ok()
+                && let Some(at) = remote::find_syscall_instruction(&code)
+            {
+                instruction = Some(map.start + at);
+                break;
+            }
+        }
+        let instruction = instruction.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("process {pid}: no system call instruction found in its memory"),
+            )
+        })?;
+        Ok(Space {
+            memory,
+            pagemap,
+            maps,
+            instruction,
+            arena: None,
+        })
+    }
+}
+
+impl Thread {
+    /// The registers the thread goes on with: an interrupted system call that would show EINTR to the program only
+    /// because of our stop is made to start again (kernel.md section 6; LBNL-3.7.1.3).
+    pub fn resumed_registers(&self, pending: bool) -> Registers {
+        let mut registers = self.registers;
+        if let Some(number) = registers.interrupted_syscall()
+            && registers.syscall_result() == EINTR
+            && arch::is_eintr_only(number)
+            && !pending
+        {
+            registers.set_syscall_result(ERESTARTSYS);
+        }
+        registers
+    }
+
+    /// The registers a new process goes on with: a relative timeout that only the old process's kernel state knew
+    /// starts anew (unless it is primed with the remaining time).
+    pub fn image_registers(&self, pending: bool) -> Registers {
+        let mut registers = self.resumed_registers(pending);
+        if registers.interrupted_syscall().is_some() && registers.syscall_result() == ERESTART_RESTARTBLOCK {
+            registers.set_syscall_result(ERESTARTNOHAND);
+        }
+        registers
+    }
+
+    /// Whether the thread was in a system call whose timeout only the kernel knows.
+    pub fn has_restart_block(&self) -> bool {
+        self.registers.interrupted_syscall().is_some() && self.registers.syscall_result() == ERESTART_RESTARTBLOCK
+    }
+
+    /// Blocks all signals but SIGTRAP so that the thread can make calls for us.
+    fn prepare(&mut self) -> Result<()> {
+        if !self.injected {
+            self.tracee
+                .set_signal_mask(INJECTION_MASK)
+                .context(|| format!("block the signals of thread {}", self.tracee.tid()))?;
+            self.injected = true;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    /// Maps an arena for batches of up to `capacity` bytes.
+    pub fn map_arena(&mut self, capacity: u64, deadline: Instant) -> Result<()> {
+        let pid = self.pid;
+        let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_mut()) else {
+            return Ok(());
+        };
+        thread.prepare()?;
+        thread.in_syscall_exit = true;
+        let arena = Arena::map(
+            thread.tracee,
+            &thread.registers,
+            space.instruction,
+            &space.memory,
+            0,
+            capacity,
+            deadline,
+            &mut thread.deferred,
+        )
+        .context(|| format!("map a page in process {pid}"))?;
+        space.arena = Some(arena);
+        Ok(())
+    }
+
+    /// Runs a batch in thread number `index`.
+    pub fn run(
+        &mut self,
+        index: usize,
+        batch: &cpr_kernel::batch::Batch,
+        deadline: Instant,
+    ) -> Result<cpr_kernel::batch::Outcome> {
+        let pid = self.pid;
+        let internal = || Error::new(ErrorKind::Internal, format!("process {pid} has no arena"));
+        let thread = self.threads.get_mut(index).ok_or_else(internal)?;
+        let space = self.space.as_ref().ok_or_else(internal)?;
+        let arena = space.arena.ok_or_else(internal)?;
+        thread.prepare()?;
+        thread.in_syscall_exit = false;
+        arena
+            .run(
+                thread.tracee,
+                &thread.registers,
+                &space.memory,
+                batch,
+                deadline,
+                &mut thread.deferred,
+            )
+            .map_err(|failed| {
+                let kind = ErrorKind::of_io(&failed.error);
+                Error::new(kind, format!("process {pid}: {}", failed.what)).with_source(failed.error)
+            })
+    }
+
+    /// Removes the arena.
+    pub fn unmap_arena(&mut self, deadline: Instant) -> Result<()> {
+        let pid = self.pid;
+        let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_mut()) else {
+            return Ok(());
+        };
+        let Some(arena) = space.arena.take() else {
+            return Ok(());
+        };
+        thread.in_syscall_exit = true;
+        arena
+            .unmap(
+                thread.tracee,
+                &thread.registers,
+                space.instruction,
+                deadline,
+                &mut thread.deferred,
+            )
+            .context(|| format!("unmap our page from process {pid}"))
+    }
+}
+
+/// Puts a stopped thread into a state in which the kernel acts on `-ERESTART*` results when it runs on: a
+/// PTRACE_EVENT_STOP, and not the exit of a system call we made.
+pub fn park(tracee: Tracee, deadline: Instant) -> std::io::Result<()> {
+    tracee.interrupt()?;
+    tracee.cont(0)?;
+    loop {
+        match tracee.wait(deadline)? {
+            Stop::Interrupted(_) => return Ok(()),
+            Stop::Exited(_) | Stop::Killed(_) => return Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+            _ => tracee.cont(0)?,
+        }
+    }
+}
+
+impl Frozen {
+    /// When waiting for a stopped thread has to end.
+    pub fn deadline(&self) -> Instant {
+        self.deadline.max(Instant::now() + Duration::from_secs(10))
+    }
+
+    /// Lets everything go on. Returns the first failure; the rest is let go all the same.
+    pub fn resume(&mut self) -> Result<()> {
+        let deadline = self.deadline();
+        let mut first: Result<()> = Ok(());
+        for process in &mut self.processes {
+            let result = process.unmap_arena(deadline);
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        for process in self.processes.drain(..) {
+            let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
+            let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();
+            for thread in &process.threads {
+                let result =
+                    let_go(thread, &shared, deadline).context(|| format!("let thread {} go on", thread.tracee.tid()));
+                if first.is_ok() {
+                    first = result;
+                }
+            }
+        }
+        first
+    }
+
+    /// Sends SIGKILL to everything, children last so that nobody is told of a death first.
+    pub fn kill(mut self) -> Result<()> {
+        let mut first: Result<()> = Ok(());
+        let mut killed = Vec::new();
+        for process in self.processes.drain(..) {
+            if process.threads.is_empty() {
+                continue;
+            }
+            let result = cpr_kernel::process::PidFd::open(process.pid)
+                .and_then(|fd| fd.signal(libc::SIGKILL))
+                .context(|| format!("kill process {}", process.pid));
+            killed.push(process);
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        // As the tracer we are told of each thread's end; wait, so that PIDs and locks are free afterwards.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for process in &killed {
+            for thread in process.threads.iter().rev() {
+                while let Ok(stop) = thread.tracee.wait(deadline) {
+                    if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+                        break;
+                    }
+                    let _ = thread.tracee.cont(0);
+                }
+            }
+        }
+        first
+    }
+}
+
+/// Whether one of these signals would interrupt a system call of a thread with this mask.
+pub fn interrupts(pending: &[[u8; 128]], mask: u64) -> bool {
+    pending.iter().any(|info| {
+        let mut raw = [0u8; 4];
+        raw.copy_from_slice(&info[..4]);
+        let signal = i32::from_ne_bytes(raw);
+        (1..=64).contains(&signal) && mask >> (signal - 1) & 1 == 0
+    })
+}
+
+fn let_go(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<()> {
+    let tracee = thread.tracee;
+    let own = tracee.pending_signals(false).unwrap_or_default();
+    let pending = interrupts(shared, thread.mask) || interrupts(&own, thread.mask);
+    let registers = thread.resumed_registers(pending);
+    if thread.injected {
+        if thread.in_syscall_exit {
+            park(tracee, deadline)?;
+        }
+        tracee.set_signal_mask(thread.mask)?;
+    }
+    if thread.injected || registers != thread.registers {
+        tracee.set_registers(&registers)?;
+    }
+    tracee.detach(if thread.deferred.stop { libc::SIGSTOP } else { 0 })
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Nothing can be reported from here; whoever wants to know calls resume().
+        let _ = self.resume();
+    }
+}

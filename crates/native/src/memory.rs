@@ -1,0 +1,416 @@
+//! What is mapped in a stopped process, and its pages.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
+use cpr_image::model::{ByteString, SavedFileKind};
+use cpr_kernel::memory::{PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, ScanFilter};
+use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags};
+
+use crate::files::SavedFiles;
+use crate::freeze::Process;
+use crate::mapped;
+use crate::sink::{PAGE_SIZE, PageSink};
+
+/// Bytes copied at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// VmFlags of /proc/PID/smaps that a restart sets again.
+const KEPT_FLAGS: [&[u8; 2]; 11] = [
+    b"gd", b"lo", b"lf", b"hg", b"nh", b"dc", b"dd", b"wf", b"mg", b"nr", b"sl",
+];
+
+/// Mapping flags by address, read before the job is stopped because reading them is slow.
+#[derive(Debug, Default)]
+pub struct FlagTable(HashMap<(i32, u64, u64), Vec<[u8; 2]>>);
+
+impl FlagTable {
+    /// Reads the flags of all mappings of process `pid`.
+    pub fn add(&mut self, proc: &ProcDir) {
+        let pid = proc.pid();
+        for VmFlags { start, end, flags } in proc.smaps_flags().unwrap_or_default() {
+            self.0.insert((pid, start, end), flags);
+        }
+    }
+
+    fn has(&self, pid: i32, map: &MapEntry) -> bool {
+        self.0.contains_key(&(pid, map.start, map.end))
+    }
+
+    fn get(&self, pid: i32, map: &MapEntry) -> &[[u8; 2]] {
+        self.0.get(&(pid, map.start, map.end)).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Files mapped anywhere in the job.
+#[derive(Debug, Default)]
+pub struct MappedFiles {
+    /// By [`MappedFileId`].
+    pub files: Vec<MappedFile>,
+    by_key: HashMap<(Vec<u8>, bool, bool), MappedFileId>,
+}
+
+impl MappedFiles {
+    fn intern(&mut self, path: &[u8], writable: bool, unchangeable: bool) -> Result<MappedFileId> {
+        let key = (path.to_vec(), writable, unchangeable);
+        if let Some(id) = self.by_key.get(&key) {
+            return Ok(*id);
+        }
+        let fd: OwnedFd = rustix::fs::open(
+            ByteString(path.to_vec()).as_path(),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(std::io::Error::from)
+        .context(|| format!("open mapped file {}", String::from_utf8_lossy(path)))?;
+        let file = mapped::describe(path, std::os::fd::AsFd::as_fd(&fd), writable, unchangeable)?;
+        let id = MappedFileId(self.files.len() as u32);
+        self.files.push(file);
+        self.by_key.insert(key, id);
+        Ok(id)
+    }
+}
+
+/// Mappings that cannot be saved, as far as a look at a running process tells.
+pub fn blockers(proc: &ProcDir) -> Vec<(String, String)> {
+    let Ok(maps) = proc.maps() else {
+        return Vec::new();
+    };
+    maps.iter()
+        .filter_map(|map| refuse(map).map(|reason| (label(map), reason)))
+        .collect()
+}
+
+fn label(map: &MapEntry) -> String {
+    let name = if map.raw_path.is_empty() {
+        "anonymous".to_owned()
+    } else {
+        String::from_utf8_lossy(&map.raw_path).into_owned()
+    };
+    format!("mapping at {:#x} ({name})", map.start)
+}
+
+fn refuse(map: &MapEntry) -> Option<String> {
+    let reason = match map.kind() {
+        MapKind::HugePages => "explicit huge pages are not supported",
+        MapKind::SysvShm { .. } => "System V shared memory is not supported",
+        MapKind::Aio => "kernel asynchronous I/O (io_setup) is not supported",
+        MapKind::SecretMemory => "secret memory cannot be read",
+        MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
+        MapKind::Uprobes => "the process is being probed",
+        MapKind::Special(_) => "this kind of special mapping is not known",
+        MapKind::File if map.path.starts_with(b"/dev/") && is_device(map) => "mapped devices are not supported",
+        _ => return None,
+    };
+    Some(reason.to_owned())
+}
+
+fn is_device(map: &MapEntry) -> bool {
+    if map.path == b"/dev/zero" {
+        return false;
+    }
+    let path = ByteString(map.path.clone());
+    rustix::fs::stat(path.as_path()).is_ok_and(|stat| {
+        matches!(
+            rustix::fs::FileType::from_raw_mode(stat.st_mode),
+            rustix::fs::FileType::CharacterDevice | rustix::fs::FileType::BlockDevice
+        )
+    })
+}
+
+/// A mapping together with what has to be copied of it.
+struct Plan {
+    mapping: Mapping,
+    pages: Pages,
+}
+
+enum Pages {
+    /// Nothing: it is in a file or belongs to the kernel.
+    None,
+    /// Pages that are the process's own (not a file's).
+    Own,
+    /// All readable pages: the file they came from is gone.
+    All,
+}
+
+/// Describes and copies the address space of `process`.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming a mapping that cannot be saved.
+pub fn save(
+    process: &Process,
+    layout: MemoryLayout,
+    flags: &mut FlagTable,
+    files: &mut MappedFiles,
+    saved: &mut SavedFiles,
+    sink: &mut dyn PageSink,
+) -> Result<AddressSpace> {
+    let pid = process.pid;
+    let Some(space) = &process.space else {
+        return Ok(AddressSpace::default());
+    };
+    if space.maps.iter().any(|map| !flags.has(pid, map)) {
+        flags.add(&process.proc);
+    }
+    let executable = executable(process, files)?;
+    let mut mappings = Vec::new();
+    for map in &space.maps {
+        let Some(plan) = plan(process, map, flags, files, saved)? else {
+            continue;
+        };
+        let Plan { mut mapping, pages } = plan;
+        copy(process, &mut mapping, pages, sink).context(|| format!("process {pid}: save {}", label(map)))?;
+        mappings.push(mapping);
+    }
+    Ok(AddressSpace {
+        layout,
+        executable,
+        mappings,
+    })
+}
+
+fn executable(process: &Process, files: &mut MappedFiles) -> Result<Option<MappedFileId>> {
+    let pid = process.pid;
+    let path = process
+        .proc
+        .read_link("exe")
+        .context(|| format!("read /proc/{pid}/exe"))?;
+    if path.ends_with(b" (deleted)") {
+        return Ok(None);
+    }
+    files.intern(&path, false, true).map(Some)
+}
+
+fn plan(
+    process: &Process,
+    map: &MapEntry,
+    flags: &FlagTable,
+    files: &mut MappedFiles,
+    saved: &mut SavedFiles,
+) -> Result<Option<Plan>> {
+    let pid = process.pid;
+    let unsupported = |reason: &str| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("process {pid}: {}: {reason}", label(map)),
+        )
+    };
+    if let Some(reason) = refuse(map) {
+        return Err(unsupported(&reason));
+    }
+    let vm = flags.get(pid, map);
+    let has = |code: &[u8; 2]| vm.contains(code);
+    if has(b"ht") {
+        return Err(unsupported("explicit huge pages are not supported"));
+    }
+    if has(b"io") || has(b"pf") && !matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso) {
+        return Err(unsupported("mapped devices are not supported"));
+    }
+    let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);
+    let anonymous = if has(b"gd") {
+        MappingKind::Stack
+    } else {
+        MappingKind::Anonymous
+    };
+    let (kind, pages) = match map.kind() {
+        MapKind::Vsyscall => return Ok(None),
+        MapKind::Vdso => (MappingKind::Vdso, Pages::None),
+        MapKind::Vvar => (MappingKind::Vvar, Pages::None),
+        MapKind::VvarVclock => (MappingKind::VvarClock, Pages::None),
+        MapKind::Stack => (MappingKind::Stack, Pages::Own),
+        MapKind::Anonymous | MapKind::Heap | MapKind::AnonNamed(_) if !map.shared => (anonymous, Pages::Own),
+        MapKind::SharedAnonymous | MapKind::AnonShmemNamed(_) | MapKind::Anonymous if map.shared => {
+            let id = saved.intern_mapping(
+                makedev,
+                map.inode,
+                SavedFileKind::SharedAnonymous,
+                pid,
+                map.start,
+                map.end,
+                map.offset,
+            );
+            (MappingKind::SharedSaved(id), Pages::None)
+        }
+        MapKind::Memfd(name) => {
+            let kind = SavedFileKind::Memfd {
+                name: ByteString(name.to_vec()),
+                seals: 0,
+            };
+            let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
+            if map.shared {
+                (MappingKind::SharedSaved(id), Pages::None)
+            } else {
+                (MappingKind::PrivateSaved(id), Pages::Own)
+            }
+        }
+        MapKind::File if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
+        MapKind::File if map.deleted || replaced(map) => {
+            if map.shared {
+                let kind = SavedFileKind::Deleted {
+                    path: ByteString(map.path.clone()),
+                };
+                let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
+                (MappingKind::SharedSaved(id), Pages::None)
+            } else {
+                (MappingKind::Anonymous, Pages::All)
+            }
+        }
+        MapKind::File if map.shared => {
+            let id = files.intern(&map.path, has(b"mw"), false)?;
+            (MappingKind::SharedFile(id), Pages::None)
+        }
+        MapKind::File => (
+            MappingKind::PrivateFile(files.intern(&map.path, false, true)?),
+            Pages::Own,
+        ),
+        _ => return Err(unsupported("this kind of mapping is not supported")),
+    };
+    let offset = match kind {
+        MappingKind::Anonymous | MappingKind::Stack => 0,
+        _ => map.offset,
+    };
+    let bit = |on: bool, value: u32| if on { value } else { 0 };
+    Ok(Some(Plan {
+        mapping: Mapping {
+            start: map.start,
+            end: map.end,
+            protection: bit(map.read, 1) | bit(map.write, 2) | bit(map.exec, 4),
+            kind,
+            offset,
+            flags: KEPT_FLAGS
+                .iter()
+                .filter(|code| has(code))
+                .map(|code| String::from_utf8_lossy(&code[..]).into_owned())
+                .collect(),
+            extents: Vec::new(),
+            guards: Vec::new(),
+        },
+        pages,
+    }))
+}
+
+/// Whether another file has the mapped file's name now.
+fn replaced(map: &MapEntry) -> bool {
+    match rustix::fs::stat(ByteString(map.path.clone()).as_path()) {
+        // The device number is not compared: some file systems show another one in maps than in stat(2).
+        Ok(stat) => stat.st_ino != map.inode,
+        Err(_) => true,
+    }
+}
+
+fn copy(process: &Process, mapping: &mut Mapping, pages: Pages, sink: &mut dyn PageSink) -> Result<()> {
+    let Some(space) = &process.space else {
+        return Ok(());
+    };
+    let mut regions = Vec::new();
+    match pages {
+        Pages::None => return Ok(()),
+        Pages::All => regions.push(PageRegion {
+            start: mapping.start,
+            end: mapping.end,
+            categories: PAGE_PRESENT,
+        }),
+        Pages::Own => {
+            let filter = ScanFilter {
+                none: PAGE_FILE | PAGE_PFNZERO,
+                any: PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD,
+                ..ScanFilter::default()
+            };
+            space
+                .pagemap
+                .scan(mapping.start, mapping.end, filter, &mut regions)
+                .context(|| "look which pages are used")?;
+        }
+    }
+    let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack);
+    let mut buffer = Vec::new();
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for region in &regions {
+        if region.categories & PAGE_GUARD != 0 {
+            mapping.guards.push((region.start, region.end - region.start));
+            continue;
+        }
+        match runs.last_mut() {
+            Some((_, end)) if *end == region.start => *end = region.end,
+            _ => runs.push((region.start, region.end)),
+        }
+    }
+    for (start, end) in runs {
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(CHUNK);
+            buffer.resize(length as usize, 0);
+            match space.memory.read(at, &mut buffer) {
+                Ok(()) => append(&buffer, at, skip_zeros, &mut mapping.extents, sink)?,
+                Err(_) if matches!(pages, Pages::All) => readable_pages(process, at, &mut buffer, mapping, sink)?,
+                Err(error) => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
+            }
+            at += length;
+        }
+    }
+    Ok(())
+}
+
+/// Pages of a mapping of a deleted file, some of which lie beyond its end.
+fn readable_pages(
+    process: &Process,
+    start: u64,
+    buffer: &mut [u8],
+    mapping: &mut Mapping,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    let Some(space) = &process.space else {
+        return Ok(());
+    };
+    for (index, page) in buffer.chunks_mut(PAGE_SIZE).enumerate() {
+        let at = start + (index * PAGE_SIZE) as u64;
+        if space.memory.read(at, page).is_ok() {
+            append(page, at, true, &mut mapping.extents, sink)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // Compared in words: the optimiser makes vector code of it.
+    let (head, words, tail) = (
+        &page[..8.min(page.len())],
+        page.chunks_exact(32),
+        page.chunks_exact(32).remainder(),
+    );
+    head.iter().all(|&b| b == 0)
+        && tail.iter().all(|&b| b == 0)
+        && words.into_iter().all(|w| w.iter().fold(0, |all, b| all | b) == 0)
+}
+
+/// Appends whole pages, leaving out those of zeros where they need not be kept.
+fn append(data: &[u8], start: u64, skip_zeros: bool, extents: &mut Vec<Extent>, sink: &mut dyn PageSink) -> Result<()> {
+    let pages = data.len() / PAGE_SIZE;
+    let slice = |first: usize, end: usize| &data[first * PAGE_SIZE..end * PAGE_SIZE];
+    let mut page = 0;
+    while page < pages {
+        if skip_zeros && is_zero(slice(page, page + 1)) {
+            page += 1;
+            continue;
+        }
+        let first = page;
+        page += 1;
+        while page < pages && !(skip_zeros && is_zero(slice(page, page + 1))) {
+            page += 1;
+        }
+        let run = slice(first, page);
+        let offset = sink.append(run)?;
+        let start = start + (first * PAGE_SIZE) as u64;
+        let length = run.len() as u64;
+        match extents.last_mut() {
+            Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
+                last.length += length;
+            }
+            _ => extents.push(Extent { start, length, offset }),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! Whether an image can restart here, and why not (LBNL-3.6.1.9), without starting anything.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use cpr_image::Image;
+use cpr_image::model::{Manifest, MappingKind, Object};
+use cpr_kernel::arch;
+use cpr_kernel::proc::{self, MapKind, ProcDir};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::{Blocker, mapped};
+
+/// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
+/// are left out.
+const INSTRUCTIONS: [&str; 22] = [
+    "sse3",
+    "ssse3",
+    "sse4_1",
+    "sse4_2",
+    "popcnt",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "movbe",
+    "aes",
+    "pclmulqdq",
+    "rdrand",
+    "rdseed",
+    "sha_ni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "amx_tile",
+    "xsave",
+];
+
+/// Names everything that would make a restart of `image` fail here.
+///
+/// # Errors
+/// The machine cannot be looked at.
+pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Blocker>> {
+    let manifest = image.manifest();
+    let mut found = Vec::new();
+    let mut add = |pid: i32, object: String, error: Error| {
+        found.push(Blocker {
+            pid,
+            object,
+            reason: error.chain(),
+            hint: error.hint().map(str::to_owned),
+        });
+    };
+    if let Err(error) = machine(manifest) {
+        add(0, "machine".to_owned(), error);
+    }
+    for file in &manifest.mapped_files {
+        if let Err(error) = mapped::open(file) {
+            add(0, format!("file {}", file.path), error);
+        }
+    }
+    for process in &manifest.processes {
+        if !own_pid_namespace {
+            let tids: BTreeSet<i32> = process.threads.iter().map(|t| t.tid).chain([process.pid]).collect();
+            for tid in tids {
+                if ProcDir::open(tid).is_ok() {
+                    let error = Error::new(ErrorKind::InUse, "it is in use")
+                        .with_hint("end what uses it, or restart with --namespace always");
+                    add(process.pid, format!("PID {tid}"), error);
+                }
+            }
+        }
+        if process.threads.is_empty() {
+            continue;
+        }
+        if let Err(error) = std::fs::metadata(process.cwd.as_path()).context(|| "look at it") {
+            add(process.pid, format!("working directory {}", process.cwd), error);
+        }
+        for descriptor in &process.descriptors {
+            let Some(file) = manifest.files.get(descriptor.file.index()) else {
+                continue;
+            };
+            let path = match &file.object {
+                Object::Regular(file) => &file.path,
+                Object::Directory { path } | Object::Device { path, .. } => path,
+                _ => continue,
+            };
+            let size = match std::fs::metadata(path.as_path()).context(|| "look at it") {
+                Ok(metadata) => metadata.len(),
+                Err(error) => {
+                    add(process.pid, format!("descriptor {} ({path})", descriptor.fd), error);
+                    continue;
+                }
+            };
+            if let Object::Regular(saved) = &file.object
+                && size < saved.size
+            {
+                let error = Error::new(
+                    ErrorKind::Incompatible,
+                    format!("it has shrunk from {} to {size} bytes", saved.size),
+                );
+                add(process.pid, format!("descriptor {} ({path})", descriptor.fd), error);
+            }
+        }
+    }
+    let needed: u64 = image.data_bytes();
+    if let Some(free) = available_memory()
+        && free < needed
+    {
+        let error = Error::new(
+            ErrorKind::NoSpace,
+            format!("the job needs {needed} bytes and {free} are available"),
+        );
+        add(0, "memory".to_owned(), error);
+    }
+    Ok(found)
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What no file can mend: architecture, processor features, vdso (LBNL-3.9.1.M23).
+pub fn machine(manifest: &Manifest) -> Result<()> {
+    let checkpoint = &manifest.checkpoint;
+    let refuse = |reason: String| Err(Error::new(ErrorKind::Incompatible, reason));
+    if checkpoint.architecture != arch::NAME {
+        return refuse(format!(
+            "the image is of architecture {} and this machine is {}",
+            checkpoint.architecture,
+            arch::NAME
+        ));
+    }
+    let here: BTreeSet<String> = proc::cpu_flags().unwrap_or_default().into_iter().collect();
+    let missing: Vec<&str> = INSTRUCTIONS
+        .into_iter()
+        .filter(|flag| checkpoint.cpu_flags.iter().any(|f| f == flag) && !here.contains(*flag))
+        .collect();
+    if !missing.is_empty() {
+        return refuse(format!(
+            "this machine's processor lacks features the image's had: {}",
+            missing.join(", ")
+        ));
+    }
+    vdso(manifest)
+}
+
+/// The code of the vdso is the kernel's: calls into it must land where they did.
+fn vdso(manifest: &Manifest) -> Result<()> {
+    if manifest.checkpoint.vdso_hash.0.is_empty() {
+        return Ok(());
+    }
+    let own = ProcDir::open(std::process::id() as i32)
+        .and_then(|dir| dir.maps())
+        .context(|| "read /proc/self/maps")?;
+    let Some(map) = own.iter().find(|m| m.kind() == MapKind::Vdso) else {
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            "this kernel gives processes no vdso",
+        ));
+    };
+    let mut code = vec![0u8; (map.end - map.start) as usize];
+    File::open("/proc/self/mem")
+        .and_then(|file| file.read_exact_at(&mut code, map.start))
+        .context(|| "read our vdso")?;
+    let same_lengths = manifest
+        .address_spaces
+        .iter()
+        .flat_map(|space| &space.mappings)
+        .all(|mapping| {
+            let kind = match mapping.kind {
+                MappingKind::Vdso => MapKind::Vdso,
+                MappingKind::Vvar => MapKind::Vvar,
+                MappingKind::VvarClock => MapKind::VvarVclock,
+                _ => return true,
+            };
+            own.iter()
+                .any(|m| m.kind() == kind && m.end - m.start == mapping.end - mapping.start)
+        });
+    if !same_lengths || cpr_image::hash(&code)[..] != manifest.checkpoint.vdso_hash.0[..] {
+        let was = &manifest.checkpoint.uname.release;
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            format!("the vdso of this kernel is not that of the image's (Linux {was})"),
+        )
+        .with_hint("restart under the kernel the checkpoint was made under"));
+    }
+    Ok(())
+}

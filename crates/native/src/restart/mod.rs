@@ -1,0 +1,653 @@
+//! Restarting a job from an image.
+//!
+//! # Order
+//! Look at everything that could fail; make all processes as stopped stubs, parents first; open all files in our own
+//! process; rebuild memory, descriptors, threads and kernel state of each process by batches of system calls run in
+//! it; check every byte of the image; only then let all threads go at once.
+//!
+//! # Crash consistency
+//! Until then every stub dies with us (PTRACE_O_EXITKILL), and an error kills them all ([`stub::Workshop`]).
+
+mod check;
+mod identity;
+mod plan;
+mod space;
+mod stub;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use cpr_image::Image;
+use cpr_image::model::{AddressSpace, Manifest, MappingKind, Process, ProcessState};
+use cpr_kernel::arch::Registers;
+use cpr_kernel::batch::{Arg, Batch, OutId};
+use cpr_kernel::memory::PAGE;
+use cpr_kernel::process::{self, FileIdentity, PidFd};
+use cpr_kernel::ptrace::{Tracee, block_child_signals};
+use cpr_kernel::remote::{self, Deferred};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::files::{self, RestoreContext};
+use crate::{freeze, mapped};
+use identity::Rights;
+use plan::Step;
+use space::Sources;
+use stub::Workshop;
+
+pub use check::check_restart;
+
+/// Longest any single step of a restart may take.
+const STEP_LIMIT: Duration = Duration::from_secs(600);
+/// Most descriptors handed over at a time.
+const HANDED: usize = 64;
+/// PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) and its values.
+const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+
+/// What to restart, and with what.
+pub struct RestartRequest<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// Standard streams for the job.
+    pub streams: [Option<OwnedFd>; 3],
+    /// The job's terminal.
+    pub terminal: Option<OwnedFd>,
+    /// We are init of a PID namespace made for the job.
+    pub own_pid_namespace: bool,
+}
+
+/// What runs again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restarted {
+    /// The root process.
+    pub root_pid: i32,
+    /// Processes made.
+    pub processes: usize,
+    /// From the request until the job ran.
+    pub total_ns: u64,
+}
+
+/// Restarts a job. The caller becomes the parent of its root process.
+///
+/// # Errors
+/// [`ErrorKind::InUse`] for a PID, lock or address that is taken, [`ErrorKind::Incompatible`] for a missing or changed
+/// file or another kind of machine, [`ErrorKind::Damaged`] for an altered image. No process is left then.
+pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
+    let begun = Instant::now();
+    let image = request.image;
+    let manifest = image.manifest();
+    block_child_signals().context(|| "block SIGCHLD")?;
+    check::machine(manifest)?;
+    process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
+    let rights = rights()?;
+    let checkpoint = &manifest.checkpoint;
+    // Files are opened with the rights of the image's owner, whoever restarts it.
+    let identity = (rights.privileged && checkpoint.owner_uid != 0)
+        .then(|| FileIdentity::assume(checkpoint.owner_uid, checkpoint.owner_gid));
+    let deadline = begun + STEP_LIMIT;
+    std::thread::scope(|scope| {
+        let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
+        let mapped = open_mapped(manifest)?;
+        let saved = files::create_saved(manifest, image)?;
+        let image_fd: OwnedFd = image
+            .file()
+            .try_clone()
+            .context(|| "copy the descriptor of the image")?
+            .into();
+        let sources = Sources {
+            image: stub::number(&image_fd),
+            mapped: &mapped,
+            saved: &saved,
+        };
+        let copies = saved
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<std::io::Result<Vec<_>>>()
+            .context(|| "copy descriptors of saved files")?;
+        let mut context = RestoreContext::new(manifest, image, &request.streams, request.terminal.as_ref(), copies);
+        files::terminal::create_all(&mut context)?;
+        let mut workshop = Workshop::new(manifest, deadline)?;
+        make_processes(&mut workshop, manifest, &context)?;
+        foreground(&workshop, manifest, &context)?;
+        let opened = files::open_all(&mut context)?;
+        for process in living(manifest) {
+            let space = address_space(manifest, process)?;
+            space::rebuild(&workshop, process.pid, space, &sources)?;
+        }
+        files::seal_last(manifest, &saved)?;
+        drop(identity);
+        let mut plans = Vec::new();
+        for process in living(manifest) {
+            plans.push(rebuild(&mut workshop, manifest, process, &opened, &sources, rights)?);
+        }
+        match verification.join() {
+            Ok(result) => result?,
+            Err(_) => return Err(Error::new(ErrorKind::Internal, "the verifying thread panicked")),
+        }
+        for (process, plan) in living(manifest).zip(&mut plans) {
+            prepare(&workshop, process, plan)?;
+        }
+        let_go(&mut workshop, manifest, plans)?;
+        drop(context);
+        Ok(Restarted {
+            root_pid: checkpoint.root_pid,
+            processes: manifest.processes.len(),
+            total_ns: begun.elapsed().as_nanos() as u64,
+        })
+    })
+}
+
+fn living(manifest: &Manifest) -> impl Iterator<Item = &Process> {
+    manifest.processes.iter().filter(|p| !p.threads.is_empty())
+}
+
+fn address_space<'a>(manifest: &'a Manifest, process: &Process) -> Result<&'a AddressSpace> {
+    let space = process
+        .address_space
+        .and_then(|id| manifest.address_spaces.get(id.index()));
+    space.ok_or_else(|| Error::new(ErrorKind::Damaged, format!("process {} has no memory", process.pid)))
+}
+
+fn rights() -> Result<Rights> {
+    let sets = process::capabilities().context(|| "ask for our capabilities")?;
+    Ok(Rights {
+        privileged: rustix::process::geteuid().is_root() && sets.effective >> process::CAP_SETUID & 1 == 1,
+        capabilities: sets.permitted,
+    })
+}
+
+fn open_mapped(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
+    manifest.mapped_files.iter().map(mapped::open).collect()
+}
+
+/// Makes all processes, zombies dead, helpers gone.
+fn make_processes(workshop: &mut Workshop, manifest: &Manifest, context: &RestoreContext<'_>) -> Result<()> {
+    let root = manifest.checkpoint.root_pid;
+    for step in plan::plan(&manifest.processes, manifest.checkpoint.own_pid_namespace, root)? {
+        match step {
+            Step::Create { pid, by: None, .. } => workshop.spawn(pid)?,
+            Step::Create { pid, by: Some(by), .. } => workshop.fork(pid, by)?,
+            Step::NewSession { pid } => {
+                let mut batch = Batch::new();
+                batch.must(libc::SYS_setsid, &[], "make a session");
+                workshop.run(pid, &batch)?;
+                take_terminal(workshop, manifest, pid, context)?;
+            }
+            Step::JoinGroup { pid, group } => {
+                let mut batch = Batch::new();
+                batch.must(
+                    libc::SYS_setpgid,
+                    &[Arg::from(0), group.into()],
+                    format!("join process group {group}"),
+                );
+                workshop.run(pid, &batch)?;
+            }
+            Step::EndHelper { pid, parent } => workshop.end(pid, parent)?,
+            Step::Die { pid, status } => workshop.die(pid, status)?,
+        }
+    }
+    Ok(())
+}
+
+/// Gives a new session leader its controlling terminal, before others are born into the session.
+fn take_terminal(workshop: &Workshop, manifest: &Manifest, pid: i32, context: &RestoreContext<'_>) -> Result<()> {
+    let process = manifest.processes.iter().find(|p| p.pid == pid);
+    let Some(id) = process.and_then(|p| p.controlling_terminal) else {
+        return Ok(());
+    };
+    let Some(slave) = files::terminal::slave_for(id, context) else {
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            format!("process {pid} needs a controlling terminal"),
+        )
+        .with_hint("restart it with -t"));
+    };
+    with_descriptor(workshop, pid, slave, |batch, fd| {
+        batch.must(
+            libc::SYS_ioctl,
+            &[fd.into(), (libc::TIOCSCTTY as u64).into(), Arg::from(0)],
+            "take the controlling terminal",
+        );
+    })
+}
+
+/// Hands a descriptor to a stub, makes calls with it, and closes it there.
+fn with_descriptor(
+    workshop: &Workshop,
+    pid: i32,
+    fd: BorrowedFd<'_>,
+    calls: impl FnOnce(&mut Batch, i32),
+) -> Result<()> {
+    workshop.send(fd)?;
+    let mut batch = Batch::new();
+    let out = workshop.receive(&mut batch, stub::number(&workshop.channel_stub), true);
+    let outcome = workshop.run(pid, &batch)?;
+    let number = stub::received(&outcome, out);
+    let mut batch = Batch::new();
+    calls(&mut batch, number);
+    batch.call(libc::SYS_close, &[number.into()]);
+    workshop.run(pid, &batch).map(drop)
+}
+
+/// Makes the saved process groups the foreground groups of their terminals.
+fn foreground(workshop: &Workshop, manifest: &Manifest, context: &RestoreContext<'_>) -> Result<()> {
+    for (index, terminal) in manifest.terminals.iter().enumerate() {
+        let id = cpr_image::model::TerminalId(index as u32);
+        let leads = |p: &&Process| p.pid == p.sid && p.controlling_terminal == Some(id);
+        let Some(leader) = living(manifest).find(leads) else {
+            continue;
+        };
+        let exists = manifest.processes.iter().any(|p| p.pgid == terminal.foreground_group);
+        let Some(slave) = files::terminal::slave_for(id, context).filter(|_| exists) else {
+            continue;
+        };
+        with_descriptor(workshop, leader.pid, slave, |batch, fd| {
+            let group = batch.data(&terminal.foreground_group.to_ne_bytes());
+            batch.must(
+                libc::SYS_ioctl,
+                &[fd.into(), (libc::TIOCSPGRP as u64).into(), group],
+                "set the foreground process group",
+            );
+        })?;
+    }
+    Ok(())
+}
+
+/// What is left to do for a process when everything else is in place.
+struct Plan {
+    /// The thread handles with their final registers, the first thread first.
+    threads: Vec<(Tracee, Registers)>,
+}
+
+/// Gives a process its descriptors, threads and kernel state.
+fn rebuild(
+    workshop: &mut Workshop,
+    manifest: &Manifest,
+    process: &Process,
+    opened: &[OwnedFd],
+    sources: &Sources<'_>,
+    rights: Rights,
+) -> Result<Plan> {
+    let pid = process.pid;
+    let what = || format!("restore process {pid}");
+    let space = address_space(manifest, process)?;
+    // The executable's descriptor is still open now, and the vdso is needed no more by its parking place.
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_umask, &[process.umask.into()], "set the umask");
+    let path = batch.string(&process.cwd.0);
+    batch.must(libc::SYS_chdir, &[path], format!("enter directory {}", process.cwd));
+    if process.root.0 != b"/" {
+        let path = batch.string(&process.root.0);
+        batch.must(libc::SYS_chroot, &[path], format!("change root to {}", process.root));
+    }
+    space::finish(workshop, space, sources, &mut batch)?;
+    workshop.run(pid, &batch).context(what)?;
+    place_descriptors(workshop, process, opened).context(what)?;
+    let mut batch = Batch::new();
+    files::finish(process, manifest, &mut batch)?;
+    if !batch.is_empty() {
+        workshop.run(pid, &batch).map_err(in_use).context(what)?;
+    }
+    let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+    workshop.threads(pid, &tids).context(what)?;
+    write_proc(process)?;
+    let mut batch = Batch::new();
+    signals_and_timers(process, &mut batch);
+    limits(process, &mut batch)?;
+    workshop.run(pid, &batch).context(what)?;
+    let handles: Vec<(Tracee, Registers)> = {
+        let stub = workshop.stub(pid)?;
+        std::iter::once((stub.tracee, stub.base))
+            .chain(stub.threads.iter().copied())
+            .collect()
+    };
+    let mut plan = Plan { threads: Vec::new() };
+    for (thread, (tracee, base)) in process.threads.iter().zip(handles) {
+        let mut batch = Batch::new();
+        identity::thread(thread, process, &mut batch);
+        identity::credentials(thread, process, rights, &mut batch);
+        workshop
+            .run_thread(workshop.stub(pid)?, tracee, &base, &batch)
+            .context(what)?;
+        let registers = Registers::from_bytes(&thread.cpu.general.0)
+            .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("thread {} has no registers", thread.tid)))?;
+        plan.threads.push((tracee, registers));
+    }
+    Ok(plan)
+}
+
+/// EAGAIN of a lock means that somebody else has it.
+fn in_use(error: Error) -> Error {
+    if error.kind() == ErrorKind::Busy {
+        error.with_kind(ErrorKind::InUse)
+    } else {
+        error
+    }
+}
+
+/// Puts every descriptor at its number. Nothing else stays open.
+fn place_descriptors(workshop: &Workshop, process: &Process, opened: &[OwnedFd]) -> Result<()> {
+    let pid = process.pid;
+    let wanted: BTreeSet<i32> = process.descriptors.iter().map(|d| d.fd).collect();
+    let from = stub::number(&workshop.channel_stub);
+    let channel = (0..).find(|n| !wanted.contains(n) && *n != from).unwrap_or(i32::MAX);
+    let mut batch = Batch::new();
+    batch.must(
+        libc::SYS_dup3,
+        &[from.into(), channel.into(), libc::O_CLOEXEC.into()],
+        "move the channel",
+    );
+    if channel > 0 {
+        batch.must(
+            libc::SYS_close_range,
+            &[Arg::from(0), (channel - 1).into(), Arg::from(0)],
+            "close our descriptors",
+        );
+    }
+    batch.must(
+        libc::SYS_close_range,
+        &[(channel + 1).into(), Arg::from(u32::MAX), Arg::from(0)],
+        "close our descriptors",
+    );
+    workshop.run(pid, &batch)?;
+    let mut open: BTreeSet<i32> = [channel].into();
+    for group in process.descriptors.chunks(HANDED) {
+        let mut batch = Batch::new();
+        let mut expected: Vec<(OutId, i32)> = Vec::new();
+        for descriptor in group {
+            let file = opened
+                .get(descriptor.file.index())
+                .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("descriptor {} has no file", descriptor.fd)))?;
+            workshop.send(file.as_fd())?;
+            // The kernel gives the lowest free number.
+            let number = (0..).find(|n| !open.contains(n)).unwrap_or(i32::MAX);
+            let out = workshop.receive(&mut batch, channel, descriptor.close_on_exec);
+            expected.push((out, number));
+            if number != descriptor.fd {
+                let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+                batch.must(
+                    libc::SYS_dup3,
+                    &[number.into(), descriptor.fd.into(), flags.into()],
+                    format!("give descriptor {} its number (see `ulimit -n`)", descriptor.fd),
+                );
+                batch.must(libc::SYS_close, &[number.into()], "close a descriptor");
+            }
+            open.insert(descriptor.fd);
+        }
+        let outcome = workshop.run(pid, &batch)?;
+        if expected
+            .iter()
+            .any(|&(out, number)| stub::received(&outcome, out) != number)
+        {
+            return Err(Error::new(ErrorKind::Internal, "descriptors arrived out of order"));
+        }
+    }
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_close, &[channel.into()], "close the channel");
+    workshop.run(pid, &batch).map(drop)
+}
+
+/// What is set through /proc, by us.
+fn write_proc(process: &Process) -> Result<()> {
+    let pid = process.pid;
+    let write = |name: &str, text: String| std::fs::write(format!("/proc/{pid}/{name}"), text);
+    write("coredump_filter", format!("{:#x}", process.coredump_filter))
+        .context(|| format!("set the core dump filter of process {pid}"))?;
+    // Lowering it takes CAP_SYS_RESOURCE; who lacks it keeps the restarter's.
+    let _ = write("oom_score_adj", process.oom_score_adj.to_string());
+    Ok(())
+}
+
+fn signals_and_timers(process: &Process, batch: &mut Batch) {
+    // Signals that came while we built (of children that died) are none of the job's.
+    let all = batch.data(&u64::MAX.to_ne_bytes());
+    let now = batch.data(&[0u8; 16]);
+    for _ in 0..4 {
+        batch.call(libc::SYS_rt_sigtimedwait, &[all, Arg::from(0), now, Arg::from(8)]);
+    }
+    for signal in 1..=64i32 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        let saved = process.signal_actions.iter().find(|a| a.signal == signal);
+        let mut raw = [0u8; 32];
+        if let Some(action) = saved {
+            let words = [action.handler, action.flags, action.restorer, action.mask];
+            for (slot, word) in raw.chunks_exact_mut(8).zip(words) {
+                slot.copy_from_slice(&word.to_ne_bytes());
+            }
+        }
+        // Ours go on with SIGTRAP at its default until the end.
+        if signal == libc::SIGTRAP {
+            continue;
+        }
+        let action = batch.data(&raw);
+        batch.must(
+            libc::SYS_rt_sigaction,
+            &[signal.into(), action, Arg::from(0), Arg::from(8)],
+            format!("set the action of signal {signal}"),
+        );
+    }
+    for info in &process.pending_signals {
+        let signal = identity::signal_of(&info.0);
+        let info = batch.data(&info.0);
+        batch.must(
+            libc::SYS_rt_sigqueueinfo,
+            &[process.pid.into(), signal.into(), info],
+            format!("queue signal {signal}"),
+        );
+    }
+    if process.child_subreaper {
+        batch.call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), Arg::from(1)]);
+    }
+    if process.thp_disabled {
+        batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), Arg::from(1)]);
+    }
+    batch.call(libc::SYS_personality, &[process.personality.into()]);
+    for timer in &process.interval_timers {
+        let mut raw = [0u8; 32];
+        let words = [
+            timer.interval_us / 1_000_000,
+            timer.interval_us % 1_000_000,
+            timer.value_us / 1_000_000,
+            timer.value_us % 1_000_000,
+        ];
+        for (slot, word) in raw.chunks_exact_mut(8).zip(words) {
+            slot.copy_from_slice(&word.to_ne_bytes());
+        }
+        let value = batch.data(&raw);
+        batch.must(
+            libc::SYS_setitimer,
+            &[timer.which.into(), value, Arg::from(0)],
+            "set an interval timer",
+        );
+    }
+    posix_timers(process, batch);
+}
+
+fn posix_timers(process: &Process, batch: &mut Batch) {
+    if process.posix_timers.is_empty() {
+        return;
+    }
+    let restore = |batch: &mut Batch, on: i32| {
+        batch.must(
+            libc::SYS_prctl,
+            &[
+                PR_TIMER_CREATE_RESTORE_IDS.into(),
+                on.into(),
+                Arg::from(0),
+                Arg::from(0),
+                Arg::from(0),
+            ],
+            "choose timer numbers (Linux 6.16)",
+        )
+    };
+    restore(batch, 1);
+    for timer in &process.posix_timers {
+        // struct sigevent: value, signo, notify, tid.
+        let mut event = [0u8; 64];
+        event[..8].copy_from_slice(&timer.value.to_ne_bytes());
+        event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
+        event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
+        event[16..20].copy_from_slice(&timer.thread.to_ne_bytes());
+        let event = batch.data(&event);
+        let id = batch.data(&timer.id.to_ne_bytes());
+        batch.must(
+            libc::SYS_timer_create,
+            &[timer.clock.into(), event, id],
+            format!("make timer {}", timer.id),
+        );
+        let words = [
+            timer.interval_ns / 1_000_000_000,
+            timer.interval_ns % 1_000_000_000,
+            timer.value_ns / 1_000_000_000,
+            timer.value_ns % 1_000_000_000,
+        ];
+        let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let value = batch.data(&raw);
+        batch.must(
+            libc::SYS_timer_settime,
+            &[timer.id.into(), Arg::from(0), value, Arg::from(0)],
+            format!("start timer {}", timer.id),
+        );
+    }
+    restore(batch, 0);
+}
+
+/// Resource limits, none above the restarter's own (LBNL-3.9.7.2.3).
+fn limits(process: &Process, batch: &mut Batch) -> Result<()> {
+    for limit in &process.limits {
+        let (_, most) = process::limit(limit.resource).context(|| "ask for a limit")?;
+        let hard = limit.hard.min(most);
+        let mut raw = [0u8; 16];
+        raw[..8].copy_from_slice(&limit.soft.min(hard).to_ne_bytes());
+        raw[8..].copy_from_slice(&hard.to_ne_bytes());
+        let value = batch.data(&raw);
+        batch.must(
+            libc::SYS_prlimit64,
+            &[Arg::from(0), limit.resource.into(), value, Arg::from(0)],
+            format!("set resource limit {}", limit.resource),
+        );
+    }
+    Ok(())
+}
+
+/// Removes the arena and gives all threads their registers and masks: the process is as it was, but stopped.
+fn prepare(workshop: &Workshop, process: &Process, plan: &mut Plan) -> Result<()> {
+    let pid = process.pid;
+    let what = || format!("finish process {pid}");
+    let stub = workshop.stub(pid)?;
+    let instruction = final_instruction(workshop, process, stub)?;
+    let mut deferred = Deferred::default();
+    for (thread, (tracee, registers)) in process.threads.iter().zip(&mut plan.threads) {
+        if let Some(sleep) = &thread.sleep
+            && prime(workshop, stub, *tracee, instruction, sleep)?
+        {
+            // The kernel knows the rest of the sleep: let it restart that.
+            registers.set_syscall_result(-516);
+        }
+        if tracee.tid() == pid {
+            continue;
+        }
+        set_thread(*tracee, thread, registers).context(what)?;
+    }
+    let trap = process.signal_actions.iter().find(|a| a.signal == libc::SIGTRAP);
+    if let Some(action) = trap {
+        let words = [action.handler, action.flags, action.restorer, action.mask];
+        let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let place = workshop.arena.address + PAGE;
+        stub.memory.write(place, &raw).context(what)?;
+        remote::syscall(
+            stub.tracee,
+            &stub.base,
+            instruction,
+            libc::SYS_rt_sigaction,
+            [libc::SIGTRAP as u64, place, 0, 8, 0, 0],
+            workshop.deadline,
+            &mut deferred,
+        )
+        .context(|| "set the action of signal 5")?;
+    }
+    workshop
+        .arena
+        .unmap(stub.tracee, &stub.base, instruction, workshop.deadline, &mut deferred)
+        .context(what)?;
+    if let (Some(thread), Some((tracee, registers))) = (process.threads.first(), plan.threads.first()) {
+        freeze::park(*tracee, workshop.deadline).context(what)?;
+        set_thread(*tracee, thread, registers).context(what)?;
+    }
+    Ok(())
+}
+
+fn set_thread(tracee: Tracee, thread: &cpr_image::model::Thread, registers: &Registers) -> std::io::Result<()> {
+    let mut registers = *registers;
+    registers.sanitize().map_err(std::io::Error::other)?;
+    if !thread.cpu.extended.0.is_empty() {
+        tracee.set_extended(&thread.cpu.extended.0)?;
+    }
+    tracee.set_registers(&registers)?;
+    tracee.set_signal_mask(thread.blocked_signals)
+}
+
+/// A `syscall` instruction in the finished process: in its vdso, or wherever its own code has one.
+fn final_instruction(workshop: &Workshop, process: &Process, stub: &stub::Stub) -> Result<u64> {
+    let parked = workshop.parked.iter().find(|p| p.kind == MappingKind::Vdso);
+    let offset = parked.map_or(0, |p| workshop.instruction() - p.address);
+    let proc = cpr_kernel::proc::ProcDir::open(process.pid).context(|| "open /proc")?;
+    let maps = proc.maps().context(|| "read the mappings")?;
+    if let Some(vdso) = maps.iter().find(|m| m.path == b"[vdso]") {
+        return Ok(vdso.start + offset);
+    }
+    for map in maps.iter().filter(|m| m.exec && m.start != workshop.arena.address) {
+        let mut code = vec![0u8; (map.end - map.start).min(1 << 20) as usize];
+        if stub.memory.read(map.start, &mut code).is_ok()
+            && let Some(at) = remote::find_syscall_instruction(&code)
+        {
+            return Ok(map.start + at);
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("process {}: no system call instruction found", process.pid),
+    ))
+}
+
+/// Starts the rest of a sleep in the new process and interrupts it, so that the kernel holds its end time.
+fn prime(
+    workshop: &Workshop,
+    stub: &stub::Stub,
+    tracee: Tracee,
+    instruction: u64,
+    sleep: &cpr_image::model::TimedSleep,
+) -> Result<bool> {
+    if ![libc::SYS_nanosleep, libc::SYS_clock_nanosleep].contains(&sleep.syscall) {
+        return Ok(false);
+    }
+    let what = || format!("start the sleep of thread {}", tracee.tid());
+    let place = workshop.arena.address + PAGE;
+    let mut time = [0u8; 16];
+    time[..8].copy_from_slice(&(sleep.remaining_ns / 1_000_000_000).to_ne_bytes());
+    time[8..].copy_from_slice(&(sleep.remaining_ns % 1_000_000_000).to_ne_bytes());
+    stub.memory.write(place, &time).context(what)?;
+    let base = tracee.registers().context(what)?;
+    remote::sleep(tracee, &base, instruction, place, workshop.deadline).context(what)
+}
+
+/// Lets every thread of every process go.
+fn let_go(workshop: &mut Workshop, manifest: &Manifest, plans: Vec<Plan>) -> Result<()> {
+    // From here on nothing may fail half way: all are complete and need only be detached.
+    for process in living(manifest) {
+        if let ProcessState::Stopped(_) = process.state {
+            PidFd::open(process.pid)
+                .and_then(|fd| fd.signal(libc::SIGSTOP))
+                .context(|| format!("stop process {}", process.pid))?;
+        }
+    }
+    for plan in &plans {
+        for (tracee, _) in &plan.threads {
+            tracee.detach(0).context(|| format!("let thread {} go", tracee.tid()))?;
+        }
+    }
+    workshop.release();
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! In which order processes are made, so that parents, sessions and process groups come out as they were.
+//!
+//! A pure function of the image: it makes nothing.
+//!
+//! A session can only be entered by being born into it, so a process whose session is not its parent's present one has
+//! to be made before the parent made its own. Sessions and groups whose leader has died are made by *helpers*, which
+//! take the leader's number for a while.
+
+use std::collections::{HashMap, HashSet};
+
+use cpr_image::model::{Process, ProcessState};
+use cpr_types::{Error, ErrorKind, Result};
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Make a process; `by` makes it, or (none) the restarter.
+    Create {
+        /// Number.
+        pid: i32,
+        /// Parent.
+        by: Option<i32>,
+        /// It stands in for a dead leader and ends when all others exist.
+        helper: bool,
+    },
+    /// setsid(2).
+    NewSession {
+        /// Who.
+        pid: i32,
+    },
+    /// setpgid(2).
+    JoinGroup {
+        /// Who.
+        pid: i32,
+        /// The group; its own number makes a new one.
+        group: i32,
+    },
+    /// End a helper and, if it has a parent in the image, have it waited for.
+    EndHelper {
+        /// Which.
+        pid: i32,
+        /// Its parent.
+        parent: Option<i32>,
+    },
+    /// End a process that is a zombie, with its wait status.
+    Die {
+        /// Which.
+        pid: i32,
+        /// wait(2) status.
+        status: i32,
+    },
+}
+
+struct Planner<'a> {
+    by_pid: HashMap<i32, &'a Process>,
+    children: HashMap<i32, Vec<&'a Process>>,
+    steps: Vec<Step>,
+    /// Session each made process is in; none for the restarter's.
+    session: HashMap<i32, Option<i32>>,
+    group: HashMap<i32, Option<i32>>,
+    helpers: Vec<(i32, Option<i32>)>,
+    external: HashSet<i32>,
+}
+
+/// Plans the creation of `processes`.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] when no order of steps leads to the saved relations.
+pub fn plan(processes: &[Process], own_pid_namespace: bool, root: i32) -> Result<Vec<Step>> {
+    let by_pid: HashMap<i32, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
+    let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
+    for process in processes {
+        if by_pid.contains_key(&process.ppid) {
+            children.entry(process.ppid).or_default().push(process);
+        }
+    }
+    let mut external: HashSet<i32> = [0, 1].into();
+    if !own_pid_namespace && let Some(root) = by_pid.get(&root) {
+        // The session and group it was started in stay behind; it gets the restarter's (LBNL-3.9.5.3.6, LBNL-3.9.5.4.3).
+        external.extend([root.sid, root.pgid].into_iter().filter(|id| !by_pid.contains_key(id)));
+    }
+    let mut planner = Planner {
+        by_pid,
+        children,
+        steps: Vec::new(),
+        session: HashMap::new(),
+        group: HashMap::new(),
+        helpers: Vec::new(),
+        external,
+    };
+    let roots: Vec<&Process> = processes
+        .iter()
+        .filter(|p| !planner.by_pid.contains_key(&p.ppid))
+        .collect();
+    // Those that make their own session or stay in ours first: others may have to be born into theirs.
+    let (plain, adopted): (Vec<&Process>, Vec<&Process>) = roots
+        .into_iter()
+        .partition(|p| planner.birth_session(p).is_none_or(|s| s.is_none()));
+    for process in plain {
+        planner.create(process, None)?;
+    }
+    for process in adopted {
+        planner.adopt(process)?;
+    }
+    planner.groups(processes)?;
+    for (pid, parent) in std::mem::take(&mut planner.helpers).into_iter().rev() {
+        planner.steps.push(Step::EndHelper { pid, parent });
+    }
+    for process in processes {
+        if let ProcessState::Zombie(status) = process.state {
+            planner.steps.push(Step::Die {
+                pid: process.pid,
+                status,
+            });
+        }
+    }
+    Ok(planner.steps)
+}
+
+impl Planner<'_> {
+    fn session_of(&self, process: &Process) -> Option<i32> {
+        (!self.external.contains(&process.sid)).then_some(process.sid)
+    }
+
+    /// The session a process has to be born into; none where it does not matter.
+    fn birth_session(&self, process: &Process) -> Option<Option<i32>> {
+        if process.sid != process.pid {
+            return Some(self.session_of(process));
+        }
+        let children = self.children.get(&process.pid)?;
+        children
+            .iter()
+            .filter_map(|child| self.birth_session(child))
+            .find(|session| *session != Some(process.pid))
+    }
+
+    fn create(&mut self, process: &Process, by: Option<i32>) -> Result<()> {
+        self.steps.push(Step::Create {
+            pid: process.pid,
+            by,
+            helper: false,
+        });
+        let session = by.and_then(|by| self.session.get(&by).copied().flatten());
+        let group = by.and_then(|by| self.group.get(&by).copied().flatten());
+        self.session.insert(process.pid, session);
+        self.group.insert(process.pid, group);
+        self.populate(process)
+    }
+
+    /// Makes the children of a process, before and after it makes its own session.
+    fn populate(&mut self, process: &Process) -> Result<()> {
+        let pid = process.pid;
+        let mut waiting: Vec<&Process> = self.children.get(&pid).cloned().unwrap_or_default();
+        let leads = process.sid == pid && self.session.get(&pid) != Some(&Some(pid));
+        if leads {
+            let here = self.session.get(&pid).copied().flatten();
+            let (early, late): (Vec<&Process>, Vec<&Process>) = waiting
+                .into_iter()
+                .partition(|child| self.birth_session(child).is_some_and(|s| s == here));
+            for child in early {
+                self.create(child, Some(pid))?;
+            }
+            self.steps.push(Step::NewSession { pid });
+            self.session.insert(pid, Some(pid));
+            self.group.insert(pid, Some(pid));
+            waiting = late;
+        }
+        let here = self.session.get(&pid).copied().flatten();
+        for child in waiting {
+            if self.birth_session(child).is_some_and(|s| s != here) {
+                return Err(Error::new(
+                    ErrorKind::Damaged,
+                    format!(
+                        "process {} cannot be in session {} and be a child of {pid}",
+                        child.pid, child.sid
+                    ),
+                ));
+            }
+            self.create(child, Some(pid))?;
+        }
+        Ok(())
+    }
+
+    /// An orphan in a session that is not the restarter's: born into it by a helper that ends.
+    fn adopt(&mut self, process: &Process) -> Result<()> {
+        let Some(Some(session)) = self.birth_session(process) else {
+            return self.create(process, None);
+        };
+        let by = if self.by_pid.contains_key(&session) {
+            // The leader lives: a child of it makes the orphan and ends.
+            if self.session.get(&session) != Some(&Some(session)) {
+                return Err(Error::new(
+                    ErrorKind::Damaged,
+                    format!("session {session} of process {} has no leader", process.pid),
+                ));
+            }
+            let helper = self.free_pid();
+            self.help(helper, Some(session));
+            self.session.insert(helper, Some(session));
+            let group = self.group.get(&session).copied().flatten();
+            self.group.insert(helper, group);
+            helper
+        } else {
+            if !self.session.contains_key(&session) {
+                self.help(session, None);
+                self.steps.push(Step::NewSession { pid: session });
+                self.session.insert(session, Some(session));
+                self.group.insert(session, Some(session));
+            }
+            session
+        };
+        self.create(process, Some(by))
+    }
+
+    fn help(&mut self, pid: i32, by: Option<i32>) {
+        self.steps.push(Step::Create { pid, by, helper: true });
+        self.helpers.push((pid, by));
+    }
+
+    fn free_pid(&self) -> i32 {
+        let used = self
+            .session
+            .keys()
+            .chain(self.by_pid.keys())
+            .copied()
+            .max()
+            .unwrap_or(1);
+        let threads = self.by_pid.values().flat_map(|p| p.threads.iter().map(|t| t.tid)).max();
+        used.max(threads.unwrap_or(1)) + 1
+    }
+
+    fn groups(&mut self, processes: &[Process]) -> Result<()> {
+        let mut wanted: Vec<(&Process, i32)> = processes
+            .iter()
+            .filter(|p| !self.external.contains(&p.pgid))
+            .map(|p| (p, p.pgid))
+            .collect();
+        // Leaders first.
+        wanted.sort_by_key(|(process, group)| process.pid != *group);
+        for (process, group) in wanted {
+            if self.group.get(&process.pid).copied().flatten() == Some(group) {
+                continue;
+            }
+            let leader_exists = self.session.contains_key(&group);
+            if group != process.pid && !leader_exists {
+                self.help(group, Some(process.pid));
+                let session = self.session.get(&process.pid).copied().flatten();
+                self.session.insert(group, session);
+                self.steps.push(Step::JoinGroup { pid: group, group });
+                self.group.insert(group, Some(group));
+            }
+            self.steps.push(Step::JoinGroup {
+                pid: process.pid,
+                group,
+            });
+            self.group.insert(process.pid, Some(group));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Process {
+        Process {
+            pid,
+            ppid,
+            pgid,
+            sid,
+            ..Process::default()
+        }
+    }
+
+    /// Runs the steps on a model of the kernel and checks the relations that come out.
+    fn check(processes: &[Process]) {
+        let steps = plan(processes, true, processes[0].pid).unwrap();
+        let mut now: HashMap<i32, (i32, i32, i32)> = [(1, (0, 0, 0))].into();
+        for step in steps {
+            match step {
+                Step::Create { pid, by, .. } => {
+                    let by = by.unwrap_or(1);
+                    let (_, group, session) = now[&by];
+                    assert!(now.insert(pid, (by, group, session)).is_none(), "{pid} twice");
+                }
+                Step::NewSession { pid } => {
+                    let parent = now[&pid].0;
+                    now.insert(pid, (parent, pid, pid));
+                }
+                Step::JoinGroup { pid, group } => {
+                    let (parent, _, session) = now[&pid];
+                    assert!(group == pid || now.values().any(|p| p.1 == group && p.2 == session));
+                    now.insert(pid, (parent, group, session));
+                }
+                Step::EndHelper { pid, .. } => {
+                    now.remove(&pid);
+                    for (_, process) in now.iter_mut().filter(|(_, p)| p.0 == pid) {
+                        process.0 = 1;
+                    }
+                }
+                Step::Die { .. } => {}
+            }
+        }
+        for p in processes {
+            assert_eq!(now[&p.pid], (p.ppid, p.pgid, p.sid), "{}", p.pid);
+        }
+        assert_eq!(now.len(), processes.len() + 1, "helpers left");
+    }
+
+    #[test]
+    fn trees_sessions_groups_and_orphans() {
+        check(&[process(10, 1, 0, 0), process(11, 10, 11, 0), process(12, 10, 11, 0)]);
+        check(&[process(10, 1, 10, 10), process(11, 10, 11, 10), process(12, 11, 12, 12)]);
+        // A leader whose child stayed in the session before.
+        check(&[process(9, 1, 9, 9), process(10, 9, 10, 10), process(11, 10, 9, 9)]);
+        // Group leader dead.
+        check(&[process(10, 1, 10, 10), process(12, 10, 11, 10), process(13, 10, 11, 10)]);
+        // Session leader dead: a daemon.
+        check(&[process(10, 1, 0, 0), process(20, 1, 19, 19), process(21, 20, 19, 19)]);
+        // An orphan in the session of a living leader.
+        check(&[process(10, 1, 10, 10), process(20, 1, 10, 10)]);
+    }
+}

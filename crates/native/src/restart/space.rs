@@ -1,0 +1,276 @@
+//! Rebuilding the memory of a process in its stub.
+
+use std::os::fd::OwnedFd;
+
+use cpr_image::model::{AddressSpace, Mapping, MappingKind};
+use cpr_kernel::batch::{Arg, Batch, CallId};
+use cpr_types::{Error, ErrorKind, Result};
+
+use super::stub::{Workshop, number};
+
+/// Most bytes one pread(2) is asked for.
+const READ_MAX: u64 = 1 << 30;
+
+const MADV_GUARD_INSTALL: i32 = 102;
+const MLOCK_ONFAULT: i32 = 1;
+const SYS_MSEAL: i64 = 462;
+/// PR_SET_MM, PR_SET_MM_MAP and the size of `struct prctl_mm_map`.
+const PR_SET_MM: i32 = 35;
+const PR_SET_MM_MAP: i32 = 14;
+const MM_MAP_SIZE: usize = 104;
+
+/// Descriptors, by the numbers they have in every stub.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// The image.
+    pub image: i32,
+    /// Mapped files by id.
+    pub mapped: &'a [OwnedFd],
+    /// Saved files by id.
+    pub saved: &'a [OwnedFd],
+}
+
+struct Builder<'a> {
+    workshop: &'a Workshop,
+    pid: i32,
+    batch: Batch,
+    reads: Vec<(CallId, u64)>,
+}
+
+impl Builder<'_> {
+    /// Runs what has gathered.
+    fn flush(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.workshop.run(self.pid, &batch)?;
+        for (call, length) in self.reads.drain(..) {
+            if outcome.raw(call) as u64 != length {
+                return Err(Error::new(
+                    ErrorKind::Damaged,
+                    format!("process {}: the image gave too few bytes of memory", self.pid),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what has gathered if the arena is getting full.
+    fn make_room(&mut self) -> Result<()> {
+        if self.batch.size() > self.workshop.arena.capacity() / 2 {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn advise(&mut self, mapping: &Mapping, advice: i32) {
+        self.batch.call(
+            libc::SYS_madvise,
+            &[
+                mapping.start.into(),
+                (mapping.end - mapping.start).into(),
+                advice.into(),
+            ],
+        );
+    }
+}
+
+fn has(mapping: &Mapping, flag: &str) -> bool {
+    mapping.flags.iter().any(|f| f == flag)
+}
+
+/// Maps and fills everything but the vdso.
+///
+/// # Errors
+/// What cannot be mapped, by address.
+pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &Sources<'_>) -> Result<()> {
+    let mut builder = Builder {
+        workshop,
+        pid,
+        batch: Batch::new(),
+        reads: Vec::new(),
+    };
+    for mapping in &space.mappings {
+        map(&mut builder, mapping, sources)?;
+        builder.make_room()?;
+    }
+    builder.flush()
+}
+
+fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> Result<()> {
+    let damaged = || {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("mapping at {:#x} has no file", mapping.start),
+        )
+    };
+    let mapped = |index: usize| sources.mapped.get(index).map(number).ok_or_else(damaged);
+    let saved = |index: usize| sources.saved.get(index).map(number).ok_or_else(damaged);
+    let private_anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let (mut flags, fd) = match mapping.kind {
+        MappingKind::Vdso | MappingKind::Vvar | MappingKind::VvarClock => return Ok(()),
+        MappingKind::Anonymous => (private_anonymous, -1),
+        MappingKind::Stack => (private_anonymous | libc::MAP_GROWSDOWN, -1),
+        MappingKind::PrivateFile(id) => (libc::MAP_PRIVATE, mapped(id.index())?),
+        MappingKind::SharedFile(id) => (libc::MAP_SHARED, mapped(id.index())?),
+        MappingKind::PrivateSaved(id) => (libc::MAP_PRIVATE, saved(id.index())?),
+        MappingKind::SharedSaved(id) => (libc::MAP_SHARED, saved(id.index())?),
+    };
+    if has(mapping, "nr") {
+        flags |= libc::MAP_NORESERVE;
+    }
+    let wanted = mapping.protection as i32 & (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+    let filled = !mapping.extents.is_empty();
+    let first = if filled {
+        libc::PROT_READ | libc::PROT_WRITE
+    } else {
+        wanted
+    };
+    let length = mapping.end - mapping.start;
+    let place = format!("memory at {:#x}", mapping.start);
+    builder.batch.must(
+        libc::SYS_mmap,
+        &[
+            mapping.start.into(),
+            length.into(),
+            first.into(),
+            (flags | libc::MAP_FIXED_NOREPLACE).into(),
+            fd.into(),
+            mapping.offset.into(),
+        ],
+        format!("map {place}"),
+    );
+    if has(mapping, "hg") {
+        builder.advise(mapping, libc::MADV_HUGEPAGE);
+    }
+    if has(mapping, "nh") {
+        builder.advise(mapping, libc::MADV_NOHUGEPAGE);
+    }
+    for extent in &mapping.extents {
+        let mut done = 0;
+        while done < extent.length {
+            let bytes = (extent.length - done).min(READ_MAX);
+            let call = builder.batch.must(
+                libc::SYS_pread64,
+                &[
+                    sources.image.into(),
+                    (extent.start + done).into(),
+                    bytes.into(),
+                    (extent.offset + done).into(),
+                ],
+                format!("fill {place}"),
+            );
+            builder.reads.push((call, bytes));
+            done += bytes;
+            builder.make_room()?;
+        }
+    }
+    if first != wanted {
+        builder.batch.must(
+            libc::SYS_mprotect,
+            &[mapping.start.into(), length.into(), wanted.into()],
+            format!("protect {place}"),
+        );
+    }
+    for &(start, length) in &mapping.guards {
+        builder.batch.must(
+            libc::SYS_madvise,
+            &[start.into(), length.into(), MADV_GUARD_INSTALL.into()],
+            format!("guard {place}"),
+        );
+        builder.make_room()?;
+    }
+    for (flag, advice) in [
+        ("dc", libc::MADV_DONTFORK),
+        ("dd", libc::MADV_DONTDUMP),
+        ("wf", libc::MADV_WIPEONFORK),
+        ("mg", libc::MADV_MERGEABLE),
+    ] {
+        if has(mapping, flag) {
+            builder.advise(mapping, advice);
+        }
+    }
+    if has(mapping, "lo") {
+        let on_fault = if has(mapping, "lf") { MLOCK_ONFAULT } else { 0 };
+        builder.batch.must(
+            libc::SYS_mlock2,
+            &[mapping.start.into(), length.into(), on_fault.into()],
+            format!("lock {place} into RAM (see `ulimit -l`)"),
+        );
+    }
+    if has(mapping, "sl") {
+        builder.batch.must(
+            SYS_MSEAL,
+            &[mapping.start.into(), length.into(), Arg::from(0)],
+            format!("seal {place}"),
+        );
+    }
+    Ok(())
+}
+
+/// Adds: the vdso to its place, bounds of the address space, executable link. The executable's descriptor must still
+/// be open in the stub. Must be the last use of the parked vdso.
+pub fn finish(workshop: &Workshop, space: &AddressSpace, sources: &Sources<'_>, batch: &mut Batch) -> Result<()> {
+    let layout = &space.layout;
+    let words = [
+        layout.start_code,
+        layout.end_code,
+        layout.start_data,
+        layout.end_data,
+        layout.start_brk,
+        layout.brk,
+        layout.start_stack,
+        layout.arg_start,
+        layout.arg_end,
+        layout.env_start,
+        layout.env_end,
+    ];
+    let mut raw = [0u8; MM_MAP_SIZE];
+    for (slot, word) in raw.chunks_exact_mut(8).zip(words) {
+        slot.copy_from_slice(&word.to_ne_bytes());
+    }
+    let executable = space
+        .executable
+        .and_then(|id| sources.mapped.get(id.index()))
+        .map_or(-1, number);
+    raw[96..100].copy_from_slice(&(layout.auxv.0.len() as u32).to_ne_bytes());
+    raw[100..104].copy_from_slice(&executable.to_ne_bytes());
+    let map = batch.data(&raw);
+    let auxv = batch.data(&layout.auxv.0);
+    batch.point(map, 88, auxv);
+    batch.must(
+        libc::SYS_prctl,
+        &[
+            PR_SET_MM.into(),
+            PR_SET_MM_MAP.into(),
+            map,
+            MM_MAP_SIZE.into(),
+            Arg::from(0),
+        ],
+        "set the bounds of the address space",
+    );
+    for part in &workshop.parked {
+        let target = space.mappings.iter().find(|m| m.kind == part.kind);
+        match target {
+            Some(target) => batch.must(
+                libc::SYS_mremap,
+                &[
+                    part.address.into(),
+                    part.length.into(),
+                    part.length.into(),
+                    (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).into(),
+                    target.start.into(),
+                ],
+                "move the vdso to its place",
+            ),
+            None => batch.must(
+                libc::SYS_munmap,
+                &[part.address.into(), part.length.into()],
+                "unmap the vdso",
+            ),
+        };
+    }
+    Ok(())
+}

@@ -1,0 +1,529 @@
+//! Processes under construction: stopped, traced, and running nothing but our batches.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use cpr_image::model::{Manifest, MappingKind};
+use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
+use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
+use cpr_kernel::memory::{Memory, PAGE};
+use cpr_kernel::proc::{MapEntry, MapKind, ProcDir};
+use cpr_kernel::process::{CLONE_ARGUMENTS_SIZE, CloneArguments, PidFd, spawn_stub};
+use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
+use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+/// Room for one batch in a stub.
+pub const BATCH_ROOM: u64 = 1 << 20;
+
+/// Where the search for a hole in all address spaces begins: below that, programs that are not position independent
+/// and their heaps lie.
+const HOLES_FROM: u64 = 1 << 32;
+
+/// Offset of `set_tid` in `struct clone_args`.
+const SET_TID_OFFSET: usize = 64;
+
+const CLONE_PTRACE: u64 = 0x2000;
+const RSEQ_UNREGISTER: i32 = 1;
+
+/// A part of the kernel's vdso in the parking place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// Which part.
+    pub kind: MappingKind,
+    /// Where it is now.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// What all stubs have in common.
+#[derive(Debug)]
+pub struct Workshop {
+    /// Where batches run, in every stub.
+    pub arena: Arena,
+    /// The vdso's parts, beside the arena.
+    pub parked: Vec<Parked>,
+    /// A `syscall` instruction in the parked vdso.
+    instruction: u64,
+    /// When waits end.
+    pub deadline: Instant,
+    /// Our end of the socket that descriptors go through.
+    channel: OwnedFd,
+    /// The stubs' end, in our table and so in theirs at first.
+    pub channel_stub: OwnedFd,
+    /// By PID. Dropping them kills what they are.
+    pub stubs: HashMap<i32, Stub>,
+}
+
+/// A process under construction.
+#[derive(Debug)]
+pub struct Stub {
+    /// Its first thread.
+    pub tracee: Tracee,
+    /// Its memory.
+    pub memory: Memory,
+    /// Registers its batches start from.
+    pub base: Registers,
+    /// Further threads and their registers.
+    pub threads: Vec<(Tracee, Registers)>,
+    pidfd: PidFd,
+    ours: bool,
+}
+
+impl Workshop {
+    /// Finds a place that is free in all address spaces of the image and in ours.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Incompatible`] when the kernel's vdso has another layout than the image's.
+    pub fn new(manifest: &Manifest, deadline: Instant) -> Result<Self> {
+        let own = ProcDir::open(std::process::id() as i32)
+            .and_then(|dir| dir.maps())
+            .context(|| "read /proc/self/maps")?;
+        let mut parked = Vec::new();
+        for map in &own {
+            if let Some(kind) = special(map) {
+                parked.push(Parked {
+                    kind,
+                    address: 0,
+                    length: map.end - map.start,
+                });
+            }
+        }
+        let special_length: u64 = parked.iter().map(|p| p.length).sum();
+        let arena_length = PAGE + BATCH_ROOM;
+        let address = hole(manifest, &own, arena_length + special_length)?;
+        let mut at = address + arena_length;
+        for part in &mut parked {
+            part.address = at;
+            at += part.length;
+        }
+        let (channel, channel_stub) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(std::io::Error::from)
+        .context(|| "make a socket pair")?;
+        Ok(Workshop {
+            arena: Arena {
+                address,
+                length: arena_length,
+            },
+            parked,
+            instruction: 0,
+            deadline,
+            channel,
+            channel_stub,
+            stubs: HashMap::new(),
+        })
+    }
+
+    /// Makes a process from a copy of ourselves and strips it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when its PID is taken, [`ErrorKind::Denied`] without the right to choose PIDs.
+    pub fn spawn(&mut self, pid: i32) -> Result<()> {
+        spawn_stub(pid).map_err(|error| pid_error(pid, error))?;
+        let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
+        let options = SeizeOptions {
+            kill_on_exit: true,
+            follow: false,
+        };
+        let what = || format!("attach to new process {pid}");
+        let tracee = Tracee::seize(pid, options).context(what)?;
+        tracee.interrupt().context(what)?;
+        wait_interrupted(tracee, self.deadline).context(what)?;
+        tracee.set_signal_mask(INJECTION_MASK).context(what)?;
+        let proc = ProcDir::open(pid).context(what)?;
+        let memory = Memory::open(proc.as_fd()).context(what)?;
+        let base = tracee.registers().context(what)?;
+        let mut stub = Stub {
+            tracee,
+            memory,
+            base,
+            threads: Vec::new(),
+            pidfd,
+            ours: true,
+        };
+        self.strip(&mut stub, &proc)?;
+        self.stubs.insert(pid, stub);
+        Ok(())
+    }
+
+    /// Removes everything from a copy of ourselves but the arena and the vdso, which moves beside it.
+    fn strip(&mut self, stub: &mut Stub, proc: &ProcDir) -> Result<()> {
+        let pid = proc.pid();
+        let maps = proc.maps().context(|| format!("read /proc/{pid}/maps"))?;
+        let vdso = maps.iter().find(|m| m.kind() == MapKind::Vdso);
+        let vdso = vdso.ok_or_else(|| Error::new(ErrorKind::Incompatible, "this kernel gives processes no vdso"))?;
+        let mut code = vec![0u8; (vdso.end - vdso.start) as usize];
+        stub.memory.read(vdso.start, &mut code).context(|| "read the vdso")?;
+        let at = remote::find_syscall_instruction(&code)
+            .ok_or_else(|| Error::new(ErrorKind::Incompatible, "the vdso has no system call instruction"))?;
+        let mut deferred = Deferred::default();
+        Arena::map(
+            stub.tracee,
+            &stub.base,
+            vdso.start + at,
+            &stub.memory,
+            self.arena.address,
+            BATCH_ROOM,
+            self.deadline,
+            &mut deferred,
+        )
+        .context(|| format!("map a page in new process {pid}"))?;
+        let rseq = stub.tracee.rseq().unwrap_or_default();
+        let mut batch = Batch::new();
+        if rseq.address != 0 {
+            batch.must(
+                libc::SYS_rseq,
+                &[
+                    rseq.address.into(),
+                    rseq.size.into(),
+                    RSEQ_UNREGISTER.into(),
+                    rseq.signature.into(),
+                ],
+                "unregister restartable sequences",
+            );
+        }
+        batch.must(
+            libc::SYS_set_robust_list,
+            &[Arg::from(0), Arg::from(24)],
+            "drop the robust list",
+        );
+        batch.call(libc::SYS_set_tid_address, &[Arg::from(0)]);
+        let mut end = self.arena.address + self.arena.length;
+        for part in &self.parked {
+            let from = maps.iter().find(|m| special(m).as_ref() == Some(&part.kind));
+            let Some(from) = from.filter(|m| m.end - m.start == part.length) else {
+                return Err(Error::new(ErrorKind::Internal, "the vdso changed its layout"));
+            };
+            batch.must(
+                libc::SYS_mremap,
+                &[
+                    from.start.into(),
+                    part.length.into(),
+                    part.length.into(),
+                    (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).into(),
+                    part.address.into(),
+                ],
+                "move the vdso",
+            );
+            if part.kind == MappingKind::Vdso {
+                self.instruction = part.address + at;
+            }
+            end = end.max(part.address + part.length);
+        }
+        batch.must(
+            libc::SYS_munmap,
+            &[Arg::from(0), self.arena.address.into()],
+            "unmap the copy of cpr",
+        );
+        batch.must(
+            libc::SYS_munmap,
+            &[end.into(), (USER_ADDRESS_END - end).into()],
+            "unmap the copy of cpr",
+        );
+        self.run_in(stub, &batch).map(drop)
+    }
+
+    fn run_in(&self, stub: &Stub, batch: &Batch) -> Result<Outcome> {
+        self.run_thread(stub, stub.tracee, &stub.base, batch)
+    }
+
+    /// Runs a batch in any thread of a stub.
+    pub fn run_thread(&self, stub: &Stub, tracee: Tracee, base: &Registers, batch: &Batch) -> Result<Outcome> {
+        let mut deferred = Deferred::default();
+        self.arena
+            .run(tracee, base, &stub.memory, batch, self.deadline, &mut deferred)
+            .map_err(|failed| {
+                let kind = ErrorKind::of_io(&failed.error);
+                Error::new(kind, format!("thread {}: {}", tracee.tid(), failed.what)).with_source(failed.error)
+            })
+    }
+
+    /// The stub with this PID.
+    pub fn stub(&self, pid: i32) -> Result<&Stub> {
+        self.stubs
+            .get(&pid)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("process {pid} was not made")))
+    }
+
+    /// Runs a batch in the first thread of a process.
+    pub fn run(&self, pid: i32, batch: &Batch) -> Result<Outcome> {
+        self.run_in(self.stub(pid)?, batch)
+    }
+
+    /// Has process `by` make a child.
+    ///
+    /// # Errors
+    /// As [`Workshop::spawn`].
+    pub fn fork(&mut self, pid: i32, by: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        let call = clone(&mut batch, pid, CLONE_PTRACE, libc::SIGCHLD as u64);
+        let outcome = self.run(by, &batch)?;
+        outcome.result(call).map_err(|error| pid_error(pid, error))?;
+        let what = || format!("attach to new process {pid}");
+        let tracee = Tracee::born(pid);
+        wait_interrupted(tracee, self.deadline).context(what)?;
+        tracee.set_signal_mask(INJECTION_MASK).context(what)?;
+        let proc = ProcDir::open(pid).context(what)?;
+        let stub = Stub {
+            tracee,
+            memory: Memory::open(proc.as_fd()).context(what)?,
+            base: tracee.registers().context(what)?,
+            threads: Vec::new(),
+            pidfd: PidFd::open(pid).context(what)?,
+            ours: false,
+        };
+        self.stubs.insert(pid, stub);
+        Ok(())
+    }
+
+    /// Makes further threads of a process.
+    pub fn threads(&mut self, pid: i32, tids: &[i32]) -> Result<()> {
+        /// CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | PTRACE.
+        const FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | CLONE_PTRACE;
+        for group in tids.chunks(1000) {
+            let mut batch = Batch::new();
+            let calls: Vec<_> = group.iter().map(|&tid| clone(&mut batch, tid, FLAGS, 0)).collect();
+            let outcome = self.run(pid, &batch)?;
+            for (&tid, call) in group.iter().zip(calls) {
+                outcome.result(call).map_err(|error| pid_error(tid, error))?;
+            }
+            for &tid in group {
+                let what = || format!("attach to new thread {tid}");
+                let tracee = Tracee::born(tid);
+                wait_interrupted(tracee, self.deadline).context(what)?;
+                tracee.set_signal_mask(INJECTION_MASK).context(what)?;
+                let base = tracee.registers().context(what)?;
+                if let Some(stub) = self.stubs.get_mut(&pid) {
+                    stub.threads.push((tracee, base));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a descriptor to whichever stub receives next.
+    pub fn send(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Error::new(ErrorKind::Internal, "no room for a descriptor"));
+        }
+        rustix::net::sendmsg(&self.channel, &[IoSlice::new(b"f")], &mut control, SendFlags::DONTWAIT)
+            .map_err(std::io::Error::from)
+            .context(|| "hand a descriptor over")
+            .map(drop)
+    }
+
+    /// Adds the receiving of one descriptor to a batch; [`received`] tells its number afterwards.
+    pub fn receive(&self, batch: &mut Batch, channel: i32, close_on_exec: bool) -> OutId {
+        let header = batch.data(&[0u8; 56]);
+        let (byte, _) = batch.out(8);
+        let vector = batch.data(&[0u8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        batch.point(vector, 0, byte);
+        let (control, out) = batch.out(24);
+        // struct msghdr: iov, iovlen, control, controllen at 16, 24, 32, 40.
+        let mut raw = [0u8; 56];
+        raw[24] = 1;
+        raw[40] = 24;
+        batch.set(header, &raw);
+        batch.point(header, 16, vector);
+        batch.point(header, 32, control);
+        let flags = libc::MSG_DONTWAIT | if close_on_exec { libc::MSG_CMSG_CLOEXEC } else { 0 };
+        batch.must(
+            libc::SYS_recvmsg,
+            &[channel.into(), header, flags.into()],
+            "receive a descriptor",
+        );
+        out
+    }
+
+    /// Kills a stub and waits for its end; `parent` then waits for it, too, where it is a stub.
+    pub fn end(&mut self, pid: i32, parent: Option<i32>) -> Result<()> {
+        let Some(stub) = self.stubs.remove(&pid) else {
+            return Ok(());
+        };
+        stub.kill(self.deadline);
+        if let Some(parent) = parent {
+            let mut batch = Batch::new();
+            batch.call(
+                libc::SYS_wait4,
+                &[pid.into(), Arg::from(0), libc::__WALL.into(), Arg::from(0)],
+            );
+            self.run(parent, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a process die with this wait status; it stays a zombie of its parent.
+    pub fn die(&mut self, pid: i32, status: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        let signal = status & 0x7f;
+        if signal == 0 {
+            batch.call(libc::SYS_exit_group, &[Arg::from((status >> 8) & 0xff)]);
+        } else {
+            // No second core dump.
+            let limit = batch.data(&[0u8; 16]);
+            batch.call(
+                libc::SYS_prlimit64,
+                &[Arg::from(0), libc::RLIMIT_CORE.into(), limit, Arg::from(0)],
+            );
+            let action = batch.data(&[0u8; 32]);
+            batch.call(
+                libc::SYS_rt_sigaction,
+                &[signal.into(), action, Arg::from(0), Arg::from(8)],
+            );
+            let empty = batch.data(&[0u8; 8]);
+            batch.call(libc::SYS_kill, &[pid.into(), signal.into()]);
+            batch.call(
+                libc::SYS_rt_sigprocmask,
+                &[libc::SIG_SETMASK.into(), empty, Arg::from(0), Arg::from(8)],
+            );
+        }
+        let Some(stub) = self.stubs.remove(&pid) else {
+            return Ok(());
+        };
+        let entries = self.arena.start(stub.tracee, &stub.base, &stub.memory, &batch);
+        entries.context(|| format!("end process {pid}"))?;
+        loop {
+            match stub.tracee.wait(self.deadline) {
+                Ok(Stop::Exited(_) | Stop::Killed(_)) => return Ok(()),
+                Ok(Stop::Signal(signal)) => stub.tracee.cont(signal),
+                Ok(_) => stub.tracee.cont(0),
+                // Its parent is somebody else: told by its going.
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(()),
+                Err(error) => Err(error),
+            }
+            .context(|| format!("end process {pid}"))?;
+        }
+    }
+
+    /// Forgets all stubs: they are processes of their own now.
+    pub fn release(&mut self) {
+        self.stubs.clear();
+    }
+
+    /// The address of a `syscall` instruction in every stub until its vdso has its final place.
+    pub fn instruction(&self) -> u64 {
+        self.instruction
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        for (_, stub) in self.stubs.drain() {
+            stub.kill(Instant::now() + std::time::Duration::from_secs(5));
+        }
+    }
+}
+
+impl Stub {
+    fn kill(&self, deadline: Instant) {
+        // ESRCH: it is dead already.
+        let _ = self.pidfd.signal(libc::SIGKILL);
+        for tracee in self.threads.iter().map(|(t, _)| *t).chain([self.tracee]) {
+            while let Ok(stop) = tracee.wait(deadline) {
+                if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+                    break;
+                }
+                let _ = tracee.cont(0);
+            }
+        }
+        if self.ours {
+            // Seen as tracer above; the same wait reaps our own child.
+            let _ = cpr_kernel::ptrace::poll(self.tracee.tid());
+        }
+    }
+}
+
+/// The number a descriptor got that was received into `out`.
+pub fn received(outcome: &Outcome, out: OutId) -> i32 {
+    outcome.word32(out, 16) as i32
+}
+
+fn clone(batch: &mut Batch, tid: i32, flags: u64, exit_signal: u64) -> cpr_kernel::batch::CallId {
+    let arguments = CloneArguments {
+        flags,
+        exit_signal,
+        set_tid_size: 1,
+        ..CloneArguments::default()
+    };
+    let tids = batch.data(&tid.to_ne_bytes());
+    let place = batch.data(&arguments.to_bytes());
+    batch.point(place, SET_TID_OFFSET, tids);
+    batch.call(libc::SYS_clone3, &[place, CLONE_ARGUMENTS_SIZE.into()])
+}
+
+fn pid_error(pid: i32, error: std::io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => Error::new(
+            ErrorKind::InUse,
+            format!("PID {pid} is in use, as a process, thread, process group or session"),
+        )
+        .with_hint("end what uses it, or restart in a PID namespace of its own with --namespace always")
+        .with_source(error),
+        Some(libc::EPERM) => Error::new(ErrorKind::Denied, format!("make a process with PID {pid}"))
+            .with_hint("it takes CAP_CHECKPOINT_RESTORE, or --namespace always")
+            .with_source(error),
+        _ => Error::new(ErrorKind::of_io(&error), format!("make a process with PID {pid}")).with_source(error),
+    }
+}
+
+fn wait_interrupted(tracee: Tracee, deadline: Instant) -> std::io::Result<()> {
+    loop {
+        match tracee.wait(deadline)? {
+            Stop::Interrupted(_) => return Ok(()),
+            Stop::Exited(_) | Stop::Killed(_) => return Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+            Stop::Signal(_) | Stop::Event(_) | Stop::Syscall => tracee.cont(0)?,
+        }
+    }
+}
+
+/// The part of the vdso a mapping is.
+pub fn special(map: &MapEntry) -> Option<MappingKind> {
+    match map.kind() {
+        MapKind::Vdso => Some(MappingKind::Vdso),
+        MapKind::Vvar => Some(MappingKind::Vvar),
+        MapKind::VvarVclock => Some(MappingKind::VvarClock),
+        _ => None,
+    }
+}
+
+/// The lowest place of `length` bytes that no address space of the image, nor ours, has anything at.
+fn hole(manifest: &Manifest, own: &[MapEntry], length: u64) -> Result<u64> {
+    let mut taken: Vec<(u64, u64)> = own.iter().map(|m| (m.start, m.end)).collect();
+    for space in &manifest.address_spaces {
+        taken.extend(space.mappings.iter().map(|m| (m.start, m.end)));
+    }
+    taken.sort_unstable();
+    let mut at = HOLES_FROM;
+    for (start, end) in taken {
+        if start >= at + length {
+            break;
+        }
+        // A guard page beside what is there, so that mappings do not grow together.
+        at = at.max(end.saturating_add(PAGE));
+    }
+    if at + length > USER_ADDRESS_END {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the job's address spaces leave no common hole",
+        ));
+    }
+    Ok(at)
+}
+
+/// Our descriptors as numbers that stubs made from us know them by.
+pub fn number(fd: &OwnedFd) -> i32 {
+    fd.as_fd().as_raw_fd()
+}

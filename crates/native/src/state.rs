@@ -1,0 +1,495 @@
+//! What a stopped process and its threads are, apart from memory and descriptors.
+
+use std::time::Instant;
+
+use cpr_image::model::{
+    Accounting, ByteString, Bytes, Cpu, Credentials, IntervalTimer, Limit, MemoryLayout, PosixTimer, Process as Saved,
+    ProcessState, Rseq, Scheduling, SignalAction, Thread as SavedThread, TimedSleep,
+};
+use cpr_kernel::batch::{Arg, Batch};
+use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
+use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::freeze::{Process, interrupts};
+
+/// Size of the kernel's `struct sigaction`.
+const SIGACTION_SIZE: usize = 32;
+/// Size of `struct sched_attr` up to `sched_period`.
+const SCHED_ATTR_SIZE: usize = 48;
+/// Bytes of a CPU mask: 8192 processors.
+const CPU_MASK_SIZE: usize = 1024;
+/// IOPRIO_WHO_PROCESS.
+const IOPRIO_WHO_PROCESS: i32 = 1;
+/// Clock ticks per second of /proc (USER_HZ).
+const TICK_NS: u64 = 10_000_000;
+
+fn unsupported(pid: i32, what: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("process {pid}: {what}"))
+}
+
+/// Kernel state that no checkpoint of this engine can save, as far as /proc tells without stopping anything.
+pub fn blockers(proc: &ProcDir) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let Ok(status) = proc.status() else {
+        return found;
+    };
+    if status.seccomp != 0 {
+        found.push((
+            "seccomp filter".to_owned(),
+            "the process filters its system calls with seccomp".to_owned(),
+        ));
+    }
+    if status.tracer_pid != 0 {
+        let error = crate::freeze::traced(status.pid, status.tracer_pid);
+        found.push(("tracer".to_owned(), error.message().to_owned()));
+    }
+    if status.ns_pid.len() > own_namespace_depth(proc) {
+        found.push((
+            "PID namespace".to_owned(),
+            "the process made a PID namespace of its own".to_owned(),
+        ));
+    }
+    found
+}
+
+/// How many PID namespaces deep the reader of /proc sees: all members of the job must be as deep as its root.
+fn own_namespace_depth(_: &ProcDir) -> usize {
+    ProcDir::open(std::process::id() as i32)
+        .and_then(|dir| dir.status())
+        .map_or(1, |status| status.ns_pid.len())
+}
+
+/// Reads everything about `process` but memory and descriptors. Maps an arena in it.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for state that cannot be saved, by name.
+pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
+    let pid = process.pid;
+    let stat = process.stat.clone();
+    let mut saved = Saved {
+        pid,
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        ..Saved::default()
+    };
+    if process.threads.is_empty() {
+        saved.state = ProcessState::Zombie(stat.exit_code);
+        return Ok((saved, MemoryLayout::default()));
+    }
+    if let Some((object, reason)) = blockers(&process.proc)
+        .into_iter()
+        .find(|(object, _)| object != "tracer")
+    {
+        return Err(unsupported(pid, &format!("{object}: {reason}")));
+    }
+    if process.threads.iter().any(|t| !t.registers.is_native()) {
+        return Err(unsupported(pid, "it runs 32-bit code"));
+    }
+    shared_tables(process)?;
+    if let Some(signal) = process.stopped_by {
+        saved.state = ProcessState::Stopped(signal);
+    }
+    let status = &process.status;
+    saved.umask = status.umask.unwrap_or(0o22);
+    saved.thp_disabled = status.thp_enabled == Some(false);
+    let file = |name: &str| process.proc.read(name).context(|| format!("read /proc/{pid}/{name}"));
+    let number = |name: &str| -> Result<i64> {
+        let text = String::from_utf8_lossy(&file(name)?).trim().to_owned();
+        Ok(text.parse().unwrap_or(0))
+    };
+    saved.oom_score_adj = number("oom_score_adj")? as i32;
+    let filter = file("coredump_filter").unwrap_or_default();
+    saved.coredump_filter = u32::from_str_radix(String::from_utf8_lossy(&filter).trim(), 16).unwrap_or(0x33);
+    saved.cwd = link(&process.proc, "cwd")?;
+    saved.root = link(&process.proc, "root")?;
+    saved.limits = process
+        .proc
+        .limits()
+        .context(|| format!("read /proc/{pid}/limits"))?
+        .into_iter()
+        .map(|l| Limit {
+            resource: l.resource,
+            soft: l.soft,
+            hard: l.hard,
+        })
+        .collect();
+    saved.accounting = accounting(&process.proc, &stat, status.vm_hwm_kib);
+    let leader = process.threads[0].tracee;
+    saved.pending_signals = pending(
+        leader
+            .pending_signals(true)
+            .context(|| format!("read signals of {pid}"))?,
+    );
+    let auxv = process.proc.auxv().context(|| format!("read /proc/{pid}/auxv"))?;
+    let mut layout = MemoryLayout {
+        start_code: stat.start_code,
+        end_code: stat.end_code,
+        start_data: stat.start_data,
+        end_data: stat.end_data,
+        start_brk: stat.start_brk,
+        brk: 0,
+        start_stack: stat.start_stack,
+        arg_start: stat.arg_start,
+        arg_end: stat.arg_end,
+        env_start: stat.env_start,
+        env_end: stat.env_end,
+        auxv: Bytes(auxv),
+    };
+    process.map_arena(64 * 1024, deadline)?;
+    in_process(process, &mut saved, &mut layout, deadline)?;
+    for index in 0..process.threads.len() {
+        let thread = save_thread(process, index, &saved.pending_signals, deadline)?;
+        saved.threads.push(thread);
+    }
+    Ok((saved, layout))
+}
+
+fn link(proc: &ProcDir, name: &str) -> Result<ByteString> {
+    let path = proc
+        .read_link(name)
+        .context(|| format!("read /proc/{}/{name}", proc.pid()))?;
+    if path.ends_with(b" (deleted)") {
+        return Err(unsupported(
+            proc.pid(),
+            &format!("its {name} directory {} was deleted", String::from_utf8_lossy(&path)),
+        ));
+    }
+    Ok(ByteString(path))
+}
+
+/// Threads must share what threads share, and processes must not.
+fn shared_tables(process: &Process) -> Result<()> {
+    let pid = process.pid;
+    for thread in process.threads.iter().skip(1) {
+        let tid = thread.tracee.tid();
+        if process::shares(KCMP_FS, pid, tid) == Some(false) {
+            return Err(unsupported(
+                pid,
+                &format!("thread {tid} has a working directory of its own"),
+            ));
+        }
+    }
+    let parent = process.stat.ppid;
+    if parent > 0 && process::shares(KCMP_SIGHAND, pid, parent) == Some(true) {
+        return Err(unsupported(
+            pid,
+            &format!("it shares signal handlers with its parent {parent}"),
+        ));
+    }
+    if parent > 0 && process::shares(process::KCMP_VM, pid, parent) == Some(true) {
+        return Err(
+            unsupported(pid, &format!("it shares its memory with its parent {parent} (vfork?)"))
+                .with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads"),
+        );
+    }
+    Ok(())
+}
+
+fn pending(signals: Vec<[u8; 128]>) -> Vec<Bytes> {
+    signals.into_iter().map(|info| Bytes(info.to_vec())).collect()
+}
+
+fn accounting(proc: &ProcDir, stat: &cpr_kernel::proc::Stat, peak_rss_kib: u64) -> Accounting {
+    let io = proc.io().ok();
+    let boot = process::clock_ns(rustix::time::ClockId::Boottime);
+    Accounting {
+        user_ns: stat.utime * TICK_NS,
+        system_ns: stat.stime * TICK_NS,
+        children_user_ns: stat.cutime * TICK_NS,
+        children_system_ns: stat.cstime * TICK_NS,
+        minor_faults: stat.minflt,
+        major_faults: stat.majflt,
+        read_bytes: io.as_ref().map_or(0, |io| io.read_bytes),
+        write_bytes: io.as_ref().map_or(0, |io| io.write_bytes),
+        peak_rss_kib,
+        elapsed_ns: boot.saturating_sub(stat.starttime * TICK_NS),
+    }
+}
+
+/// What only the process itself can ask the kernel.
+fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayout, deadline: Instant) -> Result<()> {
+    let pid = process.pid;
+    let timers = process.proc.timers().context(|| format!("read /proc/{pid}/timers"))?;
+    let mut batch = Batch::new();
+    let (actions, actions_out) = batch.out(SIGACTION_SIZE * 64);
+    let Arg::Data(base) = actions else {
+        return Err(Error::new(ErrorKind::Internal, "no output buffer"));
+    };
+    for signal in 1..=64usize {
+        let place = Arg::Data(base + (signal - 1) * SIGACTION_SIZE);
+        batch.must(
+            libc::SYS_rt_sigaction,
+            &[Arg::from(signal), Arg::from(0), place, Arg::from(8)],
+            format!("ask for the action of signal {signal}"),
+        );
+    }
+    let interval: Vec<_> = (0..3)
+        .map(|which: i32| {
+            let (place, out) = batch.out(32);
+            batch.must(libc::SYS_getitimer, &[which.into(), place], "ask for an interval timer");
+            out
+        })
+        .collect();
+    let posix: Vec<_> = timers
+        .iter()
+        .map(|timer| {
+            let (place, out) = batch.out(32);
+            batch.must(libc::SYS_timer_gettime, &[timer.id.into(), place], "ask for a timer");
+            let overrun = batch.call(libc::SYS_timer_getoverrun, &[timer.id.into()]);
+            (out, overrun)
+        })
+        .collect();
+    let brk = batch.must(libc::SYS_brk, &[Arg::from(0)], "ask for the end of the heap");
+    let dumpable = batch.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
+    let (reaper, reaper_out) = batch.out(8);
+    batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
+    let personality = batch.call(libc::SYS_personality, &[Arg::from(0xffff_ffffu32)]);
+    let outcome = process.run(0, &batch, deadline)?;
+    for signal in 1..=64i32 {
+        let at = (signal as usize - 1) * SIGACTION_SIZE;
+        let action = SignalAction {
+            signal,
+            handler: outcome.word(actions_out, at),
+            flags: outcome.word(actions_out, at + 8),
+            restorer: outcome.word(actions_out, at + 16),
+            mask: outcome.word(actions_out, at + 24),
+        };
+        if action.handler != 0 || action.flags != 0 {
+            saved.signal_actions.push(action);
+        }
+    }
+    for (which, out) in interval.into_iter().enumerate() {
+        let micros = |at| outcome.word(out, at) * 1_000_000 + outcome.word(out, at + 8);
+        saved.interval_timers.push(IntervalTimer {
+            which: which as i32,
+            interval_us: micros(0),
+            value_us: micros(16),
+        });
+    }
+    for (timer, (out, overrun)) in timers.iter().zip(posix) {
+        let nanos = |at| outcome.word(out, at) * 1_000_000_000 + outcome.word(out, at + 8);
+        let (thread_flag, thread) = match timer.target {
+            TimerTarget::Thread(tid) => (libc::SIGEV_THREAD_ID, tid),
+            TimerTarget::Process(_) => (0, 0),
+        };
+        let notify = match timer.notify {
+            TimerNotify::None => libc::SIGEV_NONE,
+            TimerNotify::Signal => libc::SIGEV_SIGNAL,
+            TimerNotify::Thread => libc::SIGEV_THREAD,
+        } | thread_flag;
+        saved.posix_timers.push(PosixTimer {
+            id: timer.id,
+            clock: timer.clock,
+            notify,
+            signal: timer.signal,
+            value: timer.value,
+            thread,
+            interval_ns: nanos(0),
+            value_ns: nanos(16),
+            overrun: outcome.raw(overrun) as i32,
+        });
+    }
+    layout.brk = outcome.raw(brk) as u64;
+    saved.dumpable = outcome.result(dumpable).unwrap_or(1) as u32;
+    saved.child_subreaper = outcome.word32(reaper_out, 0) != 0;
+    saved.personality = outcome.result(personality).unwrap_or(0);
+    Ok(())
+}
+
+fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: Instant) -> Result<SavedThread> {
+    let pid = process.pid;
+    let mut batch = Batch::new();
+    let (stack, stack_out) = batch.out(24);
+    batch.must(
+        libc::SYS_sigaltstack,
+        &[Arg::from(0), stack],
+        "ask for the signal stack",
+    );
+    let (tid_address, tid_address_out) = batch.out(8);
+    batch.must(
+        libc::SYS_prctl,
+        &[libc::PR_GET_TID_ADDRESS.into(), tid_address],
+        "ask for the thread-ID address",
+    );
+    let (death, death_out) = batch.out(8);
+    batch.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), death]);
+    let slack = batch.call(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
+    let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    let (robust, robust_out) = batch.out(8);
+    let (robust_length, robust_length_out) = batch.out(8);
+    batch.call(libc::SYS_get_robust_list, &[Arg::from(0), robust, robust_length]);
+    let (schedule, schedule_out) = batch.out(SCHED_ATTR_SIZE);
+    batch.must(
+        libc::SYS_sched_getattr,
+        &[Arg::from(0), schedule, SCHED_ATTR_SIZE.into(), Arg::from(0)],
+        "ask for the scheduling policy",
+    );
+    let (affinity, affinity_out) = batch.out(CPU_MASK_SIZE);
+    let mask_length = batch.must(
+        libc::SYS_sched_getaffinity,
+        &[Arg::from(0), CPU_MASK_SIZE.into(), affinity],
+        "ask for the CPU affinity",
+    );
+    let io_priority = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), Arg::from(0)]);
+    let outcome = process.run(index, &batch, deadline)?;
+
+    let thread = &process.threads[index];
+    let tid = thread.tracee.tid();
+    let task = ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
+    let status = task.status().context(|| format!("read the status of thread {tid}"))?;
+    let own = thread
+        .tracee
+        .pending_signals(false)
+        .context(|| format!("read the signals of thread {tid}"))?;
+    let extended = thread
+        .tracee
+        .extended()
+        .context(|| format!("read the vector registers of thread {tid}"))?;
+    let rseq = thread.tracee.rseq().unwrap_or_default();
+    let shared: Vec<[u8; 128]> = shared.iter().filter_map(|b| b.0.as_slice().try_into().ok()).collect();
+    let interrupted = interrupts(&own, thread.mask) || interrupts(&shared, thread.mask);
+    let mut registers = thread.image_registers(interrupted);
+    let mut sleep = None;
+    if thread.has_restart_block() {
+        match timed_sleep(process, index) {
+            Some(found) => {
+                registers.orig_rax = found.syscall as u64;
+                sleep = (found.remaining_ns != u64::MAX).then_some(found);
+            }
+            None if registers.orig_rax == libc::SYS_restart_syscall as u64 => {
+                // Nothing tells which call it was: the program sees EINTR (LBNL-3.7.1.4).
+                registers.set_syscall_result(-i64::from(libc::EINTR));
+            }
+            None => {}
+        }
+    }
+    if rseq.address != 0 {
+        abort_critical_section(process, rseq.address, &mut registers)?;
+    }
+    let length = outcome.result(mask_length).unwrap_or(0).min(CPU_MASK_SIZE as u64) as usize;
+    Ok(SavedThread {
+        tid,
+        name: ByteString(task.read("comm").unwrap_or_default().trim_ascii_end().to_vec()),
+        cpu: Cpu {
+            general: Bytes(registers.to_bytes()),
+            extended: Bytes(extended),
+            program_counter: registers.program_counter(),
+            stack_pointer: registers.stack_pointer(),
+        },
+        sleep,
+        blocked_signals: process.threads[index].mask,
+        pending_signals: pending(own),
+        alternate_stack: (
+            outcome.word(stack_out, 0),
+            outcome.word32(stack_out, 8) as i32,
+            outcome.word(stack_out, 16),
+        ),
+        robust_list: (outcome.word(robust_out, 0), outcome.word(robust_length_out, 0)),
+        clear_child_tid: outcome.word(tid_address_out, 0),
+        rseq: (rseq.address != 0).then_some(Rseq {
+            address: rseq.address,
+            size: rseq.size,
+            signature: rseq.signature,
+            flags: rseq.flags,
+        }),
+        scheduling: Scheduling {
+            policy: outcome.word32(schedule_out, 4),
+            flags: outcome.word(schedule_out, 8),
+            nice: outcome.word32(schedule_out, 16) as i32,
+            priority: outcome.word32(schedule_out, 20),
+            runtime: outcome.word(schedule_out, 24),
+            deadline: outcome.word(schedule_out, 32),
+            period: outcome.word(schedule_out, 40),
+            io_priority: outcome.raw(io_priority).max(0) as i32,
+            affinity: Bytes(outcome.output(affinity_out)[..length].to_vec()),
+        },
+        parent_death_signal: outcome.word32(death_out, 0) as i32,
+        timer_slack_ns: outcome.result(slack).unwrap_or(50_000),
+        credentials: Credentials {
+            uids: status.uids,
+            gids: status.gids,
+            groups: status.groups,
+            effective: status.cap_effective,
+            permitted: status.cap_permitted,
+            inheritable: status.cap_inheritable,
+            bounding: status.cap_bounding,
+            ambient: status.cap_ambient,
+            securebits: outcome.result(securebits).unwrap_or(0) as u32,
+            no_new_privs: status.no_new_privs,
+        },
+    })
+}
+
+/// Finds out which call with a relative timeout a thread was stopped in, and how much of the timeout is left.
+/// `remaining_ns` is `u64::MAX` where the call is known and the time is not.
+fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
+    let thread = process.threads.get(index)?;
+    let memory = &process.space.as_ref()?.memory;
+    let registers = &thread.registers;
+    let mut number = registers.interrupted_syscall()?;
+    if number == libc::SYS_restart_syscall {
+        // A stop before this one made the kernel restart the call under another number; the program's own is in the
+        // instruction that loaded it: mov eax, imm32 right before the call.
+        let mut code = [0u8; 7];
+        memory
+            .read(registers.program_counter().checked_sub(7)?, &mut code)
+            .ok()?;
+        if code[0] != 0xb8 || code[5..] != [0x0f, 0x05] {
+            return None;
+        }
+        number = i64::from(u32::from_ne_bytes([code[1], code[2], code[3], code[4]]));
+    }
+    let arguments = registers.syscall_arguments();
+    let timespec = |address: u64| -> Option<u64> {
+        let seconds = memory.read_u64(address).ok()?;
+        let nanos = memory.read_u64(address.checked_add(8)?).ok()?;
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
+    };
+    let slept = || -> Option<u64> {
+        let own = ProcDir::open(std::process::id() as i32)
+            .ok()?
+            .sched_exec_start_ns()
+            .ok()??;
+        own.checked_sub(thread.asleep_since?)
+    };
+    let left = |asked: Option<u64>| -> u64 {
+        match (asked, slept()) {
+            (Some(asked), Some(slept)) => asked.saturating_sub(slept),
+            _ => u64::MAX,
+        }
+    };
+    let remaining_ns = match number {
+        // The kernel has stored what is left where the program asked for it.
+        libc::SYS_nanosleep if arguments[1] != 0 => timespec(arguments[1])?,
+        libc::SYS_nanosleep => left(timespec(arguments[0])),
+        libc::SYS_clock_nanosleep if arguments[3] != 0 => timespec(arguments[3])?,
+        libc::SYS_clock_nanosleep => left(timespec(arguments[2])),
+        libc::SYS_poll | libc::SYS_futex => u64::MAX,
+        _ => return None,
+    };
+    Some(TimedSleep {
+        syscall: number,
+        remaining_ns,
+    })
+}
+
+/// A thread stopped inside a restartable sequence goes on at its abort handler, as after any preemption.
+fn abort_critical_section(process: &Process, rseq: u64, registers: &mut cpr_kernel::arch::Registers) -> Result<()> {
+    let Some(space) = &process.space else {
+        return Ok(());
+    };
+    let what = || format!("read the restartable sequence of process {}", process.pid);
+    let section = space.memory.read_u64(rseq + 8).context(what)?;
+    if section == 0 {
+        return Ok(());
+    }
+    let start = space.memory.read_u64(section + 8).context(what)?;
+    let length = space.memory.read_u64(section + 16).context(what)?;
+    let abort = space.memory.read_u64(section + 24).context(what)?;
+    if registers.rip.wrapping_sub(start) < length {
+        registers.rip = abort;
+    }
+    Ok(())
+}
