@@ -422,7 +422,9 @@ impl Lock {
     /// Waits for the lock on `path`.
     pub fn take(path: &Path) -> Lock {
         // The holder lives as long as its standard input: std has no file locks in the oldest Rust we support.
-        let marker = path.with_extension(format!("held-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let marker = path.with_extension(format!("held-{}-{number}", std::process::id()));
         let mut command = Command::new("flock");
         command.arg(path).args(["sh", "-c", r#": >"$1" && exec cat"#, "sh"]);
         command.arg(&marker).stdin(Stdio::piped()).stdout(Stdio::null());
