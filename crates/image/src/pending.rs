@@ -36,6 +36,8 @@ pub struct PendingImage {
     file: File,
     /// The temporary name, as long as there is one.
     temporary: Option<OsString>,
+    /// The process that removes the temporary file when it gives up; none while it is handed to a child.
+    keeper: Option<u32>,
 }
 
 impl PendingImage {
@@ -91,6 +93,7 @@ impl PendingImage {
             name,
             file,
             temporary: Some(temporary),
+            keeper: Some(std::process::id()),
         })
     }
 
@@ -133,6 +136,16 @@ impl PendingImage {
             .map_err(|error| full(error, format!("write the name of image {path} to disk")))
     }
 
+    /// Prepares for a fork: neither copy removes the temporary file until one is adopted.
+    pub fn hand_over(&mut self) {
+        self.keeper = None;
+    }
+
+    /// Takes charge of the temporary file in the process that goes on with it after a fork.
+    pub fn adopt(&mut self) {
+        self.keeper = Some(std::process::id());
+    }
+
     /// Removes the temporary file; the same as dropping it.
     pub fn discard(self) {}
 
@@ -171,6 +184,9 @@ impl PendingImage {
 
 impl Drop for PendingImage {
     fn drop(&mut self) {
+        if self.keeper != Some(std::process::id()) {
+            return;
+        }
         if let Some(temporary) = self.temporary.take() {
             // Nobody could do anything about a failure; the name says what it is.
             let _ = rustix::fs::unlinkat(&self.directory, &temporary, AtFlags::empty());

@@ -81,13 +81,16 @@ pub fn sleep(tracee: Tracee, base: &Registers, instruction: u64, place: u64, dea
     expect(tracee, Stop::Syscall, deadline, &mut deferred, Tracee::to_syscall)?;
     tracee.to_syscall()?;
     tracee.interrupt()?;
-    // Depending on where it is caught: at the exit of the call, or in the stop we asked for.
+    // Depending on where it is caught: at the exit of the call, or in the stop we asked for. Any stop clears the
+    // request for another, so it is made again.
     loop {
         match tracee.wait(deadline)? {
-            Stop::Syscall => tracee.cont(0)?,
             Stop::Interrupted(_) => break,
             Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            Stop::Signal(_) | Stop::Event(_) => tracee.cont(0)?,
+            Stop::Syscall | Stop::Signal(_) | Stop::Event(_) => {
+                tracee.interrupt()?;
+                tracee.cont(0)?;
+            }
         }
     }
     // -ERESTART_RESTARTBLOCK

@@ -301,8 +301,9 @@ fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Result<Stopped> 
                 return Ok(Stopped::Here { group });
             }
             Stop::Exited(_) | Stop::Killed(_) => return Ok(Stopped::Gone),
-            Stop::Signal(signal) => tracee.cont(signal),
-            Stop::Event(_) | Stop::Syscall => tracee.cont(0),
+            // Any stop clears the request for another (ptrace_stop in kernel/signal.c): it is made again.
+            Stop::Signal(signal) => tracee.interrupt().and_then(|()| tracee.cont(signal)),
+            Stop::Event(_) | Stop::Syscall => tracee.interrupt().and_then(|()| tracee.cont(0)),
         }
         .or_else(|error| {
             if error.raw_os_error() == Some(libc::ESRCH) {
@@ -532,15 +533,17 @@ impl Process {
 }
 
 /// Puts a stopped thread into a state in which the kernel acts on `-ERESTART*` results when it runs on: a
-/// PTRACE_EVENT_STOP, and not the exit of a system call we made.
-pub fn park(tracee: Tracee, deadline: Instant) -> std::io::Result<()> {
-    tracee.interrupt()?;
-    tracee.cont(0)?;
+/// PTRACE_EVENT_STOP, and not the exit of a system call we made. Tells whether SIGSTOP arrived meanwhile.
+pub fn park(tracee: Tracee, deadline: Instant) -> std::io::Result<bool> {
+    let mut stopped = false;
     loop {
+        tracee.interrupt()?;
+        tracee.cont(0)?;
         match tracee.wait(deadline)? {
-            Stop::Interrupted(_) => return Ok(()),
+            Stop::Interrupted(_) => return Ok(stopped),
             Stop::Exited(_) | Stop::Killed(_) => return Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
-            _ => tracee.cont(0)?,
+            Stop::Signal(signal) => stopped |= signal == libc::SIGSTOP,
+            Stop::Event(_) | Stop::Syscall => {}
         }
     }
 }
@@ -622,16 +625,17 @@ fn let_go(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::
     let own = tracee.pending_signals(false).unwrap_or_default();
     let pending = interrupts(shared, thread.mask) || interrupts(&own, thread.mask);
     let registers = thread.resumed_registers(pending);
+    let mut stop = thread.deferred.stop;
     if thread.injected {
         if thread.in_syscall_exit {
-            park(tracee, deadline)?;
+            stop |= park(tracee, deadline)?;
         }
         tracee.set_signal_mask(thread.mask)?;
     }
     if thread.injected || registers != thread.registers {
         tracee.set_registers(&registers)?;
     }
-    tracee.detach(if thread.deferred.stop { libc::SIGSTOP } else { 0 })
+    tracee.detach(if stop { libc::SIGSTOP } else { 0 })
 }
 
 impl Drop for Frozen {

@@ -206,7 +206,8 @@ fn plan(
     if has(b"ht") {
         return Err(unsupported("explicit huge pages are not supported"));
     }
-    if has(b"io") || has(b"pf") && !matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso) {
+    let kernels_own = matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso);
+    if (has(b"io") || has(b"pf")) && !kernels_own {
         return Err(unsupported("mapped devices are not supported"));
     }
     let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);

@@ -202,8 +202,14 @@ impl AsFd for Task<'_> {
     }
 }
 
-fn start(target: &Target, request: CheckpointRequest, destination: Destination) -> Result<Worker> {
+fn start(target: &Target, request: CheckpointRequest, mut destination: Destination) -> Result<Worker> {
+    if let Destination::File(pending) = &mut destination {
+        pending.hand_over();
+    }
     Worker::start(target, move |events| {
+        if let Destination::File(pending) = &mut destination {
+            pending.adopt();
+        }
         checkpoint(&request, destination, events).map(Message::Checkpointed)
     })
 }

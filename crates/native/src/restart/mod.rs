@@ -86,7 +86,6 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         .then(|| FileIdentity::assume(checkpoint.owner_uid, checkpoint.owner_gid));
     let deadline = begun + STEP_LIMIT;
     std::thread::scope(|scope| {
-        let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
         let mapped = open_mapped(manifest)?;
         let saved = files::create_saved(manifest, image)?;
         let image_fd: OwnedFd = image
@@ -109,6 +108,8 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut workshop = Workshop::new(manifest, deadline)?;
         make_processes(&mut workshop, manifest, &context)?;
         foreground(&workshop, manifest, &context)?;
+        // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
+        let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
         let opened = files::open_all(&mut context)?;
         for process in living(manifest) {
             let space = address_space(manifest, process)?;
@@ -160,7 +161,7 @@ fn open_mapped(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
     manifest.mapped_files.iter().map(mapped::open).collect()
 }
 
-/// Makes all processes, zombies dead, helpers gone.
+/// Makes all processes and threads, zombies dead, helpers gone.
 fn make_processes(workshop: &mut Workshop, manifest: &Manifest, context: &RestoreContext<'_>) -> Result<()> {
     let root = manifest.checkpoint.root_pid;
     for step in plan::plan(&manifest.processes, manifest.checkpoint.own_pid_namespace, root)? {
@@ -185,6 +186,12 @@ fn make_processes(workshop: &mut Workshop, manifest: &Manifest, context: &Restor
             Step::EndHelper { pid, parent } => workshop.end(pid, parent)?,
             Step::Die { pid, status } => workshop.die(pid, status)?,
         }
+    }
+    for process in living(manifest) {
+        let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+        workshop
+            .threads(process.pid, &tids)
+            .context(|| format!("restore process {}", process.pid))?;
     }
     Ok(())
 }
@@ -288,8 +295,6 @@ fn rebuild(
     if !batch.is_empty() {
         workshop.run(pid, &batch).map_err(in_use).context(what)?;
     }
-    let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
-    workshop.threads(pid, &tids).context(what)?;
     write_proc(process)?;
     let mut batch = Batch::new();
     signals_and_timers(process, &mut batch);
