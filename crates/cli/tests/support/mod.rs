@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const NOBODY: u32 = 65534;
 /// How long any one thing may take. Generous: machines are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a command of `cpr` may take that does not wait for a job.
+const PROMPT: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -265,12 +267,12 @@ impl Cpr {
         &self.binary
     }
 
-    /// Runs `cpr` with these arguments.
+    /// Runs `cpr` with these arguments, which do not let it wait for a job.
     #[track_caller]
     pub fn cpr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ended {
         let mut command = self.command(&self.binary);
         command.args(arguments);
-        finish(&self.base, command, PATIENCE)
+        finish(&self.base, command, PROMPT)
     }
 
     /// `cpr run -d --name JOB OPTIONS -- COMMAND`.
@@ -311,7 +313,9 @@ impl Cpr {
     /// `cpr wait JOB`: how the job ended.
     #[track_caller]
     pub fn wait(&self, job: &str) -> i32 {
-        self.cpr(["wait", job]).code
+        let mut command = self.command(&self.binary);
+        command.args(["wait", job]);
+        finish(&self.base, command, PATIENCE).code
     }
 
     /// The job has not ended.
