@@ -24,6 +24,10 @@ const EINTR: i64 = -4;
 /// each); with more, relative timeouts start anew after a restart.
 const SLEEPERS: usize = 64;
 
+/// How long a thread that does not stop is waited for before it is asked whether it waits for a child it has
+/// stopped with: vfork(2).
+const VFORK_PATIENCE: Duration = Duration::from_millis(50);
+
 /// A stopped thread.
 #[derive(Debug)]
 pub struct Thread {
@@ -161,8 +165,23 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
             let Some((pid, tracee, _)) = seized.get(&tid).copied() else {
                 continue;
             };
-            let result = wait_stopped(pid, tracee, deadline)?;
+            let soon = deadline.min(Instant::now() + VFORK_PATIENCE);
+            let result = match wait_stopped(pid, tracee, soon) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    if in_vfork(pid) {
+                        // It cannot stop before its child has called exec, which we have stopped.
+                        for (tid, _) in stopped.extract_if(|_, s| matches!(s, Stopped::Here { group: None })) {
+                            run_on(Tracee::born(tid)).context(|| format!("let thread {tid} go on"))?;
+                        }
+                    }
+                    wait_stopped(pid, tracee, deadline)?
+                }
+                other => other?,
+            };
             stopped.insert(tid, result);
+        }
+        if order.iter().any(|tid| !stopped.contains_key(tid)) {
+            continue;
         }
         // Everything known stands still: whatever else there is was started meanwhile.
         let known = order.len();
@@ -314,6 +333,27 @@ fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Result<Stopped> 
         })
         .context(|| format!("let thread {tid} of process {pid} take a signal"))?;
     }
+}
+
+/// Whether a process has a child that still runs in its memory.
+fn in_vfork(pid: i32) -> bool {
+    let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
+    children
+        .into_iter()
+        .any(|child| cpr_kernel::process::shares(cpr_kernel::process::KCMP_VM, pid, child) == Some(true))
+}
+
+/// Lets a thread that was stopped and not touched go on, still attached to.
+fn run_on(tracee: Tracee) -> std::io::Result<()> {
+    let mut registers = tracee.registers()?;
+    if let Some(number) = registers.interrupted_syscall()
+        && registers.syscall_result() == EINTR
+        && arch::is_eintr_only(number)
+    {
+        registers.set_syscall_result(ERESTARTSYS);
+        tracee.set_registers(&registers)?;
+    }
+    tracee.cont(0)
 }
 
 fn describe(

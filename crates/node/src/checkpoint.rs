@@ -186,6 +186,10 @@ impl<'a> Task<'a> {
         let noted = job.set_last_checkpoint(&last);
         let report = result?;
         noted?;
+        if self.stop {
+            // The supervisor notes the end; until it has, the job counts as running.
+            job.wait(Some(STOP_TIMEOUT)).map(drop)?;
+        }
         if let Some(keep) = job.spec().keep.filter(|_| self.in_job_directory) {
             job.prune(keep)?;
         }
