@@ -90,11 +90,12 @@ impl Output {
         if let Some(hint) = error.hint() {
             eprintln!("hint: {}", clean(hint));
         }
-        if self.json && !self.stdout_taken {
-            if let Ok(text) = encode(&error_json(error)) {
-                // Nothing is left to be told, and nobody left to tell it.
-                let _ = write_stdout(text.as_bytes());
-            }
+        if self.json
+            && !self.stdout_taken
+            && let Ok(text) = encode(&error_json(error))
+        {
+            // Nothing is left to be told, and nobody left to tell it.
+            let _ = write_stdout(text.as_bytes());
         }
     }
 

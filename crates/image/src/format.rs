@@ -141,7 +141,7 @@ pub(crate) fn start(bytes: &[u8], length: u64) -> Start {
         return Start::Short;
     };
     let header_length = u32_at(header_length, 0) as usize;
-    if !(HEADER_LENGTH..=MAX_HEADER_LENGTH).contains(&header_length) || header_length % HEADER_LENGTH != 0 {
+    if !(HEADER_LENGTH..=MAX_HEADER_LENGTH).contains(&header_length) || !header_length.is_multiple_of(HEADER_LENGTH) {
         return Start::Altered;
     }
     if length < header_length as u64 {
@@ -374,7 +374,7 @@ impl Trailer {
                 trailer.total_length
             ));
         }
-        if trailer.data_length > MAX_DATA || trailer.data_length % PAGE != 0 {
+        if trailer.data_length > MAX_DATA || !trailer.data_length.is_multiple_of(PAGE) {
             return wrong(format!(
                 "gives an impossible amount of page data: {} bytes",
                 trailer.data_length

@@ -154,7 +154,7 @@ fn siginfos(signals: &[Bytes]) -> Verdict {
 
 /// Whether the range is not empty, on page borders, and inside `outer`.
 fn is_page_range(start: u64, length: u64, outer: &Range<u64>) -> bool {
-    let aligned = start % PAGE == 0 && length % PAGE == 0 && length > 0;
+    let aligned = start.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) && length > 0;
     aligned && start >= outer.start && start.checked_add(length).is_some_and(|end| end <= outer.end)
 }
 
@@ -336,7 +336,7 @@ impl Check<'_> {
         within(mapping.protection <= 7, "protection")?;
         let end = mapping.offset.checked_add(length);
         within(
-            mapping.offset % PAGE == 0 && end.is_some_and(|end| end <= MAX_FILE),
+            mapping.offset.is_multiple_of(PAGE) && end.is_some_and(|end| end <= MAX_FILE),
             "offset",
         )?;
         match mapping.kind {

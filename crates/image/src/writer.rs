@@ -57,7 +57,7 @@ impl Chunks {
             let take = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
             self.current.update(&data[..take]);
             self.length += take as u64;
-            if self.length % HASH_CHUNK == 0 {
+            if self.length.is_multiple_of(HASH_CHUNK) {
                 self.close();
             }
             data = &data[take..];
@@ -110,7 +110,7 @@ impl<W: Write> ImageWriter<W> {
     /// [`ErrorKind::NoSpace`] when the sink is full, other kinds when it fails otherwise. The image cannot be continued
     /// after that.
     pub fn append(&mut self, pages: &[u8]) -> Result<u64> {
-        if pages.len() as u64 % PAGE != 0 {
+        if !(pages.len() as u64).is_multiple_of(PAGE) {
             return Err(Error::new(
                 ErrorKind::Internal,
                 format!("{} bytes to be appended to an image are not whole pages", pages.len()),
@@ -177,7 +177,7 @@ impl<W: Write> ImageWriter<W> {
                 Error::new(ErrorKind::Internal, "the metadata to be written are wrong").with_source(error)
             })?;
         let encoded = cbor::encode(manifest)?;
-        if data_bytes % HASH_CHUNK != 0 {
+        if !data_bytes.is_multiple_of(HASH_CHUNK) {
             self.chunks.close();
         }
         let table = std::mem::take(&mut self.chunks.table);

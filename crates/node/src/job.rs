@@ -485,10 +485,10 @@ impl Job {
         if let Some(state) = self.state()?.filter(|_| self.is_alive().unwrap_or(true)) {
             // Supervisor first: it writes the result just before it ends. Where it was killed its init follows.
             for identity in [state.supervisor, state.init].into_iter().flatten() {
-                if let Ok(target) = Target::open_same(identity) {
-                    if !target.wait(deadline)? {
-                        return Err(late());
-                    }
+                if let Ok(target) = Target::open_same(identity)
+                    && !target.wait(deadline)?
+                {
+                    return Err(late());
                 }
             }
         }

@@ -409,12 +409,12 @@ impl Supervisor<'_> {
     fn pump_task(&mut self) {
         let Some(task) = &mut self.task else { return };
         let done = task.pump(&mut |_, _, _| {});
-        if !matches!(done, Ok(false)) {
-            if let Some(result) = self.task.take().map(Task::finish) {
-                match result {
-                    Ok(_) => self.complaint = None,
-                    Err(error) => self.complain("a checkpoint", &error),
-                }
+        if !matches!(done, Ok(false))
+            && let Some(result) = self.task.take().map(Task::finish)
+        {
+            match result {
+                Ok(_) => self.complaint = None,
+                Err(error) => self.complain("a checkpoint", &error),
             }
         }
     }
@@ -438,12 +438,11 @@ impl Supervisor<'_> {
         }
         // Restores the caller's terminal before anything more is said.
         self.relay = None;
-        if let Some(task) = self.task.take() {
-            if let Err(error) = task.finish_waiting() {
-                if error.kind() != ErrorKind::Gone {
-                    self.complain("a checkpoint", &error);
-                }
-            }
+        if let Some(task) = self.task.take()
+            && let Err(error) = task.finish_waiting()
+            && error.kind() != ErrorKind::Gone
+        {
+            self.complain("a checkpoint", &error);
         }
         // Killed with its namespace, init could tell nothing.
         let exit = Exit::of_status(self.root_status.unwrap_or(KILL));

@@ -26,14 +26,14 @@ pub fn rm(output: Output, args: &Rm) -> Result<u8> {
 /// Removes images and nothing else: with `force`, whatever is called one.
 fn remove_image(path: &Path, force: bool) -> Result<()> {
     let named_so = path.extension().is_some_and(|extension| extension == "cpr");
-    if let Err(error) = Image::open(path) {
-        if error.kind() == ErrorKind::NotFound || !(force && named_so) {
-            return Err(if named_so && error.kind() == ErrorKind::Damaged {
-                error.with_hint("--force removes it all the same")
-            } else {
-                error
-            });
-        }
+    if let Err(error) = Image::open(path)
+        && (error.kind() == ErrorKind::NotFound || !(force && named_so))
+    {
+        return Err(if named_so && error.kind() == ErrorKind::Damaged {
+            error.with_hint("--force removes it all the same")
+        } else {
+            error
+        });
     }
     std::fs::remove_file(path).context(|| format!("remove {}", path.display()))
 }

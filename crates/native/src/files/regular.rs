@@ -173,13 +173,13 @@ pub fn save_proc(
     path: &[u8],
     context: &mut SaveContext<'_>,
 ) -> Result<Object> {
-    if let Some(pid) = pid {
-        if !context.targets.iter().any(|target| target.pid == pid) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{}: process {pid} is not part of the job", description.label()),
-            ));
-        }
+    if let Some(pid) = pid
+        && !context.targets.iter().any(|target| target.pid == pid)
+    {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{}: process {pid} is not part of the job", description.label()),
+        ));
     }
     Ok(Object::Proc {
         pid,

@@ -88,16 +88,16 @@ impl SavedFiles {
     ) -> Result<SavedFileId> {
         let key = (stat.st_dev, stat.st_ino);
         let known = self.by_inode.get(&key).copied();
-        if let Some(id) = known {
-            if matches!(
+        if let Some(id) = known
+            && matches!(
                 self.entries.get(id.index()),
                 Some(Entry {
                     source: Source::File(..),
                     ..
                 })
-            ) {
-                return Ok(id);
-            }
+            )
+        {
+            return Ok(id);
         }
         let (fd, ours) = open_readable(handle).context(|| format!("{label}: save the contents"))?;
         let entry = Entry {
@@ -134,11 +134,11 @@ impl SavedFiles {
         let key = (dev, ino);
         let length = end.saturating_sub(start);
         if let Some(id) = self.by_inode.get(&key).copied() {
-            if let Some(entry) = self.entries.get_mut(id.index()) {
-                if let Source::Memory(ranges) = &mut entry.source {
-                    ranges.push((pid, start, offset, length));
-                    entry.size = entry.size.max(offset.saturating_add(length));
-                }
+            if let Some(entry) = self.entries.get_mut(id.index())
+                && let Source::Memory(ranges) = &mut entry.source
+            {
+                ranges.push((pid, start, offset, length));
+                entry.size = entry.size.max(offset.saturating_add(length));
             }
             return id;
         }
@@ -271,10 +271,10 @@ fn copy_file(file: BorrowedFd<'_>, ours: bool, size: u64, sink: &mut dyn PageSin
                 Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => {}
                 Err(error) => return Err(io(error)).context(|| "look for data"),
             }
-            if let Ok(hole) = rustix::fs::seek(file, SeekFrom::Hole(at)) {
-                if hole > at {
-                    end = hole.next_multiple_of(page).min(size);
-                }
+            if let Ok(hole) = rustix::fs::seek(file, SeekFrom::Hole(at))
+                && hole > at
+            {
+                end = hole.next_multiple_of(page).min(size);
             }
         }
         while at < end {
@@ -376,10 +376,10 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
         }
     }
     set_owner(fd.as_fd(), file)?;
-    if let SavedFileKind::Memfd { seals, .. } = &file.kind {
-        if seals & SealFlags::FUTURE_WRITE.bits() == 0 {
-            seal(fd.as_fd(), *seals)?;
-        }
+    if let SavedFileKind::Memfd { seals, .. } = &file.kind
+        && seals & SealFlags::FUTURE_WRITE.bits() == 0
+    {
+        seal(fd.as_fd(), *seals)?;
     }
     Ok(fd)
 }

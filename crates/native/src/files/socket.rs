@@ -1213,10 +1213,10 @@ fn set_options(end: BorrowedFd<'_>, socket: &UnixSocket) -> Result<()> {
     let saved = |wanted: i32| socket.options.iter().find(|(option, _)| *option == wanted).map(|o| o.1);
     // Sizes are hints: more than the system allows is not given. They were enlarged for filling.
     for (option, force) in [(SO_SNDBUF, SO_SNDBUFFORCE), (SO_RCVBUF, SO_RCVBUFFORCE)] {
-        if let Some(size) = saved(option).and_then(|v| i32::try_from(v).ok()) {
-            if kernel::set_option(end, force, size).is_err() {
-                let _ = kernel::set_option(end, option, size);
-            }
+        if let Some(size) = saved(option).and_then(|v| i32::try_from(v).ok())
+            && kernel::set_option(end, force, size).is_err()
+        {
+            let _ = kernel::set_option(end, option, size);
         }
     }
     for option in [SO_RCVTIMEO, SO_SNDTIMEO] {

@@ -670,10 +670,10 @@ impl Terminals {
     ) -> Result<Terminals> {
         let mut has_slave = vec![false; terminals.len()];
         for object in objects {
-            if let Object::TerminalSlave(id) = object {
-                if let Some(slot) = has_slave.get_mut(id.index()) {
-                    *slot = true;
-                }
+            if let Object::TerminalSlave(id) = object
+                && let Some(slot) = has_slave.get_mut(id.index())
+            {
+                *slot = true;
             }
         }
         let mut pairs = Vec::with_capacity(terminals.len());

@@ -212,7 +212,7 @@ fn take_terminal(workshop: &Workshop, manifest: &Manifest, pid: i32, context: &R
     with_descriptor(workshop, pid, slave, |batch, fd| {
         batch.must(
             libc::SYS_ioctl,
-            &[fd.into(), (libc::TIOCSCTTY as u64).into(), Arg::from(0)],
+            &[fd.into(), libc::TIOCSCTTY.into(), Arg::from(0)],
             "take the controlling terminal",
         );
     })
@@ -252,7 +252,7 @@ fn foreground(workshop: &Workshop, manifest: &Manifest, context: &RestoreContext
             let group = batch.data(&terminal.foreground_group.to_ne_bytes());
             batch.must(
                 libc::SYS_ioctl,
-                &[fd.into(), (libc::TIOCSPGRP as u64).into(), group],
+                &[fd.into(), libc::TIOCSPGRP.into(), group],
                 "set the foreground process group",
             );
         })?;
