@@ -190,7 +190,10 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
-    refuse_blocked(blockers(scope, request.pid)?)?;
+    let mut blocked = blockers(scope, request.pid)?;
+    // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
+    blocked.retain(|blocker| blocker.object != "descriptors");
+    refuse_blocked(blocked)?;
     let mut flags = FlagTable::default();
     for pid in freeze::members(scope)? {
         if let Ok(proc) = ProcDir::open(pid) {

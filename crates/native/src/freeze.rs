@@ -161,23 +161,30 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
                 let _ = tracee.interrupt();
             }
         }
+        let mut late: Vec<(i32, i32, Tracee)> = Vec::new();
         for tid in pending.drain(..) {
             let Some((pid, tracee, _)) = seized.get(&tid).copied() else {
                 continue;
             };
             let soon = deadline.min(Instant::now() + VFORK_PATIENCE);
-            let result = match wait_stopped(pid, tracee, soon) {
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    if in_vfork(pid) {
-                        // It cannot stop before its child has called exec, which we have stopped.
-                        for (tid, _) in stopped.extract_if(|_, s| matches!(s, Stopped::Here { group: None })) {
-                            run_on(Tracee::born(tid)).context(|| format!("let thread {tid} go on"))?;
-                        }
-                    }
-                    wait_stopped(pid, tracee, deadline)?
-                }
-                other => other?,
-            };
+            match wait_stopped(pid, tracee, soon) {
+                Ok(result) => drop(stopped.insert(tid, result)),
+                Err(error) if error.kind() == ErrorKind::TimedOut => late.push((tid, pid, tracee)),
+                Err(error) => return Err(error),
+            }
+        }
+        if late.iter().any(|&(_, pid, _)| in_vfork(pid)) {
+            // A thread in vfork(2) cannot stop before its child has called exec, and we have stopped the child.
+            let here: Vec<i32> = stopped
+                .extract_if(|_, s| matches!(s, Stopped::Here { group: None }))
+                .map(|(tid, _)| tid)
+                .collect();
+            for tid in here {
+                run_on(Tracee::born(tid)).context(|| format!("let thread {tid} go on"))?;
+            }
+        }
+        for (tid, pid, tracee) in late {
+            let result = wait_stopped(pid, tracee, deadline)?;
             stopped.insert(tid, result);
         }
         if order.iter().any(|tid| !stopped.contains_key(tid)) {
