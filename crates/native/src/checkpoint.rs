@@ -118,10 +118,16 @@ pub fn check(pid: i32) -> Result<Vec<Blocker>> {
     blockers(scope, pid)
 }
 
-/// What blocks in two looks: a process that starts or ends another one is seen in odd states for moments.
+/// How often something has to be seen in a running job before it counts.
+const LOOKS: usize = 5;
+
+/// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
 fn blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
     let mut found = look(scope, root)?;
-    if !found.is_empty() {
+    for _ in 1..LOOKS {
+        if found.is_empty() {
+            break;
+        }
         let again = look(scope, root)?;
         found.retain(|blocker| again.contains(blocker));
     }

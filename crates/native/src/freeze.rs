@@ -104,17 +104,22 @@ pub enum Scope {
 /// # Errors
 /// [`ErrorKind::Gone`] when the root is not there.
 pub fn members(scope: Scope) -> Result<Vec<i32>> {
-    let (root, with_root) = match scope {
-        Scope::Tree(pid) => (pid, true),
-        Scope::Namespace => (1, false),
+    let all = match scope {
+        Scope::Tree(root) => descendants(root)?,
+        Scope::Namespace => inhabitants()?,
     };
+    let own = std::process::id() as i32;
+    Ok(all.into_iter().filter(|&pid| pid != own).collect())
+}
+
+/// A process and all below it, found downwards.
+fn descendants(root: i32) -> Result<Vec<i32>> {
     let mut all = vec![root];
     let mut next = 0;
     while next < all.len() {
         let pid = all[next];
         next += 1;
-        let children = ProcDir::open(pid).and_then(|dir| dir.children());
-        match children {
+        match ProcDir::open(pid).and_then(|dir| dir.children()) {
             Ok(children) => all.extend(children),
             Err(error) if pid == root => {
                 return Err(Error::new(ErrorKind::Gone, format!("process {pid} does not exist")).with_source(error));
@@ -123,10 +128,35 @@ pub fn members(scope: Scope) -> Result<Vec<i32>> {
             Err(_) => {}
         }
     }
-    if !with_root {
-        all.remove(0);
+    Ok(all)
+}
+
+/// All processes of our PID namespace that descend from its init. Found by listing and not from parent to child: an
+/// orphan that gets a new parent meanwhile must not be missed.
+fn inhabitants() -> Result<Vec<i32>> {
+    let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in pids {
+        if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
+            children.entry(stat.ppid).or_default().push(pid);
+        }
     }
-    all.retain(|&pid| pid != std::process::id() as i32);
+    let mut all = vec![1];
+    let mut next = 0;
+    while next < all.len() {
+        all.extend(children.remove(&all[next]).unwrap_or_default());
+        next += 1;
+    }
+    // Processes from outside have no parent here (0); a parent that died between two looks is as good as init.
+    let strangers: Vec<i32> = children.remove(&0).unwrap_or_default();
+    let mut lost: Vec<i32> = children
+        .into_iter()
+        .filter(|(parent, _)| !strangers.contains(parent))
+        .flat_map(|(_, orphans)| orphans)
+        .collect();
+    lost.sort_unstable();
+    all.extend(lost);
+    all.remove(0);
     Ok(all)
 }
 
