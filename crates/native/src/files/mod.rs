@@ -35,7 +35,7 @@ use cpr_kernel::proc::{FdInfo, ProcDir};
 use crate::sink::PageSource;
 
 pub use check::check;
-pub use restore::{finish, open_all};
+pub use restore::{cut_back, finish, open_all};
 pub use save::save;
 pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
 

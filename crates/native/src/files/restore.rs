@@ -16,7 +16,7 @@ fn io(error: rustix::io::Errno) -> std::io::Error {
 
 /// Opens all files of the image, in the order of [`FileId`]. All processes must exist.
 ///
-/// What changes files (cutting them back) comes last, when everything has been opened and checked.
+/// Nothing that was written since the checkpoint is touched yet: see [`cut_back`].
 ///
 /// # Errors
 /// The first file that cannot be opened as it was, with process and descriptor.
@@ -40,9 +40,6 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
         set_flags(fd.as_fd(), file).context(|| named(index))?;
         locks::set_owner(fd.as_fd(), file).context(|| named(index))?;
     }
-    for (index, (file, fd)) in all() {
-        regular::cut_back(fd.as_fd(), file).context(|| named(index))?;
-    }
     // Opened for both directions, these would keep readers from seeing the end.
     context.pipes.clear();
     context.fifos.clear();
@@ -52,6 +49,18 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(files)
+}
+
+/// Cuts files that have grown since the checkpoint back to their saved size: what was written after it will be written
+/// again. The only step of a restart that changes files, so to be made when nothing else can fail any more.
+///
+/// # Errors
+/// A file cannot be cut.
+pub fn cut_back(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
+    for (index, (file, fd)) in manifest.files.iter().zip(files).enumerate() {
+        regular::cut_back(fd.as_fd(), file).context(|| user(manifest, FileId(index as u32)))?;
+    }
+    Ok(())
 }
 
 /// A descriptor that a file is for, for messages.

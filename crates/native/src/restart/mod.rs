@@ -128,6 +128,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         for (process, plan) in living(manifest).zip(&mut plans) {
             prepare(&workshop, process, plan)?;
         }
+        files::cut_back(manifest, &opened)?;
         let_go(&mut workshop, manifest, plans)?;
         drop(context);
         Ok(Restarted {

@@ -176,6 +176,7 @@ impl Restored {
         let saved = files::create_saved(&manifest, pages)?;
         let mut context = RestoreContext::new(&manifest, pages, streams, terminal, saved);
         let files = files::open_all(&mut context)?;
+        files::cut_back(context.manifest, &files)?;
         let saved = std::mem::take(&mut context.saved);
         drop(context);
         files::seal_last(&manifest, &saved)?;
