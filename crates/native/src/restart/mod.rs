@@ -13,6 +13,7 @@ mod identity;
 mod plan;
 mod space;
 mod stub;
+mod trust;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -79,7 +80,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     block_child_signals().context(|| "block SIGCHLD")?;
     check::machine(manifest)?;
     process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
-    let rights = rights()?;
+    let rights = trust::limit(image, rights()?)?;
     let checkpoint = &manifest.checkpoint;
     // Files are opened with the rights of the image's owner, whoever restarts it.
     let identity = (rights.privileged && checkpoint.owner_uid != 0)
@@ -282,11 +283,19 @@ fn rebuild(
     // The executable's descriptor is still open now, and the vdso is needed no more by its parking place.
     let mut batch = Batch::new();
     batch.must(libc::SYS_umask, &[process.umask.into()], "set the umask");
+    let owner = manifest.checkpoint.owner_uid;
+    if rights.privileged {
+        // Directories are entered with the rights of the image's owner.
+        batch.call(libc::SYS_setfsuid, &[owner.into()]);
+    }
     let path = batch.string(&process.cwd.0);
     batch.must(libc::SYS_chdir, &[path], format!("enter directory {}", process.cwd));
     if process.root.0 != b"/" {
         let path = batch.string(&process.root.0);
         batch.must(libc::SYS_chroot, &[path], format!("change root to {}", process.root));
+    }
+    if rights.privileged {
+        batch.call(libc::SYS_setfsuid, &[Arg::from(0)]);
     }
     space::finish(workshop, space, sources, &mut batch)?;
     workshop.run(pid, &batch).context(what)?;
