@@ -83,12 +83,16 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let rights = trust::limit(image, rights()?)?;
     let checkpoint = &manifest.checkpoint;
     // Files are opened with the rights of the image's owner, whoever restarts it.
-    let identity = (rights.privileged && checkpoint.owner_uid != 0)
-        .then(|| FileIdentity::assume(checkpoint.owner_uid, checkpoint.owner_gid));
+    let as_owner = || {
+        (rights.privileged && checkpoint.owner_uid != 0)
+            .then(|| FileIdentity::assume(checkpoint.owner_uid, checkpoint.owner_gid))
+    };
     let deadline = begun + STEP_LIMIT;
     std::thread::scope(|scope| {
+        let identity = as_owner();
         let mapped = open_mapped(manifest)?;
         let saved = files::create_saved(manifest, image)?;
+        drop(identity);
         let image_fd: OwnedFd = image
             .file()
             .try_clone()
@@ -111,13 +115,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
+        let identity = as_owner();
         let opened = files::open_all(&mut context)?;
+        drop(identity);
         for process in living(manifest) {
             let space = address_space(manifest, process)?;
             space::rebuild(&workshop, process.pid, space, &sources)?;
         }
         files::seal_last(manifest, &saved)?;
-        drop(identity);
         let mut plans = Vec::new();
         for process in living(manifest) {
             plans.push(rebuild(&mut workshop, manifest, process, &opened, &sources, rights)?);

@@ -17,16 +17,21 @@ pub fn limit(image: &Image, rights: Rights) -> Result<Rights> {
     if !rights.privileged {
         return Ok(rights);
     }
-    let owner = image.file().metadata().context(|| format!("look at image {}", image.name()))?.uid();
+    let owner = image
+        .file()
+        .metadata()
+        .context(|| format!("look at image {}", image.name()))?
+        .uid();
     if owner == 0 {
         return Ok(rights);
     }
     let manifest = image.manifest();
     let refuse = |what: String| {
-        Err(
-            Error::new(ErrorKind::Denied, format!("image {} belongs to user {owner} and {what}", image.name()))
-                .with_hint("restart it as that user; if you trust it, make the file root's first"),
+        Err(Error::new(
+            ErrorKind::Denied,
+            format!("image {} belongs to user {owner} and {what}", image.name()),
         )
+        .with_hint("restart it as that user; if you trust it, make the file root's first"))
     };
     let allowed = groups_of(owner);
     for process in &manifest.processes {
@@ -42,7 +47,10 @@ pub fn limit(image: &Image, rights: Rights) -> Result<Rights> {
         }
     }
     if manifest.checkpoint.owner_uid != owner {
-        return refuse(format!("says that it belongs to user {}", manifest.checkpoint.owner_uid));
+        return refuse(format!(
+            "says that it belongs to user {}",
+            manifest.checkpoint.owner_uid
+        ));
     }
     Ok(Rights {
         capabilities: 0,
