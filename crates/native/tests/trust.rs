@@ -1,5 +1,7 @@
 //! What an image that belongs to a user may ask of root.
 
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::chown;
 
 use cpr_image::model::{AddressSpace, AddressSpaceId, Checkpoint, Credentials, Manifest, Process, Thread};
