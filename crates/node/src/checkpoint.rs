@@ -20,6 +20,11 @@ use crate::worker::{Message, Worker};
 /// How long stopping all threads of a job may take unless asked otherwise.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What the engine calls a tracer among the objects that block.
+const TRACER: &str = "tracer";
+/// What to do about one.
+const TRACED_HINT: &str = "detach the debugger or tracer first";
+
 /// Called with the name of a phase, the bytes done and the bytes in all.
 pub type Progress = Box<dyn FnMut(&str, u64, u64)>;
 
@@ -92,6 +97,15 @@ impl<'a> Task<'a> {
         let lock = lock.ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {name} is being checkpointed")))?;
         let root = job.root_target(&state)?;
         root.require_may_signal()?;
+        if let Some(traced) = job.traced(&state)?.first() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("process {} of job {name} is {}", traced.inner, traced.reason),
+            )
+            .with_hint(TRACED_HINT));
+        }
+        // What is left then is in nobody's way.
+        let _ = job.remove_parts();
         let inner = state.root.unwrap_or(root.pid);
         let own_path = || -> Result<PathBuf> {
             let number = job.images()?.last().map_or(1, |image| image.number + 1);
@@ -334,6 +348,18 @@ impl Job {
         let state = self.living()?;
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
-        blockers(&root, state.root.unwrap_or(root.pid))
+        let mut found = blockers(&root, state.root.unwrap_or(root.pid))?;
+        for traced in self.traced(&state)? {
+            // A tracer inside the job's PID namespace was seen from there.
+            if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {
+                found.push(Blocker {
+                    pid: traced.inner,
+                    object: TRACER.to_string(),
+                    reason: traced.reason,
+                    hint: Some(TRACED_HINT.to_string()),
+                });
+            }
+        }
+        Ok(found)
     }
 }

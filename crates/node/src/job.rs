@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::directory::Directory;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
-use crate::target::{self, Identity, Target};
+use crate::target::{self, Identity, Target, Traced};
 
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const CHECKPOINT_LOCK: &str = "checkpoint.lock";
@@ -338,6 +338,15 @@ impl Job {
         Ok(target)
     }
 
+    /// Those of its processes that somebody outside its PID namespace traces.
+    pub(crate) fn traced(&self, state: &State) -> Result<Vec<Traced>> {
+        match state.init {
+            Some(init) => target::traced(init.pid, WORKER_NAME),
+            // The engine sees for itself.
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// How it is.
     pub fn status(&self) -> Result<JobStatus> {
         let alive = self.is_alive()?;
@@ -409,6 +418,18 @@ impl Job {
             .collect();
         images.sort_by_key(|image| image.number);
         Ok(images)
+    }
+
+    /// Removes what checkpoints that were killed have left of images without a name yet. The caller holds the
+    /// checkpoint lock, so that nobody is writing one.
+    pub(crate) fn remove_parts(&self) -> Result<()> {
+        let directory = self.image_directory()?;
+        for name in directory.names()? {
+            if let Some(name) = name.to_str().filter(|name| is_part(name)) {
+                directory.remove(name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all but the newest `keep` images; at least one always stays.
@@ -547,6 +568,14 @@ impl Job {
 
 fn held_alive(target: &Target) -> bool {
     target.signal(0).is_ok()
+}
+
+/// Whether this is `.NUMBER.cpr.XXXXXXXX.part`, as [`crate::engine::PendingImage`] calls an image under way.
+fn is_part(name: &str) -> bool {
+    let inner = name.strip_prefix('.').and_then(|n| n.strip_suffix(".part"));
+    inner
+        .and_then(|n| n.rsplit_once('.'))
+        .is_some_and(|(image, random)| random.len() == 8 && image_number(OsStr::new(image)).is_some())
 }
 
 /// `000012.cpr` is 12.

@@ -194,6 +194,43 @@ pub(crate) fn members(init: i32) -> Result<Vec<Member>> {
     Ok(members)
 }
 
+/// A process of a job with a tracer, such as a debugger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Traced {
+    /// PID in the job's namespace.
+    pub(crate) inner: i32,
+    /// Who traces it, by PID here and by name.
+    pub(crate) reason: String,
+}
+
+/// The processes in the PID namespace of `init` that somebody traces. Inside the namespace a tracer that lives outside
+/// cannot be seen: its PID reads as 0 there. Workers of ours do not count, they are gone in a moment.
+pub(crate) fn traced(init: i32, worker_name: &str) -> Result<Vec<Traced>> {
+    let mut found = Vec::new();
+    for member in members(init)? {
+        // What ends meanwhile is traced no longer.
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", member.pid)) else {
+            continue;
+        };
+        let tracers = tasks.flatten().filter_map(|task| {
+            let status = read(member.pid, &format!("task/{}/status", task.file_name().to_str()?)).ok()?;
+            let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+            tracer.trim().parse::<i32>().ok().filter(|tracer| *tracer != 0)
+        });
+        let tracers: std::collections::BTreeSet<i32> = tracers.collect();
+        for tracer in tracers {
+            let name = status_line(tracer, "Name").ok().flatten().unwrap_or_default();
+            if name != worker_name {
+                found.push(Traced {
+                    inner: member.inner,
+                    reason: format!("being traced by process {tracer} ({name})"),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
