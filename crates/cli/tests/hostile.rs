@@ -118,7 +118,10 @@ impl Moments {
 fn clean(command: &Command) -> Command {
     let script = r#"for f in /proc/$$/fd/*; do f=${f##*/}; [ "$f" -le 2 ] || eval "exec $f>&-"; done; exec "$0" "$@""#;
     let mut cleaned = Command::new("bash");
-    cleaned.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+    cleaned
+        .args(["-c", script])
+        .arg(command.get_program())
+        .args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => cleaned.env(name, value),
@@ -150,7 +153,9 @@ impl Killed {
         use std::os::unix::process::ExitStatusExt;
         let ended = poll(SOON, || self.0.try_wait().expect("a child can be waited for"));
         let status = ended.unwrap_or_else(|| panic!("a command did not end in {} s", SOON.as_secs()));
-        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
     }
 }
 
@@ -172,10 +177,6 @@ impl Lab {
         };
         fs::write(lab.cpr.work.join("count.py"), COUNT).expect("the test's directory can be written");
         Some(lab)
-    }
-
-    fn as_whoever(test: &str) -> Option<Lab> {
-        Lab::new(test, if am_root() { As::Root } else { As::User })
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -311,7 +312,14 @@ impl Lab {
     #[track_caller]
     fn stop_into(&self, name: &str) -> PathBuf {
         let image = self.file(name);
-        self.run(["checkpoint".into(), "--stop".into(), "-o".into(), image.clone().into_os_string(), JOB.into()]).good();
+        self.run([
+            "checkpoint".into(),
+            "--stop".into(),
+            "-o".into(),
+            image.clone().into_os_string(),
+            JOB.into(),
+        ])
+        .good();
         image
     }
 }
@@ -345,7 +353,10 @@ fn describe(pid: i32) -> String {
 }
 
 fn tasks(pid: i32) -> Vec<i32> {
-    names(Path::new(&format!("/proc/{pid}/task"))).iter().filter_map(|n| n.parse().ok()).collect()
+    names(Path::new(&format!("/proc/{pid}/task")))
+        .iter()
+        .filter_map(|n| n.parse().ok())
+        .collect()
 }
 
 /// Why the process is not as free as it was; none when it is: nobody traces it and no thread is stopped.
@@ -380,10 +391,11 @@ fn flipped(bytes: &[u8], at: usize, bit: u64) -> Vec<u8> {
 }
 
 /// LBNL-3.6.4.5.2: a damaged image is recognised, by every command that reads it, before anything runs.
-#[test]
-fn damaged_images_start_nothing() {
-    let Some(lab) = Lab::as_whoever("damaged_images_start_nothing") else { return };
-    let mut moments = Moments::new("damaged_images_start_nothing");
+fn damaged_images_start_nothing(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
+    let mut moments = Moments::new(test);
     lab.count(&[], 1_000_000, 1);
     let good = fs::read(lab.stop_into("good.cpr")).expect("the image can be read");
     lab.require_nothing_left("after the checkpoint");
@@ -392,7 +404,11 @@ fn damaged_images_start_nothing() {
     let cut = |to: usize| (format!("cut at {to}"), "truncated", good[..to].to_vec());
     let mut cases = vec![
         ("empty".to_owned(), "empty", Vec::new()),
-        ("foreign".to_owned(), "not an image", fs::read("/bin/ls").expect("ls is there")),
+        (
+            "foreign".to_owned(),
+            "not an image",
+            fs::read("/bin/ls").expect("ls is there"),
+        ),
         cut(length / 3),
         cut(length - 1),
         cut(length - 4096),
@@ -400,12 +416,17 @@ fn damaged_images_start_nothing() {
     for _ in 0..16 {
         let at = moments.below(length as u64) as usize;
         let bit = moments.below(8);
-        cases.push((format!("bit {bit} of byte {at} of {length}"), "", flipped(&good, at, bit)));
+        cases.push((
+            format!("bit {bit} of byte {at} of {length}"),
+            "",
+            flipped(&good, at, bit),
+        ));
     }
     let path = text(&lab.file("damaged.cpr"));
     let mut causes = BTreeSet::new();
     for (what, message, bytes) in &cases {
         fs::write(&path, bytes).expect("the test's directory can be written");
+        lab.cpr.give(Path::new(&path));
         for arguments in [&["verify", &path][..], &["inspect", &path], &["restart", "-d", &path]] {
             let ended = lab.run(arguments);
             let context = format!("{what}: {arguments:?} gave {}: {}", ended.code, ended.stderr);
@@ -472,23 +493,37 @@ fn a_full_disk_costs_only_the_image() {
     let lines: Vec<String> = ended
         .text()
         .lines()
-        .filter(|l| ["full", "brim", "room", "good"].iter().any(|w| l.starts_with(w)) || l.contains(".part") || l.starts_with("/"))
+        .filter(|l| {
+            ["full", "brim", "room", "good"].iter().any(|w| l.starts_with(w))
+                || l.contains(".part")
+                || l.starts_with("/")
+        })
         .map(str::to_owned)
         .collect();
     let full = format!("full {NO_SPACE}");
-    let expected = [full.as_str(), full.as_str(), &format!("brim {NO_SPACE}"), "room 0", "good 0"];
-    let lines: Vec<&str> = lines.iter().map(String::as_str).filter(|l| !l.ends_with("/000001.cpr")).collect();
+    let expected = [
+        full.as_str(),
+        full.as_str(),
+        &format!("brim {NO_SPACE}"),
+        "room 0",
+        "good 0",
+    ];
+    let lines: Vec<&str> = lines
+        .iter()
+        .map(String::as_str)
+        .filter(|l| !l.ends_with("/000001.cpr"))
+        .collect();
     assert_eq!(lines, expected, "{}{}", ended.text(), ended.stderr);
     lab.require_output(None);
 }
 
 /// Kills `cpr checkpoint` with SIGKILL at thirty moments.
-#[test]
-fn a_killed_checkpoint_does_not_hurt_the_job() {
-    const TEST: &str = "a_killed_checkpoint_does_not_hurt_the_job";
-    let Some(lab) = Lab::as_whoever(TEST) else { return };
-    let Some(program) = lab.restless() else { skip!(TEST, "no C compiler") };
-    let mut moments = Moments::new(TEST);
+fn a_killed_checkpoint_does_not_hurt_the_job(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    let Some(program) = lab.restless() else {
+        skip!(test, "no C compiler")
+    };
+    let mut moments = Moments::new(test);
     lab.start(&[], &[&program, "sleep", "0"]);
     lab.await_count(5);
     let pid = lab.pid();
@@ -505,7 +540,9 @@ fn a_killed_checkpoint_does_not_hurt_the_job() {
         require_undisturbed(pid);
         lab.require_progress();
         // Its worker finishes what it has begun.
-        let next = poll(SOON, || Some(lab.run(["checkpoint", JOB])).filter(|e| round % 5 != 4 || e.code != BUSY));
+        let next = poll(SOON, || {
+            Some(lab.run(["checkpoint", JOB])).filter(|e| round % 5 != 4 || e.code != BUSY)
+        });
         let next = next.expect("the job is not busy for ever");
         assert!([0, BUSY].contains(&next.code), "after {delay:?}: {}", next.stderr);
     }
@@ -523,9 +560,10 @@ fn a_killed_checkpoint_does_not_hurt_the_job() {
 }
 
 /// What a checkpoint that was killed before it could clean up has left is removed by the next.
-#[test]
-fn left_over_parts_are_removed() {
-    let Some(lab) = Lab::as_whoever("left_over_parts_are_removed") else { return };
+fn left_over_parts_are_removed(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&[], 1_000_000, 0);
     lab.run(["checkpoint", JOB]).good();
     let stale = lab.image_directory().join(".000002.cpr.0123abcd.part");
@@ -535,66 +573,100 @@ fn left_over_parts_are_removed() {
         lab.cpr.give(path);
     }
     lab.run(["checkpoint", JOB]).good();
-    assert_eq!(partial(&lab.image_directory()), [".notes.part"], "ours is removed, what is not ours stays");
+    assert_eq!(
+        partial(&lab.image_directory()),
+        [".notes.part"],
+        "ours is removed, what is not ours stays"
+    );
 }
 
-/// Kills `cpr restart` with SIGKILL at random moments.
-fn killed_restarts(test: &str, lab: &Lab, image: &Path) {
+/// Kills `cpr restart` with SIGKILL at sixteen moments, first once the job runs again, and calls `judge` each time.
+fn killed_restarts(test: &str, lab: &Lab, image: &Path, judge: impl Fn(&str)) {
     let mut moments = Moments::new(test);
     let image = text(image);
     lab.require_nothing_left("before the first restart");
-    let mut usual = Duration::from_millis(100);
+    let mut usual = Duration::ZERO;
     for round in 0..16 {
         let before = lab.lines();
         let begun = Instant::now();
         let mut command = lab.spawn(["restart", &image]);
+        let mut delay = moments.delay(usual * 5 / 4);
         if round == 0 {
             wait_until(SOON, "the job runs again", || {
-                assert!(command.0.try_wait().expect("a child can be waited for").is_none(), "the restart has failed");
-                // The file was cut back first.
-                let now = lab.lines();
-                now > 0 && now != before && begun.elapsed() > Duration::from_millis(50)
+                let ended = command.0.try_wait().expect("a child can be waited for");
+                assert!(ended.is_none(), "the restart has failed: {ended:?}");
+                lab.lines() > before
             });
             usual = begun.elapsed();
+            delay = usual;
         } else {
-            std::thread::sleep(moments.delay(usual * 5 / 4));
+            std::thread::sleep(delay);
         }
         command.kill();
-        lab.require_nothing_left(&format!("round {round}"));
+        judge(&format!("round {round}, killed after {delay:?} of {usual:?}"));
+        lab.require_output(None);
     }
+    // The image is as good as before, and nothing is in its way.
+    lab.run(["restart", "-d", &image]).good();
+    lab.require_progress();
+    lab.require_output(None);
 }
 
-#[test]
-fn a_killed_restart_leaves_nothing() {
-    const TEST: &str = "a_killed_restart_leaves_nothing";
-    let Some(lab) = Lab::as_whoever(TEST) else { return };
+fn a_killed_restart_leaves_nothing(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
     lab.count(&[], 1_000_000, 4);
     let image = lab.stop_into("image.cpr");
-    killed_restarts(TEST, &lab, &image);
+    killed_restarts(test, &lab, &image, |when| lab.require_nothing_left(when));
 }
 
+/// Without a namespace that ends with its init, a job that runs already outlives the command; one that is not complete
+/// never runs.
 #[test]
-fn a_killed_restart_without_namespace_leaves_nothing() {
-    const TEST: &str = "a_killed_restart_without_namespace_leaves_nothing";
+fn a_killed_restart_without_namespace_leaves_nothing_half_made() {
+    const TEST: &str = "a_killed_restart_without_namespace_leaves_nothing_half_made";
     let Some(lab) = Lab::new(TEST, As::Root) else { return };
     let process = lab.bare(&[PYTHON, "count.py", "1000000", "4"]);
     lab.await_count(5);
-    let image = text(&lab.file("image.cpr"));
-    lab.run(["checkpoint", "--stop", "-o", &image, &process.pid().to_string()]).good();
+    let image = lab.file("image.cpr");
+    let pid = process.pid();
+    lab.run(["checkpoint", "--stop", "-o", &text(&image), &pid.to_string()])
+        .good();
     drop(process);
-    killed_restarts(TEST, &lab, Path::new(&image));
+    killed_restarts(TEST, &lab, &image, |when| {
+        let whole = || disturbed(pid).is_none() && lab.left() == [pid];
+        let settled = poll(Duration::from_secs(10), || {
+            let left = lab.left();
+            if left.is_empty() {
+                return Some(());
+            }
+            let lines = lab.lines();
+            std::thread::sleep(Duration::from_millis(30));
+            (whole() && lab.lines() > lines).then_some(())
+        });
+        let names: Vec<String> = lab.left().iter().map(|p| describe(*p)).collect();
+        assert!(settled.is_some(), "{when}: neither gone nor whole: {names:?}");
+        lab.cpr.crash();
+        lab.require_nothing_left(when);
+    });
 }
 
 /// Twenty checkpoints of a job that never holds still.
-fn restless(test: &str, mode: &str) {
-    let Some(lab) = Lab::as_whoever(test) else { return };
-    let Some(program) = lab.restless() else { skip!(test, "no C compiler") };
+fn restless(test: &str, user: As, mode: &str) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    let Some(program) = lab.restless() else {
+        skip!(test, "no C compiler")
+    };
     lab.start(&[], &[&program, mode, "0"]);
     lab.await_count(20);
     let mut good = 0;
     for round in 0..20 {
         let ended = lab.run(["checkpoint", JOB]);
-        assert!([0, GONE].contains(&ended.code), "round {round} of {mode}: {}: {}", ended.code, ended.stderr);
+        assert!(
+            [0, GONE].contains(&ended.code),
+            "round {round} of {mode}: {}: {}",
+            ended.code,
+            ended.stderr
+        );
         good += u32::from(ended.code == 0);
         lab.require_progress();
     }
@@ -608,27 +680,22 @@ fn restless(test: &str, mode: &str) {
     lab.require_output(None);
 }
 
-#[test]
-fn a_job_that_forks_without_end() {
-    restless("a_job_that_forks_without_end", "fork");
+fn a_job_that_forks_without_end(test: &str, user: As) {
+    restless(test, user, "fork");
 }
 
-#[test]
-fn a_job_that_starts_threads_without_end() {
-    restless("a_job_that_starts_threads_without_end", "thread");
+fn a_job_that_starts_threads_without_end(test: &str, user: As) {
+    restless(test, user, "thread");
 }
 
-#[test]
-fn a_job_that_execs_without_end() {
-    restless("a_job_that_execs_without_end", "exec");
+fn a_job_that_execs_without_end(test: &str, user: As) {
+    restless(test, user, "exec");
 }
 
 /// A process that ends while it is saved is either saved or reported as gone.
-#[test]
-fn a_process_that_ends_meanwhile() {
-    const TEST: &str = "a_process_that_ends_meanwhile";
-    let Some(lab) = Lab::as_whoever(TEST) else { return };
-    let mut moments = Moments::new(TEST);
+fn a_process_that_ends_meanwhile(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    let mut moments = Moments::new(test);
     for round in 0..20 {
         let mut process = lab.bare(&["sleep", "0.05"]);
         std::thread::sleep(Duration::from_millis(25) + moments.delay(Duration::from_millis(50)));
@@ -636,7 +703,12 @@ fn a_process_that_ends_meanwhile() {
         let pid = process.pid().to_string();
         let ended = lab.run(["checkpoint", "-o", &text(&image), &pid]);
         // A zombie that nobody has waited for is there, and yet nothing that could be saved.
-        assert!([0, GONE, NOT_FOUND].contains(&ended.code), "{round}: {}: {}", ended.code, ended.stderr);
+        assert!(
+            [0, GONE, NOT_FOUND].contains(&ended.code),
+            "{round}: {}: {}",
+            ended.code,
+            ended.stderr
+        );
         assert_eq!(image.exists(), ended.code == 0, "{round}: {}", ended.stderr);
         if ended.code == 0 {
             lab.run(["verify", &text(&image)]).good();
@@ -647,8 +719,8 @@ fn a_process_that_ends_meanwhile() {
 }
 
 /// LBNL-2.2.4B.23, LBNL-2.4.5: a traced process is refused, its tracer named and not disturbed.
-fn traced(test: &str, job: bool) {
-    let Some(lab) = Lab::as_whoever(test) else { return };
+fn traced(test: &str, user: As, job: bool) {
+    let Some(lab) = Lab::new(test, user) else { return };
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         skip!(test, "strace not found");
     }
@@ -679,7 +751,10 @@ fn traced(test: &str, job: bool) {
     let before = traced();
     wait_until(SOON, "the tracer sees more", || traced() > before);
     lab.require_progress();
-    assert!(tracer.0.try_wait().expect("a child can be waited for").is_none(), "the tracer has ended");
+    assert!(
+        tracer.0.try_wait().expect("a child can be waited for").is_none(),
+        "the tracer has ended"
+    );
     assert!(!Path::new(&image).exists());
     tracer.kill();
     require_undisturbed(pid);
@@ -687,24 +762,25 @@ fn traced(test: &str, job: bool) {
     lab.require_progress();
 }
 
-#[test]
-fn a_traced_job_is_refused() {
-    traced("a_traced_job_is_refused", true);
+fn a_traced_job_is_refused(test: &str, user: As) {
+    traced(test, user, true);
 }
 
-#[test]
-fn a_traced_process_is_refused() {
-    traced("a_traced_process_is_refused", false);
+fn a_traced_process_is_refused(test: &str, user: As) {
+    traced(test, user, false);
 }
 
 /// Two checkpoints of one job at once do not get into each other's way.
-#[test]
-fn two_checkpoints_at_once() {
-    let Some(lab) = Lab::as_whoever("two_checkpoints_at_once") else { return };
+fn two_checkpoints_at_once(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&[], 1_000_000, 16);
     for round in 0..10 {
         let images = [lab.file("a.cpr"), lab.file("b.cpr")];
-        let mut both = images.each_ref().map(|i| lab.spawn(["checkpoint", "-o", &text(i), JOB]));
+        let mut both = images
+            .each_ref()
+            .map(|i| lab.spawn(["checkpoint", "-o", &text(i), JOB]));
         let codes = both.each_mut().map(Killed::code);
         assert!(codes.contains(&0), "round {round}: {codes:?}");
         for (code, image) in codes.iter().zip(&images) {
@@ -728,9 +804,10 @@ fn two_checkpoints_at_once() {
 }
 
 /// A job that runs is not started a second time.
-#[test]
-fn a_running_job_is_not_restarted() {
-    let Some(lab) = Lab::as_whoever("a_running_job_is_not_restarted") else { return };
+fn a_running_job_is_not_restarted(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&[], 1_000_000, 0);
     lab.run(["checkpoint", JOB]).good();
     let pid = lab.pid();
@@ -763,9 +840,10 @@ fn processes_of_others_are_not_touched() {
 }
 
 /// LBNL-3.6.2.5: nobody else can read an image, or look where images are kept.
-#[test]
-fn images_are_closed_to_others() {
-    let Some(lab) = Lab::as_whoever("images_are_closed_to_others") else { return };
+fn images_are_closed_to_others(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&[], 1_000_000, 0);
     let image = lab.file("image.cpr");
     lab.run(["checkpoint", "-o", &text(&image), JOB]).good();
@@ -781,8 +859,14 @@ fn images_are_closed_to_others() {
     }
     if am_root() {
         let mut command = Command::new("setpriv");
-        command.args([&format!("--reuid={STRANGER}"), "--clear-groups", "--", "cat"]).arg(&image);
-        assert_ne!(finish(&lab.cpr.work, command, SOON).code, 0, "a stranger has read the image");
+        command
+            .args([&format!("--reuid={STRANGER}"), "--clear-groups", "--", "cat"])
+            .arg(&image);
+        assert_ne!(
+            finish(&lab.cpr.work, command, SOON).code,
+            0,
+            "a stranger has read the image"
+        );
     }
 }
 
@@ -798,7 +882,8 @@ fn images_belong_to_the_owner_of_the_job() {
     user.await_count(5);
     let owner = fs::metadata(format!("/proc/{}", process.pid())).expect("the process lives");
     let image = root.file("image.cpr");
-    root.run(["checkpoint", "-o", &text(&image), &process.pid().to_string()]).good();
+    root.run(["checkpoint", "-o", &text(&image), &process.pid().to_string()])
+        .good();
     let made = fs::metadata(&image).expect("the image is there");
     assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
     assert_eq!(made.permissions().mode() & 0o7777, 0o400);
@@ -810,12 +895,26 @@ fn images_belong_to_the_owner_of_the_job() {
     fs::create_dir(&state).expect("root can do that");
     chown(&state, Some(STRANGER), Some(STRANGER)).expect("root can do that");
     let mut command = user.cpr.command("true");
-    let environment: Vec<(OsString, OsString)> =
-        command.get_envs().filter_map(|(n, v)| Some((n.to_owned(), v?.to_owned()))).collect();
+    let environment: Vec<(OsString, OsString)> = command
+        .get_envs()
+        .filter_map(|(n, v)| Some((n.to_owned(), v?.to_owned())))
+        .collect();
     command = Command::new("setpriv");
-    command.args([&format!("--reuid={STRANGER}"), &format!("--regid={STRANGER}"), "--clear-groups", "--no-new-privs"]);
-    command.arg("--").arg(user.cpr.binary()).args(["restart", "-d"]).arg(&copy);
-    command.envs(environment).env("GRIDCPR_STATE_DIR", &state).current_dir(&user.cpr.work);
+    command.args([
+        &format!("--reuid={STRANGER}"),
+        &format!("--regid={STRANGER}"),
+        "--clear-groups",
+        "--no-new-privs",
+    ]);
+    command
+        .arg("--")
+        .arg(user.cpr.binary())
+        .args(["restart", "-d"])
+        .arg(&copy);
+    command
+        .envs(environment)
+        .env("GRIDCPR_STATE_DIR", &state)
+        .current_dir(&user.cpr.work);
     let ended = finish(&root.cpr.work, clean(&command), SOON);
     assert_eq!(ended.code, DENIED, "{}", ended.stderr);
     assert!(ended.stderr.contains(&owner.uid().to_string()), "{}", ended.stderr);
@@ -824,9 +923,10 @@ fn images_belong_to_the_owner_of_the_job() {
 }
 
 /// LBNL-1.2.4.2.d: a job that is saved by itself comes back after a crash, from the newest image.
-#[test]
-fn a_crashed_job_comes_back() {
-    let Some(lab) = Lab::as_whoever("a_crashed_job_comes_back") else { return };
+fn a_crashed_job_comes_back(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&["--every", "1s"], 800, 1);
     wait_until(SOON, "two images are there", || lab.images().len() >= 2);
     lab.cpr.crash();
@@ -843,9 +943,10 @@ fn a_crashed_job_comes_back() {
 }
 
 /// Where the newest images are damaged the job comes back from the newest good one, and says so.
-#[test]
-fn a_damaged_image_is_passed_over() {
-    let Some(lab) = Lab::as_whoever("a_damaged_image_is_passed_over") else { return };
+fn a_damaged_image_is_passed_over(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
     lab.count(&[], 600, 1);
     for _ in 0..3 {
         lab.require_progress();
@@ -858,15 +959,60 @@ fn a_damaged_image_is_passed_over() {
         let bytes = fs::read(image).expect("the image can be read");
         let half = bytes.len() / 2;
         fs::remove_file(image).expect("the image can be removed");
-        let damaged = if cut { bytes[..half].to_vec() } else { flipped(&bytes, half, 3) };
+        let damaged = if cut {
+            bytes[..half].to_vec()
+        } else {
+            flipped(&bytes, half, 3)
+        };
         fs::write(image, damaged).expect("the image can be written");
         lab.cpr.give(image);
     }
     let ended = lab.run(["restart", "-d", JOB]).good();
     for image in &images[1..] {
-        assert!(ended.stderr.contains(&text(image)), "{} is not named: {}", image.display(), ended.stderr);
+        assert!(
+            ended.stderr.contains(&text(image)),
+            "{} is not named: {}",
+            image.display(),
+            ended.stderr
+        );
     }
     assert!(ended.stderr.contains("trying the image before it"), "{}", ended.stderr);
     assert_eq!(lab.cpr.wait(JOB), 0);
     lab.require_output(Some(600));
+}
+
+/// Each as root and as an ordinary user, whose jobs have user namespaces of their own.
+macro_rules! as_everyone {
+    ($($name:ident)*) => {$(
+        mod $name {
+            use crate::support::As;
+
+            #[test]
+            fn as_root() {
+                super::$name(concat!(stringify!($name), "::as_root"), As::Root);
+            }
+
+            #[test]
+            fn as_user() {
+                super::$name(concat!(stringify!($name), "::as_user"), As::User);
+            }
+        }
+    )*};
+}
+as_everyone! {
+    damaged_images_start_nothing
+    a_killed_checkpoint_does_not_hurt_the_job
+    left_over_parts_are_removed
+    a_killed_restart_leaves_nothing
+    a_job_that_forks_without_end
+    a_job_that_starts_threads_without_end
+    a_job_that_execs_without_end
+    a_process_that_ends_meanwhile
+    a_traced_job_is_refused
+    a_traced_process_is_refused
+    two_checkpoints_at_once
+    a_running_job_is_not_restarted
+    images_are_closed_to_others
+    a_crashed_job_comes_back
+    a_damaged_image_is_passed_over
 }

@@ -18,3 +18,4 @@ pub mod socket;
 pub mod spawn;
 pub mod terminal;
 pub mod terminal_relay;
+pub mod write_tracking;

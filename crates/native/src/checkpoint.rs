@@ -1,9 +1,13 @@
 //! Taking a checkpoint: look, stop, save, let go on, write.
 //!
 //! # Order
-//! Everything that can fail without the job being stopped is done first. While the job is stopped, page data go into
-//! memory (up to [`BUFFERED`]) and are hashed and written by a second thread; the job goes on when all is read, and
-//! the rest is written behind it. Only when the image is durable is the job ended or signalled, where that was asked.
+//! Everything that can fail without the job being stopped is done first. A job that goes on is stopped twice: for a
+//! moment to begin tracking its writes, and, when nearly all its memory has been copied while it ran ([`crate::live`]),
+//! for the rest of its state. A job that is to end is stopped once, and all is copied then.
+//!
+//! While the job is stopped, page data go into memory (up to [`BUFFERED`]) and are hashed and written by a second
+//! thread; the job goes on when all is read, and the rest is written behind it. Only when the image is durable is the
+//! job ended or signalled, where that was asked.
 //!
 //! # Crash consistency
 //! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
@@ -26,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
+use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::{Blocker, state};
@@ -221,6 +226,19 @@ pub fn checkpoint(
         Destination::Stream(file) => (None, file),
     };
     let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?)?;
+    // A job that goes on is copied while it runs, all but what it writes in the last moments.
+    let mut copied = Vec::new();
+    let mut first_stop_ns = 0;
+    if request.after == After::Continue {
+        events(progress("copy"));
+        let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+        let deadline = frozen.deadline();
+        copied = live::track(&mut frozen, deadline);
+        frozen.resume()?;
+        first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
+        live::copy_while_running(&mut copied, &mut writer)?;
+        writer.drain()?;
+    }
     events(progress("stop"));
     let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
     if frozen.processes.is_empty() {
@@ -229,12 +247,13 @@ pub fn checkpoint(
     manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
     manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
     manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
-    collect(&mut frozen, request, &mut flags, &mut manifest, &mut writer)?;
+    collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
     let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
     if request.after == After::Continue {
         frozen.resume()?;
     }
-    let freeze_ns = frozen.since.elapsed().as_nanos() as u64;
+    // The longest time without a step of the job.
+    let freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
     events(progress("write"));
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
@@ -326,6 +345,7 @@ fn collect(
     frozen: &mut Frozen,
     request: &CheckpointRequest,
     flags: &mut FlagTable,
+    copied: &[Copied],
     manifest: &mut Manifest,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
@@ -362,7 +382,8 @@ fn collect(
         let process = &frozen.processes[index];
         let layout = std::mem::take(&mut layouts[index]);
         let id = cpr_image::model::AddressSpaceId(manifest.address_spaces.len() as u32);
-        let space = memory::save(process, layout, flags, &mut mapped, &mut context.saved, sink)?;
+        let copy = copied.iter().find(|c| c.pid() == process.pid);
+        let space = memory::save(process, layout, flags, &mut mapped, &mut context.saved, copy, sink)?;
         manifest.address_spaces.push(space);
         manifest.processes[index].address_space = Some(id);
     }
@@ -433,9 +454,17 @@ fn machine(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
     Ok(())
 }
 
+/// What the writing thread gets.
+enum Piece {
+    /// Page data.
+    Data(Vec<u8>),
+    /// A request to tell when everything before it has been written.
+    Mark(SyncSender<()>),
+}
+
 /// Hands page data to a thread that hashes and writes them.
 struct Pipeline {
-    pieces: Option<SyncSender<Vec<u8>>>,
+    pieces: Option<SyncSender<Piece>>,
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
     piece: Vec<u8>,
     next: u64,
@@ -462,9 +491,27 @@ impl Pipeline {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
-        let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
+        let sent = self
+            .pieces
+            .as_ref()
+            .is_some_and(|pieces| pieces.send(Piece::Data(piece)).is_ok());
         // The thread ends early only when it failed.
         if sent { Ok(()) } else { self.join().map(drop) }
+    }
+
+    /// Waits until everything so far has been written, so that all room is free when the job is stopped.
+    fn drain(&mut self) -> Result<()> {
+        self.send()?;
+        let (done, wait) = sync_channel(1);
+        let sent = self
+            .pieces
+            .as_ref()
+            .is_some_and(|pieces| pieces.send(Piece::Mark(done)).is_ok());
+        if sent && wait.recv().is_ok() {
+            Ok(())
+        } else {
+            self.join().map(drop)
+        }
     }
 
     fn join(&mut self) -> Result<Option<ImageWriter<File>>> {
@@ -486,9 +533,13 @@ impl Pipeline {
     }
 }
 
-fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Vec<u8>>) -> Result<ImageWriter<File>> {
+fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Piece>) -> Result<ImageWriter<File>> {
     for piece in pieces {
-        writer.append(&piece)?;
+        match piece {
+            Piece::Data(data) => drop(writer.append(&data)?),
+            // Who asked may have given up.
+            Piece::Mark(done) => drop(done.send(())),
+        }
     }
     Ok(writer)
 }

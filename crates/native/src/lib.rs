@@ -10,6 +10,7 @@
 mod checkpoint;
 pub mod files;
 mod freeze;
+mod live;
 mod mapped;
 mod memory;
 mod restart;

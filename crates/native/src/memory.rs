@@ -5,13 +5,17 @@ use std::os::fd::OwnedFd;
 
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
 use cpr_image::model::{ByteString, SavedFileKind};
-use cpr_kernel::memory::{PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, ScanFilter};
+use cpr_kernel::memory::{
+    PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion,
+    ScanFilter,
+};
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::files::SavedFiles;
 use crate::freeze::Process;
+use crate::live::{Copied, Place};
 use crate::mapped;
 use crate::sink::{PAGE_SIZE, PageSink};
 
@@ -146,6 +150,7 @@ pub fn save(
     flags: &mut FlagTable,
     files: &mut MappedFiles,
     saved: &mut SavedFiles,
+    copied: Option<&Copied>,
     sink: &mut dyn PageSink,
 ) -> Result<AddressSpace> {
     let pid = process.pid;
@@ -162,7 +167,7 @@ pub fn save(
             continue;
         };
         let Plan { mut mapping, pages } = plan;
-        copy(process, &mut mapping, pages, sink).context(|| format!("process {pid}: save {}", label(map)))?;
+        copy(process, &mut mapping, pages, copied, sink).context(|| format!("process {pid}: save {}", label(map)))?;
         mappings.push(mapping);
     }
     Ok(AddressSpace {
@@ -302,7 +307,13 @@ fn replaced(map: &MapEntry) -> bool {
     }
 }
 
-fn copy(process: &Process, mapping: &mut Mapping, pages: Pages, sink: &mut dyn PageSink) -> Result<()> {
+fn copy(
+    process: &Process,
+    mapping: &mut Mapping,
+    pages: Pages,
+    copied: Option<&Copied>,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
     let Some(space) = &process.space else {
         return Ok(());
     };
@@ -329,14 +340,26 @@ fn copy(process: &Process, mapping: &mut Mapping, pages: Pages, sink: &mut dyn P
     let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack);
     let mut buffer = Vec::new();
     let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut extents = Vec::new();
     for region in &regions {
         if region.categories & PAGE_GUARD != 0 {
             mapping.guards.push((region.start, region.end - region.start));
             continue;
         }
-        match runs.last_mut() {
-            Some((_, end)) if *end == region.start => *end = region.end,
-            _ => runs.push((region.start, region.end)),
+        let unwritten = region.categories & PAGE_WPALLOWED != 0 && region.categories & PAGE_WRITTEN == 0;
+        let copied = copied.filter(|_| unwritten);
+        let mut at = region.start;
+        while at < region.end {
+            let (end, place) = copied.map_or((region.end, None), |copied| copied.find(at, region.end));
+            match place {
+                Some(Place::At(offset)) => push(&mut extents, at, end - at, offset),
+                Some(Place::Zeros) if skip_zeros => {}
+                _ => match runs.last_mut() {
+                    Some((_, last)) if *last == at => *last = end,
+                    _ => runs.push((at, end)),
+                },
+            }
+            at = end;
         }
     }
     for (start, end) in runs {
@@ -345,14 +368,37 @@ fn copy(process: &Process, mapping: &mut Mapping, pages: Pages, sink: &mut dyn P
             let length = (end - at).min(CHUNK);
             buffer.resize(length as usize, 0);
             match space.memory.read(at, &mut buffer) {
-                Ok(()) => append(&buffer, at, skip_zeros, &mut mapping.extents, sink)?,
-                Err(_) if matches!(pages, Pages::All) => readable_pages(process, at, &mut buffer, mapping, sink)?,
+                Ok(()) => append(&buffer, at, skip_zeros, &mut extents, sink)?,
+                Err(_) if matches!(pages, Pages::All) => {
+                    readable_pages(process, at, &mut buffer, &mut extents, sink)?;
+                }
                 Err(error) => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
             }
             at += length;
         }
     }
+    mapping.extents = ordered(extents);
     Ok(())
+}
+
+/// Extents in ascending order, neighbours joined.
+fn ordered(mut extents: Vec<Extent>) -> Vec<Extent> {
+    extents.sort_unstable_by_key(|extent| extent.start);
+    let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        push(&mut joined, extent.start, extent.length, extent.offset);
+    }
+    joined
+}
+
+/// Adds a run of pages, to the last extent where it goes on there.
+fn push(extents: &mut Vec<Extent>, start: u64, length: u64, offset: u64) {
+    match extents.last_mut() {
+        Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
+            last.length += length;
+        }
+        _ => extents.push(Extent { start, length, offset }),
+    }
 }
 
 /// Pages of a mapping of a deleted file, some of which lie beyond its end.
@@ -360,7 +406,7 @@ fn readable_pages(
     process: &Process,
     start: u64,
     buffer: &mut [u8],
-    mapping: &mut Mapping,
+    extents: &mut Vec<Extent>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
     let Some(space) = &process.space else {
@@ -369,13 +415,14 @@ fn readable_pages(
     for (index, page) in buffer.chunks_mut(PAGE_SIZE).enumerate() {
         let at = start + (index * PAGE_SIZE) as u64;
         if space.memory.read(at, page).is_ok() {
-            append(page, at, true, &mut mapping.extents, sink)?;
+            append(page, at, true, extents, sink)?;
         }
     }
     Ok(())
 }
 
-fn is_zero(page: &[u8]) -> bool {
+/// Whether a page is all zeros.
+pub fn is_zero(page: &[u8]) -> bool {
     // Compared in words: the optimiser makes vector code of it.
     let (head, words, tail) = (
         &page[..8.min(page.len())],
@@ -404,14 +451,7 @@ fn append(data: &[u8], start: u64, skip_zeros: bool, extents: &mut Vec<Extent>, 
         }
         let run = slice(first, page);
         let offset = sink.append(run)?;
-        let start = start + (first * PAGE_SIZE) as u64;
-        let length = run.len() as u64;
-        match extents.last_mut() {
-            Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
-                last.length += length;
-            }
-            _ => extents.push(Extent { start, length, offset }),
-        }
+        push(extents, start + (first * PAGE_SIZE) as u64, run.len() as u64, offset);
     }
     Ok(())
 }

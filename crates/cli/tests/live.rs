@@ -1,0 +1,51 @@
+//! Images made while the job runs are of one instant.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use support::{As, Cpr, skip};
+
+/// A program that writes pairs all the time is saved again and again, and every image is restarted and checked.
+fn pairs(test: &str, user: As, pairs: &str, threads: &str) {
+    let Some(cpr) = Cpr::new(test, user) else {
+        return;
+    };
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/victims/pairs.c");
+    let program = cpr.work.join("pairs");
+    let built = std::process::Command::new("cc")
+        .args(["-O1", "-pthread", "-o"])
+        .args([&program, &source])
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        skip!(test, "there is no C compiler");
+    }
+    cpr.give(&program);
+    cpr.run_detached("job", &[], &["./pairs", pairs, threads]);
+    support::wait_until(support::PATIENCE, "the program is ready", || {
+        cpr.logs("job").starts_with(b"ready")
+    });
+    let images: Vec<String> = (0..5).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
+    for image in &images {
+        cpr.checkpoint("job", &["-o", image]);
+    }
+    cpr.cpr(["kill", "job", "--signal", "KILL"]).good();
+    cpr.wait("job");
+    fs::write(cpr.work.join("check"), "").expect("a file can be written");
+    for (number, image) in images.iter().enumerate() {
+        let name = format!("again{number}");
+        cpr.cpr(["restart", "-d", "--name", &name, image]).good();
+        assert_eq!(cpr.wait(&name), 0, "{image} is not of one instant");
+    }
+}
+
+#[test]
+fn a_writer_of_one_thread_as_user() {
+    pairs("a_writer_of_one_thread_as_user", As::User, "1000000", "1");
+}
+
+#[test]
+fn three_writers_as_root() {
+    pairs("three_writers_as_root", As::Root, "200000", "3");
+}
