@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
 use cpr_image::model::{ByteString, SavedFileKind};
 use cpr_kernel::memory::{
-    PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion,
+    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion,
     ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};

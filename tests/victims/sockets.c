@@ -1,0 +1,84 @@
+/* UNIX socket pairs with queued data, message boundaries and descriptors in flight. */
+#include "victim.h"
+
+static void send_fd(int socket, int fd, const char *text) {
+    struct iovec part = {(void *)text, strlen(text)};
+    union { struct cmsghdr head; char bytes[CMSG_SPACE(sizeof(int))]; } control = {0};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(head), &fd, sizeof fd);
+    CHECK(sendmsg(socket, &message, 0) == (ssize_t)strlen(text));
+}
+
+static int receive_fd(int socket, char *text, size_t size) {
+    struct iovec part = {text, size};
+    union { struct cmsghdr head; char bytes[CMSG_SPACE(sizeof(int))]; } control = {0};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(socket, &message, 0);
+    CHECK(n > 0);
+    text[n] = 0;
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    CHECK(head != NULL && head->cmsg_type == SCM_RIGHTS);
+    int fd;
+    memcpy(&fd, CMSG_DATA(head), sizeof fd);
+    return fd;
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    int stream[2], datagrams[2], packets[2], passing[2], half[2], gone[2], inside[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, stream) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, datagrams) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, packets) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, passing) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, half) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, gone) == 0);
+    static char data[50000], got[50000];
+    for (int i = 0; i < 50000; i++) data[i] = i * 13 + i / 256;
+    SAME(write(stream[0], data, sizeof data), sizeof data);
+    CHECK(write(stream[1], "back", 4) == 4);
+    CHECK(write(datagrams[0], "first", 5) == 5 && write(datagrams[0], "the second", 10) == 10);
+    CHECK(write(packets[0], "a", 1) == 1 && write(packets[0], "bcd", 3) == 3);
+    /* A pipe whose reading end exists only in the queue of a socket. */
+    CHECK(pipe(inside) == 0 && write(inside[1], "in flight", 9) == 9);
+    send_fd(passing[0], inside[0], "take this");
+    close(inside[0]);
+    CHECK(write(half[0], "last", 4) == 4 && shutdown(half[0], SHUT_WR) == 0);
+    CHECK(write(gone[0], "left", 4) == 4);
+    close(gone[0]);
+    int buffer = 100000, effective;
+    socklen_t length = sizeof effective;
+    CHECK(setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) == 0);
+    CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0);
+    CHECK(setsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) == 0);
+    ready();
+    CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &effective, &length) == 0);
+    SAME(effective, buffer);
+    CHECK(getsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &effective, &length) == 0 && effective == 1);
+    for (int at = 0; at < 50000;) {
+        ssize_t n = read(stream[1], got + at, sizeof got - at);
+        CHECK(n > 0);
+        at += n;
+    }
+    CHECK(memcmp(got, data, sizeof data) == 0);
+    char text[100];
+    SAME(read(stream[0], text, 100), 4);
+    CHECK(recv(stream[0], text, 100, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+    SAME(read(datagrams[1], text, 100), 5);
+    SAME(read(datagrams[1], text, 100), 10);
+    CHECK(memcmp(text, "the second", 10) == 0);
+    SAME(read(packets[1], text, 100), 1);
+    SAME(read(packets[1], text, 100), 3);
+    int fd = receive_fd(passing[1], text, 99);
+    CHECK(strcmp(text, "take this") == 0);
+    SAME(read(fd, text, 100), 9);
+    CHECK(memcmp(text, "in flight", 9) == 0);
+    CHECK(write(inside[1], "x", 1) == 1 && read(fd, text, 1) == 1);
+    SAME(read(half[1], text, 100), 4);
+    SAME(read(half[1], text, 100), 0);
+    CHECK(write(half[1], "on", 2) == 2 && read(half[0], text, 100) == 2);
+    SAME(read(gone[1], text, 100), 4);
+    SAME(read(gone[1], text, 100), 0);
+    CHECK(write(datagrams[1], "new", 3) == 3 && read(datagrams[0], text, 100) == 3);
+    ok();
+}
