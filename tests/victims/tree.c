@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     all = shared(sizeof *all);
     signal(SIGUSR1, hit);
+    disturbed = 1;
     if (start(CHILD) == 0) {
         CHECK(setpgid(0, 0) == 0);
         if (start(GRANDCHILD) == 0) work();

@@ -56,9 +56,12 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(int line, const
         if (l_ != r_) fail(__LINE__, "%s is %lld, should be %lld (%s)", #left, l_, r_, #right);        \
     } while (0)
 
+/* Whether signals with handlers may come while we sleep. */
+static int disturbed;
+
 static void nap(long milliseconds) {
     struct timespec left = {milliseconds / 1000, milliseconds % 1000 * 1000000};
-    CHECK(nanosleep(&left, NULL) == 0);
+    while (nanosleep(&left, &left) != 0) CHECK(disturbed && errno == EINTR);
 }
 
 static void begin(int argc, char **argv) {
