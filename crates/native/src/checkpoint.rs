@@ -241,7 +241,8 @@ pub fn checkpoint(
     }
     events(progress("stop"));
     let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
-    if frozen.processes.is_empty() {
+    // Zombies alone are nothing that could go on.
+    if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
     }
     manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);

@@ -6,15 +6,14 @@ use std::os::fd::OwnedFd;
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
 use cpr_image::model::{ByteString, SavedFileKind};
 use cpr_kernel::memory::{
-    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion,
-    ScanFilter,
+    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::files::SavedFiles;
-use crate::freeze::Process;
+use crate::freeze::{Process, Space};
 use crate::live::{Copied, Place};
 use crate::mapped;
 use crate::sink::{PAGE_SIZE, PageSink};
@@ -318,6 +317,7 @@ fn copy(
         return Ok(());
     };
     let mut regions = Vec::new();
+    let mut known: Vec<(u64, u64, Place)> = Vec::new();
     match pages {
         Pages::None => return Ok(()),
         Pages::All => regions.push(PageRegion {
@@ -326,40 +326,49 @@ fn copy(
             categories: PAGE_PRESENT,
         }),
         Pages::Own => {
-            let filter = ScanFilter {
-                none: PAGE_FILE | PAGE_PFNZERO,
-                any: PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD,
-                ..ScanFilter::default()
+            let mut look = |start: u64, end: u64| {
+                let filter = ScanFilter {
+                    none: PAGE_FILE | PAGE_PFNZERO,
+                    any: PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD,
+                    ..ScanFilter::default()
+                };
+                let scanned = space.pagemap.scan(start, end, filter, &mut regions);
+                scanned.context(|| "look which pages are used")
             };
-            space
-                .pagemap
-                .scan(mapping.start, mapping.end, filter, &mut regions)
-                .context(|| "look which pages are used")?;
+            match copied {
+                None => look(mapping.start, mapping.end)?,
+                Some(copied) => {
+                    // What has not been written since it was copied; all else is looked at closely.
+                    let mut at = mapping.start;
+                    for written in written(space, mapping)? {
+                        unwritten(copied, at, written.start, &mut known, &mut look)?;
+                        look(written.start, written.end)?;
+                        at = written.end;
+                    }
+                    unwritten(copied, at, mapping.end, &mut known, &mut look)?;
+                }
+            }
         }
     }
     let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack);
     let mut buffer = Vec::new();
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut extents = Vec::new();
+    for &(start, end, place) in &known {
+        match place {
+            Place::At(offset) => push(&mut extents, start, end - start, offset),
+            Place::Zeros if skip_zeros => {}
+            _ => runs.push((start, end)),
+        }
+    }
     for region in &regions {
         if region.categories & PAGE_GUARD != 0 {
             mapping.guards.push((region.start, region.end - region.start));
             continue;
         }
-        let unwritten = region.categories & PAGE_WPALLOWED != 0 && region.categories & PAGE_WRITTEN == 0;
-        let copied = copied.filter(|_| unwritten);
-        let mut at = region.start;
-        while at < region.end {
-            let (end, place) = copied.map_or((region.end, None), |copied| copied.find(at, region.end));
-            match place {
-                Some(Place::At(offset)) => push(&mut extents, at, end - at, offset),
-                Some(Place::Zeros) if skip_zeros => {}
-                _ => match runs.last_mut() {
-                    Some((_, last)) if *last == at => *last = end,
-                    _ => runs.push((at, end)),
-                },
-            }
-            at = end;
+        match runs.last_mut() {
+            Some((_, end)) if *end == region.start => *end = region.end,
+            _ => runs.push((region.start, region.end)),
         }
     }
     for (start, end) in runs {
@@ -372,12 +381,72 @@ fn copy(
                 Err(_) if matches!(pages, Pages::All) => {
                     readable_pages(process, at, &mut buffer, &mut extents, sink)?;
                 }
-                Err(error) => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
+                Err(error) => {
+                    // Write protection marks pages beyond the end of a mapped file, too: there is nothing in them.
+                    let readable = match file_end(space, mapping) {
+                        Some(end) if end < at + length => end.saturating_sub(at),
+                        _ => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
+                    };
+                    buffer.truncate(readable as usize);
+                    space
+                        .memory
+                        .read(at, &mut buffer)
+                        .context(|| format!("read {readable} bytes at {at:#x}"))?;
+                    append(&buffer, at, skip_zeros, &mut extents, sink)?;
+                }
             }
             at += length;
         }
     }
     mapping.extents = ordered(extents);
+    Ok(())
+}
+
+/// Where the last page of the file lies that is mapped privately here. Truncating a file takes private copies of its
+/// pages away as well (truncate_pagecache in mm/truncate.c), so that nothing can be behind it.
+fn file_end(space: &Space, mapping: &Mapping) -> Option<u64> {
+    if !matches!(mapping.kind, MappingKind::PrivateFile(_)) {
+        return None;
+    }
+    let map = space.maps.iter().find(|map| map.start == mapping.start)?;
+    let file = rustix::fs::stat(ByteString(map.path.clone()).as_path()).ok()?;
+    let bytes = (file.st_size as u64).saturating_sub(map.offset);
+    Some(map.start + bytes.next_multiple_of(PAGE_SIZE as u64))
+}
+
+/// Runs of pages that may have been written since they were copied.
+fn written(space: &Space, mapping: &Mapping) -> Result<Vec<PageRegion>> {
+    let filter = ScanFilter {
+        all: PAGE_WRITTEN,
+        written_only: true,
+        ..ScanFilter::default()
+    };
+    let mut regions = Vec::new();
+    space
+        .pagemap
+        .scan(mapping.start, mapping.end, filter, &mut regions)
+        .context(|| "look which pages were written")?;
+    Ok(regions)
+}
+
+/// Notes the copies of pages that have not been written since, and looks at those that were never copied.
+fn unwritten(
+    copied: &Copied,
+    start: u64,
+    end: u64,
+    known: &mut Vec<(u64, u64, Place)>,
+    look: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        let (to, place) = copied.find(at, end);
+        match place {
+            Place::Untouched => {}
+            Place::Unknown => look(at, to)?,
+            Place::At(_) | Place::Zeros => known.push((at, to, place)),
+        }
+        at = to;
+    }
     Ok(())
 }
 
