@@ -647,6 +647,9 @@ fn a_killed_restart_without_namespace_leaves_nothing_half_made() {
         assert!(settled.is_some(), "{when}: neither gone nor whole: {names:?}");
         lab.cpr.crash();
         lab.require_nothing_left(when);
+        // Whoever inherits orphans here may take its time to collect them.
+        let path = format!("/proc/{pid}");
+        wait_until(SOON, "the PID is free", || !Path::new(&path).exists());
     });
 }
 
