@@ -24,7 +24,16 @@ fn compile(cpr: &Cpr, name: &str) -> PathBuf {
         .with_extension("c");
     let program = cpr.work.join(name);
     let mut command = Command::new("cc");
-    command.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]);
+    command.args([
+        "-std=gnu11",
+        "-O1",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        "-o",
+    ]);
     command.arg(&program).arg(source);
     finish(&cpr.work, command, PATIENCE).good();
     cpr.give(&program);
@@ -42,11 +51,7 @@ impl<'a> Victim<'a> {
     /// Starts a victim and waits until its state is set up.
     fn start(cpr: &'a Cpr, program: &Path, job: &'static str, mode: &str) -> Victim<'a> {
         let go = cpr.work.join(format!("go-{job}"));
-        cpr.run_detached(
-            job,
-            &[],
-            &[program.as_os_str(), go.as_os_str(), mode.as_ref()],
-        );
+        cpr.run_detached(job, &[], &[program.as_os_str(), go.as_os_str(), mode.as_ref()]);
         let victim = Victim { cpr, job, go };
         wait_until(PATIENCE, "the victim is ready", || {
             let said = victim.said();
@@ -65,7 +70,11 @@ impl<'a> Victim<'a> {
         fs::write(&self.go, "").expect("the test's directory can be written");
         let code = self.cpr.wait(self.job);
         let said = self.said();
-        assert!(code == 0 && said == "READY\nOK\n", "{} ended with {code}: {said}", self.job);
+        assert!(
+            code == 0 && said == "READY\nOK\n",
+            "{} ended with {code}: {said}",
+            self.job
+        );
     }
 }
 
@@ -121,6 +130,8 @@ survive! {
     signals;
     // LBNL-2.2.4B.7, LBNL-3.9.9.2.2, LBNL-3.9.1.M13
     timers;
+    // LBNL-3.7.1.1, LBNL-3.7.1.2, LBNL-3.7.1.3
+    blocked;
     // LBNL-2.2.4B.11, LBNL-2.2.4B.12, LBNL-3.9.6.2.2
     pipes;
     // LBNL-3.9.1.M10

@@ -117,6 +117,9 @@ pub struct ScanFilter {
     pub any: u64,
     /// Write-protect what is reported (the mapping must be registered for it), in the same step.
     pub protect: bool,
+    /// Report only whether pages were written: with `all` set to [`PAGE_WRITTEN`] and nothing else, the kernel has a
+    /// way to do that which is ten times as fast.
+    pub written_only: bool,
 }
 
 impl Pagemap {
@@ -146,7 +149,7 @@ impl Pagemap {
                 category_inverted: filter.none,
                 category_mask: filter.all | filter.none,
                 category_anyof_mask: filter.any,
-                return_mask: 0x1ff,
+                return_mask: if filter.written_only { PAGE_WRITTEN } else { 0x1ff },
                 ..ScanArgument::default()
             };
             // SAFETY: `argument` is a complete pm_scan_arg whose vec/vec_len describe `buffer`; the kernel writes at

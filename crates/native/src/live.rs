@@ -35,6 +35,8 @@ const CHUNK: u64 = 1 << 20;
 const NONE: u64 = 0;
 /// Copied and found to be zeros. (No data lie at the header's place.)
 const ZEROS: u64 = 1;
+/// Could not be read while the job ran.
+const UNKNOWN: u64 = 2;
 
 /// A mapping that is tracked: for each page where its last copy is.
 #[derive(Debug)]
@@ -54,13 +56,17 @@ pub struct Copied {
     tracker: WriteTracker,
 }
 
-/// Where the valid copy of a page is.
+/// Where the copy of a page is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// At this position in the image.
     At(u64),
     /// Nowhere: it is all zeros.
     Zeros,
+    /// Nowhere: the process has no page of its own there.
+    Untouched,
+    /// It has not been looked at.
+    Unknown,
 }
 
 impl Copied {
@@ -70,27 +76,32 @@ impl Copied {
     }
 
     /// The copies of the pages from `address` on, up to `end`: how far the answer holds, and where they lie one after
-    /// the other (none if they were never copied). Valid only for pages that have not been written since.
-    pub fn find(&self, address: u64, end: u64) -> (u64, Option<Place>) {
-        let Some((start, area)) = self.areas.range(..=address).next_back() else {
-            return (address + PAGE, None);
+    /// the other. Valid only for pages that the kernel does not report as written.
+    pub fn find(&self, address: u64, end: u64) -> (u64, Place) {
+        let Some((start, area)) = self
+            .areas
+            .range(..=address)
+            .next_back()
+            .filter(|(_, area)| address < area.end)
+        else {
+            // Nothing tracked up to the next area.
+            let next = self.areas.range(address..).next().map_or(end, |(start, _)| *start);
+            return (next.min(end), Place::Unknown);
         };
         let end = end.min(area.end);
-        if address >= end {
-            return (address + PAGE, None);
-        }
         let page = |address: u64| ((address - start) / PAGE) as usize;
         let places = area.places.get(page(address)..page(end)).unwrap_or_default();
         let Some(&first) = places.first() else {
-            return (address + PAGE, None);
+            return (end, Place::Unknown);
         };
-        let step = if first > ZEROS { PAGE } else { 0 };
+        let step = if first > UNKNOWN { PAGE } else { 0 };
         let alike = |(index, place): (usize, &u64)| *place == first + step * index as u64;
         let length = places.iter().enumerate().take_while(|&each| alike(each)).count() as u64;
         let place = match first {
-            NONE => None,
-            ZEROS => Some(Place::Zeros),
-            offset => Some(Place::At(offset)),
+            NONE => Place::Untouched,
+            ZEROS => Place::Zeros,
+            UNKNOWN => Place::Unknown,
+            offset => Place::At(offset),
         };
         (address + length * PAGE, place)
     }
@@ -142,7 +153,7 @@ fn copy(
         let pages = buffer.len() / PAGE_SIZE;
         if memory.read(at, buffer).is_err() {
             // It changed under our hands: left to the stop.
-            area.places[first..first + pages].fill(NONE);
+            area.places[first..first + pages].fill(UNKNOWN);
             at += length;
             continue;
         }
@@ -242,7 +253,7 @@ fn register(copied: &mut Copied) -> std::io::Result<()> {
             MapKind::Anonymous | MapKind::Heap | MapKind::Stack | MapKind::AnonNamed(_)
         ) || (map.kind() == MapKind::File && !map.deleted);
         if ours && copied.tracker.register(map.start, map.end).is_ok() {
-            let places = vec![NONE; ((map.end - map.start) / PAGE) as usize];
+            let places = vec![UNKNOWN; ((map.end - map.start) / PAGE) as usize];
             copied.areas.insert(map.start, Area { end: map.end, places });
         }
     }
