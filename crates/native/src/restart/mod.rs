@@ -665,7 +665,11 @@ fn let_go(workshop: &mut Workshop, manifest: &Manifest, plans: Vec<Plan>) -> Res
     }
     for plan in &plans {
         for (tracee, _) in &plan.threads {
-            tracee.detach(0).context(|| format!("let thread {} go", tracee.tid()))?;
+            match tracee.detach(0) {
+                // Those let go before it have ended the process already.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other.context(|| format!("let thread {} go", tracee.tid()))?,
+            }
         }
     }
     workshop.release();
