@@ -14,6 +14,7 @@ use support::{As, Cpr, PATIENCE, finish, wait_until};
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
 /// The job uses something that cannot be checkpointed.
+#[allow(dead_code)]
 const UNSUPPORTED: i32 = 69;
 
 /// Compiles `tests/victims/NAME.c` into the test's directory.

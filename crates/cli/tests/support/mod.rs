@@ -9,7 +9,12 @@
 //! Variables: `GRIDCPR_NO_SKIP=1` turns skips into failures, `GRIDCPR_SKIP_LOG=FILE` collects them,
 //! `GRIDCPR_KEEP=1` leaves the directories of failed tests behind.
 
-#![allow(dead_code, reason = "each test program uses its own part of this module")]
+#![allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "each test program uses its own part of this module"
+)]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
