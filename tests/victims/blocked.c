@@ -2,14 +2,28 @@
 #include "victim.h"
 #include <linux/futex.h>
 
+/* As libraries make their calls: the number is loaded right before. (libc's syscall() gets it as an argument.) */
+#define CALL4(number, a, b, c, d)                                                                             \
+    ({                                                                                                        \
+        long r_;                                                                                              \
+        register long d_ __asm__("r10") = (long)(d);                                                          \
+        register long e_ __asm__("r8") = 0;                                                                   \
+        register long f_ __asm__("r9") = 0xffffffff;                                                          \
+        __asm__ volatile("mov %1, %%eax; syscall" : "=a"(r_)                                                  \
+                         : "i"(number), "D"(a), "S"(b), "d"(c), "r"(d_), "r"(e_), "r"(f_)                     \
+                         : "rcx", "r11", "memory");                                                           \
+        errno = r_ < 0 ? -r_ : 0;                                                                             \
+        r_ < 0 ? -1 : r_;                                                                                     \
+    })
+
 static int reading[2], polling[2], selecting[2], epolled, listener, event;
 static atomic_int word, begun;
 static pid_t child;
 struct call { const char *name; long (*run)(void); atomic_int done; long result; int error; };
 
 static long call_read(void) { char c = 0; return syscall(SYS_read, reading[0], &c, 1) * 1000 + c; }
-static long call_poll(void) { struct pollfd p = {polling[0], POLLIN, 0}; return syscall(SYS_poll, &p, 1, -1) * 100 + p.revents; }
-static long call_poll_timed(void) { return syscall(SYS_poll, &(struct pollfd){polling[0], POLLIN, 0}, 1, 100000); }
+static long call_poll(void) { struct pollfd p = {polling[0], POLLIN, 0}; return CALL4(SYS_poll, &p, 1L, -1L, 0) * 100 + p.revents; }
+static long call_poll_timed(void) { struct pollfd p = {polling[0], POLLIN, 0}; return CALL4(SYS_poll, &p, 1L, 100000L, 0); }
 static long call_ppoll(void) {
     struct timespec limit = {100, 0};
     struct pollfd p = {polling[0], POLLIN, 0};
@@ -22,16 +36,16 @@ static long call_select(void) {
     struct timeval limit = {100, 0};
     return syscall(SYS_select, selecting[0] + 1, &set, NULL, NULL, &limit);
 }
-static long call_futex(void) { return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0); }
+static long call_futex(void) { return CALL4(SYS_futex, &word, (long)FUTEX_WAIT_PRIVATE, 0L, 0); }
 static long call_futex_timed(void) {
     struct timespec limit = {100, 0};
-    return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
+    return CALL4(SYS_futex, &word, (long)FUTEX_WAIT_PRIVATE, 0L, &limit);
 }
 static long call_futex_bitset(void) {
     struct timespec limit;
     clock_gettime(CLOCK_MONOTONIC, &limit);
     limit.tv_sec += 1000;
-    return syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 0, &limit, NULL, ~0u);
+    return CALL4(SYS_futex, &word, (long)FUTEX_WAIT_BITSET_PRIVATE, 0L, &limit);
 }
 static long call_epoll(void) { struct epoll_event e; return syscall(SYS_epoll_wait, epolled, &e, 1, -1) * 100 + e.data.u64; }
 static long call_epoll_timed(void) { struct epoll_event e; return syscall(SYS_epoll_pwait, epolled, &e, 1, 100000, NULL, 8); }
@@ -54,7 +68,8 @@ static long call_event(void) { uint64_t n = 0; return syscall(SYS_read, event, &
 /* Calls that end by themselves: they take the time they should. */
 static long call_nanosleep(void) {
     double start = now(CLOCK_MONOTONIC);
-    if (syscall(SYS_nanosleep, &(struct timespec){2, 0}, NULL) != 0) return -1;
+    struct timespec two = {2, 0};
+    if (CALL4(SYS_nanosleep, &two, 0L, 0L, 0) != 0) return -1;
     double took = now(CLOCK_MONOTONIC) - start;
     return took >= 2 ? 0 : -2;
 }
@@ -69,7 +84,7 @@ static long call_clock_nanosleep(void) {
 }
 static long call_poll_expires(void) {
     double start = now(CLOCK_MONOTONIC);
-    long n = syscall(SYS_poll, NULL, 0, 2000);
+    long n = CALL4(SYS_poll, 0L, 0L, 2000L, 0);
     return n != 0 ? n : now(CLOCK_MONOTONIC) - start >= 2 ? 0 : -2;
 }
 

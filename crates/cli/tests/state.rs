@@ -1,7 +1,8 @@
 //! Every kind of kernel state a process has survives a checkpoint, whether the job goes on or is restarted.
 //!
 //! The programs are in `tests/victims`, one for each kind; they check themselves. Each of them is run twice: one goes
-//! on after [`CHECKPOINTS`] checkpoints, the other is ended by a checkpoint and restarted, twice over.
+//! on after [`CHECKPOINTS`] checkpoints, the other goes on once, is
+//! ended by a checkpoint and restarted, twice over.
 
 mod support;
 
@@ -90,6 +91,7 @@ fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
 fn restarts(cpr: &Cpr, program: &Path, mode: &str) {
     let victim = Victim::start(cpr, program, "again", mode);
     for _ in 0..2 {
+        cpr.checkpoint(victim.job, &[]);
         cpr.checkpoint(victim.job, &["--stop"]);
         cpr.restart(victim.job);
     }
@@ -137,4 +139,15 @@ survive! {
     pipes;
     // LBNL-3.9.1.M10
     sockets;
+    // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
+    descriptors;
+    // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2
+    files;
+    // LBNL-2.2.4B.20, LBNL-3.9.8.8.3
+    locks;
+    // LBNL-2.2.4B.15, LBNL-2.2.4B.21, LBNL-2.2.4B.22, LBNL-3.9.1.M19, LBNL-3.9.8.5.1, LBNL-3.9.8.5.2, LBNL-3.9.10.6A.3,
+    // LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
+    memory;
+    // LBNL-2.2.4B.9, LBNL-3.9.1.M1
+    threads;
 }
