@@ -39,6 +39,8 @@ pub struct Thread {
     pub mask: u64,
     /// When it last went to sleep, on the scheduler's clock; read before it was woken by the stop.
     pub asleep_since: Option<u64>,
+    /// Kernel function it slept in before it was attached to (/proc/TID/wchan), if any.
+    pub asleep_in: Option<String>,
     /// It was made to run system calls for us, so registers and mask have to be put back.
     injected: bool,
     /// Its last stop was a system-call exit.
@@ -170,7 +172,7 @@ fn is_zombie(stat: &Stat) -> bool {
 /// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
 /// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
 pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
-    let mut seized: HashMap<i32, (i32, Tracee, Option<u64>)> = HashMap::new();
+    let mut seized: HashMap<i32, Seized> = HashMap::new();
     let mut order: Vec<i32> = Vec::new();
     // All threads are attached while they run, so that the stop itself is short.
     for pid in members(scope)? {
@@ -183,17 +185,17 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
         let few = pending.len() <= SLEEPERS;
         for tid in &pending {
-            if let Some((pid, tracee, asleep)) = seized.get_mut(tid) {
-                if few && let Ok(dir) = ProcDir::open_task(*pid, *tid) {
-                    *asleep = dir.sched_exec_start_ns().ok().flatten();
+            if let Some(thread) = seized.get_mut(tid) {
+                if few && let Ok(dir) = ProcDir::open_task(thread.pid, *tid) {
+                    thread.asleep_since = dir.sched_exec_start_ns().ok().flatten();
                 }
                 // ESRCH: it ended; the wait below tells.
-                let _ = tracee.interrupt();
+                let _ = thread.tracee.interrupt();
             }
         }
         let mut late: Vec<(i32, i32, Tracee)> = Vec::new();
         for tid in pending.drain(..) {
-            let Some((pid, tracee, _)) = seized.get(&tid).copied() else {
+            let Some(&Seized { pid, tracee, .. }) = seized.get(&tid) else {
                 continue;
             };
             let soon = deadline.min(Instant::now() + VFORK_PATIENCE);
@@ -248,13 +250,22 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     Ok(frozen)
 }
 
+/// A thread that is attached to.
+#[derive(Debug, Clone)]
+struct Seized {
+    pid: i32,
+    tracee: Tracee,
+    asleep_since: Option<u64>,
+    asleep_in: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Stopped {
     Here { group: Option<i32> },
     Gone,
 }
 
-fn seize_process(pid: i32, seized: &mut HashMap<i32, (i32, Tracee, Option<u64>)>, order: &mut Vec<i32>) -> Result<()> {
+fn seize_process(pid: i32, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>) -> Result<()> {
     let Ok(dir) = ProcDir::open(pid) else {
         return Ok(());
     };
@@ -273,7 +284,17 @@ fn seize_process(pid: i32, seized: &mut HashMap<i32, (i32, Tracee, Option<u64>)>
             }
             match Tracee::seize(tid, options) {
                 Ok(tracee) => {
-                    seized.insert(tid, (pid, tracee, None));
+                    let asleep_in = ProcDir::open_task(pid, tid)
+                        .and_then(|task| task.wchan())
+                        .ok()
+                        .flatten();
+                    let thread = Seized {
+                        pid,
+                        tracee,
+                        asleep_since: None,
+                        asleep_in,
+                    };
+                    seized.insert(tid, thread);
                     order.push(tid);
                     added = true;
                 }
@@ -395,7 +416,7 @@ fn run_on(tracee: Tracee) -> std::io::Result<()> {
 
 fn describe(
     pid: i32,
-    seized: &HashMap<i32, (i32, Tracee, Option<u64>)>,
+    seized: &HashMap<i32, Seized>,
     order: &[i32],
     stopped: &HashMap<i32, Stopped>,
 ) -> Result<Process> {
@@ -407,14 +428,20 @@ fn describe(
     let mut tids: Vec<i32> = order
         .iter()
         .copied()
-        .filter(|tid| seized.get(tid).is_some_and(|(owner, _, _)| *owner == pid))
+        .filter(|tid| seized.get(tid).is_some_and(|thread| thread.pid == pid))
         .collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
     for tid in tids {
         let Some(Stopped::Here { group }) = stopped.get(&tid) else {
             continue;
         };
-        let Some((_, tracee, asleep_since)) = seized.get(&tid).copied() else {
+        let Some(Seized {
+            tracee,
+            asleep_since,
+            asleep_in,
+            ..
+        }) = seized.get(&tid).cloned()
+        else {
             continue;
         };
         stopped_by = stopped_by.or(*group);
@@ -429,6 +456,7 @@ fn describe(
             registers,
             mask,
             asleep_since,
+            asleep_in,
             injected: false,
             in_syscall_exit: false,
             deferred: Deferred::default(),

@@ -436,10 +436,11 @@ fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
         memory
             .read(registers.program_counter().checked_sub(7)?, &mut code)
             .ok()?;
-        if code[0] != 0xb8 || code[5..] != [0x0f, 0x05] {
-            return None;
-        }
-        number = i64::from(u32::from_ne_bytes([code[1], code[2], code[3], code[4]]));
+        number = if code[0] == 0xb8 && code[5..] == [0x0f, 0x05] {
+            i64::from(u32::from_ne_bytes([code[1], code[2], code[3], code[4]]))
+        } else {
+            restarted_call(thread)?
+        };
     }
     let arguments = registers.syscall_arguments();
     let timespec = |address: u64| -> Option<u64> {
@@ -472,6 +473,23 @@ fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
     Some(TimedSleep {
         syscall: number,
         remaining_ns,
+    })
+}
+
+/// Which call `restart_syscall` stands for, by where the thread slept in the kernel: poll, futex and the two sleeps are
+/// all there are. Libraries that pass the number of the call in a register (musl, `syscall(3)`) leave no other trace.
+fn restarted_call(thread: &crate::freeze::Thread) -> Option<i64> {
+    /// Clock numbers are below this, pointers above it.
+    const CLOCKS: u64 = 4096;
+    let place = thread.asleep_in.as_deref()?;
+    Some(if place.contains("poll") {
+        libc::SYS_poll
+    } else if place.contains("futex") {
+        libc::SYS_futex
+    } else if thread.registers.syscall_arguments()[0] < CLOCKS {
+        libc::SYS_clock_nanosleep
+    } else {
+        libc::SYS_nanosleep
     })
 }
 

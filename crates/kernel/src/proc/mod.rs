@@ -192,6 +192,12 @@ impl ProcDir {
         }
     }
 
+    /// The kernel function the task sleeps in, from `wchan`; `None` for one that runs, or where it is kept secret.
+    pub fn wchan(&self) -> io::Result<Option<String>> {
+        let name = String::from_utf8_lossy(&self.read("wchan")?).into_owned();
+        Ok(Some(name).filter(|name| !name.is_empty() && name != "0"))
+    }
+
     fn label(&self, name: &str) -> String {
         format!("{}/{name}", self.path)
     }

@@ -465,12 +465,19 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
     }
     batch.call(libc::SYS_personality, &[process.personality.into()]);
     for timer in &process.interval_timers {
+        // A periodic timer whose signal is pending stands still until the signal is taken. Here it fires at once, into
+        // the same pending signal; all signals are blocked.
+        let value_us = if timer.which == libc::ITIMER_REAL && timer.value_us == 0 && timer.interval_us != 0 {
+            1
+        } else {
+            timer.value_us
+        };
         let mut raw = [0u8; 32];
         let words = [
             timer.interval_us / 1_000_000,
             timer.interval_us % 1_000_000,
-            timer.value_us / 1_000_000,
-            timer.value_us % 1_000_000,
+            value_us / 1_000_000,
+            value_us % 1_000_000,
         ];
         for (slot, word) in raw.chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_ne_bytes());
