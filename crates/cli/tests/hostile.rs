@@ -559,6 +559,29 @@ fn a_killed_checkpoint_does_not_hurt_the_job(test: &str, user: As) {
     lab.require_output(None);
 }
 
+/// A checkpoint into a pipe that nobody reads stops the job until the command ends; then the job goes on, though it was
+/// to end (LBNL-3.6.4.2 asks for its end only when the image is complete).
+fn a_checkpoint_nobody_waits_for_is_given_up(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    lab.count(&[], 1_000_000, 200);
+    let pid = lab.pid();
+    let before = maps(pid);
+    let (unread, pipe) = std::io::pipe().expect("a pipe can be made");
+    let mut command = lab.command(["checkpoint", "--stop", "-o", "-", JOB]);
+    command.stdin(Stdio::null()).stdout(pipe).stderr(Stdio::null());
+    let mut command = Killed(command.spawn().expect("a program can be started"));
+    wait_until(SOON, "the job is stopped", || disturbed(pid).is_some());
+    let lines = lab.lines();
+    command.kill();
+    require_undisturbed(pid);
+    lab.await_count(lines + 3);
+    assert_eq!(maps(pid), before);
+    drop(unread);
+    assert_eq!(lab.images(), Vec::<PathBuf>::new());
+    lab.run(["checkpoint", "--stop", JOB]).good();
+    assert_eq!(lab.images().len(), 1);
+}
+
 /// What a checkpoint that was killed before it could clean up has left is removed by the next.
 fn left_over_parts_are_removed(test: &str, user: As) {
     let Some(lab) = Lab::new(test, user) else {
@@ -1005,6 +1028,7 @@ macro_rules! as_everyone {
 as_everyone! {
     damaged_images_start_nothing
     a_killed_checkpoint_does_not_hurt_the_job
+    a_checkpoint_nobody_waits_for_is_given_up
     left_over_parts_are_removed
     a_killed_restart_leaves_nothing
     a_job_that_forks_without_end

@@ -5,8 +5,8 @@
 //! moment to begin tracking its writes, and, when nearly all its memory has been copied while it ran ([`crate::live`]),
 //! for the rest of its state. A job that is to end is stopped once, and all is copied then.
 //!
-//! While the job is stopped, page data go into memory (up to [`BUFFERED`]) and are hashed and written by a second
-//! thread; the job goes on when all is read, and the rest is written behind it. Only when the image is durable is the
+//! While the job is stopped, page data go into memory (up to [`crate::pipeline::BUFFERED`]) and are hashed and written
+//! by a second thread; the job goes on when all is read, and the rest is written behind it. Only when the image is durable is the
 //! job ended or signalled, where that was asked.
 //!
 //! # Crash consistency
@@ -14,12 +14,11 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Bytes, Checkpoint, Manifest, Uname};
-use cpr_image::{ImageSummary, ImageWriter, PendingImage};
+use cpr_image::{ImageWriter, PendingImage};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
@@ -32,14 +31,9 @@ use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
+use crate::pipeline::Pipeline;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::{Blocker, state};
-
-/// Page data buffered in memory while the job is stopped, bytes; beyond that the stop lasts as long as writing does.
-pub const BUFFERED: usize = 64 << 20;
-
-/// Size of one piece handed to the writing thread.
-const PIECE: usize = 1 << 20;
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +106,10 @@ pub enum Event {
     /// The image is complete and durable.
     Durable,
 }
+
+/// Is told of events; breaks when nobody waits for the checkpoint any more. It is then given up, unless the image has
+/// its name already.
+pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
 /// Names everything that would make a checkpoint of `pid` and its descendants fail, without stopping anything
 /// (a look at a running job: objects that come and go may be missed).
@@ -188,11 +186,11 @@ fn target(pid: i32) -> Result<Option<Target>> {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] naming everything that cannot be saved; [`ErrorKind::Denied`], [`ErrorKind::Gone`],
-/// [`ErrorKind::TimedOut`], [`ErrorKind::NoSpace`]. The job then runs on as before.
+/// [`ErrorKind::TimedOut`], [`ErrorKind::NoSpace`], [`ErrorKind::Cancelled`]. The job then runs on as before.
 pub fn checkpoint(
     request: &CheckpointRequest,
     destination: Destination,
-    events: &mut dyn FnMut(Event),
+    observer: &mut Observer<'_>,
 ) -> Result<CheckpointReport> {
     let begun = Instant::now();
     let scope = if request.own_pid_namespace {
@@ -206,9 +204,11 @@ pub fn checkpoint(
     blocked.retain(|blocker| blocker.object != "descriptors");
     refuse_blocked(blocked)?;
     let mut flags = FlagTable::default();
+    let mut expected = 0;
     for pid in freeze::members(scope)? {
         if let Ok(proc) = ProcDir::open(pid) {
             flags.add(&proc);
+            expected += proc.status().map_or(0, |status| status.rss_own_kib * 1024);
         }
     }
     let mut manifest = Manifest {
@@ -225,12 +225,12 @@ pub fn checkpoint(
         }
         Destination::Stream(file) => (None, file),
     };
-    let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?)?;
+    let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?, observer, expected)?;
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut copied = Vec::new();
     let mut first_stop_ns = 0;
     if request.after == After::Continue {
-        events(progress("copy"));
+        writer.enter("copy")?;
         let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
         let deadline = frozen.deadline();
         copied = live::track(&mut frozen, deadline);
@@ -239,7 +239,7 @@ pub fn checkpoint(
         live::copy_while_running(&mut copied, &mut writer)?;
         writer.drain()?;
     }
-    events(progress("stop"));
+    writer.enter("stop")?;
     let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
@@ -256,15 +256,16 @@ pub fn checkpoint(
     // The longest time without a step of the job.
     let freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
-    events(progress("write"));
+    writer.enter("write")?;
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
     let processes = manifest.processes.len();
-    let (mut stream, summary) = writer.finish(manifest)?;
+    let (mut stream, summary) = writer.finish(&manifest)?;
     match pending {
         Some(pending) => pending.publish(Some(owner))?,
         None => stream.flush().context(|| "write the image")?,
     }
-    events(Event::Durable);
+    // From here on the image is there, and what was asked is done to the end.
+    let _ = observer(Event::Durable);
     match request.after {
         After::Continue => {}
         After::Kill => frozen.kill()?,
@@ -288,14 +289,6 @@ pub fn checkpoint(
         processes,
         threads,
     })
-}
-
-fn progress(phase: &str) -> Event {
-    Event::Progress {
-        phase: phase.to_owned(),
-        done: 0,
-        total: 0,
-    }
 }
 
 /// One error that names everything that blocks.
@@ -453,121 +446,4 @@ fn machine(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What the writing thread gets.
-enum Piece {
-    /// Page data.
-    Data(Vec<u8>),
-    /// A request to tell when everything before it has been written.
-    Mark(SyncSender<()>),
-}
-
-/// Hands page data to a thread that hashes and writes them.
-struct Pipeline {
-    pieces: Option<SyncSender<Piece>>,
-    thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
-    piece: Vec<u8>,
-    next: u64,
-}
-
-impl Pipeline {
-    fn start(writer: ImageWriter<File>) -> Result<Self> {
-        let next = cpr_image::PAGE + writer.data_bytes();
-        let (sender, receiver) = sync_channel(BUFFERED / PIECE);
-        let thread = std::thread::Builder::new()
-            .name("cpr-write".to_owned())
-            .spawn(move || write_pieces(writer, &receiver))
-            .context(|| "start the writing thread")?;
-        Ok(Pipeline {
-            pieces: Some(sender),
-            thread: Some(thread),
-            piece: Vec::with_capacity(PIECE),
-            next,
-        })
-    }
-
-    fn send(&mut self) -> Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
-        let sent = self
-            .pieces
-            .as_ref()
-            .is_some_and(|pieces| pieces.send(Piece::Data(piece)).is_ok());
-        // The thread ends early only when it failed.
-        if sent { Ok(()) } else { self.join().map(drop) }
-    }
-
-    /// Waits until everything so far has been written, so that all room is free when the job is stopped.
-    fn drain(&mut self) -> Result<()> {
-        self.send()?;
-        let (done, wait) = sync_channel(1);
-        let sent = self
-            .pieces
-            .as_ref()
-            .is_some_and(|pieces| pieces.send(Piece::Mark(done)).is_ok());
-        if sent && wait.recv().is_ok() {
-            Ok(())
-        } else {
-            self.join().map(drop)
-        }
-    }
-
-    fn join(&mut self) -> Result<Option<ImageWriter<File>>> {
-        self.pieces = None;
-        let Some(thread) = self.thread.take() else {
-            return Err(Error::new(ErrorKind::Internal, "the writing thread has ended"));
-        };
-        match thread.join() {
-            Ok(result) => result.map(Some),
-            Err(_) => Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
-        }
-    }
-
-    fn finish(mut self, manifest: Manifest) -> Result<(File, ImageSummary)> {
-        self.send()?;
-        let writer = self.join()?;
-        let writer = writer.ok_or_else(|| Error::new(ErrorKind::Internal, "the image writer is gone"))?;
-        writer.finish(&manifest)
-    }
-}
-
-fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Piece>) -> Result<ImageWriter<File>> {
-    for piece in pieces {
-        match piece {
-            Piece::Data(data) => drop(writer.append(&data)?),
-            // Who asked may have given up.
-            Piece::Mark(done) => drop(done.send(())),
-        }
-    }
-    Ok(writer)
-}
-
-impl PageSink for Pipeline {
-    fn append(&mut self, pages: &[u8]) -> Result<u64> {
-        let offset = self.next;
-        self.next += pages.len() as u64;
-        let mut rest = pages;
-        while !rest.is_empty() {
-            let room = PIECE - self.piece.len();
-            let (now, later) = rest.split_at(room.min(rest.len()));
-            self.piece.extend_from_slice(now);
-            rest = later;
-            if self.piece.len() == PIECE {
-                self.send()?;
-            }
-        }
-        Ok(offset)
-    }
-}
-
-impl Drop for Pipeline {
-    fn drop(&mut self) {
-        // On failure the image is given up; the thread ends because nothing more can come.
-        if self.thread.is_some() {
-            let _ = self.join();
-        }
-    }
 }

@@ -13,11 +13,12 @@ mod freeze;
 mod live;
 mod mapped;
 mod memory;
+mod pipeline;
 mod restart;
 mod sink;
 mod state;
 
-pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, check, checkpoint};
+pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};
 

@@ -1,8 +1,9 @@
 //! The process that runs the engine on a job: a fork in a session of its own, inside the job's namespaces.
 //!
 //! It is not the command the user sees, so that Ctrl-C there or its death cannot leave a job half stopped: the worker
-//! finishes what it has begun and puts everything back in order.
+//! sees that nobody listens any more and puts everything back in order.
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cpr_kernel::namespace;
@@ -11,7 +12,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Blocker, CheckpointReport, Event};
+use crate::engine::{Blocker, CheckpointReport, Event, Observer};
 use crate::target::Target;
 use crate::wire::{Receiver, WireError, send};
 
@@ -66,13 +67,17 @@ fn plan(target: &Target) -> Result<Namespaces> {
 
 impl Worker {
     /// Starts a worker in the PID and mount namespaces of `target`; there it runs `work`, and tells its result.
-    pub(crate) fn start(
-        target: &Target,
-        work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<Message>,
-    ) -> Result<Worker> {
+    pub(crate) fn start(target: &Target, work: impl FnOnce(&mut Observer<'_>) -> Result<Message>) -> Result<Worker> {
         let journey = plan(target)?;
         let (read, write) = crate::wire::pipe()?;
+        // A front that is slow or stopped must not hold up a worker that holds up a job.
+        rustix::io::ioctl_fionbio(&write, true)
+            .map_err(std::io::Error::from)
+            .context(|| "set up the pipe to the worker")?;
+        let mut read = Some(read);
         let child = spawn::fork(Namespaces::NONE, || {
+            // Else nobody would see that the front is gone.
+            drop(read.take());
             let result = travel(target, journey, &write, work);
             if let Err(error) = result {
                 report(write.as_fd(), &Message::Failed(WireError::from(&error)));
@@ -81,6 +86,7 @@ impl Worker {
         })
         .context(|| "fork a worker")?;
         drop(write);
+        let read = read.ok_or_else(|| crate::wire::internal("the pipe to the worker is gone"))?;
         let reports = Receiver::new(read).context(|| "listen to the worker")?;
         Ok(Worker { child, reports })
     }
@@ -96,16 +102,29 @@ impl Worker {
     }
 }
 
-/// A front that has gone away does not keep the worker from finishing.
+/// The last word. A front that has gone away does not keep the worker from finishing.
 fn report(to: BorrowedFd<'_>, message: &Message) {
     let _ = send(to, message);
+}
+
+/// Tells of an event, or skips it when the front is behind (such a line is written whole or not at all). Breaks when
+/// there is no front any more.
+fn observe(to: BorrowedFd<'_>, event: Event) -> ControlFlow<()> {
+    let Ok(mut line) = serde_json::to_vec(&Message::Event(event)) else {
+        return ControlFlow::Continue(());
+    };
+    line.push(b'\n');
+    match rustix::io::write(to, &line) {
+        Err(rustix::io::Errno::PIPE) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    }
 }
 
 fn travel(
     target: &Target,
     journey: Namespaces,
     write: &OwnedFd,
-    work: impl FnOnce(&mut dyn FnMut(Event)) -> Result<Message>,
+    work: impl FnOnce(&mut Observer<'_>) -> Result<Message>,
 ) -> Result<()> {
     rustix::process::setsid()
         .map_err(std::io::Error::from)
@@ -115,7 +134,7 @@ fn travel(
     // A name only helps whoever lists processes.
     let _ = rustix::thread::set_name(c"cpr-worker");
     let work = move || {
-        let result = work(&mut |event| report(write.as_fd(), &Message::Event(event)));
+        let result = work(&mut |event| observe(write.as_fd(), event));
         let message = result.unwrap_or_else(|error| Message::Failed(WireError::from(&error)));
         report(write.as_fd(), &message);
     };

@@ -39,6 +39,8 @@ pub struct Status {
     pub ns_sid: Vec<i32>,
     /// Peak resident size in KiB; 0 without an address space.
     pub vm_hwm_kib: u64,
+    /// Resident memory that is no file's, KiB (`RssAnon` and `RssShmem`).
+    pub rss_own_kib: u64,
     /// Locked memory in KiB; 0 without an address space.
     pub vm_lck_kib: u64,
     /// Number of threads of the process.
@@ -90,6 +92,7 @@ pub fn parse(file: &str, text: &[u8]) -> io::Result<Status> {
         ns_pgid: Vec::new(),
         ns_sid: Vec::new(),
         vm_hwm_kib: 0,
+        rss_own_kib: 0,
         vm_lck_kib: 0,
         threads: 0,
         sig_pending: 0,
@@ -158,6 +161,9 @@ pub fn parse(file: &str, text: &[u8]) -> io::Result<Status> {
             b"NSpgid" => found.ns_pgid = list(at, value, "NSpgid")?,
             b"NSsid" => found.ns_sid = list(at, value, "NSsid")?,
             b"VmHWM" => found.vm_hwm_kib = at.decimal(first, "VmHWM")?,
+            b"RssAnon" | b"RssShmem" => {
+                found.rss_own_kib = found.rss_own_kib.saturating_add(at.decimal(first, "Rss")?);
+            }
             b"VmLck" => found.vm_lck_kib = at.decimal(first, "VmLck")?,
             b"Threads" => found.threads = at.decimal(value, "Threads")?,
             b"SigPnd" => found.sig_pending = mask(at, value, "SigPnd")?,

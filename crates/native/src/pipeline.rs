@@ -1,0 +1,188 @@
+//! The way of page data from the job to the image: read by one thread, hashed and written by another.
+//!
+//! Between them is room for [`BUFFERED`] bytes, so that a stopped job waits for its memory to be read and not for a
+//! disk. Nothing here waits for longer than [`PATIENCE`] without asking whether anybody still wants the image: a reader
+//! at the other end of a pipe may never come back.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cpr_image::model::Manifest;
+use cpr_image::{ImageSummary, ImageWriter};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::checkpoint::{Event, Observer};
+use crate::sink::PageSink;
+
+/// Page data buffered in memory while the job is stopped, bytes; beyond that the stop lasts as long as writing does.
+pub const BUFFERED: usize = 64 << 20;
+
+/// Size of one piece handed to the writing thread.
+const PIECE: usize = 1 << 20;
+
+/// Page data between two reports of progress, bytes.
+const STEP: u64 = 16 << 20;
+
+/// How long is waited for the writing thread before the observer is asked again.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Hands page data to a thread that hashes and writes them, and tells the observer how far it is.
+pub struct Pipeline<'a, 'b> {
+    /// Never holds more than [`BUFFERED`]: every piece takes a receipt first.
+    pieces: Option<Sender<Vec<u8>>>,
+    receipts: Receiver<()>,
+    /// Pieces sent for which no receipt was taken.
+    under_way: usize,
+    thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
+    piece: Vec<u8>,
+    next: u64,
+    observer: &'a mut Observer<'b>,
+    phase: &'static str,
+    done: u64,
+    told: u64,
+    expected: u64,
+}
+
+impl<'a, 'b> Pipeline<'a, 'b> {
+    /// Starts the writing thread. About `expected` bytes of page data will come.
+    pub fn start(writer: ImageWriter<File>, observer: &'a mut Observer<'b>, expected: u64) -> Result<Self> {
+        let next = cpr_image::PAGE + writer.data_bytes();
+        let (pieces, incoming) = channel();
+        let (written, receipts) = channel();
+        let thread = std::thread::Builder::new()
+            .name("cpr-write".to_owned())
+            .spawn(move || write_pieces(writer, &incoming, &written))
+            .context(|| "start the writing thread")?;
+        Ok(Pipeline {
+            pieces: Some(pieces),
+            receipts,
+            under_way: 0,
+            thread: Some(thread),
+            piece: Vec::with_capacity(PIECE),
+            next,
+            observer,
+            phase: "",
+            done: 0,
+            told: 0,
+            expected,
+        })
+    }
+
+    /// Begins a phase, as the observer is told.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] when nobody waits for the image any more.
+    pub fn enter(&mut self, phase: &'static str) -> Result<()> {
+        self.phase = phase;
+        self.tell()
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        self.told = self.done;
+        let event = Event::Progress {
+            phase: self.phase.to_owned(),
+            done: self.done,
+            total: self.expected.max(self.done),
+        };
+        match (self.observer)(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::new(
+                ErrorKind::Cancelled,
+                "the command that asked for the checkpoint has ended",
+            )),
+        }
+    }
+
+    /// Waits until at most `allowed` pieces are under way.
+    fn settle(&mut self, allowed: usize) -> Result<()> {
+        while self.under_way > allowed {
+            match self.receipts.recv_timeout(PATIENCE) {
+                Ok(()) => self.under_way -= 1,
+                Err(RecvTimeoutError::Timeout) => self.tell()?,
+                // The thread ends early only when it failed.
+                Err(RecvTimeoutError::Disconnected) => return self.join().map(drop),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        self.settle(BUFFERED / PIECE - 1)?;
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        self.under_way += 1;
+        let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
+        if sent { Ok(()) } else { self.join().map(drop) }
+    }
+
+    /// Waits until everything so far has been written, so that all room is free when the job is stopped.
+    pub fn drain(&mut self) -> Result<()> {
+        self.send()?;
+        self.settle(0)
+    }
+
+    fn join(&mut self) -> Result<ImageWriter<File>> {
+        self.pieces = None;
+        let Some(thread) = self.thread.take() else {
+            return Err(Error::new(ErrorKind::Internal, "the writing thread has ended"));
+        };
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
+        }
+    }
+
+    /// Writes the rest and the manifest, and makes the image durable. It has no name yet.
+    ///
+    /// # Errors
+    /// The image cannot be written, or nobody waits for it any more.
+    pub fn finish(mut self, manifest: &Manifest) -> Result<(File, ImageSummary)> {
+        self.drain()?;
+        let done = self.join()?.finish(manifest)?;
+        self.enter("name")?;
+        Ok(done)
+    }
+}
+
+fn write_pieces(
+    mut writer: ImageWriter<File>,
+    pieces: &Receiver<Vec<u8>>,
+    written: &Sender<()>,
+) -> Result<ImageWriter<File>> {
+    for piece in pieces {
+        writer.append(&piece)?;
+        // Who asked may have given up.
+        let _ = written.send(());
+    }
+    Ok(writer)
+}
+
+impl PageSink for Pipeline<'_, '_> {
+    fn append(&mut self, pages: &[u8]) -> Result<u64> {
+        let offset = self.next;
+        self.next += pages.len() as u64;
+        let mut rest = pages;
+        while !rest.is_empty() {
+            let room = PIECE - self.piece.len();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.piece.extend_from_slice(now);
+            rest = later;
+            if self.piece.len() == PIECE {
+                self.send()?;
+            }
+        }
+        self.done += pages.len() as u64;
+        if self.done - self.told >= STEP {
+            self.tell()?;
+        }
+        Ok(offset)
+    }
+}
+
+// Dropped before its end, as on failure, the pipeline lets the writing thread be: it may hang in a write to a pipe that
+// nobody reads, and it ends by itself when it finds no more pieces.
