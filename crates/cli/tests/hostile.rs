@@ -582,6 +582,25 @@ fn a_checkpoint_nobody_waits_for_is_given_up(test: &str, user: As) {
     assert_eq!(lab.images().len(), 1);
 }
 
+/// A job is more than its first process: what a daemon leaves behind is checkpointed and restarted.
+fn a_daemon_outlives_its_starter(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    let script = format!("setsid {PYTHON} count.py 1000000 0 </dev/null >/dev/null 2>&1 & exit 3");
+    lab.start(&[], &["bash", "-c", &script]);
+    lab.await_count(5);
+    wait_until(SOON, "the starter has ended", || {
+        fs::read_to_string(format!("/proc/{}/comm", lab.pid())).is_ok_and(|name| name.trim() == "python3")
+    });
+    lab.run(["checkpoint", JOB]).good();
+    lab.require_progress();
+    lab.run(["checkpoint", "--stop", JOB]).good();
+    lab.require_nothing_left("after the checkpoint");
+    lab.run(["restart", "-d", JOB]).good();
+    lab.require_progress();
+    lab.run(["kill", "--signal", "KILL", JOB]).good();
+    lab.require_output(None);
+}
+
 /// What a checkpoint that was killed before it could clean up has left is removed by the next.
 fn left_over_parts_are_removed(test: &str, user: As) {
     let Some(lab) = Lab::new(test, user) else {
@@ -1029,6 +1048,7 @@ as_everyone! {
     damaged_images_start_nothing
     a_killed_checkpoint_does_not_hurt_the_job
     a_checkpoint_nobody_waits_for_is_given_up
+    a_daemon_outlives_its_starter
     left_over_parts_are_removed
     a_killed_restart_leaves_nothing
     a_job_that_forks_without_end

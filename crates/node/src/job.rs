@@ -306,7 +306,8 @@ impl Job {
         }
     }
 
-    /// The root process, found here and verified.
+    /// The root process, found here and verified; when that has ended before the rest of the job, as of a daemon, the
+    /// oldest of the processes that init has adopted.
     pub(crate) fn root_target(&self, state: &State) -> Result<Target> {
         let gone = || {
             Error::new(
@@ -315,19 +316,25 @@ impl Job {
             )
         };
         let inner = state.root.ok_or_else(gone)?;
-        if state.exit.is_some() {
-            return Err(gone());
-        }
+        let ended = state.exit.is_some();
         let Some(init) = state.init else {
+            if ended {
+                return Err(gone());
+            }
             return Target::open_same(state.root_here.ok_or_else(gone)?).map_err(|_| gone());
         };
         let held = Target::open_same(init)?;
         let find = || -> Result<Option<i32>> {
-            let members = target::members(init.pid)?;
-            Ok(members
-                .iter()
-                .find(|m| m.inner == inner && m.pid != init.pid)
-                .map(|m| m.pid))
+            let mut members = target::members(init.pid)?;
+            members.retain(|m| m.pid != init.pid);
+            let wanted = |m: &&target::Member| {
+                if ended {
+                    target::parent(m.pid) == Some(init.pid) && target::state(m.pid).is_ok_and(|s| s != 'Z')
+                } else {
+                    m.inner == inner
+                }
+            };
+            Ok(members.iter().find(wanted).map(|m| m.pid))
         };
         let pid = find()?.ok_or_else(gone)?;
         let target = Target::open(pid)?;

@@ -164,6 +164,11 @@ pub(crate) fn all_pids() -> Result<Vec<i32>> {
         .collect())
 }
 
+/// The parent of the process `pid`.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    status_line(pid, "PPid").ok().flatten()?.parse().ok()
+}
+
 /// A process of a PID namespace seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member {
