@@ -1,16 +1,14 @@
 //! Every kind of kernel state a process has survives a checkpoint, whether the job goes on or is restarted.
 //!
 //! The programs are in `tests/victims`, one for each kind; they check themselves. Each of them is run twice: one goes
-//! on after [`CHECKPOINTS`] checkpoints, the other goes on once, is
-//! ended by a checkpoint and restarted, twice over.
+//! on after [`CHECKPOINTS`] checkpoints, the other goes on once, is ended by a checkpoint and restarted, twice over.
 
 mod support;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use support::{As, Cpr, PATIENCE, finish, wait_until};
+use support::victim::{Victim, compile};
+use support::{As, Cpr};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
@@ -18,70 +16,8 @@ const CHECKPOINTS: usize = 5;
 #[allow(dead_code)]
 const UNSUPPORTED: i32 = 69;
 
-/// Compiles `tests/victims/NAME.c` into the test's directory.
-fn compile(cpr: &Cpr, name: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/victims")
-        .join(name)
-        .with_extension("c");
-    let program = cpr.work.join(name);
-    let mut command = Command::new("cc");
-    command.args([
-        "-std=gnu11",
-        "-O1",
-        "-g",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-pthread",
-        "-o",
-    ]);
-    command.arg(&program).arg(source);
-    finish(&cpr.work, command, PATIENCE).good();
-    cpr.give(&program);
-    program
-}
-
-/// A job of a victim.
-struct Victim<'a> {
-    cpr: &'a Cpr,
-    job: &'static str,
-    go: PathBuf,
-}
-
-impl<'a> Victim<'a> {
-    /// Starts a victim and waits until its state is set up.
-    fn start(cpr: &'a Cpr, program: &Path, job: &'static str, mode: &str) -> Victim<'a> {
-        let go = cpr.work.join(format!("go-{job}"));
-        cpr.run_detached(job, &[], &[program.as_os_str(), go.as_os_str(), mode.as_ref()]);
-        let victim = Victim { cpr, job, go };
-        wait_until(PATIENCE, "the victim is ready", || {
-            let said = victim.said();
-            assert!(!said.contains("FAIL"), "{job}: {said}");
-            said.contains("READY")
-        });
-        victim
-    }
-
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&self.cpr.logs(self.job)).into_owned()
-    }
-
-    /// Has the victim check itself.
-    fn check(&self) {
-        fs::write(&self.go, "").expect("the test's directory can be written");
-        let code = self.cpr.wait(self.job);
-        let said = self.said();
-        assert!(
-            code == 0 && said == "READY\nOK\n",
-            "{} ended with {code}: {said}",
-            self.job
-        );
-    }
-}
-
 fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
-    let victim = Victim::start(cpr, program, "on", mode);
+    let victim = Victim::start(cpr, program, "on", &[mode]);
     for _ in 0..CHECKPOINTS {
         cpr.checkpoint(victim.job, &[]);
     }
@@ -89,7 +25,7 @@ fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
 }
 
 fn restarts(cpr: &Cpr, program: &Path, mode: &str) {
-    let victim = Victim::start(cpr, program, "again", mode);
+    let victim = Victim::start(cpr, program, "again", &[mode]);
     for _ in 0..2 {
         cpr.checkpoint(victim.job, &[]);
         cpr.checkpoint(victim.job, &["--stop"]);

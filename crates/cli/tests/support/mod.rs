@@ -16,6 +16,8 @@
     reason = "each test program uses its own part of this module"
 )]
 
+pub mod victim;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

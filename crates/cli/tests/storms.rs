@@ -1,0 +1,101 @@
+//! Jobs that do much at once, jobs that have much of one kind, and a job that is checkpointed very often.
+//!
+//! `GRIDCPR_SLOW=1` makes them larger and longer.
+
+mod support;
+
+use std::fs;
+
+use support::victim::{Victim, compile};
+use support::{As, Cpr};
+
+fn slow() -> bool {
+    std::env::var_os("GRIDCPR_SLOW").is_some()
+}
+
+/// A busy job goes on after twenty checkpoints and is restarted five times.
+fn storm(test: &str, user: As, mode: &str) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "storm");
+    let victim = Victim::start(&cpr, &program, "storm", &[mode]);
+    for _ in 0..5 {
+        for _ in 0..if slow() { 40 } else { 4 } {
+            cpr.checkpoint(victim.job, &[]);
+        }
+        cpr.checkpoint(victim.job, &["--stop"]);
+        cpr.restart(victim.job);
+    }
+    victim.check();
+}
+
+/// A large job goes on after a checkpoint, and is restarted.
+fn large(test: &str, user: As, mode: &str, count: u32) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "storm");
+    let victim = Victim::start(&cpr, &program, "large", &[mode, &count.to_string()]);
+    cpr.checkpoint(victim.job, &[]);
+    cpr.checkpoint(victim.job, &["--stop"]);
+    cpr.restart(victim.job);
+    cpr.checkpoint(victim.job, &[]);
+    victim.check();
+}
+
+macro_rules! as_everyone {
+    ($($name:ident => $body:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn as_root() {
+                let body: fn(&str, As) = $body;
+                body(concat!(stringify!($name), "::as_root"), As::Root);
+            }
+
+            #[test]
+            fn as_user() {
+                let body: fn(&str, As) = $body;
+                body(concat!(stringify!($name), "::as_user"), As::User);
+            }
+        }
+    )*};
+}
+
+as_everyone! {
+    signals => |test, user| storm(test, user, "signals");
+    mappings => |test, user| storm(test, user, "mappings");
+    openings => |test, user| storm(test, user, "openings");
+    many_processes => |test, user| large(test, user, "many processes", if slow() { 1000 } else { 200 });
+    many_threads => |test, user| large(test, user, "many threads", 1000);
+    many_mappings => |test, user| large(test, user, "many mappings", 20_000);
+    many_descriptors => |test, user| large(test, user, "many descriptors", 5000);
+    very_often => very_often;
+}
+
+/// Nothing is left in the job, nor in its supervisor, by a checkpoint, however many there are.
+fn very_often(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "pipes");
+    let victim = Victim::start(&cpr, &program, "often", &[]);
+    let held = || -> Vec<String> {
+        let state = fs::read_to_string(cpr.state_dir.join("jobs/often/state.json")).expect("the job has a state");
+        let state: serde_json::Value = serde_json::from_str(&state).expect("the state is JSON");
+        let mut held = Vec::new();
+        for who in ["supervisor", "init"] {
+            let pid = state[who]["pid"].as_i64().expect("it lives");
+            let count = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
+            let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
+            held.push(format!("{who}: {count} descriptors, {} mappings", maps.lines().count()));
+        }
+        held
+    };
+    let command = |times: usize| {
+        for _ in 0..times {
+            cpr.checkpoint(victim.job, &[]);
+        }
+    };
+    command(10);
+    let before = held();
+    command(if slow() { 990 } else { 190 });
+    assert_eq!(held(), before);
+    victim.check();
+}

@@ -1,0 +1,183 @@
+/* Much of one kind of thing, or one kind of thing over and over, until it is time to look whether all is right. */
+#include "victim.h"
+
+static int over(void) { return access(go, F_OK) == 0; }
+
+/* Signals with numbers go to and fro; none may be lost, doubled or out of order. */
+static volatile sig_atomic_t last;
+static void count(int signal, siginfo_t *info, void *context) {
+    (void)signal, (void)context;
+    if (info->si_value.sival_int != last + 1) fail(__LINE__, "signal %d after %d", info->si_value.sival_int, (int)last);
+    last++;
+}
+static void signals(void) {
+    struct sigaction action = {.sa_sigaction = count, .sa_flags = SA_SIGINFO | SA_RESTART};
+    CHECK(sigaction(SIGRTMIN, &action, NULL) == 0);
+    sigset_t block, before;
+    sigemptyset(&block);
+    sigaddset(&block, SIGRTMIN);
+    CHECK(sigprocmask(SIG_BLOCK, &block, &before) == 0);
+    pid_t other = fork();
+    CHECK(other >= 0);
+    int first = other != 0;
+    if (!first) other = getppid();
+    else CHECK(write(1, "READY\n", 6) == 6);
+    for (int number = 1;; number++) {
+        if (first) {
+            int stop = number % 2 == 0 && over();
+            CHECK(sigqueue(other, SIGRTMIN, (union sigval){.sival_int = stop ? -1 : number}) == 0);
+            if (stop) break;
+        }
+        if (number % 2) {
+            /* By a handler. */
+            while (last < number) sigsuspend(&before);
+        } else {
+            siginfo_t info;
+            int got;
+            while ((got = sigwaitinfo(&block, &info)) < 0) CHECK(errno == EINTR);
+            if (!first && info.si_value.sival_int == -1) _exit(9);
+            if (info.si_value.sival_int != number) fail(__LINE__, "signal %d, should be %d", info.si_value.sival_int, number);
+            last = number;
+        }
+        if (!first) CHECK(sigqueue(other, SIGRTMIN, (union sigval){.sival_int = number}) == 0);
+    }
+    int status;
+    CHECK(waitpid(other, &status, 0) == other);
+    SAME(status, 9 << 8);
+}
+
+/* Mappings come, change and go. */
+static void mappings(void) {
+    CHECK(write(1, "READY\n", 6) == 6);
+    enum { SLOTS = 64 };
+    static struct { unsigned char *at; size_t pages; unsigned char value; } slots[SLOTS];
+    unsigned random = 1;
+    for (unsigned round = 0; round % 256 || !over(); round++) {
+        random = random * 1103515245 + 12345;
+        int slot = random >> 16 & (SLOTS - 1);
+        if (slots[slot].at) {
+            for (size_t page = 0; page < slots[slot].pages; page++) {
+                SAME(slots[slot].at[page * 4096], slots[slot].value);
+                SAME(slots[slot].at[page * 4096 + 4095], slots[slot].value);
+            }
+            CHECK(munmap(slots[slot].at, slots[slot].pages * 4096) == 0);
+            slots[slot].at = NULL;
+            continue;
+        }
+        size_t pages = 1 + (random >> 24 & 31);
+        int flags = MAP_ANONYMOUS | (random & 64 ? MAP_SHARED : MAP_PRIVATE);
+        unsigned char *at = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, flags, -1, 0);
+        CHECK(at != MAP_FAILED);
+        memset(at, slot + 1, pages * 4096);
+        CHECK(mprotect(at, (pages + 1) / 2 * 4096, PROT_READ) == 0);
+        slots[slot].at = at, slots[slot].pages = pages, slots[slot].value = slot + 1;
+    }
+}
+
+/* Descriptors come and go; what is written to a pipe comes out of it. */
+static void openings(void) {
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (unsigned round = 0; round % 64 || !over(); round++) {
+        int ends[2], copy, file;
+        unsigned got = 0;
+        CHECK(pipe2(ends, round & 1 ? O_CLOEXEC : 0) == 0);
+        CHECK(write(ends[1], &round, sizeof round) == sizeof round);
+        CHECK((copy = dup(ends[0])) >= 0 && close(ends[0]) == 0);
+        CHECK((file = memfd_create("storm", 0)) >= 0);
+        CHECK(write(file, &round, sizeof round) == sizeof round);
+        CHECK(read(copy, &got, sizeof got) == sizeof got && got == round);
+        CHECK(pread(file, &got, sizeof got, 0) == sizeof got && got == round);
+        CHECK(close(copy) == 0 && close(ends[1]) == 0 && close(file) == 0);
+    }
+}
+
+static void many_processes(int count) {
+    pid_t *pids = calloc(count, sizeof *pids);
+    for (int i = 0; i < count; i++) {
+        pids[i] = fork();
+        CHECK(pids[i] >= 0);
+        if (pids[i] == 0) {
+            pid_t own = getpid();
+            wait_for_go();
+            _exit(getpid() == own ? i % 100 : 101);
+        }
+    }
+    ready();
+    for (int i = 0; i < count; i++) {
+        int status;
+        CHECK(waitpid(pids[i], &status, 0) == pids[i]);
+        SAME(status, i % 100 << 8);
+    }
+}
+
+static __thread long mine;
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+static void *waits(void *number) {
+    mine = (long)number;
+    pid_t tid = syscall(SYS_gettid);
+    pthread_mutex_lock(&gate);
+    pthread_mutex_unlock(&gate);
+    return (void *)(tid == syscall(SYS_gettid) ? mine * 3 : -1);
+}
+static void many_threads(int count) {
+    pthread_t *threads = calloc(count, sizeof *threads);
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 64 * 1024);
+    pthread_mutex_lock(&gate);
+    for (long i = 0; i < count; i++) CHECK(pthread_create(&threads[i], &small, waits, (void *)i) == 0);
+    ready();
+    pthread_mutex_unlock(&gate);
+    for (long i = 0; i < count; i++) {
+        void *result;
+        CHECK(pthread_join(threads[i], &result) == 0);
+        SAME((long)result, i * 3);
+    }
+}
+
+static void many_mappings(int count) {
+    uint32_t **pages = calloc(count, sizeof *pages);
+    for (int i = 0; i < count; i++) {
+        /* Every second page has another protection, so that none are joined. */
+        pages[i] = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(pages[i] != MAP_FAILED);
+        *pages[i] = i;
+        if (i % 2) CHECK(mprotect(pages[i], 4096, PROT_READ) == 0);
+    }
+    ready();
+    for (int i = 0; i < count; i++) {
+        SAME(*pages[i], i);
+        if (i % 2 == 0) *pages[i] = 0;
+    }
+}
+
+static void many_descriptors(int count) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = limit.rlim_max;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_cur < (rlim_t)count + 10) count = limit.rlim_cur - 10;
+    int *fds = calloc(count, sizeof *fds);
+    char name[64];
+    for (int i = 0; i < count; i++) {
+        snprintf(name, sizeof name, "many-%d", i % 100);
+        CHECK((fds[i] = open(name, O_RDWR | O_CREAT, 0600)) >= 0);
+        CHECK(lseek(fds[i], i, SEEK_SET) == i);
+    }
+    ready();
+    for (int i = 0; i < count; i++) SAME(lseek(fds[i], 0, SEEK_CUR), i);
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    int count = argc > 3 ? atoi(argv[3]) : 0;
+    if (!strcmp(mode, "signals")) signals();
+    else if (!strcmp(mode, "mappings")) mappings();
+    else if (!strcmp(mode, "openings")) openings();
+    else if (!strcmp(mode, "many processes")) many_processes(count);
+    else if (!strcmp(mode, "many threads")) many_threads(count);
+    else if (!strcmp(mode, "many mappings")) many_mappings(count);
+    else if (!strcmp(mode, "many descriptors")) many_descriptors(count);
+    else fail(__LINE__, "no such mode: %s", mode);
+    ok();
+}
