@@ -1,0 +1,228 @@
+//! Nobody gains anything by a checkpoint or a restart: not by programs with privileges, not by edited images, not by
+//! names that lead elsewhere. `docs/security.md` says which threat each test is about.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cpr_image::model::{Manifest, Object};
+use cpr_image::{Image, ImageWriter, PendingImage};
+use support::{As, Cpr, PATIENCE, am_root, finish, skip, wait_until};
+
+/// `Denied` of docs/exit-codes.md.
+const DENIED: i32 = 77;
+/// `Incompatible`.
+const INCOMPATIBLE: i32 = 78;
+/// The user of `As::User`.
+const USER: u32 = 65534;
+const PYTHON: &str = "/usr/bin/python3";
+/// Counts into the file `out`, five milliseconds a line.
+const COUNT: &str = "import time\nwith open('out', 'w', buffering=1) as out:\n n = 0\n while True:\n  n += 1\n  \
+                     out.write('%d\\n' % n)\n  time.sleep(0.005)\n";
+
+/// A child that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn lines(cpr: &Cpr) -> usize {
+    fs::read(cpr.work.join("out")).map_or(0, |bytes| bytes.split(|b| *b == b'\n').count())
+}
+
+fn await_progress(cpr: &Cpr) {
+    let before = lines(cpr);
+    wait_until(PATIENCE, "the job goes on", || lines(cpr) > before + 2);
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
+}
+
+/// An image of a counting job of `cpr`, which has ended.
+fn stopped_image(cpr: &Cpr) -> PathBuf {
+    cpr.run_detached("count", &[], &[PYTHON, "-c", COUNT]);
+    await_progress(cpr);
+    let image = cpr.work.join("count.cpr");
+    cpr.cpr(["checkpoint", "--stop", "-o", text(&image), "count"]).good();
+    image
+}
+
+/// The same image after `edit`, sealed again, belonging to `USER`.
+fn edited(from: &Path, edit: impl FnOnce(&mut Manifest)) -> PathBuf {
+    let image = Image::open(from).expect("the image is good");
+    let mut manifest = image.manifest().clone();
+    edit(&mut manifest);
+    let path = from.with_file_name("edited.cpr");
+    let pending = PendingImage::create(&path).expect("the directory can be written");
+    let mut writer = ImageWriter::new(&pending, "x86_64").expect("the image can be written");
+    let mut page = vec![0; 4096];
+    for at in (0..image.data_bytes()).step_by(page.len()) {
+        image.read_data(4096 + at, &mut page).expect("the image is good");
+        writer.append(&page).expect("the image can be written");
+    }
+    writer.finish(&manifest).expect("the image can be written");
+    pending.publish(Some((USER, USER))).expect("the image can be written");
+    path
+}
+
+/// The value of a line of /proc/PID/status.
+fn status(pid: i64, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+/// LBNL-3.6.2.1: a program that runs with more rights than its caller cannot be saved by the caller, whose image would
+/// hold what only the program may read.
+#[test]
+fn a_set_user_id_program_is_not_the_callers_to_save() {
+    const TEST: &str = "a_set_user_id_program_is_not_the_callers_to_save";
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    if !am_root() {
+        skip!(TEST, "needs root to make a set-user-ID program");
+    }
+    let program = cpr.work.join("sleeper");
+    fs::copy("/bin/sleep", &program).expect("a program can be copied");
+    chown(&program, Some(0), Some(0)).expect("root can do that");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("root can do that");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    command.arg(&program).arg("1000").stdin(Stdio::null());
+    let process = Killed(command.spawn().expect("a program can be started"));
+    let pid = i64::from(process.0.id());
+    wait_until(PATIENCE, "the program has its rights", || {
+        status(pid, "Name") == "sleeper" && status(pid, "Uid").split_whitespace().nth(1) == Some("0")
+    });
+    let image = cpr.work.join("image.cpr");
+    let ended = cpr.cpr(["checkpoint", "-o", text(&image), &pid.to_string()]);
+    assert_eq!(ended.code, DENIED, "{}", ended.stderr);
+    assert!(!image.exists());
+    assert_eq!(status(pid, "TracerPid"), "0");
+    assert!(status(pid, "State").starts_with('S'));
+}
+
+/// LBNL-3.9.3.4.3: an image edited to claim root and all capabilities gives its restarter nothing.
+#[test]
+fn an_edited_image_gives_a_user_no_rights() {
+    const TEST: &str = "an_edited_image_gives_a_user_no_rights";
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    let image = stopped_image(&cpr);
+    let image = edited(&image, |manifest| {
+        for thread in manifest.processes.iter_mut().flat_map(|p| &mut p.threads) {
+            let credentials = &mut thread.credentials;
+            credentials.uids = [0; 4];
+            credentials.gids = [0; 4];
+            credentials.groups = vec![0];
+            for set in [
+                &mut credentials.effective,
+                &mut credentials.permitted,
+                &mut credentials.inheritable,
+                &mut credentials.ambient,
+            ] {
+                *set = u64::MAX >> 23;
+            }
+        }
+        for process in &mut manifest.processes {
+            for limit in &mut process.limits {
+                (limit.soft, limit.hard) = (u64::MAX, u64::MAX);
+            }
+        }
+    });
+    cpr.give(&image);
+    let ended = cpr.cpr(["restart", "-d", "--name", "edited", text(&image)]);
+    // Refused, or nothing gained.
+    if ended.code == 0 {
+        await_progress(&cpr);
+        let jobs = cpr.cpr(["ps", "--json"]).good().json();
+        let pid = jobs["jobs"][0]["pid"].as_i64().expect("the job lives");
+        let user = if am_root() { USER } else { own_uid() };
+        assert_eq!(status(pid, "Uid"), [user; 4].map(|uid| uid.to_string()).join("\t"));
+        assert_eq!(u64::from_str_radix(&status(pid, "CapEff"), 16), Ok(0));
+        assert_eq!(u64::from_str_radix(&status(pid, "CapPrm"), 16), Ok(0));
+        cpr.cpr(["kill", "--signal", "KILL", "edited"]).good();
+    }
+}
+
+fn own_uid() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").expect("there is a /proc").uid()
+}
+
+/// LBNL-2.2.3: root that restarts a user's image opens, reads, cuts and writes nothing the user could not: here the
+/// image was edited to hold a file of root's open for writing.
+#[test]
+fn a_users_image_makes_root_touch_nothing_of_roots() {
+    const TEST: &str = "a_users_image_makes_root_touch_nothing_of_roots";
+    let Some(root) = Cpr::new(TEST, As::Root) else { return };
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    let image = stopped_image(&cpr);
+    let secret = root.work.join("secret");
+    fs::write(&secret, "x".repeat(100_000)).expect("the directory can be written");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("root can do that");
+    let image = edited(&image, |manifest| {
+        for file in &mut manifest.files {
+            if let Object::Regular(regular) = &mut file.object
+                && regular.path.0.ends_with(b"/out")
+            {
+                regular.path = text(&secret).into();
+            }
+        }
+    });
+    let ended = root.cpr(["restart", "-d", "--name", "edited", text(&image)]);
+    assert_eq!(ended.code, DENIED, "{}", ended.stderr);
+    assert_eq!(fs::read(&secret).expect("root can read").len(), 100_000);
+    // The same by a symbolic link where the user's file was.
+    let image = cpr.work.join("count.cpr");
+    fs::remove_file(cpr.work.join("out")).expect("root can do that");
+    symlink(&secret, cpr.work.join("out")).expect("root can do that");
+    let ended = root.cpr(["restart", "-d", "--name", "link", text(&image)]);
+    assert_eq!(ended.code, INCOMPATIBLE, "{}", ended.stderr);
+    assert_eq!(fs::read(&secret).expect("root can read").len(), 100_000);
+}
+
+/// An image is written to a new file and takes the place of what had its name: a link that somebody has put there
+/// leads nowhere.
+#[test]
+fn a_symbolic_link_in_the_place_of_an_image_is_not_followed() {
+    const TEST: &str = "a_symbolic_link_in_the_place_of_an_image_is_not_followed";
+    let Some(cpr) = Cpr::new(TEST, As::Root) else { return };
+    let precious = cpr.work.join("precious");
+    fs::write(&precious, "precious").expect("the directory can be written");
+    let place = cpr.work.join("image.cpr");
+    symlink(&precious, &place).expect("the directory can be written");
+    cpr.run_detached("count", &[], &[PYTHON, "-c", COUNT]);
+    await_progress(&cpr);
+    let ended = cpr.cpr(["checkpoint", "-o", text(&place), "count"]);
+    assert_eq!(fs::read(&precious).expect("it is there"), b"precious");
+    if ended.code == 0 {
+        assert!(fs::symlink_metadata(&place).expect("it is there").is_file());
+        cpr.cpr(["verify", text(&place)]).good();
+    }
+    await_progress(&cpr);
+}
+
+/// LBNL-3.6.2.5: what a process may not read of another's it cannot have restarted either: the image is open to its
+/// owner alone, and a copy that was made readable is refused to others (`images_belong_to_the_owner_of_the_job` in
+/// hostile.rs). Here: a reader without rights to the file.
+#[test]
+fn an_image_of_roots_is_not_restarted_by_a_user() {
+    const TEST: &str = "an_image_of_roots_is_not_restarted_by_a_user";
+    let Some(root) = Cpr::new(TEST, As::Root) else { return };
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    let image = stopped_image(&root);
+    for command in ["restart", "inspect", "verify"] {
+        let mut run = cpr.command(cpr.binary());
+        run.arg(command).arg(&image);
+        let ended = finish(&root.work, run, PATIENCE);
+        assert_eq!(ended.code, DENIED, "{command}: {}", ended.stderr);
+    }
+}
