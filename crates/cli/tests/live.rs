@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use support::victim::{Victim, compile};
 use support::{As, Cpr, skip};
 
 /// A program that writes pairs all the time is saved again and again, and every image is restarted and checked.
@@ -48,4 +49,37 @@ fn a_writer_of_one_thread_as_user() {
 #[test]
 fn three_writers_as_root() {
     pairs("three_writers_as_root", As::Root, "200000", "3");
+}
+
+/// A program that checks itself all the time is saved in mid-work, and each image is restarted and goes on checking.
+fn goes_on_from_each(test: &str, user: As, name: &str, mode: &str) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, name);
+    let victim = Victim::start(&cpr, &program, "job", &[mode]);
+    let images: Vec<String> = (0..12).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
+    for image in &images {
+        cpr.checkpoint(victim.job, &["-o", image]);
+    }
+    victim.check();
+    for (number, image) in images.iter().enumerate() {
+        let name = format!("again{number}");
+        cpr.cpr(["restart", "-d", "--name", &name, image]).good();
+        let code = cpr.wait(&name);
+        let said = String::from_utf8_lossy(&cpr.logs(&name)).into_owned();
+        assert_eq!(code, 0, "{image}: {said}");
+    }
+}
+
+/// Memory given back while it was copied is empty after the restart.
+#[test]
+fn memory_given_back_as_user() {
+    goes_on_from_each("memory_given_back_as_user", As::User, "discard", "");
+}
+
+/// With some hundred used patches the kernel needs more than one go to list them.
+#[test]
+fn many_patches_as_user() {
+    for count in ["700", "3000"] {
+        goes_on_from_each(&format!("many_patches_as_user {count}"), As::User, "patches", count);
+    }
 }

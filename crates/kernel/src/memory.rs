@@ -115,7 +115,8 @@ pub struct ScanFilter {
     pub none: u64,
     /// … and, if not zero, at least one of these.
     pub any: u64,
-    /// Write-protect what is reported (the mapping must be registered for it), in the same step.
+    /// Write-protect what is reported, in the same step. `all` must have [`PAGE_WPALLOWED`] in it, so that mappings
+    /// that are not tracked are passed over.
     pub protect: bool,
     /// Report only whether pages were written: with `all` set to [`PAGE_WRITTEN`] and nothing else, the kernel has a
     /// way to do that which is ten times as fast.
@@ -134,9 +135,13 @@ impl Pagemap {
     /// On kernels without PAGEMAP_SCAN (before 6.7) the page table is read word by word instead; write protection is
     /// then not available ([`io::ErrorKind::Unsupported`]).
     pub fn scan(&self, start: u64, end: u64, filter: ScanFilter, regions: &mut Vec<PageRegion>) -> io::Result<()> {
-        /// PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC.
-        const PROTECT: u64 = 3;
-        let mut buffer = vec![ScanRegion::default(); 1024];
+        /// PM_SCAN_WP_MATCHING. The flag that makes an untracked mapping an error is not used: the kernel would have
+        /// protected pages by then without telling which.
+        const PROTECT: u64 = 1;
+        /// As many as the kernel collects in one go. With room for more it may report where it was when it emptied its
+        /// own buffer for the last time, instead of where it stopped (do_pagemap_scan in fs/proc/task_mmu.c).
+        const REGIONS: usize = 512;
+        let mut buffer = vec![ScanRegion::default(); REGIONS];
         let mut at = start;
         while at < end {
             let mut argument = ScanArgument {
@@ -169,13 +174,31 @@ impl Pagemap {
                 end: r.end,
                 categories: r.categories,
             }));
-            // The kernel may stop before `end` although the vector is not full: go on from where it stopped.
-            if argument.walk_end <= at {
+            // The kernel stops before `end` only when the vector is full.
+            if (got as usize) < REGIONS || argument.walk_end <= at {
                 break;
             }
             at = argument.walk_end;
         }
         Ok(())
+    }
+
+    /// Whether the page at `address` is in memory or swapped out.
+    pub fn has(&self, address: u64) -> io::Result<bool> {
+        let mut word = [0u8; 8];
+        let got = rustix::io::pread(self.fd.as_fd(), &mut word, address / PAGE * 8)?;
+        Ok(got == word.len() && u64::from_ne_bytes(word) >> 62 != 0)
+    }
+
+    /// Whether writes to the mapping at `address` are tracked by asynchronous write protection.
+    pub fn is_tracked(&self, address: u64) -> io::Result<bool> {
+        let filter = ScanFilter {
+            any: PAGE_WPALLOWED,
+            ..ScanFilter::default()
+        };
+        let mut regions = Vec::new();
+        self.scan(address, address + PAGE, filter, &mut regions)?;
+        Ok(!regions.is_empty())
     }
 
     /// [`Pagemap::scan`] for older kernels: see Documentation/admin-guide/mm/pagemap.rst. Zero pages and huge pages are

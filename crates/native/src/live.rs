@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use cpr_kernel::batch::Batch;
 use cpr_kernel::memory::{
-    Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, Pagemap,
-    ScanFilter,
+    Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN,
+    PageRegion, Pagemap, ScanFilter,
 };
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::PidFd;
@@ -112,13 +112,14 @@ impl Copied {
         let mut buffer = Vec::new();
         for (&start, area) in &mut self.areas {
             let filter = ScanFilter {
-                all: PAGE_WRITTEN,
+                all: PAGE_WRITTEN | PAGE_WPALLOWED,
                 protect: true,
                 ..ScanFilter::default()
             };
             let mut regions = Vec::new();
-            // A mapping that has gone is found not to be tracked when the job has stopped.
+            // A mapping that has gone or was replaced is found not to be tracked when the job has stopped.
             if self.pagemap.scan(start, area.end, filter, &mut regions).is_err() {
+                area.places.fill(UNKNOWN);
                 continue;
             }
             for region in regions {

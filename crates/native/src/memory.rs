@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
 use cpr_image::model::{ByteString, SavedFileKind};
 use cpr_kernel::memory::{
-    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, ScanFilter,
+    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, Pagemap, ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -20,6 +20,9 @@ use crate::sink::{PAGE_SIZE, PageSink};
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
+
+/// Memory that one page table of the kernel's last level maps: 512 pages of 4 KiB on x86_64. Smaller is right, too.
+const TABLE_SPAN: u64 = 2 << 20;
 
 /// VmFlags of /proc/PID/smaps that a restart sets again.
 const KEPT_FLAGS: [&[u8; 2]; 11] = [
@@ -335,17 +338,25 @@ fn copy(
                 let scanned = space.pagemap.scan(start, end, filter, &mut regions);
                 scanned.context(|| "look which pages are used")
             };
-            match copied {
+            // A mapping that was put in the place of another one is not tracked.
+            let tracked = |_: &&Copied| space.pagemap.is_tracked(mapping.start).unwrap_or(false);
+            match copied.filter(tracked) {
                 None => look(mapping.start, mapping.end)?,
                 Some(copied) => {
                     // What has not been written since it was copied; all else is looked at closely.
+                    let mut copies = Unwritten {
+                        copied,
+                        pagemap: &space.pagemap,
+                        table: None,
+                        known: &mut known,
+                    };
                     let mut at = mapping.start;
                     for written in written(space, mapping)? {
-                        unwritten(copied, at, written.start, &mut known, &mut look)?;
+                        copies.note(at, written.start, &mut look)?;
                         look(written.start, written.end)?;
                         at = written.end;
                     }
-                    unwritten(copied, at, mapping.end, &mut known, &mut look)?;
+                    copies.note(at, mapping.end, &mut look)?;
                 }
             }
         }
@@ -429,25 +440,52 @@ fn written(space: &Space, mapping: &Mapping) -> Result<Vec<PageRegion>> {
     Ok(regions)
 }
 
-/// Notes the copies of pages that have not been written since, and looks at those that were never copied.
-fn unwritten(
-    copied: &Copied,
-    start: u64,
-    end: u64,
-    known: &mut Vec<(u64, u64, Place)>,
-    look: &mut dyn FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
-    let mut at = start;
-    while at < end {
-        let (to, place) = copied.find(at, end);
-        match place {
-            Place::Untouched => {}
-            Place::Unknown => look(at, to)?,
-            Place::At(_) | Place::Zeros => known.push((at, to, place)),
+/// Finds the copies of pages that have not been written since they were made.
+struct Unwritten<'a> {
+    copied: &'a Copied,
+    pagemap: &'a Pagemap,
+    /// The page table that was looked for last (its first address), and whether it is there.
+    table: Option<(u64, bool)>,
+    known: &'a mut Vec<(u64, u64, Place)>,
+}
+
+impl Unwritten<'_> {
+    /// Notes the copies of unwritten pages from `start` to `end`, and looks at those that were never copied.
+    fn note(&mut self, start: u64, end: u64, look: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let (to, place) = self.copied.find(at, end);
+            match place {
+                Place::Untouched => {}
+                Place::Unknown => look(at, to)?,
+                Place::Zeros => self.known.push((at, to, place)),
+                Place::At(offset) => self.note_copy(at, to, offset)?,
+            }
+            at = to;
         }
-        at = to;
+        Ok(())
     }
-    Ok(())
+
+    /// Pages that the program gave back (madvise, with all others of their page table) are not reported as written
+    /// when the kernel has removed the table as well. They are empty now.
+    fn note_copy(&mut self, start: u64, end: u64, offset: u64) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let table = at / TABLE_SPAN * TABLE_SPAN;
+            let to = end.min(table + TABLE_SPAN);
+            let here = match self.table {
+                Some((address, here)) if address == table => here,
+                // Where the table is, a page that is not written is protected, and so it is there.
+                _ => self.pagemap.has(at).context(|| "look for a page table")?,
+            };
+            self.table = Some((table, here));
+            if here {
+                self.known.push((at, to, Place::At(offset + (at - start))));
+            }
+            at = to;
+        }
+        Ok(())
+    }
 }
 
 /// Extents in ascending order, neighbours joined.
