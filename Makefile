@@ -43,8 +43,8 @@ test-all: export GRIDCPR_WORKLOAD_SCALE = 300
 test-all: setup ## Run all tests: workloads three times as long, and the slow suites
 	$(run_tests)
 
-bench: build setup ## Measure freeze, checkpoint and restart times
-	@scripts/bench target/release/cpr
+bench: build setup ## Measure freeze, checkpoint and restart times; BENCH="--quick" and the like are passed on
+	@target/release/cpr-bench --label "$$(git describe --always --dirty 2>/dev/null || echo unknown)" $(BENCH)
 
 lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check

@@ -14,6 +14,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod remote;
+pub mod shared_words;
 pub mod socket;
 pub mod spawn;
 pub mod terminal;

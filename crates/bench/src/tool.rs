@@ -1,0 +1,321 @@
+//! The tools that are measured, each as the commands a user would give.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use serde_json::Value;
+
+use crate::command::{Alive, run};
+
+/// How long any one command may take.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a victim may take to end.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// What a tool offers beyond plain checkpoints, as far as the bench has cases for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Checkpoints that hold only what was written since the one before.
+    pub incremental: bool,
+    /// Restarts that fetch memory when it is needed.
+    pub lazy: bool,
+}
+
+/// How a victim is treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Treatment {
+    /// With checkpoints that build on each other.
+    pub incremental: bool,
+    /// With restarts that fetch memory when it is needed.
+    pub lazy: bool,
+}
+
+/// A tool with one victim in its care. Dropping it ends the victim.
+pub trait Tool {
+    /// The program whose processes are the tool.
+    fn program(&self) -> &Path;
+    /// Starts the victim.
+    fn start(&mut self, victim: &[OsString]) -> Result<()>;
+    /// The victim.
+    fn victim(&self) -> Result<&Alive>;
+    /// The command that makes a checkpoint.
+    fn checkpoint(&mut self, stop: bool) -> Result<Command>;
+    /// Learns from what that command printed; gives the image, a file or a directory.
+    fn checkpointed(&mut self, output: &str, stop: bool) -> Result<PathBuf>;
+    /// The command that restarts the newest image.
+    fn restart(&mut self) -> Result<Command>;
+    /// Learns who the victim is after that command.
+    fn restarted(&mut self) -> Result<()>;
+    /// Ends the victim. Whatever it owns is gone afterwards.
+    fn end(&mut self);
+}
+
+/// Our own.
+#[derive(Debug)]
+pub struct Cpr {
+    program: PathBuf,
+    state: PathBuf,
+    treatment: Treatment,
+    victim: Option<Alive>,
+}
+
+/// What the victim is called.
+const JOB: &str = "bench";
+
+impl Cpr {
+    /// A victim with its images below `place`.
+    pub fn new(program: &Path, place: &Path, treatment: Treatment) -> Cpr {
+        Cpr {
+            program: program.to_owned(),
+            state: place.join("state"),
+            treatment,
+            victim: None,
+        }
+    }
+
+    /// What this build of `cpr` can do, by its help.
+    pub fn extras(program: &Path) -> Extras {
+        let offers = |verb: &str, option: &str| {
+            let mut command = Command::new(program);
+            command.args([verb, "--help"]);
+            run(command, PATIENCE).is_ok_and(|help| help.output.split_whitespace().any(|word| word == option))
+        };
+        Extras {
+            incremental: offers("run", "--sequence"),
+            lazy: offers("restart", "--lazy"),
+        }
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words).env("GRIDCPR_STATE_DIR", &self.state);
+        command
+    }
+
+    /// Asks who the job's first process is.
+    fn find_victim(&mut self) -> Result<()> {
+        let listed = run(self.command(&["ps", "--json"]), PATIENCE)?.output;
+        let listed: Value = parse(&listed)?;
+        let jobs = listed["jobs"].as_array().into_iter().flatten();
+        let pid = jobs
+            .filter(|job| job["name"] == JOB)
+            .find_map(|job| job["pid"].as_i64());
+        let pid = pid.ok_or_else(|| Error::new(ErrorKind::Gone, "the victim does not run"))?;
+        self.victim = Some(Alive::of(pid as i32)?);
+        Ok(())
+    }
+}
+
+fn parse(text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(ErrorKind::Damaged, format!("cpr printed what is not JSON: {text}")).with_source(error)
+    })
+}
+
+impl Tool for Cpr {
+    fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn start(&mut self, victim: &[OsString]) -> Result<()> {
+        let mut command = self.command(&["run", "--detach", "--name", JOB]);
+        if self.treatment.incremental {
+            command.arg("--sequence");
+        }
+        command.arg("--").args(victim);
+        run(command, PATIENCE)?;
+        self.find_victim()
+    }
+
+    fn victim(&self) -> Result<&Alive> {
+        self.victim
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "the victim was not started"))
+    }
+
+    fn checkpoint(&mut self, stop: bool) -> Result<Command> {
+        let mut command = self.command(&["checkpoint", "--json", JOB]);
+        if stop {
+            command.arg("--stop");
+        }
+        Ok(command)
+    }
+
+    fn checkpointed(&mut self, output: &str, stop: bool) -> Result<PathBuf> {
+        if stop {
+            // Its supervisor takes note of the end, and a restart has to find that done.
+            run(self.command(&["wait", "--timeout", "60s", JOB]), PATIENCE)
+                .map(drop)
+                .or_else(|error| if self.victim()?.is_alive() { Err(error) } else { Ok(()) })?;
+        }
+        let report = parse(output)?;
+        let image = report["image"].as_str().map(PathBuf::from);
+        image.ok_or_else(|| Error::new(ErrorKind::Damaged, format!("cpr names no image: {output}")))
+    }
+
+    fn restart(&mut self) -> Result<Command> {
+        let mut command = self.command(&["restart", "--detach", JOB]);
+        if self.treatment.lazy {
+            command.arg("--lazy");
+        }
+        Ok(command)
+    }
+
+    fn restarted(&mut self) -> Result<()> {
+        self.find_victim()
+    }
+
+    fn end(&mut self) {
+        if self.victim.is_none() && !self.state.exists() {
+            return;
+        }
+        // Also on Ctrl-C, after which no command of ours is waited for: `output` does wait.
+        let _ = self.command(&["rm", "--force", JOB]).stdin(Stdio::null()).output();
+        if let Some(victim) = self.victim.take() {
+            victim.kill();
+            victim.ended_within(FAREWELL);
+        }
+        let _ = std::fs::remove_dir_all(&self.state);
+    }
+}
+
+impl Drop for Cpr {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// CRIU, as root, on a process that leads its own session.
+#[derive(Debug)]
+pub struct Criu {
+    program: PathBuf,
+    place: PathBuf,
+    images: u64,
+    pid: i32,
+    victim: Option<Alive>,
+}
+
+impl Criu {
+    /// A victim with its images below `place`. Restarted victims become children of this process.
+    pub fn new(program: &Path, place: &Path) -> Result<Criu> {
+        // Whoever inherits the victim has to reap it, or its PID stays taken.
+        let me = Some(rustix::process::getpid());
+        rustix::process::set_child_subreaper(me)
+            .map_err(std::io::Error::from)
+            .context(|| "become a subreaper")?;
+        Ok(Criu {
+            program: program.to_owned(),
+            place: place.join("criu"),
+            images: 0,
+            pid: 0,
+            victim: None,
+        })
+    }
+
+    /// Whether it can work here; otherwise why not.
+    pub fn check(program: &Path) -> Result<String> {
+        let mut command = Command::new(program);
+        command.arg("--version");
+        let version = run(command, PATIENCE)?.output;
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(ErrorKind::Denied, "CRIU needs root here"));
+        }
+        let mut command = Command::new(program);
+        command.arg("check");
+        run(command, PATIENCE)?;
+        Ok(version.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    fn image(&self) -> PathBuf {
+        self.place.join(self.images.to_string())
+    }
+
+    fn reap(&self) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+impl Tool for Criu {
+    fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn start(&mut self, victim: &[OsString]) -> Result<()> {
+        let mut command = Command::new("setsid");
+        command
+            .args(victim)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/");
+        let child = command.spawn().context(|| "start the victim")?;
+        self.pid = child.id() as i32;
+        self.victim = Some(Alive::of(self.pid)?);
+        Ok(())
+    }
+
+    fn victim(&self) -> Result<&Alive> {
+        self.victim
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "the victim was not started"))
+    }
+
+    fn checkpoint(&mut self, stop: bool) -> Result<Command> {
+        self.images += 1;
+        let image = self.image();
+        std::fs::create_dir_all(&image).context(|| format!("make {}", image.display()))?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(["dump", "-v1", "--tree", &self.pid.to_string(), "--images-dir"])
+            .arg(&image);
+        if !stop {
+            command.arg("--leave-running");
+        }
+        Ok(command)
+    }
+
+    fn checkpointed(&mut self, _output: &str, stop: bool) -> Result<PathBuf> {
+        if stop {
+            if !self.victim()?.ended_within(FAREWELL) {
+                return Err(Error::new(ErrorKind::TimedOut, "the victim does not end"));
+            }
+            self.reap();
+        }
+        Ok(self.image())
+    }
+
+    fn restart(&mut self) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["restore", "-v1", "--restore-detached", "--images-dir"])
+            .arg(self.image());
+        Ok(command)
+    }
+
+    fn restarted(&mut self) -> Result<()> {
+        self.victim = Some(Alive::of(self.pid)?);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(victim) = self.victim.take() {
+            // Its other processes end when they see that it is gone.
+            victim.kill();
+            victim.ended_within(FAREWELL);
+            self.reap();
+        }
+        let _ = std::fs::remove_dir_all(&self.place);
+    }
+}
+
+impl Drop for Criu {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
