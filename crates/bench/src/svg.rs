@@ -37,7 +37,7 @@ pub fn plot(report: &Report) -> String {
         10.0,
         22.0,
         "start",
-        &format!("cpr-bench: {}", report.machine.line()),
+        &format!("{} (logarithmic axes)", report.machine.line()),
     );
     text + &body + "</svg>\n"
 }

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cpr_kernel::proc::ProcDir;
+use cpr_kernel::process::cpu_time_ns;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -36,9 +37,9 @@ pub struct Sampler {
     thread: JoinHandle<Usage>,
 }
 
-/// Processor time of one process, in ticks.
+/// Processor time of one process, nanoseconds.
 #[derive(Debug, Default)]
-struct Ticks {
+struct Time {
     /// What it had used before the command.
     base: u64,
     last: u64,
@@ -62,11 +63,11 @@ impl Sampler {
                     std::thread::sleep(LOOK);
                 }
                 look(identity, &mut seen, false);
-                let ticks: u64 = seen
+                let time: u64 = seen
                     .values()
                     .map(|process| process.last.saturating_sub(process.base))
                     .sum();
-                usage.cpu_ms = ticks as f64 * 1000.0 / rustix::param::clock_ticks_per_second() as f64;
+                usage.cpu_ms = time as f64 / 1e6;
                 usage
             })
             .context(|| "start a thread")?;
@@ -85,7 +86,7 @@ impl Sampler {
 }
 
 /// One look at all processes; gives the resident bytes of the tool's.
-fn look(identity: (u64, u64), seen: &mut HashMap<(i32, u64), Ticks>, first: bool) -> u64 {
+fn look(identity: (u64, u64), seen: &mut HashMap<(i32, u64), Time>, first: bool) -> u64 {
     let Ok(entries) = fs::read_dir("/proc") else {
         return 0;
     };
@@ -100,10 +101,10 @@ fn look(identity: (u64, u64), seen: &mut HashMap<(i32, u64), Ticks>, first: bool
         let Ok(stat) = ProcDir::open(pid).and_then(|directory| directory.stat()) else {
             continue;
         };
-        let ticks = seen.entry((pid, stat.starttime)).or_default();
-        ticks.last = stat.utime + stat.stime;
+        let time = seen.entry((pid, stat.starttime)).or_default();
+        time.last = cpu_time_ns(pid).unwrap_or(time.last);
         if first {
-            ticks.base = ticks.last;
+            time.base = time.last;
         }
         resident += stat.rss * rustix::param::page_size() as u64;
     }

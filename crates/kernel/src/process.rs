@@ -265,6 +265,22 @@ pub fn clock_ns(clock: rustix::time::ClockId) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Processor time that all threads of a process have used so far, those that have ended included, nanoseconds.
+pub fn cpu_time_ns(pid: i32) -> io::Result<u64> {
+    let mut clock = 0;
+    // SAFETY: `clock` is a writable clockid_t that outlives the call.
+    let rc = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
+    if rc != 0 {
+        return Err(io::Error::from_raw_os_error(rc));
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a writable timespec that outlives the call; a clock of a process that has ended is an error.
+    if unsafe { libc::clock_gettime(clock, &mut time) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
 /// XCR0: the XSAVE components the kernel enabled, read from an XSAVE area as ptrace gives it (sw_reserved bytes).
 pub fn xstate_features(area: &[u8]) -> u64 {
     // Documentation/arch/x86: bytes 464..472 of the legacy region hold XCR0 in ptrace's copy.
