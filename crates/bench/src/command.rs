@@ -118,10 +118,14 @@ impl Running {
     ///
     /// # Errors
     /// [`ErrorKind::TimedOut`], [`ErrorKind::Cancelled`], and any other end than success, with what it said.
-    pub fn finish(mut self, patience: Duration) -> Result<Ended> {
+    pub fn finish(self, patience: Duration) -> Result<Ended> {
+        self.wait(patience, interrupt::check)
+    }
+
+    fn wait(mut self, patience: Duration, go_on: fn() -> Result<()>) -> Result<Ended> {
         let deadline = self.begun + patience;
         while !self.alive.ended_within(LOOK) {
-            interrupt::check()?;
+            go_on()?;
             if Instant::now() > deadline {
                 let text = format!("{} takes longer than {} s", self.text, patience.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, text));
@@ -171,6 +175,14 @@ fn text_of(file: &mut File) -> Result<String> {
 /// As [`Running::finish`].
 pub fn run(command: Command, patience: Duration) -> Result<Ended> {
     Running::start(command)?.finish(patience)
+}
+
+/// Runs a command to its end also after Ctrl-C, to clean up.
+///
+/// # Errors
+/// As [`Running::finish`], but never [`ErrorKind::Cancelled`].
+pub fn run_regardless(command: Command, patience: Duration) -> Result<Ended> {
+    Running::start(command)?.wait(patience, || Ok(()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use crate::measure::{Figure, Figures};
 use crate::report::Report;
 
-const PANELS: [(&str, fn(&Figures) -> &Figure); 3] = [
+/// Picks what a panel shows.
+type Pick = fn(&Figures) -> &Figure;
+const PANELS: [(&str, Pick); 3] = [
     ("Freeze, ms", |f| &f.freeze_ms),
     ("Checkpoint command, ms", |f| &f.checkpoint_ms),
     ("Restart to first heartbeat, ms", |f| &f.restart_ms),
@@ -42,7 +44,7 @@ pub fn plot(report: &Report) -> String {
     text + &body + "</svg>\n"
 }
 
-fn panel(report: &Report, title: &str, figure: fn(&Figures) -> &Figure, top: f64, body: &mut String) -> f64 {
+fn panel(report: &Report, title: &str, figure: Pick, top: f64, body: &mut String) -> f64 {
     let bars: Vec<(String, &Figure, &str)> = report
         .results
         .iter()

@@ -9,7 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use serde_json::Value;
 
-use crate::command::{Alive, run};
+use crate::command::{Alive, run, run_regardless};
 
 /// How long any one command may take.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -173,8 +173,8 @@ impl Tool for Cpr {
         if self.victim.is_none() && !self.state.exists() {
             return;
         }
-        // Also on Ctrl-C, after which no command of ours is waited for: `output` does wait.
-        let _ = self.command(&["rm", "--force", JOB]).stdin(Stdio::null()).output();
+        // Where this fails the job has ended already, or is killed next.
+        let _ = run_regardless(self.command(&["rm", "--force", JOB]), FAREWELL);
         if let Some(victim) = self.victim.take() {
             victim.kill();
             victim.ended_within(FAREWELL);
