@@ -177,7 +177,7 @@ impl Heartbeat {
                 check = now + CHECK_ALIVE;
             }
             if now - begun > patience {
-                let text = format!("{what} did not come within {} s", patience.as_secs());
+                let text = format!("waited longer than {} s for {what}", patience.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, text));
             }
             std::thread::sleep(LOOK);

@@ -137,7 +137,7 @@ impl Measurement<'_> {
     fn rounds(&mut self, page: &Heartbeat) -> Result<Figures> {
         let processes = self.case.processes;
         let per_gib = Duration::from_secs(60) * (self.case.bytes >> 30) as u32;
-        page.wait(self.tool.victim()?, "the victim", SETTLE + per_gib, || {
+        page.wait(self.tool.victim()?, "its memory to be filled", SETTLE + per_gib, || {
             page.get(Word::Ready) == processes
         })?;
         // Costs are sampled in a round of their own, which warms everything up besides.

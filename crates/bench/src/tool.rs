@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use serde_json::Value;
 
 use crate::command::{Alive, run, run_regardless};
@@ -15,6 +15,8 @@ use crate::command::{Alive, run, run_regardless};
 pub const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a victim may take to end.
 const FAREWELL: Duration = Duration::from_secs(20);
+/// How often children are looked for.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What a tool offers beyond plain checkpoints, as far as the bench has cases for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -234,9 +236,17 @@ impl Criu {
         self.place.join(self.images.to_string())
     }
 
+    /// Waits until no process of the victim is left, not even as a zombie that keeps its PID. No command of ours runs
+    /// now, so that all children of this process are the victim's.
     fn reap(&self) {
-        if let Some(pid) = Pid::from_raw(self.pid) {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        let deadline = Instant::now() + FAREWELL;
+        while let Ok(found) = wait(WaitOptions::NOHANG) {
+            if Instant::now() > deadline {
+                return;
+            }
+            if found.is_none() {
+                std::thread::sleep(LOOK);
+            }
         }
     }
 }

@@ -12,6 +12,8 @@ public final class Victim {
     private static final int READY = 0, BEATS = 1, LAST = 2, GAP = 3, WATCH = 4, WATCHING = 5, ORDER = 6, DONE = 7, WRONG = 8;
     private static final int END = 1;
     private static final long INTERVAL_NS = 100_000;
+    /** Small enough for the collector to keep several together. */
+    private static final int ARRAY_BYTES = 1 << 18;
 
     public static void main(String[] arguments) throws Exception {
         LongBuffer page;
@@ -19,7 +21,7 @@ public final class Victim {
             page = file.map(FileChannel.MapMode.READ_WRITE, 0, 4096).order(ByteOrder.nativeOrder()).asLongBuffer();
         }
         var random = new Random(2002);
-        var heap = new byte[(int) (Long.parseLong(arguments[1]) >> 20)][1 << 20];
+        var heap = new byte[(int) (Long.parseLong(arguments[1]) / ARRAY_BYTES)][ARRAY_BYTES];
         var sums = new int[heap.length];
         for (int i = 0; i < heap.length; i++) {
             random.nextBytes(heap[i]);
