@@ -287,4 +287,44 @@ mod tests {
             .collect();
         assert_eq!(pages, [(3, 5), (9, 10)]);
     }
+
+    #[test]
+    fn scan_reports_every_page_once_however_many_regions_there_are() {
+        let dir = rustix::fs::open("/proc/self", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let pagemap = Pagemap::open(dir.as_fd()).unwrap();
+        let memory = Memory::open(dir.as_fd()).unwrap();
+        // Around what one call and the kernel's own buffer hold.
+        for count in [100, 511, 512, 513, 700, 1023, 1024, 1025, 1600, 3000] {
+            let length = 2 * count * PAGE as usize;
+            // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice, used only in this test.
+            let base = unsafe {
+                rustix::mm::mmap_anonymous(
+                    std::ptr::null_mut(),
+                    length,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::PRIVATE,
+                )
+            }
+            .unwrap();
+            let start = base as u64;
+            let expected: Vec<u64> = (0..count as u64).map(|number| start + 2 * number * PAGE).collect();
+            for at in &expected {
+                memory.write(*at, b"x").unwrap();
+            }
+            let mut regions = Vec::new();
+            let filter = ScanFilter {
+                none: PAGE_FILE | PAGE_PFNZERO,
+                any: PAGE_PRESENT | PAGE_SWAPPED,
+                ..ScanFilter::default()
+            };
+            pagemap
+                .scan(start, start + length as u64, filter, &mut regions)
+                .unwrap();
+            let found: Vec<u64> = regions.iter().map(|region| region.start).collect();
+            assert!(found == expected, "{count} regions: {} found", found.len());
+            assert!(regions.iter().all(|region| region.end == region.start + PAGE));
+            // SAFETY: the mapping made above, which nothing refers to any more.
+            unsafe { rustix::mm::munmap(base, length) }.unwrap();
+        }
+    }
 }
