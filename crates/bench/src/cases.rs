@@ -1,7 +1,7 @@
-//! The cases: which victims, treated how.
+//! The cases: which victims.
 //!
-//! A new case is a row of [`all`]. One that needs an option `cpr` may not have says so in [`Case::needs`] and is left
-//! out, and named, where it is missing.
+//! A new case is a row of [`all`]. One in which the tool is used in another way, with another kind of image or of restart,
+//! needs a field of [`Case`] that [`crate::tool::Cpr`] is made with.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,7 @@ use std::time::Duration;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::command::run;
-use crate::heartbeat::Order;
 use crate::memory::Content;
-use crate::tool::{Extras, Treatment};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -50,10 +48,6 @@ pub struct Case {
     pub processes: u64,
     /// Belongs to `--quick`.
     pub quick: bool,
-    /// How the tool treats it.
-    pub treatment: Treatment,
-    /// What the victim does between two checkpoints.
-    pub between: Option<Order>,
 }
 
 impl Case {
@@ -68,22 +62,6 @@ impl Case {
             threads: 1,
             processes: 1,
             quick: false,
-            treatment: Treatment {
-                incremental: false,
-                lazy: false,
-            },
-            between: None,
-        }
-    }
-
-    /// What the tool lacks for it.
-    pub fn needs(&self, extras: Extras) -> Option<&'static str> {
-        if self.treatment.incremental && !extras.incremental {
-            Some("incremental checkpoints")
-        } else if self.treatment.lazy && !extras.lazy {
-            Some("lazy restarts")
-        } else {
-            None
         }
     }
 
@@ -163,14 +141,6 @@ pub fn all() -> Vec<Case> {
         write_mb_s,
         ..gib(name, title)
     };
-    let incremental = |name, title, order| Case {
-        treatment: Treatment {
-            incremental: true,
-            lazy: false,
-        },
-        between: Some(order),
-        ..gib(name, title)
-    };
     vec![
         Case {
             quick: true,
@@ -213,15 +183,6 @@ pub fn all() -> Vec<Case> {
         Case {
             program: Program::Java,
             ..Case::new("java", "Java, 256 MiB", 256 * MIB)
-        },
-        incremental("incremental1", "1 GiB incremental, 1 % new", Order::Rewrite1),
-        incremental("incremental10", "1 GiB incremental, 10 % new", Order::Rewrite10),
-        Case {
-            treatment: Treatment {
-                incremental: false,
-                lazy: true,
-            },
-            ..gib("lazy", "1 GiB, lazy restart")
         },
     ]
 }

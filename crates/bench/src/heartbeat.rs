@@ -57,10 +57,6 @@ pub enum Order {
     End = 1,
     /// Compare all memory with what it has to be.
     Verify = 2,
-    /// Give new content to one page in a hundred, to others with every order.
-    Rewrite1 = 3,
-    /// The same to one page in ten.
-    Rewrite10 = 4,
 }
 
 /// Both sides' view of the page.

@@ -246,7 +246,6 @@ fn measure_all(
     let usual = [PathBuf::from("/dev/shm"), PathBuf::from("/var/tmp")];
     let given = &arguments.directories;
     let directories: &[PathBuf] = if given.is_empty() { &usual } else { given };
-    let extras = Cpr::extras(cpr);
     for directory in directories {
         let index = report.places.len();
         let file_system = FileSystem::of(directory);
@@ -255,19 +254,12 @@ fn measure_all(
             file_system: file_system.clone(),
         });
         for case in cases {
-            if let Some(needed) = case.needs(extras) {
-                leave_out(report, format!("{}: this cpr has no {needed}", case.title));
-                continue;
-            }
             if let Some(lack) = lack(case, directory, &file_system) {
                 leave_out(report, format!("{} in {}: {lack}", case.title, directory.display()));
                 continue;
             }
             for program in [Some(cpr), criu].into_iter().flatten() {
                 let is_own = program == cpr;
-                if !is_own && case.treatment != tool::Treatment::default() {
-                    continue;
-                }
                 let name = if is_own { "cpr" } else { "criu" };
                 say(&format!("{} on {} with {name} …", case.title, file_system.kind));
                 let result = measure_one(arguments, case, directory, program, is_own);
@@ -297,12 +289,8 @@ fn measure_all(
 fn lack(case: &Case, directory: &Path, file_system: &FileSystem) -> Option<String> {
     /// For programs and buffers, bytes.
     const REST: u64 = 512 << 20;
-    // One image, or one file of the same size, at a time; images that build on each other all stay.
-    let images = if case.treatment.incremental {
-        case.bytes * 3
-    } else {
-        case.bytes
-    };
+    // One image, or one file of the same size, at a time.
+    let images = case.bytes;
     let memory = case.bytes + REST + if file_system.is_memory() { images } else { 0 };
     let found = machine::available_memory();
     if found < memory {
@@ -333,7 +321,7 @@ fn measure_one(
     let mut cpr;
     let mut criu;
     let tool: &mut dyn Tool = if is_own {
-        cpr = Cpr::new(program, place.path(), case.treatment);
+        cpr = Cpr::new(program, place.path());
         &mut cpr
     } else {
         criu = Criu::new(program, place.path())?;

@@ -141,7 +141,7 @@ impl Measurement<'_> {
             page.get(Word::Ready) == processes
         })?;
         // Costs are sampled in a round of their own, which warms everything up besides.
-        let usage = self.sample(page)?;
+        let usage = self.sample()?;
         let mut rounds = Vec::new();
         for _ in 0..self.runs {
             rounds.push(self.round(page)?);
@@ -157,46 +157,26 @@ impl Measurement<'_> {
     }
 
     /// A checkpoint under the eyes of the sampler.
-    fn sample(&mut self, page: &Heartbeat) -> Result<Usage> {
-        self.change(page)?;
+    fn sample(&mut self) -> Result<Usage> {
         let command = self.tool.checkpoint(false)?;
         let sampler = Sampler::start(self.tool.program())?;
         let ended = run(command, PATIENCE);
         let usage = sampler.finish()?;
         let image = self.tool.checkpointed(&ended?.output, false)?;
-        self.drop_image(&image)?;
+        limit::remove(&image)?;
         Ok(usage)
-    }
-
-    /// What the victim does between two checkpoints.
-    fn change(&self, page: &Heartbeat) -> Result<()> {
-        match self.case.between {
-            Some(order) => page.order(self.tool.victim()?, order, self.case.processes, SETTLE),
-            None => Ok(()),
-        }
-    }
-
-    /// Images that build on each other stay until the victim ends.
-    fn drop_image(&self, image: &Path) -> Result<()> {
-        if self.case.treatment.incremental {
-            Ok(())
-        } else {
-            limit::remove(image)
-        }
     }
 
     fn round(&mut self, page: &Heartbeat) -> Result<Round> {
         let mut round = Round::default();
         self.live(page, &mut round)?;
         round.write = limit::write(self.place, round.image_bytes)?;
-        self.change(page)?;
         self.stop_and_restart(page, &mut round)?;
         Ok(round)
     }
 
     /// A checkpoint after which the victim goes on, and as much time without one.
     fn live(&mut self, page: &Heartbeat, round: &mut Round) -> Result<()> {
-        self.change(page)?;
         let command = self.tool.checkpoint(false)?;
         page.watch(self.tool.victim()?)?;
         let (written, begun) = (page.get(Word::Written), Instant::now());
@@ -207,7 +187,7 @@ impl Measurement<'_> {
         let image = self.tool.checkpointed(&ended.output, false)?;
         round.sync = limit::sync(&image)?;
         round.image_bytes = limit::length(&image)?;
-        self.drop_image(&image)?;
+        limit::remove(&image)?;
 
         let time = ended.wall.clamp(SHORTEST_WATCH, LONGEST_WATCH);
         page.watch(self.tool.victim()?)?;
@@ -252,12 +232,7 @@ impl Measurement<'_> {
             page.get(Word::Beats) > beats + 2
         })
         .context(|| "after the restart")?;
-        // A lazy restart goes on reading it.
-        if self.case.treatment.lazy {
-            Ok(())
-        } else {
-            self.drop_image(&image)
-        }
+        limit::remove(&image)
     }
 }
 

@@ -18,24 +18,6 @@ const FAREWELL: Duration = Duration::from_secs(20);
 /// How often children are looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What a tool offers beyond plain checkpoints, as far as the bench has cases for it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extras {
-    /// Checkpoints that hold only what was written since the one before.
-    pub incremental: bool,
-    /// Restarts that fetch memory when it is needed.
-    pub lazy: bool,
-}
-
-/// How a victim is treated.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Treatment {
-    /// With checkpoints that build on each other.
-    pub incremental: bool,
-    /// With restarts that fetch memory when it is needed.
-    pub lazy: bool,
-}
-
 /// A tool with one victim in its care. Dropping it ends the victim.
 pub trait Tool {
     /// The program whose processes are the tool.
@@ -61,7 +43,6 @@ pub trait Tool {
 pub struct Cpr {
     program: PathBuf,
     state: PathBuf,
-    treatment: Treatment,
     victim: Option<Alive>,
 }
 
@@ -70,25 +51,11 @@ const JOB: &str = "bench";
 
 impl Cpr {
     /// A victim with its images below `place`.
-    pub fn new(program: &Path, place: &Path, treatment: Treatment) -> Cpr {
+    pub fn new(program: &Path, place: &Path) -> Cpr {
         Cpr {
             program: program.to_owned(),
             state: place.join("state"),
-            treatment,
             victim: None,
-        }
-    }
-
-    /// What this build of `cpr` can do, by its help.
-    pub fn extras(program: &Path) -> Extras {
-        let offers = |verb: &str, option: &str| {
-            let mut command = Command::new(program);
-            command.args([verb, "--help"]);
-            run(command, PATIENCE).is_ok_and(|help| help.output.split_whitespace().any(|word| word == option))
-        };
-        Extras {
-            incremental: offers("run", "--sequence"),
-            lazy: offers("restart", "--lazy"),
         }
     }
 
@@ -125,9 +92,6 @@ impl Tool for Cpr {
 
     fn start(&mut self, victim: &[OsString]) -> Result<()> {
         let mut command = self.command(&["run", "--detach", "--name", JOB]);
-        if self.treatment.incremental {
-            command.arg("--sequence");
-        }
         command.arg("--").args(victim);
         run(command, PATIENCE)?;
         self.find_victim()
@@ -160,11 +124,7 @@ impl Tool for Cpr {
     }
 
     fn restart(&mut self) -> Result<Command> {
-        let mut command = self.command(&["restart", "--detach", JOB]);
-        if self.treatment.lazy {
-            command.arg("--lazy");
-        }
-        Ok(command)
+        Ok(self.command(&["restart", "--detach", JOB]))
     }
 
     fn restarted(&mut self) -> Result<()> {
