@@ -199,16 +199,15 @@ impl Report {
     }
 
     fn about(&self) -> Vec<String> {
-        let tools: Vec<&str> = self.tools.iter().map(|tool| tool.version.as_str()).collect();
-        let label = self
-            .label
-            .as_ref()
-            .map(|label| format!(" ({label})"))
-            .unwrap_or_default();
+        let mut tools: Vec<String> = self.tools.iter().map(|tool| tool.version.clone()).collect();
+        // What the user says is of our own version, the first.
+        if let (Some(own), Some(label)) = (tools.first_mut(), &self.label) {
+            *own += &format!(" ({label})");
+        }
         let mut lines = vec![
             format!("Machine: {}.", self.machine.line()),
             format!(
-                "Measured: {}{label}; median (smallest–largest) of {} runs.",
+                "Measured: {}; median (smallest–largest) of {} runs.",
                 tools.join(", "),
                 self.runs
             ),
