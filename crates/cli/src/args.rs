@@ -100,7 +100,7 @@ Examples:
   cpr run --name sim --every 10m --keep 3 -- ./sim input.dat
   cpr run --detach -- python3 train.py
 
-The job runs in a PID namespace of its own, and needs no privilege. In the foreground `cpr run` ends when the job does, \
+The job runs in PID and IPC namespaces of its own, and needs no privilege. In the foreground `cpr run` ends when the job does, \
 with the job's exit code (128 + N where signal N ended it, 79 where a checkpoint did).")]
 pub struct Run {
     /// Name of the job, instead of one made from the command
@@ -115,6 +115,10 @@ pub struct Run {
     /// Give the job a terminal of its own
     #[arg(short, long)]
     pub terminal: bool,
+    /// Leave the job in the present IPC namespace, where it sees System V objects and message queues of others; of its own
+    /// only shared memory can be saved then
+    #[arg(long)]
+    pub share_ipc: bool,
     /// Run in the background; `cpr logs` shows the output
     #[arg(short, long)]
     pub detach: bool,
@@ -288,6 +292,8 @@ pub enum Section {
     Contents,
     /// Pipes, UNIX sockets and terminals
     Channels,
+    /// System V objects and POSIX message queues
+    Ipc,
 }
 
 /// `cpr check`

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use cpr_image::Image;
 use cpr_image::model::{
     AddressSpace, Credentials, Descriptor, Extent, FileId, Limit, Manifest, Mapping, MappingKind, Object, OpenFile,
-    Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState, Thread,
+    Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState, SysvIdentity, Thread,
 };
 
 use crate::args::Section;
@@ -78,6 +78,7 @@ pub fn render(image: &Image, sections: &[Section]) -> String {
             Section::Files => files(&mut text, manifest),
             Section::Contents => contents(&mut text, manifest),
             Section::Channels => channels(&mut text, manifest),
+            Section::Ipc => ipc(&mut text, manifest),
         }
     }
     text.0
@@ -104,6 +105,15 @@ fn checkpoint(text: &mut Text, image: &Image) {
         (
             "PID namespace",
             if c.own_pid_namespace {
+                "its own"
+            } else {
+                "the machine's"
+            }
+            .to_string(),
+        ),
+        (
+            "IPC namespace",
+            if c.own_ipc_namespace {
                 "its own"
             } else {
                 "the machine's"
@@ -386,6 +396,11 @@ fn mapped_object(manifest: &Manifest, mapping: &Mapping) -> String {
             let file = manifest.saved_files.get(id.index());
             format!("{} at {:#x}", file.map(saved_file).unwrap_or_default(), mapping.offset)
         }
+        MappingKind::SysvSegment(id) => {
+            let segment = manifest.ipc.segments.get(id.index());
+            let id = segment.map_or(-1, |segment| segment.identity.id);
+            format!("System V segment {id} at {:#x}", mapping.offset)
+        }
     };
     let guards = match mapping.guards.len() {
         0 => String::new(),
@@ -477,6 +492,13 @@ fn object(manifest: &Manifest, object: &Object) -> String {
         Object::Socket(id) => format!("UNIX socket {}", id.0),
         Object::TerminalSlave(id) => format!("terminal {}", id.0),
         Object::TerminalMaster(id) => format!("master of terminal {}", id.0),
+        Object::MessageQueue(id) => {
+            let queue = manifest.ipc.posix_queues.get(id.index());
+            format!(
+                "message queue /{}",
+                queue.map(|q| q.name.to_string()).unwrap_or_default()
+            )
+        }
         Object::Inherited { stream } => {
             let names = ["standard input", "standard output", "standard error"];
             let name = usize::try_from(*stream).ok().and_then(|n| names.get(n));
@@ -563,6 +585,45 @@ fn channels(text: &mut Text, manifest: &Manifest) {
     }
 }
 
+fn ipc(text: &mut Text, manifest: &Manifest) {
+    let ipc = &manifest.ipc;
+    let who = |i: &SysvIdentity| {
+        let (id, key, mode) = (i.id, i.key, i.mode & 0o777);
+        format!("{id}: key {key:#x}, user {}, group {}, mode {mode:03o}", i.uid, i.gid)
+    };
+    text.heading("System V shared memory");
+    for segment in &ipc.segments {
+        let (all, saved) = (size(segment.size), size(saved_bytes(&segment.extents)));
+        text.line(1, format!("{}, {all}, saved {saved}", who(&segment.identity)));
+    }
+    text.heading("System V semaphores");
+    for set in &ipc.semaphores {
+        let values: Vec<String> = set.semaphores.iter().map(|(value, _)| value.to_string()).collect();
+        text.line(1, format!("{}, values {}", who(&set.identity), values.join(" ")));
+        for (pid, index, amount) in &set.undo {
+            text.line(
+                2,
+                format!("at the end of process {pid}: {amount:+} on semaphore {index}"),
+            );
+        }
+    }
+    text.heading("System V message queues");
+    for queue in &ipc.queues {
+        let bytes: usize = queue.messages.iter().map(|(_, data)| data.0.len()).sum();
+        let messages = queue.messages.len();
+        text.line(
+            1,
+            format!("{}, {bytes} bytes in {messages} messages", who(&queue.identity)),
+        );
+    }
+    text.heading("POSIX message queues");
+    for queue in &ipc.posix_queues {
+        let gone = if queue.unlinked { " (unlinked)" } else { "" };
+        let (messages, most) = (queue.messages.len(), queue.max_messages);
+        text.line(1, format!("/{}{gone}: {messages} of {most} messages", queue.name));
+    }
+}
+
 fn address_space<'a>(manifest: &'a Manifest, process: &Process) -> Option<&'a AddressSpace> {
     manifest.address_spaces.get(process.address_space?.index())
 }
@@ -576,6 +637,7 @@ fn saved_file(file: &SavedFile) -> String {
         SavedFileKind::Deleted { path } => format!("{path} (deleted)"),
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
         SavedFileKind::SharedAnonymous => "shared memory".to_string(),
+        SavedFileKind::SharedMemory { path } => path.to_string(),
     }
 }
 

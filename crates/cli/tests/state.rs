@@ -86,4 +86,9 @@ survive! {
     memory;
     // LBNL-2.2.4B.9, LBNL-3.9.1.M1
     threads;
+    // LBNL-2.2.4B.6, LBNL-3.9.1.M12
+    sysv;
+    // LBNL-3.9.1.M12
+    mqueue;
+    madvise;
 }

@@ -175,6 +175,14 @@ id!(
     /// Index into [`Manifest::terminals`].
     TerminalId
 );
+id!(
+    /// Index into [`Ipc::segments`].
+    SegmentId
+);
+id!(
+    /// Index into [`Ipc::posix_queues`].
+    PosixQueueId
+);
 
 /// Everything an image says besides page data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -198,6 +206,8 @@ pub struct Manifest {
     pub sockets: Vec<UnixSocket>,
     /// Pseudo-terminals.
     pub terminals: Vec<Terminal>,
+    /// System V and POSIX objects for communication between processes.
+    pub ipc: Ipc,
 }
 
 /// Facts about the checkpoint as a whole (LBNL-3.6.3.4).
@@ -234,6 +244,8 @@ pub struct Checkpoint {
     pub page_size: u32,
     /// The job lived in a PID namespace of its own.
     pub own_pid_namespace: bool,
+    /// The job lived in an IPC namespace of its own.
+    pub own_ipc_namespace: bool,
     /// PID of the process the checkpoint was asked for.
     pub root_pid: i32,
     /// Length in bytes of the `[vdso]` mapping and of the vvar mappings before it; restart needs the same layout.
@@ -547,6 +559,8 @@ pub struct AddressSpace {
     pub executable: Option<MappedFileId>,
     /// Mappings in ascending order.
     pub mappings: Vec<Mapping>,
+    /// mlockall(2) flags for mappings to come: MCL_FUTURE 2, with MCL_ONFAULT 4; zero for none.
+    pub lock_future: u32,
 }
 
 /// `struct prctl_mm_map`.
@@ -615,6 +629,8 @@ pub enum MappingKind {
     SharedSaved(SavedFileId),
     /// Private mapping of such a file.
     PrivateSaved(SavedFileId),
+    /// A System V segment, or a part of it; `mw` among the flags: attached for writing.
+    SysvSegment(SegmentId),
 }
 
 /// A run of bytes saved in the data area of an image. Encoded as an array of three numbers.
@@ -657,6 +673,8 @@ pub struct MappedFile {
     pub build_id: Bytes,
     /// The contents must be the same at restart (programs and libraries), not only long enough.
     pub unchangeable: bool,
+    /// The image carries its contents: POSIX shared memory, made again or filled again at restart.
+    pub contents: Option<SavedFileId>,
 }
 
 /// An open file description (`struct file`).
@@ -779,6 +797,8 @@ pub enum Object {
     TerminalSlave(TerminalId),
     /// The master side of a pseudo-terminal.
     TerminalMaster(TerminalId),
+    /// A POSIX message queue.
+    MessageQueue(PosixQueueId),
     /// A standard stream (0, 1 or 2) that belongs to whoever started the job: its terminal or a pipe to outside.
     /// Restart puts the stream of whoever restarts in its place (LBNL-3.9.8.1.3, LBNL-3.9.8.1.4).
     Inherited {
@@ -879,6 +899,11 @@ pub enum SavedFileKind {
     },
     /// Shared anonymous memory (MAP_SHARED | MAP_ANONYMOUS).
     SharedAnonymous,
+    /// A file of /dev/shm: shm_open(3), sem_open(3).
+    SharedMemory {
+        /// Absolute path.
+        path: ByteString,
+    },
 }
 
 /// A pipe's contents.
@@ -977,4 +1002,96 @@ pub struct Terminal {
     pub output: Bytes,
     /// Mode, owner and group of the slave's node.
     pub node: (u32, u32, u32),
+}
+
+/// Objects of an IPC namespace. All of it where the job has one of its own, else what can be told to be the job's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Ipc {
+    /// System V shared memory.
+    pub segments: Vec<Segment>,
+    /// System V semaphores.
+    pub semaphores: Vec<SemaphoreSet>,
+    /// System V message queues.
+    pub queues: Vec<SysvQueue>,
+    /// POSIX message queues.
+    pub posix_queues: Vec<PosixQueue>,
+}
+
+/// What System V objects have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SysvIdentity {
+    /// Identifier.
+    pub id: i32,
+    /// Key; zero for IPC_PRIVATE.
+    pub key: i32,
+    /// Permission bits; for segments also SHM_DEST (01000) and SHM_LOCKED (02000).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change, seconds since the epoch.
+    pub ctime: u64,
+}
+
+/// A System V shared memory segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Segment {
+    /// Identity and owner.
+    pub identity: SysvIdentity,
+    /// Size in bytes.
+    pub size: u64,
+    /// Saved pages: offsets in the segment. Ranges without extent are zeros.
+    pub extents: Vec<Extent>,
+}
+
+/// A System V semaphore set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SemaphoreSet {
+    /// Identity and owner.
+    pub identity: SysvIdentity,
+    /// semop(2) was called on it (`sem_otime` is not zero).
+    pub operated: bool,
+    /// Of each semaphore the value, and the PID that operated on it last.
+    pub semaphores: Vec<(u16, i32)>,
+    /// Adjustments made when a process ends (SEM_UNDO): PID, semaphore, amount.
+    pub undo: Vec<(i32, u16, i32)>,
+}
+
+/// A System V message queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SysvQueue {
+    /// Identity and owner.
+    pub identity: SysvIdentity,
+    /// Most bytes it holds.
+    pub capacity: u64,
+    /// Its messages, the oldest first: type and text.
+    pub messages: Vec<(i64, Bytes)>,
+}
+
+/// A POSIX message queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct PosixQueue {
+    /// Name without the slash.
+    pub name: ByteString,
+    /// It was unlinked and is only open.
+    pub unlinked: bool,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Most messages it holds.
+    pub max_messages: i64,
+    /// Most bytes in a message.
+    pub message_size: i64,
+    /// Its messages in the order they are received: priority and data.
+    pub messages: Vec<(u32, Bytes)>,
 }

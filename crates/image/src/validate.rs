@@ -24,6 +24,8 @@ const MAX_FILE: u64 = i64::MAX as u64;
 /// PATH_MAX.
 const MAX_PATH: usize = 4096;
 const MAX_SIGNAL: i32 = 64;
+/// SEMVMX.
+const MAX_SEMAPHORE: u16 = 32767;
 const SIGINFO_LENGTH: usize = 128;
 /// No register set, auxiliary vector, processor mask or terminal setting comes near this.
 const MAX_BLOB: usize = 64 << 10;
@@ -61,6 +63,10 @@ impl Manifest {
             path(&file.path)
                 .and_then(|()| blob(&file.build_id, "build ID"))
                 .and_then(|()| within(file.size <= MAX_FILE, "size"))
+                .and_then(|()| match file.contents {
+                    Some(id) => in_table(id.index(), &manifest.saved_files, "saved file"),
+                    None => Ok(()),
+                })
                 .map_err(|what| wrong(format!("mapped file {index}: {what}")))?;
         }
         for (index, file) in manifest.files.iter().enumerate() {
@@ -82,6 +88,7 @@ impl Manifest {
             )
             .map_err(|what| wrong(format!("pipe {index}: {what}")))?;
         }
+        check.ipc().map_err(wrong)?;
         check.sockets()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
             blob(&terminal.attributes, "attributes")
@@ -314,6 +321,7 @@ impl Check<'_> {
     fn address_space(&self, space: &AddressSpace) -> Verdict {
         let manifest = self.manifest;
         blob(&space.layout.auxv, "auxiliary vector")?;
+        within(space.lock_future & !6 == 0, "locking of mappings to come")?;
         if let Some(file) = space.executable {
             in_table(file.index(), &manifest.mapped_files, "mapped file")?;
         }
@@ -345,6 +353,12 @@ impl Check<'_> {
             }
             MappingKind::SharedSaved(id) | MappingKind::PrivateSaved(id) => {
                 in_table(id.index(), &manifest.saved_files, "saved file")?;
+            }
+            MappingKind::SysvSegment(id) => {
+                let segment = manifest.ipc.segments.get(id.index());
+                let segment = segment.ok_or_else(|| format!("there is no segment {}", id.0))?;
+                let size = segment.size.checked_next_multiple_of(PAGE).unwrap_or(0);
+                within(end.is_some_and(|end| end <= size), "part of a segment")?;
             }
             MappingKind::Anonymous
             | MappingKind::Stack
@@ -389,10 +403,61 @@ impl Check<'_> {
             // The kernel allows 249 bytes.
             SavedFileKind::Memfd { name, .. } => within(name.0.len() <= 255 && !name.0.contains(&0), "name")?,
             SavedFileKind::SharedAnonymous => {}
+            SavedFileKind::SharedMemory { path: name } => {
+                path(name)?;
+                let inside = name.0.strip_prefix(b"/dev/shm/").is_some_and(|rest| !rest.is_empty());
+                let plain = name.0.split(|&b| b == b'/').all(|part| part != b".." && part != b".");
+                within(inside && plain, "path of shared memory")?;
+            }
         }
         within(file.size <= MAX_FILE, "size")?;
         // i64::MAX rounded up still fits.
         self.extents(&file.extents, &(0..file.size.next_multiple_of(PAGE)))
+    }
+
+    fn ipc(&self) -> Verdict {
+        let ipc = &self.manifest.ipc;
+        let mut ids = [HashSet::new(), HashSet::new(), HashSet::new()];
+        let mut identity = |kind: usize, of: &SysvIdentity| {
+            within(of.id >= 0 && ids[kind].insert(of.id), "identifier")?;
+            within(of.mode <= 0o177_777, "mode")
+        };
+        for segment in &ipc.segments {
+            let this = |what: String| format!("segment {}: {what}", segment.identity.id);
+            identity(0, &segment.identity).map_err(this)?;
+            within((1..=MAX_FILE).contains(&segment.size), "size").map_err(this)?;
+            self.extents(&segment.extents, &(0..segment.size.next_multiple_of(PAGE)))
+                .map_err(this)?;
+        }
+        for set in &ipc.semaphores {
+            let this = |what: String| format!("semaphore set {}: {what}", set.identity.id);
+            identity(1, &set.identity).map_err(this)?;
+            let count = set.semaphores.len();
+            within((1..=32000).contains(&count), "number of semaphores").map_err(this)?;
+            within(set.semaphores.iter().all(|(value, _)| *value <= MAX_SEMAPHORE), "value").map_err(this)?;
+            let limit = i32::from(MAX_SEMAPHORE);
+            for &(pid, index, amount) in &set.undo {
+                let sound = usize::from(index) < count && (-limit - 1..=limit).contains(&amount);
+                within(sound, &format!("adjustment of process {pid}")).map_err(this)?;
+            }
+        }
+        for queue in &ipc.queues {
+            let this = |what: String| format!("message queue {}: {what}", queue.identity.id);
+            identity(2, &queue.identity).map_err(this)?;
+            within(queue.messages.iter().all(|(kind, _)| *kind > 0), "type of a message").map_err(this)?;
+        }
+        for queue in &ipc.posix_queues {
+            let this = |what: String| format!("message queue /{}: {what}", queue.name);
+            let name = &queue.name.0;
+            let sound = !name.is_empty() && name.len() <= 255 && !name.contains(&0) && !name.contains(&b'/');
+            within(sound, "name").map_err(this)?;
+            let (most, size) = (queue.max_messages, queue.message_size);
+            within((1..=65536).contains(&most) && (1..=16 << 20).contains(&size), "size").map_err(this)?;
+            within(queue.messages.len() as i64 <= most, "number of messages").map_err(this)?;
+            let fits = |(priority, data): &(u32, Bytes)| *priority < 32768 && data.0.len() as i64 <= size;
+            within(queue.messages.iter().all(fits), "message").map_err(this)?;
+        }
+        Ok(())
     }
 
     fn open_file(&self, file: &OpenFile, pids: &HashSet<i32>) -> Verdict {
@@ -462,6 +527,7 @@ impl Check<'_> {
             Object::TerminalSlave(id) | Object::TerminalMaster(id) => {
                 in_table(id.index(), &manifest.terminals, "terminal")
             }
+            Object::MessageQueue(id) => in_table(id.index(), &manifest.ipc.posix_queues, "message queue"),
             Object::Inherited { stream } => within((0..=2).contains(stream), "standard stream"),
         }
     }

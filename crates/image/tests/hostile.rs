@@ -16,7 +16,10 @@ const LAST_PAGE: u64 = u64::MAX - 4095;
 /// Checks that the manifest, changed so, is refused with these words.
 #[track_caller]
 fn check(expected: &str, change: impl FnOnce(&mut Manifest)) {
-    let mut manifest = manifest();
+    check_in(manifest(), expected, change);
+}
+
+fn check_in(mut manifest: Manifest, expected: &str, change: impl FnOnce(&mut Manifest)) {
     change(&mut manifest);
     let error = open(&unchecked(&manifest)).expect_err(expected);
     assert_eq!(error.kind(), ErrorKind::Damaged, "{}", error.chain());
@@ -153,6 +156,58 @@ fn memory() {
     check("are not in it", |m| m.saved_files[1].extents[0].length = 8192);
     check("impossible size", |m| m.saved_files[0].size = u64::MAX);
     check("impossible size", |m| m.mapped_files[0].size = 1 << 63);
+}
+
+#[test]
+fn objects_between_processes() {
+    let check = |expected: &str, change: &dyn Fn(&mut Manifest)| check_in(manifest_with_ipc(), expected, change);
+    check("there is no message queue 1", &|m| {
+        m.files[3].object = Object::MessageQueue(PosixQueueId(1))
+    });
+    check("there is no segment 1", &|m| {
+        mappings(m)[5].kind = MappingKind::SysvSegment(SegmentId(1))
+    });
+    check("impossible part of a segment", &|m| mappings(m)[5].offset = 3 * 4096);
+    check("impossible size", &|m| {
+        m.ipc.segments[0].size = 0;
+        mappings(m).remove(5);
+    });
+    check("impossible size", &|m| {
+        m.ipc.segments[0].size = u64::MAX;
+        mappings(m).remove(5);
+    });
+    check("are not in it", &|m| m.ipc.segments[0].extents[0].start = 12_288);
+    check("impossible identifier", &|m| m.ipc.segments[0].identity.id = -1);
+    check("impossible identifier", &|m| {
+        let again = m.ipc.queues[0].clone();
+        m.ipc.queues.push(again)
+    });
+    check("impossible mode", &|m| m.ipc.queues[0].identity.mode = u32::MAX);
+    check("impossible number of semaphores", &|m| {
+        m.ipc.semaphores[0].semaphores.clear()
+    });
+    check("impossible value", &|m| m.ipc.semaphores[0].semaphores[0].0 = 32768);
+    check("impossible adjustment", &|m| m.ipc.semaphores[0].undo[0].1 = 2);
+    check("impossible adjustment", &|m| m.ipc.semaphores[0].undo[0].2 = i32::MIN);
+    check("impossible type of a message", &|m| m.ipc.queues[0].messages[0].0 = 0);
+    for name in ["", "a/b", "a\0b"] {
+        check("impossible name", &|m| {
+            m.ipc.posix_queues[0].name = ByteString::from(name)
+        });
+    }
+    check("impossible size", &|m| m.ipc.posix_queues[0].message_size = i64::MAX);
+    check("impossible message", &|m| m.ipc.posix_queues[0].messages[0].0 = 32768);
+    check("impossible message", &|m| m.ipc.posix_queues[0].message_size = 4);
+    for path in ["/etc/passwd", "/dev/shm/", "/dev/shm/../../etc/passwd", "/dev/shm/./a"] {
+        check("impossible path of shared memory", &|m| {
+            let path = ByteString::from(path);
+            m.saved_files[0].kind = SavedFileKind::SharedMemory { path }
+        });
+    }
+    check("there is no saved file 3", &|m| {
+        m.mapped_files[1].contents = Some(SavedFileId(3))
+    });
+    check("impossible locking", &|m| m.address_spaces[0].lock_future = 1);
 }
 
 #[test]

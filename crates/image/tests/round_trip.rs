@@ -15,7 +15,7 @@ use cpr_types::ErrorKind;
 
 #[test]
 fn everything_comes_back() {
-    let manifest = manifest();
+    let manifest = manifest_with_ipc();
     let data = pages(4);
     let (bytes, summary) = write(&manifest, &data).unwrap();
     assert_eq!(summary.length, bytes.len() as u64);

@@ -1,4 +1,4 @@
-//! User, PID and mount namespaces: setting a new one up from inside, and joining those of another process.
+//! User, PID, mount and IPC namespaces: setting a new one up from inside, and joining those of another process.
 
 use std::ffi::CStr;
 use std::fs::OpenOptions;
@@ -57,6 +57,16 @@ pub fn mount_proc() -> io::Result<()> {
     )
 }
 
+/// Mounts the file system of our IPC namespace's POSIX message queues at `/dev/mqueue`.
+pub fn mount_mqueue() -> io::Result<()> {
+    mount(
+        c"mqueue",
+        c"/dev/mqueue",
+        Some(c"mqueue"),
+        libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+    )
+}
+
 /// Moves this process into a new mount namespace. It must have one thread.
 pub fn new_mount_namespace() -> io::Result<()> {
     // SAFETY: CLONE_NEWNS gives this thread a mount namespace (and file system information) of its own; no memory or
@@ -80,7 +90,7 @@ pub fn join(pidfd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
     }
 }
 
-/// Identity (device and inode) of a namespace of a process: `user`, `pid` or `mnt`; for `self`, of this process.
+/// Identity (device and inode) of a namespace of a process: `user`, `pid`, `mnt` or `ipc`; for `self`, of this process.
 pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(format!("/proc/{pid}/ns/{kind}"))?;

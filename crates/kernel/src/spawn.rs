@@ -19,6 +19,8 @@ pub struct Namespaces {
     pub pid: bool,
     /// Mount namespace.
     pub mount: bool,
+    /// IPC namespace: System V objects and POSIX message queues.
+    pub ipc: bool,
 }
 
 impl Namespaces {
@@ -27,6 +29,7 @@ impl Namespaces {
         user: false,
         pid: false,
         mount: false,
+        ipc: false,
     };
 
     /// The `CLONE_NEW*` flags.
@@ -40,6 +43,9 @@ impl Namespaces {
         }
         if self.mount {
             flags |= libc::CLONE_NEWNS;
+        }
+        if self.ipc {
+            flags |= libc::CLONE_NEWIPC;
         }
         flags
     }

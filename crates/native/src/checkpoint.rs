@@ -33,7 +33,7 @@ use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::pipeline::Pipeline;
 use crate::sink::{PAGE_SIZE, PageSink};
-use crate::{Blocker, state};
+use crate::{Blocker, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct CheckpointRequest {
     pub initiator_uid: u32,
     /// The job is everything in the caller's PID namespace but its init and processes from outside.
     pub own_pid_namespace: bool,
+    /// Nobody but the job uses the caller's IPC namespace.
+    pub own_ipc_namespace: bool,
     /// How long to wait for the job to stop.
     pub stop_timeout: Duration,
 }
@@ -112,32 +114,33 @@ pub enum Event {
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
 /// Names everything that would make a checkpoint of `pid` and its descendants fail, without stopping anything
-/// (a look at a running job: objects that come and go may be missed).
+/// (a look at a running job: objects that come and go may be missed). `own_ipc_namespace`: nobody else uses the job's IPC
+/// namespace, which is also ours.
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] when there is no such process.
-pub fn check(pid: i32) -> Result<Vec<Blocker>> {
+pub fn check(pid: i32, own_ipc_namespace: bool) -> Result<Vec<Blocker>> {
     let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
-    blockers(scope, pid)
+    blockers(scope, pid, own_ipc_namespace)
 }
 
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
-fn blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
-    let mut found = look(scope, root)?;
+fn blockers(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
+    let mut found = look(scope, root, own_ipc)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
             break;
         }
-        let again = look(scope, root)?;
+        let again = look(scope, root, own_ipc)?;
         found.retain(|blocker| again.contains(blocker));
     }
     Ok(found)
 }
 
-fn look(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
+fn look(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
     let mut targets = Vec::new();
     let mut found = Vec::new();
     for pid in freeze::members(scope)? {
@@ -157,7 +160,8 @@ fn look(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
         }
         targets.push(target);
     }
-    found.extend(files::check(&targets, root));
+    found.extend(ipc::blockers(&targets, own_ipc));
+    found.extend(files::check(&targets, root, own_ipc));
     Ok(found)
 }
 
@@ -199,7 +203,7 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
-    let mut blocked = blockers(scope, request.pid)?;
+    let mut blocked = blockers(scope, request.pid, request.own_ipc_namespace)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
     blocked.retain(|blocker| blocker.object != "descriptors");
     refuse_blocked(blocked)?;
@@ -330,6 +334,7 @@ fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
         cpu_flags: cpuinfo,
         page_size: PAGE_SIZE as u32,
         own_pid_namespace: request.own_pid_namespace,
+        own_ipc_namespace: request.own_ipc_namespace,
         ..Checkpoint::default()
     })
 }
@@ -362,6 +367,9 @@ fn collect(
         targets.push(target);
     }
     let mut context = SaveContext::new(&targets, root_pid);
+    if request.own_ipc_namespace {
+        context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);
+    }
     let descriptors = files::save(&mut context)?;
     for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {
         manifest.processes[index].descriptors = descriptors;
@@ -371,7 +379,9 @@ fn collect(
             manifest.processes[index].controlling_terminal = context.terminal_state.find(tty);
         }
     }
-    let mut mapped = MappedFiles::default();
+    manifest.ipc = ipc::save(frozen, request.own_ipc_namespace, deadline, sink)?;
+    manifest.ipc.posix_queues = context.queue_state.take().unwrap_or_default().queues;
+    let mut mapped = MappedFiles::new(ipc::segment_ids(&manifest.ipc));
     for &index in &live {
         let process = &frozen.processes[index];
         let layout = std::mem::take(&mut layouts[index]);

@@ -10,6 +10,7 @@
 mod checkpoint;
 pub mod files;
 mod freeze;
+mod ipc;
 mod live;
 mod mapped;
 mod memory;

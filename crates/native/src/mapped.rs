@@ -25,6 +25,7 @@ pub fn describe(path: &[u8], file: BorrowedFd<'_>, writable: bool, unchangeable:
             .saturating_add(stat.st_mtime_nsec as i64),
         build_id: Bytes(if unchangeable { build_id(file) } else { Vec::new() }),
         unchangeable,
+        contents: None,
     })
 }
 

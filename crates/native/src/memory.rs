@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout};
+use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
 use cpr_image::model::{ByteString, SavedFileKind};
 use cpr_kernel::memory::{
     PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, Pagemap, ScanFilter,
@@ -12,7 +12,7 @@ use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
-use crate::files::SavedFiles;
+use crate::files::{SavedFiles, find_shared_memory};
 use crate::freeze::{Process, Space};
 use crate::live::{Copied, Place};
 use crate::mapped;
@@ -25,8 +25,8 @@ const CHUNK: u64 = 1 << 20;
 const TABLE_SPAN: u64 = 2 << 20;
 
 /// VmFlags of /proc/PID/smaps that a restart sets again.
-const KEPT_FLAGS: [&[u8; 2]; 11] = [
-    b"gd", b"lo", b"lf", b"hg", b"nh", b"dc", b"dd", b"wf", b"mg", b"nr", b"sl",
+const KEPT_FLAGS: [&[u8; 2]; 13] = [
+    b"gd", b"lo", b"lf", b"hg", b"nh", b"dc", b"dd", b"wf", b"mg", b"nr", b"sl", b"sr", b"rr",
 ];
 
 /// Mapping flags by address, read before the job is stopped because reading them is slow.
@@ -56,10 +56,20 @@ impl FlagTable {
 pub struct MappedFiles {
     /// By [`MappedFileId`].
     pub files: Vec<MappedFile>,
+    /// System V segments by the inode numbers that mappings have.
+    segments: HashMap<u64, SegmentId>,
     by_key: HashMap<(Vec<u8>, bool, bool), MappedFileId>,
 }
 
 impl MappedFiles {
+    /// None yet; `segments` are System V segments by the inode numbers that mappings have.
+    pub fn new(segments: HashMap<u64, SegmentId>) -> Self {
+        MappedFiles {
+            segments,
+            ..MappedFiles::default()
+        }
+    }
+
     fn intern(&mut self, path: &[u8], writable: bool, unchangeable: bool) -> Result<MappedFileId> {
         let key = (path.to_vec(), writable, unchangeable);
         if let Some(id) = self.by_key.get(&key) {
@@ -102,7 +112,6 @@ fn label(map: &MapEntry) -> String {
 fn refuse(map: &MapEntry) -> Option<String> {
     let reason = match map.kind() {
         MapKind::HugePages => "explicit huge pages are not supported",
-        MapKind::SysvShm { .. } => "System V shared memory is not supported",
         MapKind::Aio => "kernel asynchronous I/O (io_setup) is not supported",
         MapKind::SecretMemory => "secret memory cannot be read",
         MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
@@ -176,7 +185,26 @@ pub fn save(
         layout,
         executable,
         mappings,
+        lock_future: lock_future(process)?,
     })
+}
+
+/// What mlockall(2) asked for mappings to come, told from what became of our own: the kernel shows it nowhere.
+fn lock_future(process: &Process) -> Result<u32> {
+    const MCL_FUTURE: u32 = 2;
+    const MCL_ONFAULT: u32 = 4;
+    let what = || format!("look at locked memory of process {}", process.pid);
+    let locked = process.proc.status().context(what)?.vm_lck_kib;
+    if locked <= process.status.vm_lck_kib {
+        return Ok(0);
+    }
+    let flags = process.proc.smaps_flags().context(what)?;
+    let arena = process.space.as_ref().and_then(|space| space.arena);
+    let ours = flags
+        .iter()
+        .find(|f| arena.is_some_and(|arena| (f.start..f.end).contains(&arena.address)));
+    let on_fault = ours.is_some_and(|f| f.has(b"lf"));
+    Ok(MCL_FUTURE | if on_fault { MCL_ONFAULT } else { 0 })
 }
 
 fn executable(process: &Process, files: &mut MappedFiles) -> Result<Option<MappedFileId>> {
@@ -217,20 +245,31 @@ fn plan(
     if (has(b"io") || has(b"pf")) && !kernels_own {
         return Err(unsupported("mapped devices are not supported"));
     }
+    if has(b"um") || has(b"ui") {
+        return Err(unsupported("its page faults are handled by userfaultfd"));
+    }
+    if has(b"ss") {
+        return Err(unsupported("shadow stacks are not supported"));
+    }
     let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);
     let anonymous = if has(b"gd") {
         MappingKind::Stack
     } else {
         MappingKind::Anonymous
     };
-    let (kind, pages) = match map.kind() {
-        MapKind::Vsyscall => return Ok(None),
-        MapKind::Vdso => (MappingKind::Vdso, Pages::None),
-        MapKind::Vvar => (MappingKind::Vvar, Pages::None),
-        MapKind::VvarVclock => (MappingKind::VvarClock, Pages::None),
-        MapKind::Stack => (MappingKind::Stack, Pages::Own),
-        MapKind::Anonymous | MapKind::Heap | MapKind::AnonNamed(_) if !map.shared => (anonymous, Pages::Own),
-        MapKind::SharedAnonymous | MapKind::AnonShmemNamed(_) | MapKind::Anonymous if map.shared => {
+    let shared_memory = match map.kind() {
+        MapKind::File if map.shared && has(b"mw") => shared_memory(map, files, saved)?,
+        _ => None,
+    };
+    let (kind, pages) = match (map.kind(), shared_memory) {
+        (_, Some(id)) => (MappingKind::SharedFile(id), Pages::None),
+        (MapKind::Vsyscall, None) => return Ok(None),
+        (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::None),
+        (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
+        (MapKind::VvarVclock, None) => (MappingKind::VvarClock, Pages::None),
+        (MapKind::Stack, None) => (MappingKind::Stack, Pages::Own),
+        (MapKind::Anonymous | MapKind::Heap | MapKind::AnonNamed(_), None) if !map.shared => (anonymous, Pages::Own),
+        (MapKind::SharedAnonymous | MapKind::AnonShmemNamed(_) | MapKind::Anonymous, None) if map.shared => {
             let id = saved.intern_mapping(
                 makedev,
                 map.inode,
@@ -242,7 +281,7 @@ fn plan(
             );
             (MappingKind::SharedSaved(id), Pages::None)
         }
-        MapKind::Memfd(name) => {
+        (MapKind::Memfd(name), None) => {
             let kind = SavedFileKind::Memfd {
                 name: ByteString(name.to_vec()),
                 seals: 0,
@@ -254,8 +293,8 @@ fn plan(
                 (MappingKind::PrivateSaved(id), Pages::Own)
             }
         }
-        MapKind::File if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
-        MapKind::File if map.deleted || replaced(map) => {
+        (MapKind::File, None) if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
+        (MapKind::File, None) if map.deleted || replaced(map) => {
             if map.shared {
                 let kind = SavedFileKind::Deleted {
                     path: ByteString(map.path.clone()),
@@ -266,11 +305,16 @@ fn plan(
                 (MappingKind::Anonymous, Pages::All)
             }
         }
-        MapKind::File if map.shared => {
+        (MapKind::SysvShm { .. }, None) => {
+            let id = files.segments.get(&map.inode);
+            let id = id.ok_or_else(|| unsupported("the segment is of another IPC namespace"))?;
+            (MappingKind::SysvSegment(*id), Pages::None)
+        }
+        (MapKind::File, None) if map.shared => {
             let id = files.intern(&map.path, has(b"mw"), false)?;
             (MappingKind::SharedFile(id), Pages::None)
         }
-        MapKind::File => (
+        (MapKind::File, None) => (
             MappingKind::PrivateFile(files.intern(&map.path, false, true)?),
             Pages::Own,
         ),
@@ -290,6 +334,7 @@ fn plan(
             offset,
             flags: KEPT_FLAGS
                 .iter()
+                .chain([b"mw"].iter().filter(|_| matches!(map.kind(), MapKind::SysvShm { .. })))
                 .filter(|code| has(code))
                 .map(|code| String::from_utf8_lossy(&code[..]).into_owned())
                 .collect(),
@@ -298,6 +343,22 @@ fn plan(
         },
         pages,
     }))
+}
+
+/// The file that a mapping of POSIX shared memory is of, to be saved with its contents.
+fn shared_memory(map: &MapEntry, files: &mut MappedFiles, saved: &mut SavedFiles) -> Result<Option<MappedFileId>> {
+    let Some((fd, path)) = find_shared_memory(map) else {
+        return Ok(None);
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(std::io::Error::from);
+    let stat = stat.context(|| format!("look at {path}"))?;
+    let id = files.intern(&path.0, true, false)?;
+    let kind = SavedFileKind::SharedMemory { path };
+    let contents = saved.intern_descriptor(&stat, std::os::fd::AsFd::as_fd(&fd), kind, &label(map))?;
+    if let Some(file) = files.files.get_mut(id.index()) {
+        file.contents = Some(contents);
+    }
+    Ok(Some(id))
 }
 
 /// Whether another file has the mapped file's name now.

@@ -15,7 +15,7 @@ use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_n
 use crate::state::now_ms;
 use crate::target::{self, Target};
 use crate::wire::WireError;
-use crate::worker::{Message, Worker};
+use crate::worker::{self, Message, Worker};
 
 /// How long stopping all threads of a job may take unless asked otherwise.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -220,10 +220,11 @@ impl AsFd for Task<'_> {
     }
 }
 
-fn start(target: &Target, request: CheckpointRequest, mut destination: Destination) -> Result<Worker> {
+fn start(target: &Target, mut request: CheckpointRequest, mut destination: Destination) -> Result<Worker> {
     if let Destination::File(pending) = &mut destination {
         pending.hand_over();
     }
+    request.own_ipc_namespace = worker::plan(target)?.ipc;
     Worker::start(target, move |events| {
         if let Destination::File(pending) = &mut destination {
             pending.adopt();
@@ -248,6 +249,7 @@ fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: 
         job: job.to_string(),
         initiator_uid: rustix::process::getuid().as_raw(),
         own_pid_namespace,
+        own_ipc_namespace: false,
         stop_timeout: options.timeout,
     }
 }
@@ -311,7 +313,8 @@ pub fn checkpoint_pid(pid: i32, mut options: CheckpointOptions) -> Result<Checkp
 }
 
 fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
-    let mut worker = Worker::start(target, move |_| check(inner).map(Message::Blockers))?;
+    let own_ipc = worker::plan(target)?.ipc;
+    let mut worker = Worker::start(target, move |_| check(inner, own_ipc).map(Message::Blockers))?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {
         worker.reports.wait(None).context(|| "listen to the worker")?;

@@ -61,6 +61,47 @@ pub(crate) struct Setting<'a> {
     pub(crate) terminal: Option<BorrowedFd<'a>>,
     /// Signal mask the job begins with.
     pub(crate) mask: SignalMask,
+    /// There is a new IPC namespace.
+    pub(crate) own_ipc: bool,
+    /// Limits of the IPC namespace we come from: files below /proc/sys, and what is in them.
+    pub(crate) ipc_limits: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Limits that every IPC namespace has its own of, in the order they are set.
+const IPC_LIMITS: [&str; 12] = [
+    "kernel/shmmax",
+    "kernel/shmall",
+    "kernel/shmmni",
+    "kernel/sem",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "fs/mqueue/queues_max",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/msg_default",
+    "fs/mqueue/msgsize_default",
+];
+
+/// The limits of our IPC namespace.
+pub(crate) fn ipc_limits() -> Vec<(&'static str, Vec<u8>)> {
+    let read = |name| Some((name, std::fs::read(format!("/proc/sys/{name}")).ok()?));
+    IPC_LIMITS.into_iter().filter_map(read).collect()
+}
+
+/// Sets up a new IPC namespace: the limits of the one we come from, as far as we may, and its queues at /dev/mqueue.
+fn prepare_ipc(setting: &Setting<'_>) -> Result<()> {
+    for (name, value) in &setting.ipc_limits {
+        // Only root may; a user's job has the kernel's own limits then.
+        let path = format!("/proc/sys/{name}");
+        if std::fs::read(&path).is_ok_and(|now| now != *value) {
+            let _ = std::fs::write(&path, value);
+        }
+    }
+    if std::path::Path::new("/dev/mqueue").is_dir() {
+        namespace::mount_mqueue().context(|| "mount /dev/mqueue for the job")?;
+    }
+    Ok(())
 }
 
 /// Runs init until the job has ended; gives the exit code of the process.
@@ -98,6 +139,9 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
                 "in a container, /proc must not be masked: run the container with an unmasked /proc, or as root",
             )
         })?;
+    if setting.own_ipc {
+        prepare_ipc(setting)?;
+    }
     // A name only helps whoever lists processes.
     let _ = rustix::thread::set_name(c"cpr-init");
     let signals = [CHILD];

@@ -40,6 +40,8 @@ pub struct JobSpec {
     pub keep: Option<usize>,
     /// Give the job a terminal of its own.
     pub terminal: bool,
+    /// Leave the job in the IPC namespace of whoever runs it.
+    pub share_ipc: bool,
 }
 
 /// Where a job is in its life.
@@ -224,6 +226,7 @@ impl Job {
             every: stored.every_ms.map(Duration::from_millis),
             keep: stored.keep,
             terminal: stored.terminal,
+            share_ipc: stored.share_ipc,
         };
         Job {
             jobs,

@@ -62,6 +62,7 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         job: &job,
         start,
         own_namespace: true,
+        own_ipc: !job.spec().share_ipc,
         detached: detach,
         terminal: job.spec().terminal,
         restarted_from: None,
@@ -246,6 +247,7 @@ fn restart_into(
     let launch = Launch {
         job,
         own_namespace,
+        own_ipc: own_namespace && image.manifest().checkpoint.own_ipc_namespace,
         detached: options.detach,
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),

@@ -37,6 +37,8 @@ pub(crate) struct StoredSpec {
     pub(crate) keep: Option<usize>,
     #[serde(default)]
     pub(crate) terminal: bool,
+    #[serde(default)]
+    pub(crate) share_ipc: bool,
     pub(crate) created_ms: u64,
 }
 
@@ -183,6 +185,7 @@ impl StateDir {
             every_ms: spec.every.map(|d| d.as_millis() as u64),
             keep: spec.keep,
             terminal: spec.terminal,
+            share_ipc: spec.share_ipc,
             created_ms: now_ms(),
         };
         let made = directory

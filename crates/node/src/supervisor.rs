@@ -34,6 +34,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) start: Start,
     /// In a PID namespace of its own rather than in ours.
     pub(crate) own_namespace: bool,
+    /// With it, in an IPC namespace of its own.
+    pub(crate) own_ipc: bool,
     /// We are a daemon.
     pub(crate) detached: bool,
     /// Give the job a terminal of its own.
@@ -185,11 +187,14 @@ fn start_init(
         new_session: launch.detached && !launch.terminal,
         terminal,
         mask,
+        ipc_limits: if launch.own_ipc { init::ipc_limits() } else { Vec::new() },
+        own_ipc: launch.own_ipc,
     };
     let namespaces = Namespaces {
         user: unprivileged,
         pid: true,
         mount: true,
+        ipc: launch.own_ipc,
     };
     let child = spawn::fork(namespaces, || {
         // In the child: with our end open here too, the supervisor's death would not show.

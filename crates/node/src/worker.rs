@@ -37,10 +37,10 @@ pub(crate) struct Worker {
 
 /// The namespaces a worker enters before it works.
 ///
-/// A user enters all of his job's. Root, who needs no user namespace to have power over it, enters only the PID
-/// namespace of a job with a user namespace of its own: in a mount namespace whose owner may put anything at any path,
+/// A user enters all of his job's. Root, who needs no user namespace to have power over it, enters only the PID and IPC
+/// namespaces of a job with a user namespace of its own: in a mount namespace whose owner may put anything at any path,
 /// root has no business. It gets a `/proc` of its own instead.
-fn plan(target: &Target) -> Result<Namespaces> {
+pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
     let pid = target.pid.to_string();
     let differs = |kind: &str| -> Result<bool> {
         let what = || format!("read the {kind} namespace of process {pid}");
@@ -62,6 +62,7 @@ fn plan(target: &Target) -> Result<Namespaces> {
         user: other_user && !powerful,
         pid: true,
         mount: differs("mnt")? && !(other_user && powerful),
+        ipc: differs("ipc")?,
     })
 }
 
@@ -157,6 +158,7 @@ fn travel(
     let pid = true;
     join(Namespaces {
         pid,
+        ipc: journey.ipc,
         ..Namespaces::NONE
     })?;
     // The joined PID namespace is that of the next child.

@@ -78,6 +78,7 @@ fn helper(arguments: &[String]) -> ExitCode {
                 terminal: flag("-t"),
                 every: value("--every").map(|ms| Duration::from_millis(ms.parse().unwrap())),
                 keep: None,
+                share_ipc: false,
             };
             run(&state, spec, flag("-d")).map(|o| o.exit_code())
         }

@@ -25,6 +25,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         every: args.every,
         keep: args.keep,
         terminal: args.terminal,
+        share_ipc: args.share_ipc,
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;

@@ -82,6 +82,7 @@ pub fn manifest() -> Manifest {
             mapping(0x7fff_f7fb_3000, 0x7fff_f7fb_4000, 1, MappingKind::VvarClock),
             mapping(0x7fff_f7fb_4000, 0x7fff_f7fb_6000, 5, MappingKind::Vdso),
         ],
+        lock_future: 0,
     };
     let second = AddressSpace {
         mappings: vec![text],
@@ -360,6 +361,61 @@ pub fn manifest() -> Manifest {
             session: 100,
             input: Bytes(b"ls\n".to_vec()),
             ..Terminal::default()
+        }],
+        ipc: Ipc::default(),
+    }
+}
+
+/// The same with objects for communication between processes, which format 1.0 did not have at first.
+pub fn manifest_with_ipc() -> Manifest {
+    let mut manifest = manifest();
+    manifest.ipc = ipc();
+    let segment = Mapping {
+        start: 0x7000_0000_5000,
+        end: 0x7000_0000_6000,
+        kind: MappingKind::SysvSegment(SegmentId(0)),
+        ..manifest.address_spaces[0].mappings[4].clone()
+    };
+    manifest.address_spaces[0].mappings.insert(5, segment);
+    manifest.address_spaces[0].lock_future = 2;
+    manifest
+}
+
+fn ipc() -> Ipc {
+    let identity = |id| SysvIdentity {
+        id,
+        key: -7,
+        mode: 0o600,
+        uid: 1000,
+        ..SysvIdentity::default()
+    };
+    Ipc {
+        segments: vec![Segment {
+            identity: identity(32768),
+            size: 10_000,
+            extents: vec![Extent {
+                start: 8192,
+                length: 4096,
+                offset: 4096,
+            }],
+        }],
+        semaphores: vec![SemaphoreSet {
+            identity: identity(5),
+            operated: true,
+            semaphores: vec![(1, 100), (32767, 0)],
+            undo: vec![(100, 1, -32768)],
+        }],
+        queues: vec![SysvQueue {
+            identity: identity(0),
+            capacity: 16384,
+            messages: vec![(7, Bytes(b"hello".to_vec()))],
+        }],
+        posix_queues: vec![PosixQueue {
+            name: ByteString::from("queue"),
+            max_messages: 10,
+            message_size: 8192,
+            messages: vec![(31, Bytes(b"hello".to_vec()))],
+            ..PosixQueue::default()
         }],
     }
 }

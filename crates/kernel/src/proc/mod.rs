@@ -23,6 +23,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub mod task;
 pub mod timers;
 
@@ -32,6 +33,7 @@ pub use maps::{MapEntry, MapKind, VmFlags};
 pub use mountinfo::Mount;
 pub use stat::Stat;
 pub use status::Status;
+pub use sysvipc::{SysvObject, SysvQueue, SysvSegment, SysvSemaphores};
 pub use task::IoCounters;
 pub use timers::{Timer, TimerNotify, TimerTarget};
 
@@ -359,6 +361,24 @@ fn unescape(text: &[u8], accept: impl Fn(u8) -> bool) -> Vec<u8> {
         rest = if code.is_some() { &after[3..] } else { after };
     }
     plain
+}
+
+/// The System V shared memory segments of our IPC namespace.
+pub fn sysv_segments() -> io::Result<Vec<SysvSegment>> {
+    let path = "/proc/sysvipc/shm";
+    sysvipc::parse_segments(path, &std::fs::read(path)?)
+}
+
+/// The System V semaphore sets of our IPC namespace.
+pub fn sysv_semaphores() -> io::Result<Vec<SysvSemaphores>> {
+    let path = "/proc/sysvipc/sem";
+    sysvipc::parse_semaphores(path, &std::fs::read(path)?)
+}
+
+/// The System V message queues of our IPC namespace.
+pub fn sysv_queues() -> io::Result<Vec<SysvQueue>> {
+    let path = "/proc/sysvipc/msg";
+    sysvipc::parse_queues(path, &std::fs::read(path)?)
 }
 
 /// The `flags` of the first processor in `/proc/cpuinfo`.

@@ -11,7 +11,7 @@ use cpr_types::{Error, Result};
 use rustix::fs::{FileType, Stat};
 
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, save, socket};
+use super::{Target, mqueue, save, socket};
 use crate::Blocker;
 
 /// A descriptor of a running process.
@@ -40,8 +40,8 @@ impl Seen<'_> {
 }
 
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
-/// left out.
-pub fn check(targets: &[Target], root_pid: i32) -> Vec<Blocker> {
+/// left out. `own_ipc_namespace`: nobody else uses the IPC namespace.
+pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     let (mut streams, mut ends) = (Streams::default(), Ends::default());
     let mut all = Vec::new();
@@ -82,6 +82,7 @@ pub fn check(targets: &[Target], root_pid: i32) -> Vec<Blocker> {
         streams,
         ends,
         in_flight,
+        own_ipc_namespace,
     };
     blockers.extend(all.iter().filter_map(|seen| scene.blocks(seen)));
     blockers.extend(unix_sockets(&all, &scene));
@@ -123,6 +124,7 @@ struct Scene {
     streams: Streams,
     ends: Ends,
     in_flight: bool,
+    own_ipc_namespace: bool,
 }
 
 impl Scene {
@@ -146,6 +148,9 @@ impl Scene {
                 }
                 _ => None,
             },
+            Kind::MessageQueue if !self.own_ipc_namespace => {
+                Some(seen.blocker(mqueue::SHARED, Some(mqueue::SHARED_HINT)))
+            }
             Kind::Directory if seen.link.ends_with(b" (deleted)") && seen.stat.st_nlink == 0 => {
                 Some(seen.blocker("the directory has been deleted", None))
             }

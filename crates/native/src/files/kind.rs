@@ -48,6 +48,7 @@ pub(super) enum Kind {
     Epoll,
     Inotify,
     PidFd,
+    MessageQueue,
     /// What no checkpoint can save: why, and what to do.
     Unsupported(String, Option<String>),
 }
@@ -194,7 +195,7 @@ fn regular(pid: i32, fd: i32, link: &[u8]) -> Kind {
     }
     match file_system(pid, fd) {
         Some(PROC_MAGIC) => unsupported("a file of a /proc that is not mounted at /proc", ""),
-        Some(MQUEUE_MAGIC) => unsupported("POSIX message queues are not supported", ""),
+        Some(MQUEUE_MAGIC) => Kind::MessageQueue,
         Some(SECRETMEM_MAGIC) => unsupported("secret memory cannot be read", ""),
         _ => Kind::Regular,
     }

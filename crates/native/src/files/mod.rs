@@ -10,6 +10,7 @@
 pub mod epoll;
 pub mod eventfd;
 pub mod inotify;
+pub mod mqueue;
 pub mod pidfd;
 pub mod signalfd;
 pub mod socket;
@@ -24,6 +25,7 @@ mod regular;
 mod restore;
 mod save;
 mod saved;
+mod shared_memory;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -38,6 +40,7 @@ pub use check::check;
 pub use restore::{cut_back, finish, open_all};
 pub use save::save;
 pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
+pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
 
 /// A process being saved (zombies excluded).
 #[derive(Debug)]
@@ -99,6 +102,8 @@ pub struct SaveContext<'a> {
     pub socket_state: socket::SaveState,
     /// Terminals noted so far; find a controlling terminal's number in it.
     pub terminal_state: terminal::SaveState,
+    /// POSIX message queues of the job's own IPC namespace; none where it has none of its own.
+    pub queue_state: Option<mqueue::SaveState>,
     pipe_state: pipe::SaveState,
     entries: Vec<save::Entry>,
     holders: Vec<epoll::Holder>,
@@ -119,6 +124,7 @@ impl<'a> SaveContext<'a> {
             files: Vec::new(),
             socket_state: socket::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
+            queue_state: None,
             pipe_state: pipe::SaveState::default(),
             entries: Vec::new(),
             holders: Vec::new(),
@@ -160,6 +166,8 @@ pub struct RestoreContext<'a> {
     pub terminal: Option<&'a OwnedFd>,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
+    /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
+    pub queues: Vec<OwnedFd>,
     /// Sockets, once made.
     pub sockets: Option<socket::Sockets>,
     /// Terminals, once made.
@@ -184,6 +192,7 @@ impl<'a> RestoreContext<'a> {
             streams,
             terminal,
             saved,
+            queues: Vec::new(),
             sockets: None,
             terminals: None,
             pipes: HashMap::new(),

@@ -8,7 +8,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, kind, locks, pipe, regular};
-use super::{epoll, eventfd, inotify, pidfd, signalfd, socket, terminal, timerfd};
+use super::{epoll, eventfd, inotify, mqueue, pidfd, signalfd, socket, terminal, timerfd};
 
 fn io(error: rustix::io::Errno) -> std::io::Error {
     error.into()
@@ -98,7 +98,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
             let fd = context.saved.get(saved.index()).ok_or_else(damaged)?;
             let image = context.manifest.saved_files.get(saved.index()).ok_or_else(damaged)?;
             let name = match &image.kind {
-                SavedFileKind::Deleted { path } => path.clone(),
+                SavedFileKind::Deleted { path } | SavedFileKind::SharedMemory { path } => path.clone(),
                 SavedFileKind::Memfd { name, .. } => ByteString([b"memfd:", name.0.as_slice()].concat()),
                 SavedFileKind::SharedAnonymous => ByteString(b"shared anonymous memory".to_vec()),
             };
@@ -122,6 +122,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
         Object::Socket(socket) => socket::restore(file, *socket, context),
         Object::TerminalSlave(_) | Object::TerminalMaster(_) => terminal::restore(file, id, context),
+        Object::MessageQueue(queue) => mqueue::restore(file, *queue, context),
         Object::Inherited { stream } => inherited(file, *stream, context),
     }
 }

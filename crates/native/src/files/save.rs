@@ -14,7 +14,7 @@ use rustix::process::PidfdGetfdFlags;
 use super::epoll::Holder;
 use super::kind::{self, Kind};
 use super::{Description, SaveContext, Target};
-use super::{epoll, eventfd, inotify, locks, pidfd, pipe, regular, signalfd, socket, terminal, timerfd};
+use super::{epoll, eventfd, inotify, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal, timerfd};
 
 /// A description and what has become of it.
 #[derive(Debug)]
@@ -418,6 +418,7 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
         Kind::Epoll => epoll::save(description, context),
         Kind::Inotify => inotify::save(description, context),
         Kind::PidFd => pidfd::save(description, context),
+        Kind::MessageQueue => mqueue::save(description, context),
         Kind::Unsupported(reason, hint) => {
             let error = Error::new(ErrorKind::Unsupported, format!("{}: {reason}", description.label()));
             Err(match hint {

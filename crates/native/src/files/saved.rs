@@ -341,6 +341,7 @@ fn describe(kind: &SavedFileKind) -> String {
     match kind {
         SavedFileKind::Deleted { path } => format!("deleted file {path}"),
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
+        SavedFileKind::SharedMemory { path } => format!("shared memory {path}"),
         SavedFileKind::SharedAnonymous => "shared anonymous memory".to_owned(),
     }
 }
@@ -353,6 +354,8 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
     };
     let fd = match &file.kind {
         SavedFileKind::Deleted { path } => create_deleted(path.as_path())?,
+        // What there was is filled when nothing can fail any more; what was missing has been made.
+        SavedFileKind::SharedMemory { path } => return super::shared_memory::open(path),
         SavedFileKind::Memfd { name, seals } if *seals == SealFlags::SEAL.bits() => {
             memfd(&name.0, MemfdFlags::empty())?
         }
@@ -362,6 +365,18 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
     rustix::fs::ftruncate(&fd, file.size)
         .map_err(io)
         .context(|| format!("make it {} bytes long", file.size))?;
+    fill(fd.as_fd(), file, source)?;
+    set_owner(fd.as_fd(), file)?;
+    if let SavedFileKind::Memfd { seals, .. } = &file.kind
+        && seals & SealFlags::FUTURE_WRITE.bits() == 0
+    {
+        seal(fd.as_fd(), *seals)?;
+    }
+    Ok(fd)
+}
+
+/// Writes the saved ranges of a file.
+pub(super) fn fill(fd: BorrowedFd<'_>, file: &SavedFile, source: &dyn PageSource) -> Result<()> {
     let mut buffer = vec![0; CHUNK.min(file.size as usize).next_multiple_of(PAGE_SIZE)];
     for extent in &file.extents {
         // The last page of an extent can go beyond the end of the file.
@@ -371,17 +386,11 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
             let length = (end - at).min(CHUNK as u64) as usize;
             let piece = &mut buffer[..length];
             source.read(extent.offset + (at - extent.start), piece)?;
-            write_at(fd.as_fd(), piece, at)?;
+            write_at(fd, piece, at)?;
             at += length as u64;
         }
     }
-    set_owner(fd.as_fd(), file)?;
-    if let SavedFileKind::Memfd { seals, .. } = &file.kind
-        && seals & SealFlags::FUTURE_WRITE.bits() == 0
-    {
-        seal(fd.as_fd(), *seals)?;
-    }
-    Ok(fd)
+    Ok(())
 }
 
 fn write_at(fd: BorrowedFd<'_>, data: &[u8], at: u64) -> Result<()> {
@@ -394,7 +403,7 @@ fn write_at(fd: BorrowedFd<'_>, data: &[u8], at: u64) -> Result<()> {
     Ok(())
 }
 
-fn set_owner(fd: BorrowedFd<'_>, file: &SavedFile) -> Result<()> {
+pub(super) fn set_owner(fd: BorrowedFd<'_>, file: &SavedFile) -> Result<()> {
     if file.kind == SavedFileKind::SharedAnonymous {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use cpr_kernel::arch;
 use cpr_kernel::proc::{self, MapKind, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::{Blocker, mapped};
+use crate::{Blocker, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
 /// are left out.
@@ -58,6 +58,9 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
         add(0, "machine".to_owned(), error);
     }
     for file in &manifest.mapped_files {
+        if files::has_shared_memory(manifest, &file.path) {
+            continue;
+        }
         if let Err(error) = mapped::open(file) {
             add(0, format!("file {}", file.path), error);
         }
@@ -88,6 +91,9 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                 Object::Directory { path } | Object::Device { path, .. } => path,
                 _ => continue,
             };
+            if files::has_shared_memory(manifest, path) {
+                continue;
+            }
             let size = match std::fs::metadata(path.as_path()).context(|| "look at it") {
                 Ok(metadata) => metadata.len(),
                 Err(error) => {

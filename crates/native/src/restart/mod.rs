@@ -10,6 +10,7 @@
 
 mod check;
 mod identity;
+mod ipc;
 mod plan;
 mod space;
 mod stub;
@@ -29,7 +30,7 @@ use cpr_kernel::ptrace::{Tracee, block_child_signals};
 use cpr_kernel::remote::{self, Deferred};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::files::{self, RestoreContext};
+use crate::files::{self, RestoreContext, SharedMemory};
 use crate::{freeze, mapped};
 use identity::Rights;
 use plan::Step;
@@ -90,6 +91,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let deadline = begun + STEP_LIMIT;
     std::thread::scope(|scope| {
         let identity = as_owner();
+        let shared_memory = SharedMemory::create(manifest, image)?;
         let mapped = open_mapped(manifest)?;
         let saved = files::create_saved(manifest, image)?;
         drop(identity);
@@ -102,6 +104,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             image: stub::number(&image_fd),
             mapped: &mapped,
             saved: &saved,
+            segments: &manifest.ipc.segments,
         };
         let copies = saved
             .iter()
@@ -110,6 +113,8 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             .context(|| "copy descriptors of saved files")?;
         let mut context = RestoreContext::new(manifest, image, &request.streams, request.terminal.as_ref(), copies);
         files::terminal::create_all(&mut context)?;
+        let mut objects = ipc::create(&manifest.ipc, image)?;
+        context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
         make_processes(&mut workshop, manifest, &context)?;
         foreground(&workshop, manifest, &context)?;
@@ -123,6 +128,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             space::rebuild(&workshop, process.pid, space, &sources)?;
         }
         files::seal_last(manifest, &saved)?;
+        ipc::operate(&workshop, manifest)?;
         let mut plans = Vec::new();
         for process in living(manifest) {
             plans.push(rebuild(&mut workshop, manifest, process, &opened, &sources, rights)?);
@@ -135,6 +141,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             prepare(&workshop, process, plan)?;
         }
         files::cut_back(manifest, &opened)?;
+        shared_memory.keep(manifest, &saved, image)?;
+        ipc::remove_again(&manifest.ipc)?;
+        objects.keep();
         let_go(&mut workshop, manifest, plans)?;
         drop(context);
         Ok(Restarted {

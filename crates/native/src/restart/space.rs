@@ -2,9 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use cpr_image::model::{AddressSpace, Mapping, MappingKind};
+use cpr_image::model::{AddressSpace, Mapping, MappingKind, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_kernel::memory::PAGE;
+use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::{Workshop, number};
 
@@ -28,6 +29,8 @@ pub struct Sources<'a> {
     pub mapped: &'a [OwnedFd],
     /// Saved files by id.
     pub saved: &'a [OwnedFd],
+    /// System V segments, which exist.
+    pub segments: &'a [Segment],
 }
 
 struct Builder<'a> {
@@ -75,6 +78,19 @@ impl Builder<'_> {
             ],
         );
     }
+
+    fn protect(&mut self, mapping: &Mapping) {
+        let wanted = mapping.protection as i32 & (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+        self.batch.must(
+            libc::SYS_mprotect,
+            &[
+                mapping.start.into(),
+                (mapping.end - mapping.start).into(),
+                wanted.into(),
+            ],
+            format!("protect memory at {:#x}", mapping.start),
+        );
+    }
 }
 
 fn has(mapping: &Mapping, flag: &str) -> bool {
@@ -117,6 +133,11 @@ fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> R
         MappingKind::SharedFile(id) => (libc::MAP_SHARED, mapped(id.index())?),
         MappingKind::PrivateSaved(id) => (libc::MAP_PRIVATE, saved(id.index())?),
         MappingKind::SharedSaved(id) => (libc::MAP_SHARED, saved(id.index())?),
+        MappingKind::SysvSegment(id) => {
+            let segment = sources.segments.get(id.index()).ok_or_else(damaged)?;
+            attach(builder, mapping, segment)?;
+            return finish_mapping(builder, mapping);
+        }
     };
     if has(mapping, "nr") {
         flags |= libc::MAP_NORESERVE;
@@ -168,12 +189,65 @@ fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> R
         }
     }
     if first != wanted {
-        builder.batch.must(
-            libc::SYS_mprotect,
-            &[mapping.start.into(), length.into(), wanted.into()],
-            format!("protect {place}"),
-        );
+        builder.protect(mapping);
     }
+    finish_mapping(builder, mapping)
+}
+
+/// Attaches a System V segment, or the part of one that is left.
+fn attach(builder: &mut Builder<'_>, mapping: &Mapping, segment: &Segment) -> Result<()> {
+    let (length, place) = (mapping.end - mapping.start, format!("memory at {:#x}", mapping.start));
+    let mut flags = if has(mapping, "mw") { 0 } else { libc::SHM_RDONLY };
+    if mapping.protection & 4 != 0 {
+        flags |= libc::SHM_EXEC;
+    }
+    let whole = segment.size.next_multiple_of(PAGE);
+    let what = format!(
+        "attach System V segment {} at {:#x}",
+        segment.identity.id, mapping.start
+    );
+    let call = |batch: &mut Batch, address: u64| {
+        let arguments = [segment.identity.id.into(), address.into(), flags.into()];
+        batch.must(libc::SYS_shmat, &arguments, what.clone())
+    };
+    if mapping.offset == 0 && length == whole {
+        call(&mut builder.batch, mapping.start);
+    } else {
+        // It can be attached only as a whole: somewhere else, from where the part moves to its place.
+        builder.flush()?;
+        let mut batch = Batch::new();
+        let attached = call(&mut batch, 0);
+        let outcome = builder.workshop.run(builder.pid, &batch)?;
+        let from = outcome.result(attached).context(|| what.clone())?;
+        builder.batch.must(
+            libc::SYS_mremap,
+            &[
+                (from + mapping.offset).into(),
+                length.into(),
+                length.into(),
+                (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).into(),
+                mapping.start.into(),
+            ],
+            format!("move {place}"),
+        );
+        for (start, end) in [(0, mapping.offset), (mapping.offset + length, whole)] {
+            if start < end {
+                let arguments = [(from + start).into(), (end - start).into()];
+                builder
+                    .batch
+                    .must(libc::SYS_munmap, &arguments, "unmap the rest of a segment");
+            }
+        }
+        // The room it took may be that of the next mapping.
+        builder.flush()?;
+    }
+    builder.protect(mapping);
+    Ok(())
+}
+
+/// Everything about a mapping that is set when it is there with its contents.
+fn finish_mapping(builder: &mut Builder<'_>, mapping: &Mapping) -> Result<()> {
+    let (length, place) = (mapping.end - mapping.start, format!("memory at {:#x}", mapping.start));
     for &(start, length) in &mapping.guards {
         builder.batch.must(
             libc::SYS_madvise,
@@ -187,6 +261,8 @@ fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> R
         ("dd", libc::MADV_DONTDUMP),
         ("wf", libc::MADV_WIPEONFORK),
         ("mg", libc::MADV_MERGEABLE),
+        ("sr", libc::MADV_SEQUENTIAL),
+        ("rr", libc::MADV_RANDOM),
     ] {
         if has(mapping, flag) {
             builder.advise(mapping, advice);
@@ -251,6 +327,13 @@ pub fn finish(workshop: &Workshop, space: &AddressSpace, sources: &Sources<'_>, 
         ],
         "set the bounds of the address space",
     );
+    if space.lock_future != 0 {
+        batch.must(
+            libc::SYS_mlockall,
+            &[space.lock_future.into()],
+            "lock mappings to come into RAM (see `ulimit -l`)",
+        );
+    }
     for part in &workshop.parked {
         let target = space.mappings.iter().find(|m| m.kind == part.kind);
         match target {

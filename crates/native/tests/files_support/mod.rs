@@ -109,7 +109,7 @@ impl Program {
     }
 
     pub fn check(&self) -> Vec<Blocker> {
-        files::check(&self.targets, self.root())
+        files::check(&self.targets, self.root(), false)
     }
 
     /// Ends all processes.

@@ -1,0 +1,242 @@
+//! Communication between processes through named objects: POSIX shared memory, and objects of the machine's IPC
+//! namespace. What a job has in a namespace of its own is in `state.rs`.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::victim::{Victim, compile};
+use support::{As, Cpr, skip};
+
+/// The job uses something that cannot be checkpointed.
+const UNSUPPORTED: i32 = 69;
+
+/// POSIX shared memory: after a restart it is as it was at the checkpoint, whether it is still there, was written to
+/// since, or is gone.
+mod shared_memory {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn paths(mode: &str) -> [PathBuf; 2] {
+        [
+            format!("/dev/shm/cpr-memory-{mode}"),
+            format!("/dev/shm/sem.cpr-semaphore-{mode}"),
+        ]
+        .map(PathBuf::from)
+    }
+
+    /// Removes what a failed test has left.
+    struct Names(String);
+
+    impl Drop for Names {
+        fn drop(&mut self) {
+            for path in paths(&self.0) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    fn survives(test: &str, user: As, lost: bool) {
+        let Some(cpr) = Cpr::new(test, user) else { return };
+        let names = Names(format!("{}-{user:?}-{lost}", std::process::id()));
+        let mode = &names.0;
+        let program = compile(&cpr, "shared_memory");
+        let victim = Victim::start(&cpr, &program, "on", &[mode]);
+        cpr.checkpoint(victim.job, &[]);
+        victim.check();
+        let victim = Victim::start(&cpr, &program, "again", &[mode]);
+        for _ in 0..2 {
+            cpr.checkpoint(victim.job, &["--stop"]);
+            if lost {
+                for path in paths(mode) {
+                    fs::remove_file(path).expect("the victim's memory has a name");
+                }
+                // A restart that fails leaves none behind.
+                let aside = program.with_extension("aside");
+                fs::rename(&program, &aside).expect("the program is there");
+                let ended = cpr.cpr(["restart", "-d", victim.job]);
+                assert_ne!(ended.code, 0, "{}", ended.text());
+                for path in paths(mode) {
+                    assert!(!path.exists(), "{} was left", path.display());
+                }
+                fs::rename(&aside, &program).expect("it was put aside");
+            } else {
+                let file = fs::File::options().write(true).open(&paths(mode)[0]);
+                let file = file.expect("the victim's memory has a name");
+                use std::os::unix::fs::FileExt;
+                file.write_all_at(b"later", 3 * PAGE + 3).expect("it can be written to");
+            }
+            cpr.restart(victim.job);
+        }
+        victim.check();
+    }
+
+    #[test]
+    fn kept_as_root() {
+        survives("shared_memory::kept_as_root", As::Root, false);
+    }
+
+    #[test]
+    fn kept_as_user() {
+        survives("shared_memory::kept_as_user", As::User, false);
+    }
+
+    #[test]
+    fn lost_as_root() {
+        survives("shared_memory::lost_as_root", As::Root, true);
+    }
+
+    #[test]
+    fn lost_as_user() {
+        survives("shared_memory::lost_as_user", As::User, true);
+    }
+}
+
+/// System V objects of jobs that share the machine's IPC namespace.
+mod shared_ipc {
+    use super::*;
+
+    /// A segment of the machine's namespace; removed at the end, whatever happens.
+    struct Segment(String);
+
+    impl Segment {
+        fn remove(&self) {
+            let _ = Command::new("ipcrm").args(["-M", &self.0]).output();
+        }
+    }
+
+    impl Drop for Segment {
+        fn drop(&mut self) {
+            self.remove();
+        }
+    }
+
+    fn start<'a>(cpr: &'a Cpr, program: &Path, job: &'static str, mode: &str) -> Victim<'a> {
+        Victim::start_with(cpr, program, job, &[mode], &["--share-ipc"])
+    }
+
+    fn checkpoint_refused(cpr: &Cpr, job: &str, words: &[&str]) {
+        for command in ["checkpoint", "check"] {
+            let ended = cpr.cpr([command, job]);
+            let said = format!("{}{}", ended.text(), ended.stderr);
+            assert_eq!(ended.code, UNSUPPORTED, "{said}");
+            for word in words {
+                assert!(said.contains(word), "no {word:?} in {said}");
+            }
+        }
+    }
+
+    fn segment(test: &str, user: As) {
+        let Some(cpr) = Cpr::new(test, user) else { return };
+        let key = 0x4350_0000 + (std::process::id() as i32 & 0xffff) * 2 + i32::from(user == As::Root);
+        let (key, named) = (Segment(key.to_string()), format!("key {key:#x}"));
+        let program = compile(&cpr, "segment");
+        let first = start(&cpr, &program, "first", &key.0);
+        let second = start(&cpr, &program, "second", &key.0);
+        checkpoint_refused(&cpr, "first", &["segment", &named, "outside the job"]);
+        second.check();
+        // What the job leaves behind when it is ended is taken up again.
+        for _ in 0..2 {
+            cpr.checkpoint("first", &["--stop"]);
+            cpr.restart("first");
+        }
+        cpr.checkpoint("first", &["--stop"]);
+        key.remove();
+        let ended = cpr.cpr(["restart", "-d", "first"]);
+        if user == As::Root {
+            assert_eq!(ended.code, 0, "{}", ended.stderr);
+            first.check();
+        } else {
+            // Only by chance could it get the same identifier.
+            assert!(
+                ended.code != 0 && ended.stderr.contains("identifier"),
+                "{}",
+                ended.stderr
+            );
+            let left = Command::new("ipcs").arg("-m").output().expect("ipcs runs");
+            let hexadecimal = named.trim_start_matches("key ");
+            assert!(!String::from_utf8_lossy(&left.stdout).contains(hexadecimal), "{left:?}");
+        }
+    }
+
+    // LBNL-2.4.6, LBNL-2.2.4B.6
+    #[test]
+    fn segment_as_root() {
+        segment("shared_ipc::segment_as_root", As::Root);
+    }
+
+    #[test]
+    fn segment_as_user() {
+        segment("shared_ipc::segment_as_user", As::User);
+    }
+
+    #[test]
+    fn message_queue_is_refused() {
+        let Some(cpr) = Cpr::new("shared_ipc::message_queue_is_refused", As::User) else {
+            return;
+        };
+        let program = compile(&cpr, "refused");
+        let victim = start(&cpr, &program, "queue", "queue");
+        checkpoint_refused(&cpr, "queue", &["System V message queue", "--share-ipc"]);
+        victim.check();
+    }
+}
+
+/// What cannot be saved is refused by name, and the job goes on.
+mod refused {
+    use super::*;
+
+    fn refused(mode: &'static str, words: &[&str]) {
+        let test = format!("refused::{mode}");
+        let Some(cpr) = Cpr::new(&test, As::Root) else { return };
+        let program = compile(&cpr, "refused");
+        let victim = Victim::start(&cpr, &program, "job", &[mode]);
+        if let Some(reason) = victim.said().strip_prefix("MISSING ") {
+            skip!(&test, "this machine lacks it: {reason}");
+        }
+        let ended = cpr.cpr(["checkpoint", "job"]);
+        assert_eq!(ended.code, UNSUPPORTED, "{}{}", ended.text(), ended.stderr);
+        for word in words {
+            assert!(ended.stderr.contains(word), "no {word:?} in {}", ended.stderr);
+        }
+        victim.check();
+    }
+
+    #[test]
+    fn huge_pages() {
+        refused("huge", &["explicit huge pages"]);
+    }
+
+    #[test]
+    fn huge_pages_of_a_memfd() {
+        refused("huge-memfd", &["explicit huge pages"]);
+    }
+
+    #[test]
+    fn huge_pages_of_a_segment() {
+        refused("huge-segment", &["System V segment", "explicit huge pages"]);
+    }
+
+    #[test]
+    fn secret_memory() {
+        refused("secret", &["secret memory"]);
+    }
+
+    #[test]
+    fn asynchronous_io() {
+        refused("aio", &["asynchronous I/O"]);
+    }
+
+    #[test]
+    fn userfaultfd() {
+        refused("userfaultfd", &["userfaultfd"]);
+    }
+
+    #[test]
+    fn message_notification() {
+        refused("notify", &["/cpr-notify", "mq_notify"]);
+    }
+}
