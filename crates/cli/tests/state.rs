@@ -12,9 +12,6 @@ use support::{As, Cpr};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
-/// The job uses something that cannot be checkpointed.
-#[allow(dead_code)]
-const UNSUPPORTED: i32 = 69;
 
 fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
     let victim = Victim::start(cpr, program, "on", &[mode]);

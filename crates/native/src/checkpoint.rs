@@ -27,13 +27,14 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+use crate::blockers::Home;
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::pipeline::Pipeline;
 use crate::sink::{PAGE_SIZE, PageSink};
-use crate::{Blocker, state};
+use crate::{Blocker, blockers, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,14 +119,14 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 /// [`ErrorKind::Gone`] when there is no such process.
 pub fn check(pid: i32) -> Result<Vec<Blocker>> {
     let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
-    blockers(scope, pid)
+    find_blockers(scope, pid)
 }
 
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
-fn blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
+fn find_blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
     let mut found = look(scope, root)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
@@ -140,11 +141,12 @@ fn blockers(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
 fn look(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
     let mut targets = Vec::new();
     let mut found = Vec::new();
+    let home = Home::of(scope, root);
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
             continue;
         };
-        for (object, reason) in state::blockers(&target.proc)
+        for (object, reason) in blockers::of_process(&target.proc, &home)
             .into_iter()
             .chain(memory::blockers(&target.proc))
         {
@@ -157,6 +159,7 @@ fn look(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
         }
         targets.push(target);
     }
+    found.extend(blockers::sharing(&targets));
     found.extend(files::check(&targets, root));
     Ok(found)
 }
@@ -199,9 +202,10 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
-    let mut blocked = blockers(scope, request.pid)?;
+    let mut blocked = find_blockers(scope, request.pid)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
-    blocked.retain(|blocker| blocker.object != "descriptors");
+    // So is memory that vfork(2) shares.
+    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
     refuse_blocked(blocked)?;
     let mut flags = FlagTable::default();
     let mut expected = 0;
@@ -345,8 +349,9 @@ fn collect(
 ) -> Result<()> {
     let deadline = frozen.deadline();
     let mut layouts = Vec::new();
+    let home = Home::of(frozen.scope, request.pid);
     for process in &mut frozen.processes {
-        let (saved, layout) = state::save(process, deadline)?;
+        let (saved, layout) = state::save(process, &home, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
@@ -361,6 +366,7 @@ fn collect(
         let target = target(pid)?.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
         targets.push(target);
     }
+    blockers::refuse_sharing(&targets)?;
     let mut context = SaveContext::new(&targets, root_pid);
     let descriptors = files::save(&mut context)?;
     for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {

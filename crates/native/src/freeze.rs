@@ -89,6 +89,8 @@ pub struct Frozen {
     pub processes: Vec<Process>,
     /// When the first thread was asked to stop.
     pub since: Instant,
+    /// Which processes these are.
+    pub scope: Scope,
     deadline: Instant,
 }
 
@@ -241,6 +243,7 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     let mut frozen = Frozen {
         processes: Vec::new(),
         since,
+        scope,
         deadline,
     };
     for pid in members(scope)? {

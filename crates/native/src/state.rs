@@ -8,9 +8,10 @@ use cpr_image::model::{
 };
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
-use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND};
+use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts};
 
 /// Size of the kernel's `struct sigaction`.
@@ -28,43 +29,11 @@ fn unsupported(pid: i32, what: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("process {pid}: {what}"))
 }
 
-/// Kernel state that no checkpoint of this engine can save, as far as /proc tells without stopping anything.
-pub fn blockers(proc: &ProcDir) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let Ok(status) = proc.status() else {
-        return found;
-    };
-    if status.seccomp != 0 {
-        found.push((
-            "seccomp filter".to_owned(),
-            "the process filters its system calls with seccomp".to_owned(),
-        ));
-    }
-    if status.tracer_pid != 0 {
-        let error = crate::freeze::traced(status.pid, status.tracer_pid);
-        found.push(("tracer".to_owned(), error.message().to_owned()));
-    }
-    if status.ns_pid.len() > own_namespace_depth(proc) {
-        found.push((
-            "PID namespace".to_owned(),
-            "the process made a PID namespace of its own".to_owned(),
-        ));
-    }
-    found
-}
-
-/// How many PID namespaces deep the reader of /proc sees: all members of the job must be as deep as its root.
-fn own_namespace_depth(_: &ProcDir) -> usize {
-    ProcDir::open(std::process::id() as i32)
-        .and_then(|dir| dir.status())
-        .map_or(1, |status| status.ns_pid.len())
-}
-
 /// Reads everything about `process` but memory and descriptors. Maps an arena in it.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for state that cannot be saved, by name.
-pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
+pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
     let pid = process.pid;
     let stat = process.stat.clone();
     let mut saved = Saved {
@@ -78,7 +47,7 @@ pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLa
         saved.state = ProcessState::Zombie(stat.exit_code);
         return Ok((saved, MemoryLayout::default()));
     }
-    if let Some((object, reason)) = blockers(&process.proc)
+    if let Some((object, reason)) = blockers::of_process(&process.proc, home)
         .into_iter()
         .find(|(object, _)| object != "tracer")
     {
@@ -87,7 +56,6 @@ pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLa
     if process.threads.iter().any(|t| !t.registers.is_native()) {
         return Err(unsupported(pid, "it runs 32-bit code"));
     }
-    shared_tables(process)?;
     if let Some(signal) = process.stopped_by {
         saved.state = ProcessState::Stopped(signal);
     }
@@ -157,34 +125,6 @@ fn link(proc: &ProcDir, name: &str) -> Result<ByteString> {
         ));
     }
     Ok(ByteString(path))
-}
-
-/// Threads must share what threads share, and processes must not.
-fn shared_tables(process: &Process) -> Result<()> {
-    let pid = process.pid;
-    for thread in process.threads.iter().skip(1) {
-        let tid = thread.tracee.tid();
-        if process::shares(KCMP_FS, pid, tid) == Some(false) {
-            return Err(unsupported(
-                pid,
-                &format!("thread {tid} has a working directory of its own"),
-            ));
-        }
-    }
-    let parent = process.stat.ppid;
-    if parent > 0 && process::shares(KCMP_SIGHAND, pid, parent) == Some(true) {
-        return Err(unsupported(
-            pid,
-            &format!("it shares signal handlers with its parent {parent}"),
-        ));
-    }
-    if parent > 0 && process::shares(process::KCMP_VM, pid, parent) == Some(true) {
-        return Err(
-            unsupported(pid, &format!("it shares its memory with its parent {parent} (vfork?)"))
-                .with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads"),
-        );
-    }
-    Ok(())
 }
 
 fn pending(signals: Vec<[u8; 128]>) -> Vec<Bytes> {
