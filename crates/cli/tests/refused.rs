@@ -299,11 +299,12 @@ refused! {
     namespace_file [root user]: ["namespace_file"]; "net:[", "a namespace is held open";
     path_of_a_pipe [root user]: ["path"]; "pipe:[", "O_PATH of an object without a path";
     deleted_directory [root user]: ["directory"]; "gone (deleted)", "the directory has been deleted";
-    deleted_working_directory [root user]: ["working_directory"]; "working directory", "was deleted";
-    deleted_root_directory [root]: ["root_directory"]; "root directory", "was deleted";
+    seccomp [user]: ["seccomp"]; "seccomp filter", "only root can read and suspend the filters";
+    deleted_root_directory [root]: ["root_directory"]; "root directory", "the root directory was deleted";
     shared_memory_space [root user]: ["clone_vm"]; "memory", "it shares its memory with process";
     shared_descriptor_table [root user]: ["clone_files"]; "descriptor table", "share one table of descriptors";
     shared_working_directory [root user]: ["clone_fs"]; "working directory", "it shares its working directory with process";
+    main_thread_ended [root user]: ["leader"]; "main thread", "its main thread has ended while others run";
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     pid_namespace [root user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";

@@ -83,4 +83,12 @@ survive! {
     memory;
     // LBNL-2.2.4B.9, LBNL-3.9.1.M1
     threads;
+    // LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
+    attributes;
+}
+
+/// LBNL-3.9.1.M16. An ordinary user cannot have filters saved: see the refusals.
+#[test]
+fn filters_as_root() {
+    survives_as("filters_as_root", As::Root, "filters", "");
 }

@@ -14,6 +14,11 @@ use crate::freeze::Scope;
 /// What memory shared with another process is called; vfork(2) makes it for moments.
 pub const MEMORY: &str = "memory";
 
+/// Why filtered system calls block.
+pub const FILTERED: &str = "it filters its system calls with seccomp, and only root can read and suspend the filters";
+/// What can be done about it.
+pub const FILTERED_HINT: &str = "let root take the checkpoint, or start the program without its sandbox";
+
 /// Kinds of namespaces, as files of /proc/PID/ns, and how they are called.
 const NAMESPACES: [(&str, &str); 8] = [
     ("pid", "PID"),
@@ -31,6 +36,8 @@ const NAMESPACES: [(&str, &str); 8] = [
 pub struct Home {
     /// How many PID namespaces deep the reader of /proc is.
     depth: usize,
+    /// We can see and suspend system call filters.
+    may_suspend_filters: bool,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
     namespaces: [Option<Vec<u8>>; NAMESPACES.len()],
 }
@@ -42,16 +49,21 @@ impl Home {
             Scope::Namespace => 1,
             Scope::Tree(_) => root,
         };
-        let depth = ProcDir::open(std::process::id() as i32)
-            .and_then(|dir| dir.status())
-            .map_or(1, |status| status.ns_pid.len());
         let proc = ProcDir::open(init);
         let namespaces = NAMESPACES.map(|(file, _)| {
             proc.as_ref()
                 .ok()
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
         });
-        Home { depth, namespaces }
+        let own_status = ProcDir::open(std::process::id() as i32).and_then(|dir| dir.status());
+        let may_suspend_filters =
+            cpr_kernel::namespace::is_admin_of_machine() && own_status.as_ref().is_ok_and(|status| status.seccomp == 0);
+        let depth = own_status.map_or(1, |status| status.ns_pid.len());
+        Home {
+            depth,
+            may_suspend_filters,
+            namespaces,
+        }
     }
 }
 
@@ -62,8 +74,8 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         return found;
     };
     let mut add = |object: &str, reason: &str| found.push((object.to_owned(), reason.to_owned()));
-    if status.seccomp != 0 {
-        add("seccomp filter", "the process filters its system calls with seccomp");
+    if !home.may_suspend_filters && filtered(proc) {
+        add("seccomp filter", FILTERED);
     }
     if status.tracer_pid != 0 {
         let error = crate::freeze::traced(status.pid, status.tracer_pid);
@@ -96,22 +108,28 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
             );
         }
     }
-    for name in ["cwd", "root"] {
-        // Its link count tells; a name may end in anything.
-        let gone = proc.link_stat(name).is_ok_and(|stat| stat.st_nlink == 0);
-        if let (true, Ok(path)) = (gone, proc.read_link(name)) {
-            let object = if name == "cwd" {
-                "working directory"
-            } else {
-                "root directory"
-            };
-            add(object, &format!("{} was deleted", String::from_utf8_lossy(&path)));
-        }
+    if is_deleted(proc, "root") {
+        add("root directory", "the root directory was deleted");
     }
     if proc.auxv().is_ok_and(|auxv| is_32_bit(&auxv)) {
         add("program", "32-bit programs are not supported");
     }
     found
+}
+
+/// Whether the directory that `cwd` or `root` leads to was deleted. Its link count tells; a name may end in anything.
+pub fn is_deleted(proc: &ProcDir, name: &str) -> bool {
+    proc.link_stat(name).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
+/// Whether any thread filters its system calls.
+fn filtered(proc: &ProcDir) -> bool {
+    let seccomp = |tid| {
+        ProcDir::open_task(proc.pid(), tid)
+            .and_then(|task| task.status())
+            .is_ok_and(|status| status.seccomp != 0)
+    };
+    proc.tasks().unwrap_or_default().into_iter().any(seccomp)
 }
 
 /// Tells an auxiliary vector of 32-bit words: keys are small, and the first value is not zero.

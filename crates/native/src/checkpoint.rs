@@ -144,6 +144,12 @@ fn look(scope: Scope, root: i32) -> Result<Vec<Blocker>> {
     let home = Home::of(scope, root);
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
+            found.extend(freeze::without_leader(pid).map(|reason| Blocker {
+                pid,
+                object: "main thread".to_owned(),
+                reason,
+                hint: None,
+            }));
             continue;
         };
         for (object, reason) in blockers::of_process(&target.proc, &home)
