@@ -316,7 +316,10 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         permitted: saved.permitted & most,
         inheritable: saved.inheritable & most,
     };
-    if rights.privileged && saved.securebits != 0 && most >> CAP_SETPCAP & 1 == 1 {
+    let [real, effective, set, file] = saved.uids;
+    let other_files = rights.privileged && ![real, effective, set].contains(&file);
+    let secured = rights.privileged && saved.securebits != 0 && most >> CAP_SETPCAP & 1 == 1;
+    if other_files || secured {
         // Becoming another user has made the capabilities ineffective.
         let (header, data) = capset_arguments(CapabilitySets {
             effective: most,
@@ -326,6 +329,12 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         let header = batch.data(&header);
         let data = batch.data(&data);
         batch.must(libc::SYS_capset, &[header, data], "use the capabilities");
+    }
+    if other_files {
+        // In vain before: it takes CAP_SETUID.
+        batch.call(libc::SYS_setfsuid, &[file.into()]);
+    }
+    if secured {
         batch.must(
             libc::SYS_prctl,
             &[libc::PR_SET_SECUREBITS.into(), saved.securebits.into()],
