@@ -74,16 +74,17 @@ survive! {
     sockets;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
     descriptors;
-    // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2
+    // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2,
+    // LBNL-3.9.8.1.7
     files;
     // LBNL-2.2.4B.20, LBNL-3.9.8.8.3
     locks;
     // LBNL-2.2.4B.15, LBNL-2.2.4B.21, LBNL-2.2.4B.22, LBNL-3.9.1.M19, LBNL-3.9.8.5.1, LBNL-3.9.8.5.2, LBNL-3.9.10.6A.3,
-    // LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
+    // LBNL-3.9.10.3.2, LBNL-3.9.10.6A.2, LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
     memory;
-    // LBNL-2.2.4B.9, LBNL-3.9.1.M1
+    // LBNL-2.2.4B.9, LBNL-3.9.1.M1, LBNL-3.9.10.2.2
     threads;
-    // LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
+    // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;
 }
 
