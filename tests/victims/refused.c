@@ -1,75 +1,172 @@
-/* Things that cannot be saved; the mode says which. */
+/* Holds one object that cannot be checkpointed, says which process holds it, and goes on counting in the shared file
+   "beat": one number for each process and thread. */
 #include "victim.h"
-#include <linux/aio_abi.h>
-#include <linux/memfd.h>
-#include <linux/userfaultfd.h>
-#include <mqueue.h>
+#include <linux/bpf.h>
+#include <linux/io_uring.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
+#include <sys/fanotify.h>
 #include <sys/ioctl.h>
-#include <sys/msg.h>
-#include <sys/shm.h>
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#define HUGE_PAGE (2 << 20)
+#include <sys/ptrace.h>
 
-static int is(const char *name) { return strcmp(mode, name) == 0; }
+enum { KEPT = 7 };
+static volatile uint64_t *beats;
 
-/* What the kernel has not got is said so. */
-__attribute__((noreturn)) static void missing(void) {
-    dprintf(1, "MISSING %s\n", strerror(errno));
+/* What the kernel does not offer to this user, or at all, is no failure of the test. */
+__attribute__((noreturn)) static void skip(const char *what) {
+    dprintf(1, "SKIP %s: %s\n", what, strerror(errno));
     _exit(0);
 }
 
-static void *map(int protection, int how, int fd) {
-    void *at = mmap(NULL, HUGE_PAGE, protection, how, fd, 0);
-    if (at == MAP_FAILED) missing();
-    return at;
+#define NEED(condition) ((condition) ? (void)0 : skip(#condition))
+
+__attribute__((noreturn)) static void beat(int slot) {
+    for (;;) {
+        beats[slot]++;
+        nap(2);
+    }
+}
+
+/* Without any system call. */
+__attribute__((noreturn)) static void beat_only(int slot) {
+    for (;;) {
+        beats[slot]++;
+        for (volatile int i = 0; i < 1000000; i++) continue;
+    }
+}
+
+__attribute__((noreturn)) static void hold(pid_t holder) {
+    dprintf(1, "READY %d\n", (int)holder);
+    beat(0);
+}
+
+static char stack[2][64 << 10] __attribute__((aligned(64)));
+
+/* Namespaces that the child makes. */
+static int later;
+
+static int other_process(void *unused) {
+    (void)unused;
+    NEED(later == 0 || unshare(later) == 0);
+    beat(1);
+}
+
+/* A child that counts, made with these flags. */
+static pid_t child(int flags) {
+    pid_t pid = clone(other_process, stack[0] + sizeof stack[0], flags | SIGCHLD, NULL);
+    NEED(pid > 0);
+    AWAIT(beats[1] > 0);
+    return pid;
+}
+
+static void *slot_two(void *unused) {
+    beat(2);
+    return unused;
 }
 
 int main(int argc, char **argv) {
-    begin(argc, argv);
-    const int rw = PROT_READ | PROT_WRITE;
-    if (is("huge")) {
-        map(rw, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1);
-    } else if (is("huge-memfd")) {
-        int fd = memfd_create("huge", MFD_HUGETLB);
-        if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();
-        map(rw, MAP_SHARED | MAP_NORESERVE, fd);
-        close(fd);
-    } else if (is("huge-segment")) {
-        int id = shmget(IPC_PRIVATE, HUGE_PAGE, SHM_HUGETLB | SHM_NORESERVE | IPC_CREAT | 0600);
-        if (id < 0) missing();
-        CHECK(shmat(id, NULL, 0) != (void *)-1 && shmctl(id, IPC_RMID, NULL) == 0);
-    } else if (is("secret")) {
-        int fd = syscall(447, 0);
-        if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();
-        map(rw, MAP_SHARED, fd);
-        close(fd);
-    } else if (is("aio")) {
-        aio_context_t context = 0;
-        if (syscall(SYS_io_setup, 8, &context) != 0) missing();
-    } else if (is("userfaultfd")) {
-        int fd = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
-        if (fd < 0) missing();
-        struct uffdio_api api = {.api = UFFD_API};
-        CHECK(ioctl(fd, UFFDIO_API, &api) == 0);
-        void *at = map(rw, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-        struct uffdio_register range = {{(unsigned long)at, HUGE_PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
-        CHECK(ioctl(fd, UFFDIO_REGISTER, &range) == 0);
-    } else if (is("notify")) {
-        mqd_t queue = mq_open("/cpr-notify", O_CREAT | O_RDWR, 0600, NULL);
-        struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
-        if (queue < 0) missing();
-        CHECK(mq_notify(queue, &event) == 0);
-    } else if (is("queue")) {
-        int id = msgget(IPC_PRIVATE, 0600);
-        struct { long type; char text[4]; } letter = {1, "abc"};
-        CHECK(id >= 0 && msgsnd(id, &letter, 4, 0) == 0);
-        ready();
-        CHECK(msgctl(id, IPC_RMID, NULL) == 0);
-        ok();
-    } else
-        fail(__LINE__, "mode %s", mode);
-    ready();
-    ok();
+    CHECK(argc > 1);
+    mode = argv[1];
+    const char *argument = argc > 2 ? argv[2] : "";
+    close_range(3, ~0u, 0);
+    int file = open("beat", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CHECK(file >= 0 && ftruncate(file, 64) == 0);
+    beats = mmap(NULL, 64, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    CHECK(beats != MAP_FAILED);
+    beats[0] = 1;
+#define IS(name) (strcmp(mode, name) == 0)
+    if (IS("kept")) {
+        /* What standard input was is not a standard stream any more. */
+        CHECK(dup2(0, KEPT) == KEPT && dup2(open("/dev/null", O_RDONLY), 0) == 0);
+    } else if (IS("open")) {
+        NEED(open(argument, O_RDONLY | O_NONBLOCK) >= 0);
+    } else if (IS("io_uring")) {
+        struct io_uring_params parameters = {0};
+        NEED(syscall(SYS_io_uring_setup, 4, &parameters) >= 0);
+    } else if (IS("io_uring_map")) {
+        struct io_uring_params parameters = {0};
+        int ring = syscall(SYS_io_uring_setup, 4, &parameters);
+        NEED(ring >= 0);
+        NEED(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING) != MAP_FAILED);
+        close(ring);
+    } else if (IS("perf")) {
+        struct perf_event_attr what = {.type = PERF_TYPE_SOFTWARE, .size = sizeof what, .config = PERF_COUNT_SW_TASK_CLOCK,
+                                       .exclude_kernel = 1};
+        NEED(syscall(SYS_perf_event_open, &what, 0, -1, -1, 0) >= 0);
+    } else if (IS("bpf")) {
+        union bpf_attr what = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+        NEED(syscall(SYS_bpf, BPF_MAP_CREATE, &what, sizeof what) >= 0);
+    } else if (IS("fanotify")) {
+        NEED(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID, O_RDONLY) >= 0);
+    } else if (IS("pidfd")) {
+        NEED(syscall(SYS_pidfd_open, 1, 0) >= 0);
+    } else if (IS("thread_pidfd")) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, slot_two, NULL) == 0);
+        AWAIT(beats[2] > 0);
+        DIR *tasks = opendir("/proc/self/task");
+        CHECK(tasks != NULL);
+        for (struct dirent *entry; (entry = readdir(tasks));)
+            if (atoi(entry->d_name) > getpid()) NEED(syscall(SYS_pidfd_open, atoi(entry->d_name), O_EXCL) >= 0);
+        closedir(tasks);
+    } else if (IS("lease")) {
+        int leased = open("leased", O_RDONLY | O_CREAT, 0600);
+        CHECK(leased >= 0);
+        NEED(fcntl(leased, F_SETLEASE, F_RDLCK) == 0);
+    } else if (IS("namespace_file")) {
+        NEED(open("/proc/self/ns/net", O_RDONLY) >= 0);
+    } else if (IS("path")) {
+        int ends[2];
+        char name[32];
+        CHECK(pipe(ends) == 0);
+        snprintf(name, sizeof name, "/proc/self/fd/%d", ends[0]);
+        CHECK(open(name, O_PATH) >= 0);
+    } else if (IS("directory")) {
+        CHECK(mkdir("gone", 0700) == 0 && open("gone", O_RDONLY | O_DIRECTORY) >= 0 && rmdir("gone") == 0);
+    } else if (IS("root_directory")) {
+        CHECK(mkdir("gone", 0700) == 0 && chroot("gone") == 0 && rmdir("gone") == 0);
+    } else if (IS("clone_vm")) {
+        hold(child(CLONE_VM));
+    } else if (IS("clone_files")) {
+        hold(child(CLONE_FILES));
+    } else if (IS("clone_fs")) {
+        hold(child(CLONE_FS));
+    } else if (IS("namespace")) {
+        /* A user who has no rights gets them in a user namespace. */
+        hold(child(atoi(argument) | (geteuid() == 0 ? 0 : CLONE_NEWUSER)));
+    } else if (IS("later_namespace")) {
+        /* Only children will be in it. */
+        later = atoi(argument) | (geteuid() == 0 ? 0 : CLONE_NEWUSER);
+        hold(child(0));
+    } else if (IS("traced")) {
+        pid_t traced = fork();
+        CHECK(traced >= 0);
+        if (traced == 0) beat(1);
+        CHECK(ptrace(PTRACE_SEIZE, traced, 0, 0) == 0);
+        AWAIT(beats[1] > 0);
+        hold(traced);
+    } else if (IS("seccomp")) {
+        dprintf(1, "READY %d\n", (int)getpid());
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0);
+        beat_only(0);
+    } else if (IS("leader")) {
+        pid_t headless = fork();
+        CHECK(headless >= 0);
+        if (headless == 0) {
+            pthread_t thread;
+            CHECK(pthread_create(&thread, NULL, slot_two, NULL) == 0);
+            syscall(SYS_exit, 0);
+        }
+        AWAIT(beats[2] > 0);
+        hold(headless);
+    } else if (IS("exec")) {
+        /* The program gets the file, and no shared memory. */
+        NEED(dup3(file, KEPT, 0) == KEPT);
+        dprintf(1, "READY %d\n", (int)getpid());
+        execl(argument, argument, (char *)NULL);
+        fail(__LINE__, "execute %s", argument);
+    } else {
+        fail(__LINE__, "no such mode");
+    }
+    hold(getpid());
 }

@@ -178,7 +178,7 @@ mod shared_ipc {
         let Some(cpr) = Cpr::new("shared_ipc::message_queue_is_refused", As::User) else {
             return;
         };
-        let program = compile(&cpr, "refused");
+        let program = compile(&cpr, "refused_ipc");
         let victim = start(&cpr, &program, "queue", "queue");
         checkpoint_refused(&cpr, "queue", &["System V message queue", "--share-ipc"]);
         victim.check();
@@ -192,7 +192,7 @@ mod refused {
     fn refused(mode: &'static str, words: &[&str]) {
         let test = format!("refused::{mode}");
         let Some(cpr) = Cpr::new(&test, As::Root) else { return };
-        let program = compile(&cpr, "refused");
+        let program = compile(&cpr, "refused_ipc");
         let victim = Victim::start(&cpr, &program, "job", &[mode]);
         if let Some(reason) = victim.said().strip_prefix("MISSING ") {
             skip!(&test, "this machine lacks it: {reason}");

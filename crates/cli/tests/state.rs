@@ -12,9 +12,6 @@ use support::{As, Cpr};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
-/// The job uses something that cannot be checkpointed.
-#[allow(dead_code)]
-const UNSUPPORTED: i32 = 69;
 
 fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
     let victim = Victim::start(cpr, program, "on", &[mode]);
@@ -77,18 +74,27 @@ survive! {
     sockets;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
     descriptors;
-    // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2
+    // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2,
+    // LBNL-3.9.8.1.7
     files;
     // LBNL-2.2.4B.20, LBNL-3.9.8.8.3
     locks;
     // LBNL-2.2.4B.15, LBNL-2.2.4B.21, LBNL-2.2.4B.22, LBNL-3.9.1.M19, LBNL-3.9.8.5.1, LBNL-3.9.8.5.2, LBNL-3.9.10.6A.3,
-    // LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
+    // LBNL-3.9.10.3.2, LBNL-3.9.10.6A.2, LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
     memory;
-    // LBNL-2.2.4B.9, LBNL-3.9.1.M1
+    // LBNL-2.2.4B.9, LBNL-3.9.1.M1, LBNL-3.9.10.2.2
     threads;
     // LBNL-2.2.4B.6, LBNL-3.9.1.M12
     sysv;
     // LBNL-3.9.1.M12
     mqueue;
     madvise;
+    // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
+    attributes;
+}
+
+/// LBNL-3.9.1.M16. An ordinary user cannot have filters saved: see the refusals.
+#[test]
+fn filters_as_root() {
+    survives_as("filters_as_root", As::Root, "filters", "");
 }

@@ -303,6 +303,8 @@ pub struct Process {
     pub descriptors: Vec<Descriptor>,
     /// Working directory.
     pub cwd: ByteString,
+    /// The working directory was deleted and is nowhere to be found under its path.
+    pub cwd_deleted: bool,
     /// Root directory.
     pub root: ByteString,
     /// File mode creation mask.
@@ -331,6 +333,10 @@ pub struct Process {
     pub coredump_filter: u32,
     /// personality(2).
     pub personality: u64,
+    /// prctl(PR_SET_MDWE).
+    pub memory_deny_write_execute: u32,
+    /// Nice value of the session's autogroup; only of session leaders.
+    pub autogroup_nice: i32,
     /// Whether the process has a controlling terminal, and which.
     pub controlling_terminal: Option<TerminalId>,
     /// Resources used so far (LBNL-3.9.7.1.1); informational, accounting restarts from zero.
@@ -387,6 +393,67 @@ pub struct Thread {
     pub timer_slack_ns: u64,
     /// Credentials.
     pub credentials: Credentials,
+    /// Working directory, root and umask of a thread that does not share its process's.
+    pub directories: Option<Directories>,
+    /// System calls it may make.
+    pub seccomp: Seccomp,
+    /// set_mempolicy(2): where its new pages go.
+    pub memory_policy: MemoryPolicy,
+    /// prctl(PR_SET_TSC, PR_TSC_SIGSEGV): reading the time-stamp counter is refused.
+    pub tsc_refused: bool,
+    /// arch_prctl(ARCH_SET_CPUID, 0): the CPUID instruction is refused.
+    pub cpuid_refused: bool,
+    /// prctl(PR_MCE_KILL): 0 late, 1 early; none where it is the machine's.
+    pub machine_check_policy: Option<u32>,
+    /// prctl(PR_SET_IO_FLUSHER).
+    pub io_flusher: bool,
+    /// prctl(PR_GET_SPECULATION_CTRL) of store bypass, indirect branches and L1D flush, in this order.
+    pub speculation: Vec<u32>,
+}
+
+/// Where paths begin, and the file mode creation mask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Directories {
+    /// Working directory.
+    pub cwd: ByteString,
+    /// Root directory.
+    pub root: ByteString,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
+/// seccomp(2) of a thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// All calls.
+    #[default]
+    Off,
+    /// SECCOMP_MODE_STRICT: only read, write, _exit and rt_sigreturn.
+    Strict,
+    /// Filters, the first installed first.
+    Filters(Vec<SeccompFilter>),
+}
+
+/// One seccomp filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SeccompFilter {
+    /// SECCOMP_FILTER_FLAG_* it was installed with, as far as they last.
+    pub flags: u64,
+    /// Array of `struct sock_filter`, 8 bytes each.
+    pub program: Bytes,
+}
+
+/// set_mempolicy(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct MemoryPolicy {
+    /// MPOL_* with MPOL_F_* flags; zero is the default.
+    pub mode: u32,
+    /// Mask of memory nodes.
+    pub nodes: Bytes,
 }
 
 /// A relative-timeout system call that had this much time left when the thread was stopped.

@@ -304,6 +304,24 @@ impl Check<'_> {
     }
 
     fn thread(&self, thread: &Thread) -> Verdict {
+        if let Some(own) = &thread.directories {
+            path(&own.cwd)?;
+            path(&own.root)?;
+            within(own.umask <= 0o7777, "umask")?;
+        }
+        if let Seccomp::Filters(filters) = &thread.seccomp {
+            // The kernel limits what all filters of a thread take together to 32768 instructions.
+            within(filters.len() <= 32768, "number of seccomp filters")?;
+            for filter in filters {
+                let length = filter.program.0.len();
+                within(
+                    length.is_multiple_of(8) && (8..=4096 * 8).contains(&length),
+                    "seccomp filter",
+                )?;
+            }
+        }
+        within(thread.memory_policy.nodes.0.len() <= 8192, "memory policy")?;
+        within(thread.speculation.len() <= 3, "speculation controls")?;
         within(thread.name.0.len() <= 64 && !thread.name.0.contains(&0), "name")?;
         blob(&thread.cpu.general, "register set")?;
         blob(&thread.cpu.extended, "register set")?;

@@ -18,6 +18,14 @@ pub fn may_choose_pids() -> bool {
     is_admin() || has_capability(rustix::thread::CapabilitySet::CHECKPOINT_RESTORE)
 }
 
+/// Whether this process has CAP_SYS_ADMIN in the first user namespace: power over the machine and not only over
+/// namespaces of its own.
+pub fn is_admin_of_machine() -> bool {
+    /// PROC_USER_INIT_INO of <linux/proc_ns.h>, fixed.
+    const FIRST: u64 = 0xEFFF_FFFD;
+    is_admin() && rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino == FIRST)
+}
+
 fn has_capability(capability: rustix::thread::CapabilitySet) -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

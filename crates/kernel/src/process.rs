@@ -250,6 +250,19 @@ pub fn shares(kind: i32, one: i32, other: i32) -> Option<bool> {
     (result >= 0).then_some(result == 0)
 }
 
+/// kcmp(2): how two processes' resources of a KCMP_* type compare. `Equal` is the same one; the order is arbitrary but
+/// consistent, so that it can be sorted by.
+pub fn compare(kind: i32, one: i32, other: i32) -> io::Result<std::cmp::Ordering> {
+    // SAFETY: five numbers; the types that take a pointer are not among those this module names.
+    match unsafe { libc::syscall(libc::SYS_kcmp, one, other, kind, 0, 0) } {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        2 => Ok(std::cmp::Ordering::Greater),
+        -1 => Err(io::Error::last_os_error()),
+        _ => Err(io::Error::other("kcmp(2) gives no order")),
+    }
+}
+
 /// KCMP_VM of <linux/kcmp.h>.
 pub const KCMP_VM: i32 = 1;
 /// KCMP_FILES.

@@ -47,6 +47,19 @@ pub struct SeizeOptions {
     pub follow: bool,
 }
 
+impl SeizeOptions {
+    fn flags(self) -> i32 {
+        let mut flags = libc::PTRACE_O_TRACESYSGOOD;
+        if self.kill_on_exit {
+            flags |= libc::PTRACE_O_EXITKILL;
+        }
+        if self.follow {
+            flags |= libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+        }
+        flags
+    }
+}
+
 /// PTRACE_GET_RSEQ_CONFIGURATION.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,15 +152,66 @@ fn decode(status: i32) -> Stop {
 impl Tracee {
     /// PTRACE_SEIZE: attaches without stopping.
     pub fn seize(tid: i32, options: SeizeOptions) -> io::Result<Self> {
-        let mut flags = libc::PTRACE_O_TRACESYSGOOD;
-        if options.kill_on_exit {
-            flags |= libc::PTRACE_O_EXITKILL;
-        }
-        if options.follow {
-            flags |= libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
-        }
-        request(libc::PTRACE_SEIZE, tid, 0, flags as usize)?;
+        request(libc::PTRACE_SEIZE, tid, 0, options.flags() as usize)?;
         Ok(Tracee { tid })
+    }
+
+    /// Suspends the seccomp filters of the stopped thread for as long as it is attached to. To be asked for only while
+    /// nothing but calls of ours run in it. Other options become these.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN in the first user namespace, or when the caller itself is filtered.
+    pub fn suspend_seccomp(self, options: SeizeOptions) -> io::Result<()> {
+        /// PTRACE_O_SUSPEND_SECCOMP.
+        const SUSPEND: i32 = 1 << 21;
+        request(
+            libc::PTRACE_SETOPTIONS,
+            self.tid,
+            0,
+            (options.flags() | SUSPEND) as usize,
+        )
+        .map(drop)
+    }
+
+    /// Seccomp filters of the stopped thread, the first installed first: flags and instructions of 8 bytes.
+    ///
+    /// # Errors
+    /// EACCES without CAP_SYS_ADMIN in the first user namespace, EINVAL for a thread without filters.
+    pub fn seccomp_filters(self) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        const SECCOMP_GET_FILTER: u32 = 0x420c;
+        const SECCOMP_GET_METADATA: u32 = 0x420d;
+        /// Instructions a filter can have (BPF_MAXINSNS).
+        const MOST: usize = 4096;
+        let mut filters = Vec::new();
+        loop {
+            let index = filters.len();
+            let mut program = vec![0u8; MOST * 8];
+            // SAFETY: the kernel writes at most BPF_MAXINSNS instructions of 8 bytes to `program`.
+            let got = unsafe { libc::ptrace(SECCOMP_GET_FILTER, self.tid, index, program.as_mut_ptr()) };
+            if got == -1 {
+                let error = io::Error::last_os_error();
+                return match error.raw_os_error() {
+                    Some(libc::ENOENT) => Ok(filters),
+                    _ => Err(error),
+                };
+            }
+            program.truncate(got as usize * 8);
+            // struct seccomp_metadata: index, flags.
+            let mut metadata = [index as u64, 0];
+            // SAFETY: the kernel reads and writes the 16 bytes announced by the address argument.
+            let got = unsafe {
+                libc::ptrace(
+                    SECCOMP_GET_METADATA,
+                    self.tid,
+                    size_of_val(&metadata),
+                    metadata.as_mut_ptr(),
+                )
+            };
+            if got == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            filters.push((metadata[1], program));
+        }
     }
 
     /// A thread the kernel attached automatically at its birth.

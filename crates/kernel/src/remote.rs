@@ -147,23 +147,16 @@ impl Arena {
         if address != 0 {
             flags |= libc::MAP_FIXED_NOREPLACE;
         }
-        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let address = syscall(
-            tracee,
-            base,
-            instruction,
-            libc::SYS_mmap,
-            [
-                address,
-                length,
-                protection as u64,
-                flags as u64,
-                u64::MAX, // no descriptor
-                0,
-            ],
-            deadline,
-            deferred,
-        )?;
+        let mut map = |address: u64, length: u64, protection: i32, flags: i32| {
+            let no_descriptor = u64::MAX;
+            let arguments = [address, length, protection as u64, flags as u64, no_descriptor, 0];
+            syscall(tracee, base, instruction, libc::SYS_mmap, arguments, deadline, deferred)
+        };
+        let address = map(address, length, libc::PROT_READ | libc::PROT_WRITE, flags)?;
+        // No page is both writable and executable: security policies and PR_SET_MDWE refuse that. We write through
+        // /proc/PID/mem, which does not ask.
+        let replace = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        map(address, CODE_SIZE, libc::PROT_READ | libc::PROT_EXEC, replace)?;
         let arena = Arena { address, length };
         memory.write(address, arch::interpreter())?;
         Ok(arena)

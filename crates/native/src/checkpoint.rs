@@ -27,13 +27,14 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+use crate::blockers::Home;
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::pipeline::Pipeline;
 use crate::sink::{PAGE_SIZE, PageSink};
-use crate::{Blocker, ipc, state};
+use crate::{Blocker, blockers, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,14 +122,14 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 /// [`ErrorKind::Gone`] when there is no such process.
 pub fn check(pid: i32, own_ipc_namespace: bool) -> Result<Vec<Blocker>> {
     let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
-    blockers(scope, pid, own_ipc_namespace)
+    find_blockers(scope, pid, own_ipc_namespace)
 }
 
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
-fn blockers(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
+fn find_blockers(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
     let mut found = look(scope, root, own_ipc)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
@@ -143,11 +144,18 @@ fn blockers(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
 fn look(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
     let mut targets = Vec::new();
     let mut found = Vec::new();
+    let home = Home::of(scope, root);
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
+            found.extend(freeze::without_leader(pid).map(|reason| Blocker {
+                pid,
+                object: "main thread".to_owned(),
+                reason,
+                hint: None,
+            }));
             continue;
         };
-        for (object, reason) in state::blockers(&target.proc)
+        for (object, reason) in blockers::of_process(&target.proc, &home)
             .into_iter()
             .chain(memory::blockers(&target.proc))
         {
@@ -160,6 +168,7 @@ fn look(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
         }
         targets.push(target);
     }
+    found.extend(blockers::sharing(&targets));
     found.extend(ipc::blockers(&targets, own_ipc));
     found.extend(files::check(&targets, root, own_ipc));
     Ok(found)
@@ -203,9 +212,10 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
-    let mut blocked = blockers(scope, request.pid, request.own_ipc_namespace)?;
+    let mut blocked = find_blockers(scope, request.pid, request.own_ipc_namespace)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
-    blocked.retain(|blocker| blocker.object != "descriptors");
+    // So is memory that vfork(2) shares.
+    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
     refuse_blocked(blocked)?;
     let mut flags = FlagTable::default();
     let mut expected = 0;
@@ -350,8 +360,9 @@ fn collect(
 ) -> Result<()> {
     let deadline = frozen.deadline();
     let mut layouts = Vec::new();
+    let home = Home::of(frozen.scope, request.pid);
     for process in &mut frozen.processes {
-        let (saved, layout) = state::save(process, deadline)?;
+        let (saved, layout) = state::save(process, &home, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
@@ -366,6 +377,7 @@ fn collect(
         let target = target(pid)?.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
         targets.push(target);
     }
+    blockers::refuse_sharing(&targets)?;
     let mut context = SaveContext::new(&targets, root_pid);
     if request.own_ipc_namespace {
         context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);

@@ -28,6 +28,12 @@ const SLEEPERS: usize = 64;
 /// stopped with: vfork(2).
 const VFORK_PATIENCE: Duration = Duration::from_millis(50);
 
+/// How threads of a job are attached to: they live on when we die.
+const ATTACHED: SeizeOptions = SeizeOptions {
+    kill_on_exit: false,
+    follow: false,
+};
+
 /// A stopped thread.
 #[derive(Debug)]
 pub struct Thread {
@@ -89,6 +95,8 @@ pub struct Frozen {
     pub processes: Vec<Process>,
     /// When the first thread was asked to stop.
     pub since: Instant,
+    /// Which processes these are.
+    pub scope: Scope,
     deadline: Instant,
 }
 
@@ -160,6 +168,12 @@ fn inhabitants() -> Result<Vec<i32>> {
     all.extend(lost);
     all.remove(0);
     Ok(all)
+}
+
+/// Why a process whose main thread is dead cannot be saved; none for others, and for those that are wholly dead.
+pub fn without_leader(pid: i32) -> Option<String> {
+    let stat = ProcDir::open(pid).and_then(|dir| dir.stat()).ok()?;
+    (is_zombie(&stat) && stat.num_threads > 1).then(|| "its main thread has ended while others run".to_owned())
 }
 
 fn is_zombie(stat: &Stat) -> bool {
@@ -241,6 +255,7 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     let mut frozen = Frozen {
         processes: Vec::new(),
         since,
+        scope,
         deadline,
     };
     for pid in members(scope)? {
@@ -269,10 +284,6 @@ fn seize_process(pid: i32, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i3
     let Ok(dir) = ProcDir::open(pid) else {
         return Ok(());
     };
-    let options = SeizeOptions {
-        kill_on_exit: false,
-        follow: false,
-    };
     loop {
         let mut added = false;
         let Ok(tasks) = dir.tasks() else {
@@ -282,7 +293,7 @@ fn seize_process(pid: i32, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i3
             if seized.contains_key(&tid) {
                 continue;
             }
-            match Tracee::seize(tid, options) {
+            match Tracee::seize(tid, ATTACHED) {
                 Ok(tracee) => {
                     let asleep_in = ProcDir::open_task(pid, tid)
                         .and_then(|task| task.wchan())
@@ -467,11 +478,10 @@ fn describe(
     } else {
         Some(Space::open(&proc)?)
     };
-    if !threads.is_empty() && threads.first().is_some_and(|t| t.tracee.tid() != pid) {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("process {pid}: its main thread has ended while others run"),
-        ));
+    if !threads.is_empty()
+        && let Some(reason) = without_leader(pid)
+    {
+        return Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")));
     }
     Ok(Process {
         pid,
@@ -550,9 +560,26 @@ impl Thread {
         self.registers.interrupted_syscall().is_some() && self.registers.syscall_result() == ERESTART_RESTARTBLOCK
     }
 
-    /// Blocks all signals but SIGTRAP so that the thread can make calls for us.
-    fn prepare(&mut self) -> Result<()> {
+    /// Blocks all signals but SIGTRAP, and suspends system call filters, so that the thread can make calls for us.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a thread with filters that we may not suspend: they could kill it.
+    fn prepare(&mut self, pid: i32) -> Result<()> {
         if !self.injected {
+            let tid = self.tracee.tid();
+            if let Err(error) = self.tracee.suspend_seccomp(ATTACHED) {
+                let status = ProcDir::open_task(pid, tid)
+                    .and_then(|task| task.status())
+                    .context(|| format!("read the status of thread {tid}"))?;
+                if status.seccomp != 0 {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!("process {pid}: {}", crate::blockers::FILTERED),
+                    )
+                    .with_source(error)
+                    .with_hint(crate::blockers::FILTERED_HINT));
+                }
+            }
             self.tracee
                 .set_signal_mask(INJECTION_MASK)
                 .context(|| format!("block the signals of thread {}", self.tracee.tid()))?;
@@ -569,7 +596,7 @@ impl Process {
         let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_mut()) else {
             return Ok(());
         };
-        thread.prepare()?;
+        thread.prepare(pid)?;
         thread.in_syscall_exit = true;
         let arena = Arena::map(
             thread.tracee,
@@ -598,7 +625,7 @@ impl Process {
         let thread = self.threads.get_mut(index).ok_or_else(internal)?;
         let space = self.space.as_ref().ok_or_else(internal)?;
         let arena = space.arena.ok_or_else(internal)?;
-        thread.prepare()?;
+        thread.prepare(pid)?;
         thread.in_syscall_exit = false;
         arena
             .run(

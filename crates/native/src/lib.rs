@@ -7,6 +7,7 @@
 //! Invariants: a failed checkpoint leaves the job running as before, with nothing in it; a failed restart leaves no
 //! process behind; nothing of the job runs before everything is in place and every byte of the image was verified.
 
+mod blockers;
 mod checkpoint;
 pub mod files;
 mod freeze;

@@ -184,7 +184,7 @@ fn copy(
 pub fn track(frozen: &mut Frozen, deadline: Instant) -> Vec<Copied> {
     let mut tracked = Vec::new();
     for process in &mut frozen.processes {
-        if process.space.is_none() || process.status.seccomp != 0 {
+        if process.space.is_none() {
             continue;
         }
         if let Ok(copied) = track_process(process, deadline) {

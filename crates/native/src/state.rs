@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use cpr_image::model::{
-    Accounting, ByteString, Bytes, Cpu, Credentials, IntervalTimer, Limit, MemoryLayout, PosixTimer, Process as Saved,
-    ProcessState, Rseq, Scheduling, SignalAction, Thread as SavedThread, TimedSleep,
+    Accounting, ByteString, Bytes, Cpu, Credentials, Directories, IntervalTimer, Limit, MemoryLayout, MemoryPolicy,
+    PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
+    Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
-use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND};
+use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts};
 
 /// Size of the kernel's `struct sigaction`.
@@ -21,6 +23,19 @@ const SCHED_ATTR_SIZE: usize = 48;
 const CPU_MASK_SIZE: usize = 1024;
 /// IOPRIO_WHO_PROCESS.
 const IOPRIO_WHO_PROCESS: i32 = 1;
+/// Linux 6.3.
+const PR_GET_MDWE: i32 = 66;
+const PR_GET_IO_FLUSHER: i32 = 58;
+const PR_GET_SPECULATION_CTRL: i32 = 52;
+/// PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH.
+const SPECULATION: [i32; 3] = [0, 1, 2];
+const ARCH_GET_CPUID: i32 = 0x1011;
+/// PR_TSC_SIGSEGV.
+const TSC_REFUSED: u32 = 2;
+/// PR_MCE_KILL_DEFAULT.
+const MACHINE_CHECK_DEFAULT: u64 = 2;
+/// Bytes of a mask of memory nodes: 1024, as many as a kernel can be built for.
+const NODE_MASK_SIZE: usize = 128;
 /// Clock ticks per second of /proc (USER_HZ).
 const TICK_NS: u64 = 10_000_000;
 
@@ -28,43 +43,11 @@ fn unsupported(pid: i32, what: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("process {pid}: {what}"))
 }
 
-/// Kernel state that no checkpoint of this engine can save, as far as /proc tells without stopping anything.
-pub fn blockers(proc: &ProcDir) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let Ok(status) = proc.status() else {
-        return found;
-    };
-    if status.seccomp != 0 {
-        found.push((
-            "seccomp filter".to_owned(),
-            "the process filters its system calls with seccomp".to_owned(),
-        ));
-    }
-    if status.tracer_pid != 0 {
-        let error = crate::freeze::traced(status.pid, status.tracer_pid);
-        found.push(("tracer".to_owned(), error.message().to_owned()));
-    }
-    if status.ns_pid.len() > own_namespace_depth(proc) {
-        found.push((
-            "PID namespace".to_owned(),
-            "the process made a PID namespace of its own".to_owned(),
-        ));
-    }
-    found
-}
-
-/// How many PID namespaces deep the reader of /proc sees: all members of the job must be as deep as its root.
-fn own_namespace_depth(_: &ProcDir) -> usize {
-    ProcDir::open(std::process::id() as i32)
-        .and_then(|dir| dir.status())
-        .map_or(1, |status| status.ns_pid.len())
-}
-
 /// Reads everything about `process` but memory and descriptors. Maps an arena in it.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for state that cannot be saved, by name.
-pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
+pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
     let pid = process.pid;
     let stat = process.stat.clone();
     let mut saved = Saved {
@@ -78,7 +61,7 @@ pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLa
         saved.state = ProcessState::Zombie(stat.exit_code);
         return Ok((saved, MemoryLayout::default()));
     }
-    if let Some((object, reason)) = blockers(&process.proc)
+    if let Some((object, reason)) = blockers::of_process(&process.proc, home)
         .into_iter()
         .find(|(object, _)| object != "tracer")
     {
@@ -87,7 +70,6 @@ pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLa
     if process.threads.iter().any(|t| !t.registers.is_native()) {
         return Err(unsupported(pid, "it runs 32-bit code"));
     }
-    shared_tables(process)?;
     if let Some(signal) = process.stopped_by {
         saved.state = ProcessState::Stopped(signal);
     }
@@ -100,9 +82,12 @@ pub fn save(process: &mut Process, deadline: Instant) -> Result<(Saved, MemoryLa
         Ok(text.parse().unwrap_or(0))
     };
     saved.oom_score_adj = number("oom_score_adj")? as i32;
+    if saved.sid == pid {
+        saved.autogroup_nice = autogroup_nice(&file("autogroup").unwrap_or_default());
+    }
     let filter = file("coredump_filter").unwrap_or_default();
     saved.coredump_filter = u32::from_str_radix(String::from_utf8_lossy(&filter).trim(), 16).unwrap_or(0x33);
-    saved.cwd = link(&process.proc, "cwd")?;
+    (saved.cwd, saved.cwd_deleted) = working_directory(&process.proc)?;
     saved.root = link(&process.proc, "root")?;
     saved.limits = process
         .proc
@@ -150,41 +135,78 @@ fn link(proc: &ProcDir, name: &str) -> Result<ByteString> {
     let path = proc
         .read_link(name)
         .context(|| format!("read /proc/{}/{name}", proc.pid()))?;
-    if path.ends_with(b" (deleted)") {
-        return Err(unsupported(
-            proc.pid(),
-            &format!("its {name} directory {} was deleted", String::from_utf8_lossy(&path)),
-        ));
-    }
     Ok(ByteString(path))
 }
 
-/// Threads must share what threads share, and processes must not.
-fn shared_tables(process: &Process) -> Result<()> {
-    let pid = process.pid;
-    for thread in process.threads.iter().skip(1) {
-        let tid = thread.tracee.tid();
-        if process::shares(KCMP_FS, pid, tid) == Some(false) {
-            return Err(unsupported(
-                pid,
-                &format!("thread {tid} has a working directory of its own"),
-            ));
-        }
+/// The number at the end of `/autogroup-123 nice 5`; zero where there are no autogroups.
+fn autogroup_nice(text: &[u8]) -> i32 {
+    let text = String::from_utf8_lossy(text);
+    text.split_whitespace()
+        .next_back()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0)
+}
+
+/// The working directory's path, and whether it has been deleted.
+fn working_directory(proc: &ProcDir) -> Result<(ByteString, bool)> {
+    let mut path = link(proc, "cwd")?;
+    let deleted = blockers::is_deleted(proc, "cwd");
+    if deleted && let Some(name) = path.0.strip_suffix(b" (deleted)") {
+        path = ByteString(name.to_vec());
     }
-    let parent = process.stat.ppid;
-    if parent > 0 && process::shares(KCMP_SIGHAND, pid, parent) == Some(true) {
+    Ok((path, deleted))
+}
+
+/// What a thread has that does not share the process's directories.
+fn own_directories(pid: i32, task: &ProcDir, umask: Option<u32>) -> Result<Option<Directories>> {
+    let tid = task.pid();
+    if tid == pid || process::shares(process::KCMP_FS, pid, tid) != Some(false) {
+        return Ok(None);
+    }
+    if ["cwd", "root"].iter().any(|name| blockers::is_deleted(task, name)) {
         return Err(unsupported(
             pid,
-            &format!("it shares signal handlers with its parent {parent}"),
+            &format!("the working directory of thread {tid} was deleted"),
         ));
     }
-    if parent > 0 && process::shares(process::KCMP_VM, pid, parent) == Some(true) {
-        return Err(
-            unsupported(pid, &format!("it shares its memory with its parent {parent} (vfork?)"))
-                .with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads"),
-        );
+    Ok(Some(Directories {
+        cwd: link(task, "cwd")?,
+        root: link(task, "root")?,
+        umask: umask.unwrap_or(0o22),
+    }))
+}
+
+/// System call filters of a thread.
+fn seccomp(pid: i32, thread: &crate::freeze::Thread, mode: u32) -> Result<Seccomp> {
+    /// BPF_RET | BPF_K with SECCOMP_RET_USER_NOTIF.
+    const RETURN: u16 = 0x06;
+    const USER_NOTIFICATION: u32 = 0x7fc0;
+    match mode {
+        0 => return Ok(Seccomp::Off),
+        1 => return Ok(Seccomp::Strict),
+        _ => {}
     }
-    Ok(())
+    let tid = thread.tracee.tid();
+    let filters = thread
+        .tracee
+        .seccomp_filters()
+        .context(|| format!("read the system call filters of thread {tid}"))?;
+    let notifies = |instruction: &[u8]| {
+        u16::from_ne_bytes([instruction[0], instruction[1]]) == RETURN
+            && u32::from_ne_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]) >> 16
+                == USER_NOTIFICATION
+    };
+    if filters.iter().any(|(_, program)| program.chunks_exact(8).any(notifies)) {
+        return Err(unsupported(
+            pid,
+            "a seccomp filter asks another process about system calls (user notification)",
+        ));
+    }
+    let filter = |(flags, program)| SeccompFilter {
+        flags,
+        program: Bytes(program),
+    };
+    Ok(Seccomp::Filters(filters.into_iter().map(filter).collect()))
 }
 
 fn pending(signals: Vec<[u8; 128]>) -> Vec<Bytes> {
@@ -245,6 +267,7 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     let dumpable = batch.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
     let (reaper, reaper_out) = batch.out(8);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
+    let write_execute = batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
     let personality = batch.call(libc::SYS_personality, &[Arg::from(0xffff_ffffu32)]);
     let outcome = process.run(0, &batch, deadline)?;
     for signal in 1..=64i32 {
@@ -295,6 +318,7 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     saved.dumpable = outcome.result(dumpable).unwrap_or(1) as u32;
     saved.child_subreaper = outcome.word32(reaper_out, 0) != 0;
     saved.personality = outcome.result(personality).unwrap_or(0);
+    saved.memory_deny_write_execute = outcome.result(write_execute).unwrap_or(0) as u32;
     Ok(())
 }
 
@@ -333,6 +357,21 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
         "ask for the CPU affinity",
     );
     let io_priority = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), Arg::from(0)]);
+    let (policy, policy_out) = batch.out(8);
+    let (nodes, nodes_out) = batch.out(NODE_MASK_SIZE);
+    let policed = batch.call(
+        libc::SYS_get_mempolicy,
+        &[policy, nodes, (NODE_MASK_SIZE * 8).into(), Arg::from(0), Arg::from(0)],
+    );
+    let (tsc, tsc_out) = batch.out(8);
+    batch.call(libc::SYS_prctl, &[libc::PR_GET_TSC.into(), tsc]);
+    let cpuid = batch.call(libc::SYS_arch_prctl, &[ARCH_GET_CPUID.into()]);
+    let machine_check = batch.call(libc::SYS_prctl, &[libc::PR_MCE_KILL_GET.into()]);
+    let io_flusher = batch.call(libc::SYS_prctl, &[PR_GET_IO_FLUSHER.into()]);
+    let speculation: Vec<_> = SPECULATION
+        .iter()
+        .map(|which| batch.call(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), (*which).into()]))
+        .collect();
     let outcome = process.run(index, &batch, deadline)?;
 
     let thread = &process.threads[index];
@@ -419,6 +458,27 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
             securebits: outcome.result(securebits).unwrap_or(0) as u32,
             no_new_privs: status.no_new_privs,
         },
+        directories: own_directories(pid, &task, status.umask)?,
+        seccomp: seccomp(pid, thread, status.seccomp)?,
+        memory_policy: match outcome.result(policed) {
+            Ok(_) if outcome.word32(policy_out, 0) != 0 => MemoryPolicy {
+                mode: outcome.word32(policy_out, 0),
+                nodes: Bytes(outcome.output(nodes_out).to_vec()),
+            },
+            _ => MemoryPolicy::default(),
+        },
+        tsc_refused: outcome.word32(tsc_out, 0) == TSC_REFUSED,
+        cpuid_refused: outcome.result(cpuid).is_ok_and(|on| on == 0),
+        machine_check_policy: outcome
+            .result(machine_check)
+            .ok()
+            .filter(|policy| *policy != MACHINE_CHECK_DEFAULT)
+            .map(|policy| policy as u32),
+        io_flusher: outcome.result(io_flusher).is_ok_and(|on| on == 1),
+        speculation: speculation
+            .into_iter()
+            .map(|call| outcome.result(call).unwrap_or(0) as u32)
+            .collect(),
     })
 }
 

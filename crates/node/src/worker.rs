@@ -47,6 +47,10 @@ pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
         let theirs = namespace::identity(&pid, kind)
             .context(what)
             .map_err(|error| match error.kind() {
+                ErrorKind::NotFound if crate::target::has_threads_left(target.pid) => Error::new(
+                    ErrorKind::Unsupported,
+                    format!("process {pid}: its main thread has ended while others run"),
+                ),
                 ErrorKind::NotFound => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
                 _ => error,
             })?;

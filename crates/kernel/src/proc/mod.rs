@@ -178,6 +178,11 @@ impl ProcDir {
         Ok(rustix::fs::statat(&self.dir, format!("fd/{fd}"), AtFlags::empty())?)
     }
 
+    /// `stat` of what the magic link `name` (`cwd`, `root`, `exe`) leads to; works for what has been deleted as well.
+    pub fn link_stat(&self, name: &str) -> io::Result<rustix::fs::Stat> {
+        Ok(rustix::fs::statat(&self.dir, relative(name)?, AtFlags::empty())?)
+    }
+
     /// Input and output done so far, from `/proc/PID/io`. Needs ptrace access.
     pub fn io(&self) -> io::Result<IoCounters> {
         task::parse_io(&self.label("io"), &self.read("io")?)

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use cpr_image::Image;
-use cpr_image::model::{Manifest, MappingKind, Object};
+use cpr_image::model::{Manifest, MappingKind, Object, Seccomp};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{self, MapKind, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -79,7 +79,17 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
         if process.threads.is_empty() {
             continue;
         }
-        if let Err(error) = std::fs::metadata(process.cwd.as_path()).context(|| "look at it") {
+        let filtered = process.threads.iter().any(|thread| thread.seccomp != Seccomp::Off);
+        if filtered && !cpr_kernel::namespace::is_admin_of_machine() {
+            let error = Error::new(ErrorKind::Denied, "only root can restore them");
+            add(process.pid, "seccomp filters".to_owned(), error);
+        }
+        // A deleted one is made again.
+        let cwd = match process.cwd.as_path().parent() {
+            Some(parent) if process.cwd_deleted => parent,
+            _ => process.cwd.as_path(),
+        };
+        if let Err(error) = std::fs::metadata(cwd).context(|| "look at it") {
             add(process.pid, format!("working directory {}", process.cwd), error);
         }
         for descriptor in &process.descriptors {

@@ -1,8 +1,21 @@
 //! Threads: everything that is a thread's own, credentials last.
 
-use cpr_image::model::{Credentials, Process, Thread};
+use cpr_image::model::{ByteString, Credentials, Directories, Process, Seccomp, Thread};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::process::{CapabilitySets, capset_arguments};
+use cpr_kernel::ptrace::{SeizeOptions, Tracee};
+use cpr_types::{Error, ErrorKind, Result};
+
+const PR_SET_IO_FLUSHER: u64 = 57;
+const PR_SET_SPECULATION_CTRL: u64 = 53;
+/// PR_SPEC_PRCTL.
+const SPECULATION_SETTABLE: u32 = 1;
+/// PR_SPEC_DISABLE, PR_SPEC_FORCE_DISABLE, PR_SPEC_DISABLE_NOEXEC.
+const SPECULATION_CHANGED: u32 = 4 | 8 | 16;
+const ARCH_SET_CPUID: i32 = 0x1012;
+const CAP_SETPCAP: u32 = 8;
+const CAP_SYS_ADMIN: u32 = 21;
+const SECBIT_KEEP_CAPS: u32 = 1 << 4;
 
 /// PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE.
 const PR_CAP_AMBIENT: i32 = 47;
@@ -84,6 +97,7 @@ pub fn thread(thread: &Thread, process: &Process, batch: &mut Batch) {
         libc::SYS_prctl,
         &[libc::PR_SET_TIMERSLACK.into(), thread.timer_slack_ns.into()],
     );
+    switches(thread, batch);
     for info in &thread.pending_signals {
         let signal = signal_of(&info.0);
         let info = batch.data(&info.0);
@@ -93,6 +107,157 @@ pub fn thread(thread: &Thread, process: &Process, batch: &mut Batch) {
             format!("queue signal {signal}"),
         );
     }
+}
+
+/// Adds a thread's switches of prctl(2) and its kin. Where the machine or our rights lack one, it stays as it is.
+fn switches(thread: &Thread, batch: &mut Batch) {
+    let mut prctl = |arguments: &[u64]| {
+        let five: Vec<Arg> = (0..5)
+            .map(|i| Arg::from(arguments.get(i).copied().unwrap_or(0)))
+            .collect();
+        batch.call(libc::SYS_prctl, &five);
+    };
+    if thread.tsc_refused {
+        prctl(&[libc::PR_SET_TSC as u64, libc::PR_TSC_SIGSEGV as u64]);
+    }
+    if let Some(policy) = thread.machine_check_policy {
+        prctl(&[
+            libc::PR_MCE_KILL as u64,
+            libc::PR_MCE_KILL_SET as u64,
+            u64::from(policy),
+        ]);
+    }
+    if thread.io_flusher {
+        prctl(&[PR_SET_IO_FLUSHER, 1]);
+    }
+    for (which, state) in (0u64..).zip(&thread.speculation) {
+        if state & SPECULATION_SETTABLE != 0 && state & SPECULATION_CHANGED != 0 {
+            prctl(&[PR_SET_SPECULATION_CTRL, which, u64::from(state & SPECULATION_CHANGED)]);
+        }
+    }
+    if thread.cpuid_refused {
+        batch.call(libc::SYS_arch_prctl, &[ARCH_SET_CPUID.into(), Arg::from(0)]);
+    }
+    if thread.memory_policy.mode != 0 {
+        let nodes = &thread.memory_policy.nodes.0;
+        let mask = batch.data(nodes);
+        batch.call(
+            libc::SYS_set_mempolicy,
+            &[thread.memory_policy.mode.into(), mask, (nodes.len() * 8).into()],
+        );
+    }
+}
+
+/// Adds working directory, root and umask of a thread that does not share its process's. Paths are followed with the
+/// rights of `owner`, where that is somebody else.
+pub fn directories(own: &Directories, owner: Option<u32>, batch: &mut Batch) {
+    batch.must(
+        libc::SYS_unshare,
+        &[libc::CLONE_FS.into()],
+        "give the thread its own working directory",
+    );
+    batch.must(libc::SYS_umask, &[own.umask.into()], "set the umask");
+    enter(&own.cwd, false, &own.root, owner, batch);
+}
+
+/// Adds entering a working directory and a root directory. A deleted one is made for a moment under another name: what
+/// is at its path now is not it.
+pub fn enter(cwd: &ByteString, deleted: bool, root: &ByteString, owner: Option<u32>, batch: &mut Batch) {
+    if let Some(owner) = owner {
+        batch.call(libc::SYS_setfsuid, &[owner.into()]);
+    }
+    if deleted {
+        let mut passing = cwd.0.clone();
+        passing.extend_from_slice(b".gridcpr-deleted");
+        let path = batch.string(&passing);
+        batch.must(
+            libc::SYS_mkdir,
+            &[path, Arg::from(0o700)],
+            format!("make directory {cwd}, which was deleted, once more"),
+        );
+        batch.must(libc::SYS_chdir, &[path], format!("enter directory {cwd}"));
+        batch.must(libc::SYS_rmdir, &[path], format!("delete directory {cwd} again"));
+    } else {
+        let path = batch.string(&cwd.0);
+        batch.must(libc::SYS_chdir, &[path], format!("enter directory {cwd}"));
+    }
+    if root.0 != b"/" {
+        let path = batch.string(&root.0);
+        batch.must(libc::SYS_chroot, &[path], format!("change root to {root}"));
+    }
+    if owner.is_some() {
+        batch.call(libc::SYS_setfsuid, &[Arg::from(0)]);
+    }
+}
+
+/// Installs the system call filters of a thread (LBNL-3.9.1.M16). They are suspended until the thread is let go.
+///
+/// # Errors
+/// [`ErrorKind::Denied`] where we may not suspend them, or where the image's owner could not have installed them.
+pub fn seccomp(
+    thread: &Thread,
+    tracee: Tracee,
+    rights: Rights,
+    run: &mut dyn FnMut(&Batch) -> Result<()>,
+) -> Result<()> {
+    const SECCOMP_SET_MODE_FILTER: i32 = 1;
+    /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation is restored by itself.
+    const SPEC_ALLOW: u64 = 4;
+    /// SECCOMP_FILTER_FLAG_LOG.
+    const LOG: u64 = 2;
+    let tid = thread.tid;
+    if thread.seccomp == Seccomp::Off {
+        return Ok(());
+    }
+    let admin = rights.capabilities >> CAP_SYS_ADMIN & 1 == 1;
+    if !thread.credentials.no_new_privs && !admin {
+        // A filter made by somebody without privileges must not reach programs that have some.
+        return Err(Error::new(
+            ErrorKind::Denied,
+            format!("thread {tid} has a seccomp filter without no_new_privs, which takes root's rights"),
+        ));
+    }
+    let options = SeizeOptions {
+        kill_on_exit: true,
+        follow: false,
+    };
+    tracee.suspend_seccomp(options).map_err(|error| {
+        Error::new(
+            ErrorKind::Denied,
+            format!("restore the seccomp filters of thread {tid}"),
+        )
+        .with_source(error)
+        .with_hint("only root can, outside of containers")
+    })?;
+    let Seccomp::Filters(filters) = &thread.seccomp else {
+        let mut batch = Batch::new();
+        batch.must(
+            libc::SYS_prctl,
+            &[libc::PR_SET_SECCOMP.into(), libc::SECCOMP_MODE_STRICT.into()],
+            "enter strict seccomp mode",
+        );
+        return run(&batch);
+    };
+    for filter in filters {
+        let mut batch = Batch::new();
+        // struct sock_fprog: length in instructions, pointer.
+        let mut raw = [0u8; 16];
+        raw[..2].copy_from_slice(&((filter.program.0.len() / 8) as u16).to_ne_bytes());
+        let header = batch.data(&raw);
+        let program = batch.data(&filter.program.0);
+        batch.point(header, 8, program);
+        batch.must(
+            libc::SYS_seccomp,
+            &[
+                SECCOMP_SET_MODE_FILTER.into(),
+                (filter.flags & LOG | SPEC_ALLOW).into(),
+                header,
+            ],
+            format!("install a seccomp filter in thread {tid}"),
+        );
+        run(&batch)?;
+    }
+    Ok(())
 }
 
 /// The signal number in a siginfo_t.
@@ -151,12 +316,32 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         permitted: saved.permitted & most,
         inheritable: saved.inheritable & most,
     };
-    if rights.privileged && saved.securebits != 0 {
+    let [real, effective, set, file] = saved.uids;
+    let other_files = rights.privileged && ![real, effective, set].contains(&file);
+    let secured = rights.privileged && saved.securebits != 0 && most >> CAP_SETPCAP & 1 == 1;
+    if other_files || secured {
+        // Becoming another user has made the capabilities ineffective.
+        let (header, data) = capset_arguments(CapabilitySets {
+            effective: most,
+            permitted: most,
+            inheritable: sets.inheritable,
+        });
+        let header = batch.data(&header);
+        let data = batch.data(&data);
+        batch.must(libc::SYS_capset, &[header, data], "use the capabilities");
+    }
+    if other_files {
+        // In vain before: it takes CAP_SETUID.
+        batch.call(libc::SYS_setfsuid, &[file.into()]);
+    }
+    if secured {
         batch.must(
             libc::SYS_prctl,
             &[libc::PR_SET_SECUREBITS.into(), saved.securebits.into()],
             "set the secure bits",
         );
+    } else if saved.securebits & SECBIT_KEEP_CAPS != 0 {
+        batch.call(libc::SYS_prctl, &[libc::PR_SET_KEEPCAPS.into(), Arg::from(1)]);
     }
     let (header, data) = capset_arguments(sets);
     let header = batch.data(&header);
@@ -193,11 +378,11 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         libc::SYS_prctl,
         &[libc::PR_SET_PDEATHSIG.into(), thread.parent_death_signal.into()],
     );
-    // Changing users has cleared it; values other than 0 and 1 cannot be set.
+    // Changing users has cleared it; what only root may read (2) cannot be set.
     if thread.tid == process.pid {
         batch.call(
             libc::SYS_prctl,
-            &[libc::PR_SET_DUMPABLE.into(), process.dumpable.min(1).into()],
+            &[libc::PR_SET_DUMPABLE.into(), i32::from(process.dumpable == 1).into()],
         );
     }
 }

@@ -45,6 +45,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(600);
 const HANDED: usize = 64;
 /// PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) and its values.
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+/// Linux 6.3.
+const PR_SET_MDWE: i32 = 65;
 
 /// What to restart, and with what.
 pub struct RestartRequest<'a> {
@@ -297,20 +299,9 @@ fn rebuild(
     // The executable's descriptor is still open now, and the vdso is needed no more by its parking place.
     let mut batch = Batch::new();
     batch.must(libc::SYS_umask, &[process.umask.into()], "set the umask");
-    let owner = manifest.checkpoint.owner_uid;
-    if rights.privileged {
-        // Directories are entered with the rights of the image's owner.
-        batch.call(libc::SYS_setfsuid, &[owner.into()]);
-    }
-    let path = batch.string(&process.cwd.0);
-    batch.must(libc::SYS_chdir, &[path], format!("enter directory {}", process.cwd));
-    if process.root.0 != b"/" {
-        let path = batch.string(&process.root.0);
-        batch.must(libc::SYS_chroot, &[path], format!("change root to {}", process.root));
-    }
-    if rights.privileged {
-        batch.call(libc::SYS_setfsuid, &[Arg::from(0)]);
-    }
+    // Directories are entered with the rights of the image's owner.
+    let owner = rights.privileged.then_some(manifest.checkpoint.owner_uid);
+    identity::enter(&process.cwd, process.cwd_deleted, &process.root, owner, &mut batch);
     space::finish(workshop, space, sources, &mut batch)?;
     workshop.run(pid, &batch).context(what)?;
     place_descriptors(workshop, process, opened).context(what)?;
@@ -332,12 +323,16 @@ fn rebuild(
     };
     let mut plan = Plan { threads: Vec::new() };
     for (thread, (tracee, base)) in process.threads.iter().zip(handles) {
+        let stub = workshop.stub(pid)?;
+        let mut run = |batch: &Batch| workshop.run_thread(stub, tracee, &base, batch).map(drop);
+        identity::seccomp(thread, tracee, rights, &mut run).context(what)?;
         let mut batch = Batch::new();
+        if let Some(own) = &thread.directories {
+            identity::directories(own, owner, &mut batch);
+        }
         identity::thread(thread, process, &mut batch);
         identity::credentials(thread, process, rights, &mut batch);
-        workshop
-            .run_thread(workshop.stub(pid)?, tracee, &base, &batch)
-            .context(what)?;
+        workshop.run_thread(stub, tracee, &base, &batch).context(what)?;
         let registers = Registers::from_bytes(&thread.cpu.general.0)
             .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("thread {} has no registers", thread.tid)))?;
         plan.threads.push((tracee, registers));
@@ -422,6 +417,10 @@ fn write_proc(process: &Process) -> Result<()> {
     let write = |name: &str, text: String| std::fs::write(format!("/proc/{pid}/{name}"), text);
     write("coredump_filter", format!("{:#x}", process.coredump_filter))
         .context(|| format!("set the core dump filter of process {pid}"))?;
+    if process.autogroup_nice != 0 {
+        // Raising the priority takes CAP_SYS_NICE.
+        let _ = write("autogroup", process.autogroup_nice.to_string());
+    }
     // Lowering it takes CAP_SYS_RESOURCE; who lacks it keeps the restarter's.
     let _ = write("oom_score_adj", process.oom_score_adj.to_string());
     Ok(())
@@ -473,6 +472,19 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), Arg::from(1)]);
     }
     batch.call(libc::SYS_personality, &[process.personality.into()]);
+    if process.memory_deny_write_execute != 0 {
+        batch.must(
+            libc::SYS_prctl,
+            &[
+                PR_SET_MDWE.into(),
+                process.memory_deny_write_execute.into(),
+                Arg::from(0),
+                Arg::from(0),
+                Arg::from(0),
+            ],
+            "refuse memory that is writable and executable (Linux 6.3)",
+        );
+    }
     for timer in &process.interval_timers {
         // A periodic timer whose signal is pending stands still until the signal is taken. Here it fires at once, into
         // the same pending signal; all signals are blocked.

@@ -1,0 +1,226 @@
+//! Users, groups, capabilities, limits and accounting: what an image holds of them, and what a restart gives.
+//!
+//! Root only: nobody else can have a process with so many different users. What an image holds is compared with what
+//! /proc showed of the process before.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::{As, Cpr, PATIENCE, finish, wait_until};
+
+const JOB: &str = "identity";
+
+/// Starts `tests/victims/identity.c` and waits until its state is set up; the file it waits for.
+fn start(cpr: &Cpr, mode: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/victims/identity.c");
+    let program = cpr.work.join("identity");
+    let mut command = Command::new("cc");
+    command.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]);
+    command.arg(&program).arg(source);
+    finish(&cpr.work, command, PATIENCE).good();
+    let go = cpr.work.join("go");
+    cpr.run_detached(JOB, &[], &[program.as_os_str(), go.as_os_str(), mode.as_ref()]);
+    wait_until(PATIENCE, "the victim is ready", || {
+        let said = String::from_utf8_lossy(&cpr.logs(JOB)).into_owned();
+        assert!(!said.contains("FAIL"), "{said}");
+        said.contains("READY")
+    });
+    go
+}
+
+/// Has the victim check itself.
+fn check(cpr: &Cpr, go: &Path) {
+    fs::write(go, "").expect("the test's directory can be written");
+    let code = cpr.wait(JOB);
+    let said = String::from_utf8_lossy(&cpr.logs(JOB)).into_owned();
+    assert!(code == 0 && said == "READY\nOK\n", "ended with {code}: {said}");
+}
+
+/// Fields of a line of /proc/PID/task/TID/status, as numbers.
+fn status(pid: i64, tid: &str, key: &str, base: u32) -> Vec<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).expect("the process lives");
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+    let fields = line.unwrap_or_default().split_ascii_whitespace();
+    fields
+        .map(|n| u64::from_str_radix(n, base).expect("a number"))
+        .collect()
+}
+
+fn numbers(value: &Value) -> Vec<u64> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_u64)
+        .collect()
+}
+
+/// LBNL-3.9.3.1.2, LBNL-3.9.3.2.2, LBNL-3.9.3.3.2: root restores users and groups, of each thread its own.
+/// LBNL-3.9.7.1.2: accounting starts from zero. LBNL-3.9.7.2.2: limits are restored.
+#[test]
+fn root_restores_all_of_them() {
+    let Some(cpr) = Cpr::new("root_restores_all_of_them", As::Root) else {
+        return;
+    };
+    let go = start(&cpr, "");
+    for _ in 0..2 {
+        cpr.checkpoint(JOB, &["--stop"]);
+        cpr.restart(JOB);
+    }
+    check(&cpr, &go);
+}
+
+/// LBNL-3.9.3.4.3: root without a capability gives what is left of them. LBNL-3.9.7.2.3: limits above the restarter's
+/// become the restarter's.
+#[test]
+fn nobody_gets_more_than_the_restarter_has() {
+    let Some(cpr) = Cpr::new("nobody_gets_more_than_the_restarter_has", As::Root) else {
+        return;
+    };
+    let go = start(&cpr, "less");
+    cpr.checkpoint(JOB, &["--stop"]);
+    let binary = cpr.binary().display().to_string();
+    let mut command = vec![
+        "prlimit",
+        "--core=4096:4096",
+        "setpriv",
+        "--bounding-set=-net_bind_service",
+        "--",
+    ];
+    command.extend([binary.as_str(), "restart", "-d", JOB]);
+    cpr.program(&command).good();
+    check(&cpr, &go);
+}
+
+/// LBNL-3.9.3.1.1, LBNL-3.9.3.1.1.a, LBNL-3.9.3.1.1.b, LBNL-3.9.3.1.1.c, LBNL-3.9.3.1.1.d, LBNL-3.9.3.2.1,
+/// LBNL-3.9.3.2.1.a, LBNL-3.9.3.2.1.b, LBNL-3.9.3.2.1.c, LBNL-3.9.3.2.1.d, LBNL-3.9.3.3.1, LBNL-3.9.3.4.1,
+/// LBNL-3.9.5.1.1, LBNL-3.9.5.2.1, LBNL-3.9.5.3.3, LBNL-3.9.5.4.1, LBNL-3.9.7.1.1, LBNL-3.9.7.2.1, LBNL-3.9.8.7.1,
+/// LBNL-3.9.8.9.1, LBNL-3.9.8.10.1, LBNL-3.9.9.1.1, LBNL-3.9.9.2.1, LBNL-3.9.9.3.1, LBNL-3.9.10.2.1,
+/// LBNL-3.9.10.6A.1, LBNL-3.9.10.6B.1: an image lists all of that as the process had it.
+#[test]
+fn an_image_lists_what_the_process_had() {
+    let Some(cpr) = Cpr::new("an_image_lists_what_the_process_had", As::Root) else {
+        return;
+    };
+    let go = start(&cpr, "");
+    let jobs = cpr.cpr(["ps", "--json"]).good().json();
+    let pid = jobs["jobs"][0]["pid"].as_i64().expect("a PID");
+    let image = cpr.checkpoint(JOB, &[])["image"].as_str().expect("an image").to_owned();
+    let listing = &cpr.cpr(["inspect", "--json", &image]).good().json()["manifest"];
+    let process = &listing["processes"][0];
+
+    let mut tids: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("the process lives")
+        .map(|entry| {
+            entry
+                .expect("the process lives")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    tids.sort_by_key(|tid| tid.parse::<i64>().ok());
+    let threads = process["threads"].as_array().expect("threads");
+    assert_eq!(threads.len(), tids.len());
+    for (thread, tid) in threads.iter().zip(&tids) {
+        let inner = *status(pid, tid, "NSpid", 10).last().expect("a number");
+        assert_eq!(thread["tid"], inner);
+        let credentials = &thread["credentials"];
+        assert_eq!(numbers(&credentials["uids"]), status(pid, tid, "Uid", 10));
+        assert_eq!(numbers(&credentials["gids"]), status(pid, tid, "Gid", 10));
+        assert_eq!(numbers(&credentials["groups"]), status(pid, tid, "Groups", 10));
+        for (name, key) in [
+            ("effective", "CapEff"),
+            ("permitted", "CapPrm"),
+            ("inheritable", "CapInh"),
+            ("bounding", "CapBnd"),
+            ("ambient", "CapAmb"),
+        ] {
+            assert_eq!(
+                [credentials[name].as_u64().expect("a set")][..],
+                status(pid, tid, key, 16),
+                "{name}"
+            );
+        }
+        for register in ["program_counter", "stack_pointer"] {
+            assert!(thread["cpu"][register].as_u64() > Some(0), "{thread}");
+        }
+    }
+    let own = pid.to_string();
+    for (name, key) in [("pid", "NSpid"), ("pgid", "NSpgid"), ("sid", "NSsid")] {
+        assert_eq!(
+            process[name].as_u64(),
+            status(pid, &own, key, 10).last().copied(),
+            "{name}"
+        );
+    }
+    assert_eq!(process["ppid"], 1);
+    assert_eq!(process["umask"], 0o26);
+    assert_eq!(process["cwd"], cpr.work.display().to_string());
+    assert_eq!(process["root"], "/");
+
+    let core = process["limits"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|l| l["resource"] == 4);
+    assert_eq!(core.expect("RLIMIT_CORE")["soft"], 1 << 20);
+    assert_eq!(process["limits"].as_array().map(Vec::len), Some(16));
+    let accounting = &process["accounting"];
+    for name in ["user_ns", "minor_faults", "peak_rss_kib", "elapsed_ns"] {
+        assert!(accounting[name].as_u64() > Some(0), "{name} in {accounting}");
+    }
+    assert!(accounting["user_ns"].as_u64() >= Some(250_000_000), "{accounting}");
+
+    let pending: Vec<&str> = process["pending_signals"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    // siginfo_t: the signal number first, the value at byte 24.
+    let expected: Vec<(&str, String)> = (0..5).map(|value| ("25000000", format!("{value:02x}000000"))).collect();
+    let found: Vec<(&str, String)> = pending
+        .iter()
+        .map(|info| (&info[..8], info[48..56].to_owned()))
+        .collect();
+    assert_eq!(found, expected);
+    let timers = process["interval_timers"].as_array().expect("timers");
+    for (which, timer) in (0..).zip(timers) {
+        assert_eq!(timer["which"], which);
+        assert_eq!(timer["interval_us"], (which + 1) * 1_000_000);
+        let left = timer["value_us"].as_u64().expect("a time");
+        assert!((9_000_000_000..=10_002_000_000).contains(&left), "{timer}");
+    }
+    let action = process["signal_actions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|a| a["signal"] == 10);
+    let action = action.expect("the action of SIGUSR1");
+    assert!(action["handler"].as_u64() > Some(1), "{action}");
+    assert_eq!(action["mask"], 1);
+    // SA_RESTART, SA_NODEFER and the library's SA_RESTORER.
+    assert_eq!(action["flags"], 0x1400_0000 | 0x4000_0000_u64);
+
+    let space = process["address_space"].as_u64().expect("memory") as usize;
+    let mappings = listing["address_spaces"][space]["mappings"]
+        .as_array()
+        .expect("mappings");
+    let at = |start: u64| mappings.iter().find(|m| m["start"] == start).expect("a mapping");
+    let (closed, locked) = (at(0x2_0000_0000), at(0x2_0000_1000));
+    assert_eq!(closed["protection"], 0, "{closed}");
+    assert!(closed["extents"].as_array().is_some_and(|e| !e.is_empty()), "{closed}");
+    assert!(locked["flags"].to_string().contains("lo"), "{locked}");
+    check_goes_on(&cpr, &go);
+}
+
+/// The job that was not ended has its old accounting, so only its end is looked at.
+fn check_goes_on(cpr: &Cpr, go: &Path) {
+    assert!(cpr.is_running(JOB), "the job goes on");
+    fs::write(go, "").expect("the test's directory can be written");
+}

@@ -1,0 +1,198 @@
+//! What a process is besides its memory and descriptors that no checkpoint can save, as far as /proc and kcmp(2) tell.
+//! Nothing is stopped or changed by looking.
+
+use std::cmp::Ordering;
+
+use cpr_kernel::proc::ProcDir;
+use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
+use cpr_types::{Error, ErrorKind, Result};
+
+use crate::Blocker;
+use crate::files::Target;
+use crate::freeze::Scope;
+
+/// What memory shared with another process is called; vfork(2) makes it for moments.
+pub const MEMORY: &str = "memory";
+
+/// Why filtered system calls block.
+pub const FILTERED: &str = "it filters its system calls with seccomp, and only root can read and suspend the filters";
+/// What can be done about it.
+pub const FILTERED_HINT: &str = "let root take the checkpoint, or start the program without its sandbox";
+
+/// Kinds of namespaces, as files of /proc/PID/ns, and how they are called.
+const NAMESPACES: [(&str, &str); 8] = [
+    ("pid", "PID"),
+    ("mnt", "mount"),
+    ("user", "user"),
+    ("net", "network"),
+    ("ipc", "IPC"),
+    ("uts", "UTS"),
+    ("cgroup", "cgroup"),
+    ("time", "time"),
+];
+
+/// The namespaces a job lives in: those of its init or, without one, of its root process. All members must be in them.
+#[derive(Debug)]
+pub struct Home {
+    /// How many PID namespaces deep the reader of /proc is.
+    depth: usize,
+    /// We can see and suspend system call filters.
+    may_suspend_filters: bool,
+    /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
+    namespaces: [Option<Vec<u8>>; NAMESPACES.len()],
+}
+
+impl Home {
+    /// Looks at the job with this scope and root process.
+    pub fn of(scope: Scope, root: i32) -> Self {
+        let init = match scope {
+            Scope::Namespace => 1,
+            Scope::Tree(_) => root,
+        };
+        let proc = ProcDir::open(init);
+        let namespaces = NAMESPACES.map(|(file, _)| {
+            proc.as_ref()
+                .ok()
+                .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
+        });
+        let own_status = ProcDir::open(std::process::id() as i32).and_then(|dir| dir.status());
+        let may_suspend_filters =
+            cpr_kernel::namespace::is_admin_of_machine() && own_status.as_ref().is_ok_and(|status| status.seccomp == 0);
+        let depth = own_status.map_or(1, |status| status.ns_pid.len());
+        Home {
+            depth,
+            may_suspend_filters,
+            namespaces,
+        }
+    }
+}
+
+/// Everything about one process.
+pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let Ok(status) = proc.status() else {
+        return found;
+    };
+    let mut add = |object: &str, reason: &str| found.push((object.to_owned(), reason.to_owned()));
+    if !home.may_suspend_filters && filtered(proc) {
+        add("seccomp filter", FILTERED);
+    }
+    if status.tracer_pid != 0 {
+        let error = crate::freeze::traced(status.pid, status.tracer_pid);
+        add("tracer", error.message());
+    }
+    if status.ns_pid.len() > home.depth {
+        add("PID namespace", "the process is in a PID namespace of its own");
+    }
+    for ((file, name), shared) in NAMESPACES.iter().zip(&home.namespaces) {
+        let object = format!("{name} namespace");
+        let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
+            continue;
+        };
+        if shared.as_ref().is_some_and(|shared| *shared != own) && !(*file == "pid" && status.ns_pid.len() > home.depth)
+        {
+            add(&object, &format!("the process is in a {name} namespace of its own"));
+        }
+        // The namespace of children has no link while it is empty.
+        let later = ["pid", "time"].contains(file)
+            && match proc.read_link(&format!("ns/{file}_for_children")) {
+                Ok(later) => later != own,
+                Err(error) => {
+                    error.kind() == std::io::ErrorKind::NotFound && proc.stat().is_ok_and(|s| s.state != b'Z')
+                }
+            };
+        if later {
+            add(
+                &object,
+                &format!("the process has made a {name} namespace for its children"),
+            );
+        }
+    }
+    if is_deleted(proc, "root") {
+        add("root directory", "the root directory was deleted");
+    }
+    if proc.auxv().is_ok_and(|auxv| is_32_bit(&auxv)) {
+        add("program", "32-bit programs are not supported");
+    }
+    found
+}
+
+/// Whether the directory that `cwd` or `root` leads to was deleted. Its link count tells; a name may end in anything.
+pub fn is_deleted(proc: &ProcDir, name: &str) -> bool {
+    proc.link_stat(name).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
+/// Whether any thread filters its system calls.
+fn filtered(proc: &ProcDir) -> bool {
+    let seccomp = |tid| {
+        ProcDir::open_task(proc.pid(), tid)
+            .and_then(|task| task.status())
+            .is_ok_and(|status| status.seccomp != 0)
+    };
+    proc.tasks().unwrap_or_default().into_iter().any(seccomp)
+}
+
+/// Tells an auxiliary vector of 32-bit words: keys are small, and the first value is not zero.
+fn is_32_bit(auxv: &[u8]) -> bool {
+    auxv.get(4..8).is_some_and(|high| high != [0; 4])
+}
+
+/// Processes that share with another what only threads can share after a restart.
+pub fn sharing(targets: &[Target]) -> Vec<Blocker> {
+    const KINDS: [(i32, &str, &str); 3] = [
+        (KCMP_VM, MEMORY, "its memory"),
+        (KCMP_FS, "working directory", "its working directory"),
+        (KCMP_SIGHAND, "signal handlers", "its signal handlers"),
+    ];
+    let mut found = Vec::new();
+    for (kind, object, what) in KINDS {
+        let mut sorted: Vec<i32> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let at =
+                sorted.binary_search_by(|other| process::compare(kind, *other, target.pid).unwrap_or(Ordering::Less));
+            match at {
+                Err(at) => sorted.insert(at, target.pid),
+                Ok(at) => found.push(Blocker {
+                    pid: target.pid,
+                    object: object.to_owned(),
+                    reason: format!("it shares {what} with process {}", sorted[at]),
+                    hint: None,
+                }),
+            }
+        }
+    }
+    found
+}
+
+/// Refuses processes that share with another what only threads can share. All must be stopped.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming the first.
+pub fn refuse_sharing(targets: &[Target]) -> Result<()> {
+    match sharing(targets).into_iter().next() {
+        None => Ok(()),
+        Some(blocker) => {
+            let error = Error::new(ErrorKind::Unsupported, blocker.to_string());
+            Err(match blocker.object.as_str() {
+                MEMORY => {
+                    error.with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads")
+                }
+                _ => error,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auxiliary_vectors_of_both_sizes() {
+        let own = ProcDir::open(std::process::id() as i32).unwrap().auxv().unwrap();
+        assert!(!is_32_bit(&own));
+        // AT_SYSINFO with an address.
+        assert!(is_32_bit(&[32, 0, 0, 0, 0x90, 0x15, 0xf3, 0xf7]));
+        assert!(!is_32_bit(&[]));
+    }
+}
