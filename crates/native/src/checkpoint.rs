@@ -27,6 +27,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+use crate::callbacks::{self, Asked};
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
@@ -226,6 +227,8 @@ pub fn checkpoint(
         Destination::Stream(file) => (None, file),
     };
     let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?, observer, expected)?;
+    writer.enter("callbacks")?;
+    let mut asked = callbacks::ask(scope, request.stop_timeout)?;
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut copied = Vec::new();
     let mut first_stop_ns = 0;
@@ -240,7 +243,7 @@ pub fn checkpoint(
         writer.drain()?;
     }
     writer.enter("stop")?;
-    let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+    let mut frozen = stop(scope, request, &mut asked)?;
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
@@ -251,6 +254,7 @@ pub fn checkpoint(
     collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
     let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
     if request.after == After::Continue {
+        asked.tell_continue();
         frozen.resume()?;
     }
     // The longest time without a step of the job.
@@ -268,8 +272,12 @@ pub fn checkpoint(
     let _ = observer(Event::Durable);
     match request.after {
         After::Continue => {}
-        After::Kill => frozen.kill()?,
+        After::Kill => {
+            frozen.kill()?;
+            asked.forget();
+        }
         After::Signal(signal) => {
+            asked.tell_continue();
             for process in &frozen.processes {
                 if process.space.is_some() {
                     PidFd::open(process.pid)
@@ -289,6 +297,25 @@ pub fn checkpoint(
         processes,
         threads,
     })
+}
+
+/// Stops the job while nobody is in a critical section and all callbacks have run.
+fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked) -> Result<Frozen> {
+    let deadline = Instant::now() + request.stop_timeout;
+    loop {
+        asked.close(scope)?;
+        let frozen = freeze::freeze(scope, request.stop_timeout)?;
+        if asked.holds(&frozen) {
+            return Ok(frozen);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "stop the job: it starts processes with callbacks faster than they can be run",
+            )
+            .with_hint("raise --timeout"));
+        }
+    }
 }
 
 /// One error that names everything that blocks.

@@ -7,6 +7,7 @@
 //! Invariants: a failed checkpoint leaves the job running as before, with nothing in it; a failed restart leaves no
 //! process behind; nothing of the job runs before everything is in place and every byte of the image was verified.
 
+mod callbacks;
 mod checkpoint;
 pub mod files;
 mod freeze;
@@ -18,6 +19,7 @@ mod restart;
 mod sink;
 mod state;
 
+pub use callbacks::Rebirth;
 pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};

@@ -29,6 +29,7 @@ use cpr_kernel::ptrace::{Tracee, block_child_signals};
 use cpr_kernel::remote::{self, Deferred};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::{self, RestoreContext};
 use crate::{freeze, mapped};
 use identity::Rights;
@@ -55,6 +56,8 @@ pub struct RestartRequest<'a> {
     pub terminal: Option<OwnedFd>,
     /// We are init of a PID namespace made for the job.
     pub own_pid_namespace: bool,
+    /// What programs that use libgridcpr are told; the image is put in here.
+    pub rebirth: Rebirth,
 }
 
 /// What runs again.
@@ -133,6 +136,13 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         }
         for (process, plan) in living(manifest).zip(&mut plans) {
             prepare(&workshop, process, plan)?;
+        }
+        let rebirth = Rebirth {
+            image: image.id().to_string(),
+            ..request.rebirth
+        };
+        for process in living(manifest) {
+            tell_restart(manifest, process, &workshop.stub(process.pid)?.memory, &rebirth)?;
         }
         files::cut_back(manifest, &opened)?;
         let_go(&mut workshop, manifest, plans)?;

@@ -1,0 +1,412 @@
+//! libgridcpr in C programs: callbacks, critical sections, self-checkpoints and images, over checkpoint and restart.
+//!
+//! The programs are in `tests/library`; each is compiled with the library as a user would do it.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use support::{As, Cpr, wait_until};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// The directory with libgridcpr.so: that of this test program.
+fn library_directory() -> PathBuf {
+    // Named so that cargo builds it.
+    let _ = gridcpr::start;
+    let own = std::env::current_exe().expect("a program has a name");
+    let directory = own.parent().expect("a program is in a directory").to_path_buf();
+    assert!(directory.join("libgridcpr.so").exists(), "no library in {}", directory.display());
+    directory
+}
+
+/// Compiles a program of `tests/library` or `examples/c` into the test's directory, next to a copy of the library.
+fn compile(cpr: &Cpr, source: &str) -> String {
+    let program = cpr.work.join("program");
+    // By its soname, as installed.
+    let library = cpr.work.join("libgridcpr.so.0");
+    if !library.exists() {
+        fs::copy(library_directory().join("libgridcpr.so"), &library).expect("the library can be copied");
+    }
+    let status = std::process::Command::new("gcc")
+        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
+        .arg("-I")
+        .arg(Path::new(ROOT).join("crates/gridcpr/include"))
+        .arg("-o")
+        .arg(&program)
+        .arg(Path::new(ROOT).join(source))
+        .arg(&library)
+        .arg(format!("-Wl,-rpath,{}", cpr.work.display()))
+        .arg("-lm")
+        .status()
+        .expect("gcc can be run");
+    assert!(status.success(), "{source} does not compile");
+    cpr.give(&program);
+    program.display().to_string()
+}
+
+struct Run {
+    cpr: Cpr,
+}
+
+impl Run {
+    /// Starts `callbacks.c` in a mode as job `j`.
+    fn new(test: &str, user: As, mode: &str) -> Option<Run> {
+        let cpr = Cpr::new(test, user)?;
+        let program = compile(&cpr, "tests/library/callbacks.c");
+        let directory = cpr.work.display().to_string();
+        cpr.run_detached("j", &[], &[program.as_str(), &directory, mode]);
+        let run = Run { cpr };
+        run.wait_for("ready");
+        Some(run)
+    }
+
+    fn wait_for(&self, file: &str) {
+        let path = self.cpr.work.join(file);
+        wait_until(Duration::from_secs(30), file, || path.exists());
+    }
+
+    fn touch(&self, file: &str) {
+        fs::write(self.cpr.work.join(file), "").expect("a file can be made");
+    }
+
+    fn log(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.cpr.work.join("log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits for this many lines, and gives them and empties the log.
+    #[track_caller]
+    fn take_log(&self, lines: usize) -> Vec<String> {
+        wait_until(Duration::from_secs(10), &format!("{lines} lines of {:?}", self.log()), || {
+            self.log().len() >= lines
+        });
+        let log = self.log();
+        fs::remove_file(self.cpr.work.join("log")).expect("the log can be removed");
+        log
+    }
+
+    /// Lets the program end well; what it has printed.
+    #[track_caller]
+    fn end(&self) -> String {
+        self.touch("go");
+        self.touch("end");
+        assert_eq!(self.cpr.wait("j"), 0);
+        String::from_utf8_lossy(&self.cpr.logs("j")).into_owned()
+    }
+
+    /// Checkpoints and ends the job, and restarts it.
+    fn restart(&self) {
+        self.cpr.checkpoint("j", &["--stop"]);
+        self.cpr.restart("j");
+    }
+}
+
+const USERS: [As; 2] = [As::Root, As::User];
+
+// LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
+#[test]
+fn callbacks_run_in_a_thread_in_their_order() {
+    for user in USERS {
+        let Some(run) = Run::new("callbacks thread", user, "thread") else { continue };
+        run.cpr.checkpoint("j", &[]);
+        assert_eq!(run.take_log(4), ["two before", "one before", "one continue", "two continue"]);
+        run.cpr.checkpoint("j", &["--stop"]);
+        assert_eq!(run.take_log(2), ["two before", "one before"]);
+        run.cpr.restart("j");
+        assert_eq!(run.take_log(2), ["one restart", "two restart"]);
+        // A restarted program is asked like any other.
+        run.cpr.checkpoint("j", &[]);
+        assert_eq!(run.take_log(4), ["two before", "one before", "one continue", "two continue"]);
+        run.restart();
+        assert_eq!(
+            run.take_log(4),
+            ["two before", "one before", "one restart", "two restart"]
+        );
+        let said = run.end();
+        assert!(said.contains("restarted 1, 2 times, image "), "{said}");
+        assert!(said.contains("job j\nmarker: written before the checkpoint"), "{said}");
+    }
+}
+
+#[test]
+fn callbacks_run_in_a_signal_handler_of_their_thread() {
+    for user in USERS {
+        let Some(run) = Run::new("callbacks signal", user, "both") else { continue };
+        run.cpr.checkpoint("j", &[]);
+        let before = ["two before", "one before", "s-two before", "s-one before"];
+        let after = ["s-one", "s-two", "one", "two"];
+        let expected: Vec<String> = before.iter().map(|s| (*s).to_owned()).collect();
+        let told = |event: &str| after.map(|name| format!("{name} {event}")).to_vec();
+        assert_eq!(run.take_log(8), [expected.clone(), told("continue")].concat());
+        run.restart();
+        assert_eq!(run.take_log(8), [expected, told("restart")].concat());
+        run.end();
+    }
+}
+
+// XGCP-CB-5
+#[test]
+fn a_callback_can_refuse_and_the_job_goes_on() {
+    let Some(run) = Run::new("callbacks refuse", As::User, "refuse") else { return };
+    let ended = run.cpr.cpr(["checkpoint", "j"]);
+    assert_eq!(ended.code, 69, "{}", ended.stderr);
+    assert!(ended.stderr.contains("the solver holds a licence"), "{}", ended.stderr);
+    assert_eq!(run.take_log(3), ["two before", "refuses before", "two continue failed"]);
+    assert_eq!(run.cpr.cpr(["checkpoint", "j"]).code, 69, "as often as it is asked");
+    run.end();
+
+    let Some(run) = Run::new("callbacks later", As::User, "later") else { return };
+    let ended = run.cpr.cpr(["checkpoint", "j"]);
+    assert_eq!(ended.code, 75, "{}", ended.stderr);
+    assert!(ended.stderr.contains("a transfer is under way"), "{}", ended.stderr);
+    run.end();
+}
+
+// XGCP-CB-5
+#[test]
+fn a_hung_callback_times_out_and_the_job_goes_on() {
+    let Some(run) = Run::new("callbacks hang", As::User, "hang") else { return };
+    let begun = Instant::now();
+    let ended = run.cpr.cpr(["checkpoint", "j", "--timeout", "1s"]);
+    assert_eq!(ended.code, 76, "{}", ended.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    // That of the callback which ran before is told although the other still hangs.
+    assert_eq!(run.take_log(3), ["two before", "hangs before", "two continue failed"]);
+    assert_eq!(run.cpr.cpr(["checkpoint", "j", "--timeout", "1s"]).code, 76, "it still hangs");
+    run.touch("go");
+    // When it returns it is told, too, and checkpoints can be taken again.
+    assert_eq!(run.take_log(1), ["hangs continue failed"]);
+    wait_until(Duration::from_secs(10), "the callback has ended", || {
+        run.cpr.cpr(["checkpoint", "j", "--timeout", "5s"]).code == 0
+    });
+    run.end();
+}
+
+// LBNL-3.6.7.4 LBNL-3.6.7.5
+#[test]
+fn a_checkpoint_waits_for_critical_sections() {
+    for user in USERS {
+        let Some(run) = Run::new("section", user, "section") else { continue };
+        let ended = run.cpr.cpr(["checkpoint", "j", "--timeout", "500ms"]);
+        assert_eq!(ended.code, 75, "{}", ended.stderr);
+        assert!(ended.stderr.contains("critical section"), "{}", ended.stderr);
+        assert_eq!(run.take_log(2), ["one before", "one continue failed"]);
+        // One that has more time waits until the outer section is left.
+        run.touch("go");
+        run.cpr.checkpoint("j", &["--timeout", "20s"]);
+        assert_eq!(run.take_log(3), ["one before", "section leaves", "one continue"]);
+        run.end();
+    }
+}
+
+// LBNL-3.6.7.4 LBNL-3.6.7.5 XGCP-COORD-17
+#[test]
+fn no_image_is_made_in_a_critical_section() {
+    let Some(run) = Run::new("sections", As::User, "nested") else { return };
+    for _ in 0..5 {
+        run.cpr.checkpoint("j", &[]);
+    }
+    for _ in 0..3 {
+        run.restart();
+        assert_eq!(run.take_log(1), ["halves restart"]);
+    }
+    run.end();
+    assert_eq!(run.log(), [""; 0], "torn");
+}
+
+#[test]
+fn children_and_new_programs_have_callbacks() {
+    for (mode, processes) in [("fork", 2), ("many", 21)] {
+        let Some(run) = Run::new("callbacks fork", As::User, mode) else { return };
+        run.cpr.checkpoint("j", &[]);
+        let mut log = run.take_log(4 * processes);
+        log.sort();
+        let expected = |events: [&str; 2]| {
+            let mut all = Vec::new();
+            for name in ["one", "s-two"] {
+                for event in events {
+                    all.extend(vec![format!("{name} {event}"); processes]);
+                }
+            }
+            all.sort();
+            all
+        };
+        assert_eq!(log, expected(["before", "continue"]));
+        run.restart();
+        let mut log = run.take_log(4 * processes);
+        log.sort();
+        assert_eq!(log, expected(["before", "restart"]));
+        run.end();
+    }
+    let Some(run) = Run::new("callbacks exec", As::User, "exec") else { return };
+    run.cpr.checkpoint("j", &[]);
+    assert_eq!(run.take_log(4), ["two before", "one before", "one continue", "two continue"]);
+    run.end();
+}
+
+// XGCP-CB-3
+#[test]
+fn what_a_callback_frees_is_not_in_the_image() {
+    let Some(run) = Run::new("callbacks memory", As::User, "memory") else { return };
+    let report = run.cpr.checkpoint("j", &[]);
+    assert!(report["bytes"].as_u64() < Some(24 << 20), "{report}");
+    run.end();
+}
+
+#[test]
+fn a_program_checkpoints_its_own_job() {
+    for user in USERS {
+        let Some(cpr) = Cpr::new("self-checkpoint", user) else { continue };
+        let program = compile(&cpr, "tests/library/itself.c");
+        cpr.run_detached("j", &[], &[program.as_str(), "continue"]);
+        assert_eq!(cpr.wait("j"), 0);
+        let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
+        for number in 1..=3 {
+            assert!(said.contains(&format!("{number} continued ")), "{said}");
+        }
+        let images: Vec<&str> = said.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+        assert_eq!(images.len(), 3);
+        // The first image was made by the first call, which returns in it once more.
+        let id = cpr.cpr(["inspect", "--json", images[0]]).good().json()["header"]["id"].clone();
+        cpr.cpr(["restart", "-d", "--name", "k", images[0]]).good();
+        assert_eq!(cpr.wait("k"), 0);
+        let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+        let first = said.lines().next().unwrap_or_default();
+        assert!(first.starts_with("1 restarted 1 ") && first.ends_with(" k"), "{said}");
+        assert!(id.as_str().is_none_or(|id| first.contains(id)), "{said} {id}");
+        assert!(said.contains("3 continued "), "{said}");
+    }
+}
+
+#[test]
+fn a_program_ends_its_own_job_with_a_checkpoint() {
+    let Some(cpr) = Cpr::new("self-stop", As::User) else { return };
+    let program = compile(&cpr, "tests/library/itself.c");
+    cpr.run_detached("j", &[], &[program.as_str(), "stop"]);
+    for _ in 0..3 {
+        assert_eq!(cpr.wait("j"), 79, "{}", String::from_utf8_lossy(&cpr.logs("j")));
+        cpr.restart("j");
+    }
+    assert_eq!(cpr.wait("j"), 0);
+    let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
+    for number in 1..=3 {
+        assert!(said.contains(&format!("{number} restarted {number} ")), "{said}");
+    }
+    // Outside of a job it is told so.
+    let alone = cpr.program(&[&program, "outside"]).good().text();
+    assert!(alone.contains("not part of a job"), "{alone}");
+}
+
+// LBNL-3.6.3.1 LBNL-3.6.3.4.a LBNL-3.6.3.4.b LBNL-3.6.3.4.c LBNL-3.6.3.4.d LBNL-3.6.3.2
+#[test]
+fn images_are_read_and_edited_from_c() {
+    for user in USERS {
+        let Some(cpr) = Cpr::new("image from C", user) else { continue };
+        let edited = compile(&cpr, "tests/library/edited.c");
+        let program = format!("{edited}-edited");
+        fs::rename(&edited, &program).expect("a file can be renamed");
+        let tool = compile(&cpr, "tests/library/image.c");
+        let (one, two) = (cpr.work.join("one"), cpr.work.join("two"));
+        let now = || {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(0, |t| t.as_nanos() as u64)
+        };
+        let command = ["env", "COLOUR=green", &program, &one.display().to_string()];
+        cpr.run_detached("j", &[], &command);
+        wait_until(Duration::from_secs(20), "ready", || cpr.logs("j") == b"ready\n");
+        let before = now();
+        let report = cpr.checkpoint("j", &["--stop"]);
+        let after = now();
+        let image = report["image"].as_str().expect("an image").to_owned();
+        let shown = cpr.program(&[&tool, "show", &image]).good().text();
+        let value = |name: &str| {
+            let line = shown.lines().find(|line| line.starts_with(&format!("{name} ")));
+            line.map(|line| line[name.len() + 1..].to_owned()).unwrap_or_default()
+        };
+        assert_eq!(value("id"), report["image_id"].as_str().unwrap_or_default());
+        let time: u64 = value("time_ns").parse().unwrap_or(0);
+        assert!(before <= time && time <= after, "{shown}");
+        let uid = if user == As::Root { "0" } else { &value("owner") };
+        assert_eq!((value("initiator").as_str(), value("owner").as_str()), (uid, uid));
+        let uname = cpr.program(&["uname", "-snrvm"]).good().text();
+        assert_eq!(value("uname"), uname.trim_end());
+        assert_eq!(value("architecture"), std::env::consts::ARCH);
+        assert_eq!(value("job"), "j");
+        assert!(shown.contains("at its rip") && !shown.contains("WRONG"), "{shown}");
+        assert!(shown.contains(&format!("regular at 6 {}\n", one.display())), "{shown}");
+        assert!(shown.contains("region stack "), "{shown}");
+        let json: serde_json::Value = serde_json::from_str(&value("json")).expect("JSON");
+        assert_eq!(json["checkpoint"]["job"], "j");
+
+        fs::copy(&one, &two).expect("a file can be copied");
+        cpr.give(&two);
+        let new = cpr.work.join("new.cpr").display().to_string();
+        let (from, to) = (one.display().to_string(), two.display().to_string());
+        cpr.program(&[&tool, "edit", &image, &new, &from, &to]).good();
+        cpr.cpr(["verify", &new]).good();
+        cpr.cpr(["verify", &image]).good();
+        let shown = cpr.program(&[&tool, "show", &new]).good().text();
+        assert!(shown.contains(&format!("edited_from {}", report["image_id"].as_str().unwrap_or("?"))), "{shown}");
+        assert!(!shown.contains(report["image_id"].as_str().map(|id| format!("id {id}\nedited")).unwrap_or_default().as_str()));
+        cpr.cpr(["restart", "-d", "--name", "k", &new]).good();
+        fs::write(cpr.work.join("one.end"), "").expect("a file can be made");
+        assert_eq!(cpr.wait("k"), 0);
+        let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+        assert_eq!(said, "red\nword: after the edit;;;\n77\n");
+        assert_eq!(fs::read_to_string(&one).ok().as_deref(), Some("first\n"));
+        assert_eq!(fs::read_to_string(&two).ok().as_deref(), Some("first\nsecond\n"));
+    }
+}
+
+#[test]
+fn the_command_edits_images() {
+    let Some(cpr) = Cpr::new("cpr edit", As::User) else { return };
+    let program = compile(&cpr, "tests/library/edited.c");
+    let (one, two) = (cpr.work.join("one").display().to_string(), cpr.work.join("two").display().to_string());
+    cpr.run_detached("j", &[], &["env", "COLOUR=green", &program, &one]);
+    wait_until(Duration::from_secs(20), "ready", || cpr.logs("j") == b"ready\n");
+    let report = cpr.checkpoint("j", &["--stop"]);
+    fs::copy(&one, &two).expect("a file can be copied");
+    cpr.give(Path::new(&two));
+    let image = report["image"].as_str().expect("an image");
+    let replace = format!("{one}={two}");
+    let made = cpr
+        .cpr([
+            "edit", image, "-o", "new.cpr", "--replace-path", &replace, "--environment", "COLOUR=blue", "--set",
+            "/processes/0/umask=18", "--json",
+        ])
+        .good()
+        .json();
+    assert_eq!(made["edited_from"], report["image_id"]);
+    assert_ne!(made["image_id"], report["image_id"]);
+    assert_eq!(cpr.cpr(["edit", image, "-o", "new.cpr"]).code, 67, "files are not replaced");
+    assert_eq!(cpr.cpr(["edit", image, "-o", "other.cpr", "--replace-path", "/no/such=/x"]).code, 66);
+    assert_eq!(cpr.cpr(["edit", image, "-o", "other.cpr", "--set", "/processes/0/pid=-5"]).code, 64);
+    assert!(!cpr.work.join("other.cpr").exists());
+    cpr.cpr(["restart", "-d", "--name", "k", "./new.cpr"]).good();
+    fs::write(format!("{one}.end"), "").expect("a file can be made");
+    assert_eq!(cpr.wait("k"), 0);
+    let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+    assert_eq!(said, "blue\nword: before the edit;;\n22\n");
+    assert_eq!(fs::read_to_string(&two).ok().as_deref(), Some("first\nsecond\n"));
+}
+
+#[test]
+fn the_example_goes_on_to_the_same_result() {
+    let Some(cpr) = Cpr::new("heat", As::User) else { return };
+    let program = compile(&cpr, "examples/c/heat.c");
+    cpr.program(&[&program, "100", "20000", "straight"]).good();
+    cpr.run_detached("heat", &[], &[program.as_str(), "100", "20000", "broken", "5000"]);
+    let first = cpr.state_dir.join("jobs/heat/images/000001.cpr");
+    wait_until(Duration::from_secs(60), "the program has checkpointed itself", || first.exists());
+    cpr.checkpoint("heat", &["--stop"]);
+    cpr.restart("heat");
+    assert_eq!(cpr.wait("heat"), 0, "{}", String::from_utf8_lossy(&cpr.logs("heat")));
+    let read = |name: &str| fs::read(cpr.work.join(name)).expect("a result can be read");
+    assert!(read("straight") == read("broken"), "the results differ");
+    let said = String::from_utf8_lossy(&cpr.logs("heat")).into_owned();
+    assert!(said.contains("heat: restarted, for the 1. time"), "{said}");
+}
