@@ -230,6 +230,7 @@ int main(int argc, char **argv) {
             released = 1;
         nap(10);
     }
+    released = 1;
     if (threads)
         pthread_join(thread, NULL);
     while (wait(NULL) > 0) {

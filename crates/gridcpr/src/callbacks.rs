@@ -87,10 +87,7 @@ pub(crate) fn registry() -> MutexGuard<'static, Registry> {
 ///
 /// # Errors
 /// The library cannot be started; [`ErrorKind::Busy`] for [`Context::Signal`] when no real-time signal is free.
-pub fn register(
-    context: Context,
-    callback: impl Fn(&Notice) -> Verdict + Send + Sync + 'static,
-) -> Result<CallbackId> {
+pub fn register(context: Context, callback: impl Fn(&Notice) -> Verdict + Send + Sync + 'static) -> Result<CallbackId> {
     let page = started()?;
     let thread = match context {
         Context::Thread => None,

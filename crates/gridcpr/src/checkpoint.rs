@@ -144,7 +144,10 @@ pub fn checkpoint(options: &CheckpointOptions) -> Result<Outcome> {
             return understand(answer);
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            return Err(Error::new(ErrorKind::TimedOut, "the checkpoint is not finished in time"));
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "the checkpoint is not finished in time",
+            ));
         }
         wait_while(&page.request, seen, Some(LOOK));
     }

@@ -732,11 +732,7 @@ pub unsafe extern "C" fn gridcpr_image_set_environment(
 /// # Safety
 /// As [`changed`] and [`string`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn gridcpr_image_replace_path(
-    image: *mut Edit,
-    from: *const c_char,
-    to: *const c_char,
-) -> c_int {
+pub unsafe extern "C" fn gridcpr_image_replace_path(image: *mut Edit, from: *const c_char, to: *const c_char) -> c_int {
     run(|| {
         // SAFETY: the caller vouches for it.
         let (edit, from, to) = unsafe { (changed(image)?, path(from)?, path(to)?) };
@@ -769,4 +765,66 @@ pub unsafe extern "C" fn gridcpr_image_save(image: *const Edit, name: *const c_c
         let (edit, name) = unsafe { (shown(image)?, path(name)?) };
         edit.save(name).map(|_| 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of `gridcpr.abi` for a structure.
+    macro_rules! layout {
+        ($lines:ident, $type:ident, $name:literal, $($field:ident)*) => {
+            $lines.push(format!("struct {} {}", $name, size_of::<$type>()));
+            $($lines.push(format!(
+                "field {} {} {}", $name, stringify!($field), std::mem::offset_of!($type, $field)
+            ));)*
+        };
+    }
+
+    #[test]
+    fn structures_are_as_committed() {
+        let mut lines: Vec<String> = Vec::new();
+        layout!(lines, CNotice, "gridcpr_notice", size event failed restarts checkpoint);
+        layout!(lines, CRestart, "gridcpr_restart", size times image job);
+        layout!(lines, CInfo, "gridcpr_image_info", size processes time_ns bytes initiator_uid owner_uid owner_gid root_pid id edited_from job architecture sysname nodename release version machine);
+        layout!(lines, CProcess, "gridcpr_process", pid ppid pgid sid threads descriptors regions uid name cwd);
+        layout!(lines, CThread, "gridcpr_thread", tid reserved program_counter stack_pointer blocked_signals name);
+        layout!(lines, CRegion, "gridcpr_region", start end protection reserved saved kind path);
+        layout!(lines, CFile, "gridcpr_file", fd flags position kind path);
+        let committed = include_str!("../include/gridcpr.abi");
+        let mut committed: Vec<&str> = committed
+            .lines()
+            .filter(|l| !l.starts_with(['#', 's']) || l.starts_with("struct"))
+            .collect();
+        lines.sort();
+        committed.sort_unstable();
+        assert_eq!(lines, committed);
+    }
+
+    extern "C" fn nothing(_: *const CNotice, _: *mut c_void) -> c_int {
+        0
+    }
+
+    #[test]
+    fn wrong_use_is_an_error() {
+        const USAGE: c_int = -64;
+        assert_eq!(gridcpr_register(None, std::ptr::null_mut(), 0), USAGE);
+        assert_eq!(gridcpr_register(Some(nothing), std::ptr::null_mut(), 7), USAGE);
+        assert_eq!(gridcpr_unregister(-1), USAGE);
+        assert_eq!(gridcpr_unregister(4711), -66);
+        assert_eq!(gridcpr_unblock(), USAGE);
+        // SAFETY: null is among what these functions take.
+        unsafe {
+            gridcpr_explain(std::ptr::null());
+            assert_eq!(gridcpr_checkpoint(2, std::ptr::null_mut(), 0), USAGE);
+            assert!(gridcpr_image_open(std::ptr::null()).is_null());
+            assert_eq!(gridcpr_image_save(std::ptr::null(), std::ptr::null()), USAGE);
+            gridcpr_image_close(std::ptr::null_mut());
+        }
+        assert_eq!((gridcpr_block(), gridcpr_block()), (0, 0));
+        assert_eq!((gridcpr_unblock(), gridcpr_unblock(), gridcpr_unblock()), (0, 0, USAGE));
+        // SAFETY: the function gives a string with a zero at its end, valid until the next call.
+        let text = unsafe { CStr::from_ptr(gridcpr_error()) };
+        assert!(text.to_string_lossy().contains("no critical section"));
+    }
 }

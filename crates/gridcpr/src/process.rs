@@ -110,8 +110,7 @@ extern "C" fn after_fork_in_child() {
     page.magic.store(0, Ordering::Release);
     let sequence = Request::of(page.request.load(Ordering::Relaxed)).map_or(0, |r| r.sequence);
     let verb = Verb::None;
-    page.request
-        .store(Request { sequence, verb }.word(), Ordering::Relaxed);
+    page.request.store(Request { sequence, verb }.word(), Ordering::Relaxed);
     page.answer
         .store(control::answer(sequence, Status::Idle), Ordering::Relaxed);
     page.lease_ns.store(0, Ordering::Relaxed);

@@ -307,7 +307,10 @@ fn call_in_handler(entry: &Entry, tid: i32, notice: &Notice, deadline_ns: u64) -
         wait_while(&new.finished, 0, Some(AGAIN));
         match new.finished.load(Ordering::Acquire) {
             0 if now_ns() > deadline_ns => {
-                explain(&format!("callback {} of thread {tid} has not returned in time", entry.id));
+                explain(&format!(
+                    "callback {} of thread {tid} has not returned in time",
+                    entry.id
+                ));
                 break Said::Nothing;
             }
             0 => {}

@@ -90,7 +90,10 @@ pub(crate) fn block() -> Result<()> {
     PRESENCE.with(|presence| {
         let depth = presence.depth.get();
         if depth == u32::MAX {
-            return Err(Error::new(ErrorKind::Usage, "too many critical sections within each other"));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "too many critical sections within each other",
+            ));
         }
         if depth == 0 && !presence.in_callback.get() {
             count(page);

@@ -313,7 +313,9 @@ mod tests {
         assert_eq!(view.message, "not now");
         assert_eq!(get(&page.message), b"not\nnow");
         let next = view.request.next();
-        memory.write(address + offset::REQUEST, &next.word().to_ne_bytes()).unwrap();
+        memory
+            .write(address + offset::REQUEST, &next.word().to_ne_bytes())
+            .unwrap();
         assert_eq!(Request::of(page.request.load(Ordering::Acquire)), Some(next));
     }
 

@@ -73,7 +73,11 @@ pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
     let pid = std::process::id() as libc::pid_t;
     // SAFETY: tgkill takes three numbers; the signal goes to a thread of this process only.
     let rc = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

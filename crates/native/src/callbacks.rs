@@ -63,11 +63,11 @@ pub struct Asked {
 /// A control page: where, and what it says.
 fn page_of(maps: &[MapEntry], memory: &Memory, pid: i32) -> Option<(u64, View)> {
     let fits = |map: &&MapEntry| {
-        map.kind() == MapKind::Memfd(control::NAME.as_bytes())
-            && map.end - map.start == control::LENGTH as u64
+        map.end - map.start == control::LENGTH as u64
             && map.read
             && map.write
             && !map.shared
+            && map.kind() == MapKind::Memfd(control::NAME.as_bytes())
     };
     maps.iter().filter(fits).find_map(|map| {
         let view = view(memory, map.start)?;
@@ -410,7 +410,9 @@ pub struct Rebirth {
 /// # Errors
 /// The memory cannot be written.
 pub fn tell_restart(manifest: &Manifest, process: &Process, memory: &Memory, rebirth: &Rebirth) -> Result<()> {
-    let space = process.address_space.and_then(|id| manifest.address_spaces.get(id.index()));
+    let space = process
+        .address_space
+        .and_then(|id| manifest.address_spaces.get(id.index()));
     for mapping in space.iter().flat_map(|space| &space.mappings) {
         let MappingKind::PrivateSaved(file) = mapping.kind else {
             continue;
