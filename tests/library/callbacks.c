@@ -1,13 +1,15 @@
 /* Registers callbacks as its arguments say and counts, once in 10 ms, in a file; callbacks write a line each into
  * another. Usage: callbacks DIRECTORY MODE.
  *
- * Modes: thread, signal, both, refuse, later, hang, hang-last, section, nested, fork, exec, many, memory, plain.
+ * Modes: thread, signal, both, refuse, later, hang, hang-last, section, nested, fork, exec, many, memory, network.
  * Files in DIRECTORY: `ready` appears when all is set up, `log` is what callbacks write, `state` what the program
  * says, `go` makes it leave what it is in, and `end` ends it. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gridcpr.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -62,6 +64,16 @@ static void say(const char *what, const char *name, int failed) {
 }
 
 static pthread_t owner;
+static int channel = -1;
+
+/* Connects to the port in $PORT and says one byte. */
+static void open_channel(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(getenv("PORT")))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    channel = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (channel < 0 || connect(channel, (struct sockaddr *)&address, sizeof address) != 0 || write(channel, "x", 1) != 1)
+        die("connect");
+}
 
 static int callback(const gridcpr_notice *notice, void *data) {
     const char *name = data;
@@ -74,8 +86,11 @@ static int callback(const gridcpr_notice *notice, void *data) {
     say(what, name, notice->failed);
     if (name[0] == 's' && !pthread_equal(owner, pthread_self()))
         say("WRONG THREAD", name, 0);
-    if (notice->event != GRIDCPR_BEFORE)
+    if (notice->event != GRIDCPR_BEFORE) {
+        if (strcmp(name, "network") == 0)
+            open_channel();
         return GRIDCPR_REFUSE; /* Not listened to. */
+    }
     strcpy(marker, "marker: written before the checkpoint");
     if (strcmp(name, "refuses") == 0) {
         gridcpr_explain("the solver holds a licence");
@@ -88,6 +103,10 @@ static int callback(const gridcpr_notice *notice, void *data) {
     if (strcmp(name, "hangs") == 0)
         while (!exists(go_path))
             nap(10);
+    if (strcmp(name, "network") == 0) {
+        close(channel);
+        channel = -1;
+    }
     if (strcmp(name, "frees") == 0 && buffer) {
         munmap(buffer, BIG);
         buffer = NULL;
@@ -124,6 +143,8 @@ static void *busy(void *unused) {
             if (gridcpr_block() != 0)
                 die("gridcpr_block");
             left++;
+            for (volatile int k = 0; k < 500; k++) {
+            }
             right++;
             gridcpr_unblock();
         }
@@ -216,6 +237,9 @@ int main(int argc, char **argv) {
         add("one", GRIDCPR_THREAD);
         execl(argv[0], argv[0], argv[1], "thread", (char *)NULL);
         die("execl");
+    } else if (strcmp(mode, "network") == 0) {
+        open_channel();
+        add("network", GRIDCPR_THREAD);
     } else if (strcmp(mode, "memory") == 0) {
         buffer = mmap(NULL, BIG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         memset(buffer, 0x5a, BIG);

@@ -596,6 +596,8 @@ fn valgrind_finds_nothing() {
         "-q",
         "--error-exitcode=9",
         "--leak-check=full",
+        "--errors-for-leak-kinds=definite",
+        "--show-leak-kinds=definite",
         &tool,
         "show",
         image,
@@ -627,4 +629,99 @@ fn what_a_process_writes_into_its_page_harms_nobody() {
         assert!(cpr.is_running(&name), "{mode}: it goes on");
         cpr.cpr(["kill", "-s", "KILL", &name]);
     }
+}
+
+// LBNL-2.4.1 XGCP-CB-2
+#[test]
+fn a_callback_deals_with_a_connection() {
+    use std::io::Read;
+    let Some(cpr) = Cpr::new("callbacks network", As::User) else {
+        return;
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it has an address").port();
+    let program = compile(&cpr, "tests/library/callbacks.c");
+    let directory = cpr.work.display().to_string();
+    let port = format!("PORT={port}");
+    cpr.run_detached("j", &[], &["env", &port, &program, &directory, "network"]);
+    // The listener's backlog keeps what the program connects and says; the first connection is closed by the callback.
+    let said = |text: &str| {
+        let (mut peer, _) = listener.accept().expect("a connection");
+        peer.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        let mut byte = [0u8; 1];
+        peer.read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        peer
+    };
+    let mut first = said("at the start");
+    wait_until(Duration::from_secs(20), "ready", || cpr.work.join("ready").exists());
+    cpr.checkpoint("j", &[]);
+    assert_eq!(first.read(&mut [0u8; 1]).ok(), Some(0), "it was closed");
+    let _second = said("when it goes on");
+    cpr.checkpoint("j", &["--stop"]);
+    cpr.restart("j");
+    let _third = said("restarted");
+    fs::write(cpr.work.join("end"), "").expect("a file can be made");
+    assert_eq!(cpr.wait("j"), 0);
+}
+
+// XGCP-CB-5
+#[test]
+fn callbacks_are_told_when_the_checkpointer_dies() {
+    let Some(run) = Run::new("checkpointer dies", As::User, "hang") else {
+        return;
+    };
+    let mut command = run.cpr.command(run.cpr.binary());
+    command.args(["checkpoint", "j", "--timeout", "3s"]);
+    let mut front = command.spawn().expect("cpr can be started");
+    wait_until(Duration::from_secs(10), "the callback hangs", || run.log().len() == 2);
+    // The command, and whoever works for it inside the job.
+    let status = run.cpr.program(&["sh", "-c", WORKERS]);
+    assert!(!status.text().is_empty(), "no worker was found");
+    let _ = front.kill();
+    let _ = front.wait();
+    wait_until(Duration::from_secs(30), "the others are told", || run.log().len() >= 3);
+    assert_eq!(run.take_log(3), ["two before", "hangs before", "two continue failed"]);
+    run.touch("go");
+    assert_eq!(run.take_log(1), ["hangs continue failed"]);
+    wait_until(Duration::from_secs(10), "checkpoints are taken again", || {
+        run.cpr.cpr(["checkpoint", "j"]).code == 0
+    });
+    run.end();
+}
+
+/// Kills the workers of our jobs, and prints their PIDs.
+const WORKERS: &str = r#"for p in /proc/[0-9]*; do
+    if [ "$(cat $p/comm 2>/dev/null)" = cpr-worker ] &&
+        tr '\0' '\n' <$p/environ 2>/dev/null | grep -qxF "GRIDCPR_STATE_DIR=$GRIDCPR_STATE_DIR"; then
+        kill -KILL ${p#/proc/} && echo ${p#/proc/}
+    fi
+done"#;
+
+// XGCP-CB-4
+#[test]
+fn a_process_that_is_no_job_has_callbacks_too() {
+    let Some(cpr) = Cpr::new("callbacks PID", As::Root) else {
+        return;
+    };
+    let program = compile(&cpr, "tests/library/callbacks.c");
+    let mut command = cpr.command(&program);
+    command
+        .arg(&cpr.work)
+        .arg("both")
+        .stdout(std::process::Stdio::null())
+        .stdin(std::process::Stdio::null());
+    let mut child = command.spawn().expect("the program can be started");
+    wait_until(Duration::from_secs(20), "ready", || cpr.work.join("ready").exists());
+    let pid = child.id().to_string();
+    cpr.cpr(["checkpoint", &pid, "-o", "it.cpr"]).good();
+    wait_until(Duration::from_secs(10), "callbacks", || {
+        fs::read_to_string(cpr.work.join("log"))
+            .unwrap_or_default()
+            .lines()
+            .count()
+            == 8
+    });
+    fs::write(cpr.work.join("end"), "").expect("a file can be made");
+    assert!(child.wait().expect("a child can be waited for").success());
 }

@@ -110,6 +110,11 @@ impl Run {
         Ok(run)
     }
 
+    /// The time of the callbacks before the checkpoint is over.
+    pub(crate) fn is_late(&self) -> bool {
+        now_ns() > self.deadline_ns
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }

@@ -199,6 +199,12 @@ impl Supervisor {
                 if progress > run::READY {
                     break;
                 }
+                // Callbacks before the checkpoint may still run, with the time they had.
+                if progress == run::WORKING && run.is_late() {
+                    run.abandon();
+                    self.stuck.push(run);
+                    break;
+                }
                 if now_ns() > deadline {
                     self.stuck.push(run);
                     break;

@@ -35,10 +35,15 @@ const LEASE: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(1);
 /// How often answers are looked at. A look is one read of two microseconds.
 const LOOK: Duration = Duration::from_millis(1);
+/// How often it is asked whether anybody still waits for the checkpoint.
+const WANTED: Duration = Duration::from_millis(100);
 /// How much longer than a process's own deadline we wait for its answer.
 const GRACE: Duration = Duration::from_secs(1);
 /// PROT_WRITE of a saved mapping.
 const PROT_WRITE: u32 = 2;
+
+/// Asked now and then while we wait: an error gives the checkpoint up.
+pub type GoOn<'a> = dyn FnMut() -> Result<()> + 'a;
 
 /// A process with a control page.
 #[derive(Debug)]
@@ -143,20 +148,20 @@ impl AsFd for Party {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] or [`ErrorKind::Busy`] with the message of a callback that refuses, [`ErrorKind::Busy`]
-/// when callbacks of another checkpoint still run, [`ErrorKind::TimedOut`] after `limit`. All have been told then.
-pub fn ask(scope: Scope, limit: Duration) -> Result<Asked> {
+/// when callbacks of another checkpoint still run, [`ErrorKind::TimedOut`] after `limit`; what `go_on` says. All have been told then.
+pub fn ask(scope: Scope, limit: Duration, go_on: &mut GoOn<'_>) -> Result<Asked> {
     let mut asked = Asked {
         parties: Vec::new(),
         limit,
         renewal: None,
     };
-    asked.ask_new(scope)?;
+    asked.ask_new(scope, go_on)?;
     Ok(asked)
 }
 
 impl Asked {
     /// Asks those that have not been asked.
-    fn ask_new(&mut self, scope: Scope) -> Result<()> {
+    fn ask_new(&mut self, scope: Scope, go_on: &mut GoOn<'_>) -> Result<()> {
         let deadline = Instant::now() + self.limit + GRACE;
         loop {
             self.parties.retain(|party| !party.is_gone());
@@ -172,7 +177,7 @@ impl Asked {
                 return Ok(());
             }
             self.renew()?;
-            self.await_all(Status::Ready, deadline)?;
+            self.await_all(Status::Ready, deadline, go_on)?;
         }
     }
 
@@ -209,8 +214,8 @@ impl Asked {
     ///
     /// # Errors
     /// As [`ask`]; [`ErrorKind::Busy`] names a process that stays in a critical section.
-    pub fn close(&mut self, scope: Scope) -> Result<()> {
-        self.ask_new(scope)?;
+    pub fn close(&mut self, scope: Scope, go_on: &mut GoOn<'_>) -> Result<()> {
+        self.ask_new(scope, go_on)?;
         for party in &mut self.parties {
             party.write(control::offset::LEASE, &lease().to_ne_bytes())?;
             party.send(Request {
@@ -219,10 +224,11 @@ impl Asked {
             })?;
             wake(party)?;
         }
-        self.await_all(Status::Closed, Instant::now() + self.limit)
+        self.await_all(Status::Closed, Instant::now() + self.limit, go_on)
     }
 
-    fn await_all(&mut self, wanted: Status, deadline: Instant) -> Result<()> {
+    fn await_all(&mut self, wanted: Status, deadline: Instant, go_on: &mut GoOn<'_>) -> Result<()> {
+        let mut ask_again = Instant::now() + WANTED;
         loop {
             let mut waiting = None;
             self.parties.retain(|party| !party.is_gone());
@@ -245,6 +251,10 @@ impl Asked {
             };
             if Instant::now() > deadline {
                 return Err(late(pid, status, wanted, self.limit));
+            }
+            if Instant::now() > ask_again {
+                go_on()?;
+                ask_again = Instant::now() + WANTED;
             }
             self.pause()?;
         }

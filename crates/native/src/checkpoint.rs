@@ -27,12 +27,12 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-use crate::callbacks::{self, Asked};
+use crate::callbacks::{self, Asked, GoOn};
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::{Blocker, state};
 
@@ -200,6 +200,8 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
+    // First: a callback may do away with what else would be refused (LBNL-2.4.1).
+    let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
     let mut blocked = blockers(scope, request.pid)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
     blocked.retain(|blocker| blocker.object != "descriptors");
@@ -227,8 +229,6 @@ pub fn checkpoint(
         Destination::Stream(file) => (None, file),
     };
     let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?, observer, expected)?;
-    writer.enter("callbacks")?;
-    let mut asked = callbacks::ask(scope, request.stop_timeout)?;
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut copied = Vec::new();
     let mut first_stop_ns = 0;
@@ -243,7 +243,7 @@ pub fn checkpoint(
         writer.drain()?;
     }
     writer.enter("stop")?;
-    let mut frozen = stop(scope, request, &mut asked)?;
+    let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
@@ -299,11 +299,24 @@ pub fn checkpoint(
     })
 }
 
+/// Tells the observer of a phase before anything is written.
+fn waited_for(observer: &mut Observer<'_>, phase: &str) -> Result<()> {
+    let event = Event::Progress {
+        phase: phase.to_owned(),
+        done: 0,
+        total: 0,
+    };
+    match observer(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(nobody_waits()),
+    }
+}
+
 /// Stops the job while nobody is in a critical section and all callbacks have run.
-fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked) -> Result<Frozen> {
+fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mut GoOn<'_>) -> Result<Frozen> {
     let deadline = Instant::now() + request.stop_timeout;
     loop {
-        asked.close(scope)?;
+        asked.close(scope, go_on)?;
         let frozen = freeze::freeze(scope, request.stop_timeout)?;
         if asked.holds(&frozen) {
             return Ok(frozen);
