@@ -60,6 +60,10 @@ impl Requests {
         rustix::net::bind(&socket, &address)
             .map_err(io::Error::from)
             .context(what)?;
+        let (mode, flags) = (rustix::fs::Mode::from_raw_mode(0o600), rustix::fs::AtFlags::empty());
+        rustix::fs::chmodat(&job.directory, SOCKET, mode, flags)
+            .map_err(io::Error::from)
+            .context(what)?;
         Ok(Requests { socket })
     }
 
