@@ -14,7 +14,12 @@ else
 RUN_TESTS = $(CARGO) test --profile $(PROFILE)
 endif
 
-.PHONY: help setup build demo test test-all bench lint man clean
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+DESTDIR ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: help setup build install demo test test-all bench lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +29,20 @@ setup: ## Install what the tests need (Debian packages; quick when all is there)
 
 build: ## Build everything for use, into target/release
 	$(CARGO) build --release --workspace
+
+install: build ## Install command, library, header and man pages below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man3
+	install -m 755 target/release/cpr $(DESTDIR)$(PREFIX)/bin/cpr
+	install -m 755 target/release/libgridcpr.so $(DESTDIR)$(LIBDIR)/libgridcpr.so.$(VERSION)
+	ln -sf libgridcpr.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libgridcpr.so.0
+	ln -sf libgridcpr.so.0 $(DESTDIR)$(LIBDIR)/libgridcpr.so
+	install -m 644 target/release/libgridcpr.a $(DESTDIR)$(LIBDIR)/libgridcpr.a
+	install -m 644 crates/gridcpr/include/gridcpr.h $(DESTDIR)$(PREFIX)/include/gridcpr.h
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' crates/gridcpr/gridcpr.pc.in \
+		>$(DESTDIR)$(LIBDIR)/pkgconfig/gridcpr.pc
+	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 crates/gridcpr/gridcpr.3 $(DESTDIR)$(PREFIX)/share/man/man3/gridcpr.3
 
 demo: build ## Watch a simulation survive a crash (two minutes)
 	@scripts/demo target/release/cpr

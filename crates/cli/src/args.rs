@@ -84,6 +84,8 @@ pub enum Verb {
     Check(Check),
     /// Read an image in full and compare every hash in it
     Verify(ImageName),
+    /// Make a new image from one, with changes
+    Edit(Edit),
     /// Remove a job with its images and output, or a single image
     Rm(Rm),
     /// Print a completion script for a shell
@@ -320,6 +322,43 @@ pub struct ImageName {
     /// An image, or the name of a job for its newest image
     #[arg(value_hint = ValueHint::FilePath)]
     pub image: PathBuf,
+}
+
+/// `cpr edit`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr edit sim.cpr -o moved.cpr --replace-path /scratch/a=/scratch/b
+  cpr edit sim -o new.cpr --environment COLOUR=red --set /processes/0/umask=18
+
+The image itself is never changed. The new one has an identifier of its own, and names the one it was made from.")]
+pub struct Edit {
+    /// An image, or the name of a job for its newest image
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+    /// Write the new image to this file, which must not exist
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Replace a path, and all below it: of files, directories, programs and libraries
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_paths)]
+    pub replace_path: Vec<(PathBuf, PathBuf)>,
+    /// Change a variable of the environment the process was started with; the value must not become longer
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub environment: Vec<(String, String)>,
+    /// The process whose environment is changed, instead of the job's first
+    #[arg(long)]
+    pub pid: Option<i32>,
+    /// Change a field of the `manifest` that `cpr inspect --json` shows, by its JSON pointer
+    #[arg(long, value_name = "POINTER=VALUE", value_parser = parse_pair)]
+    pub set: Vec<(String, String)>,
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    crate::commands::edit::pair(text).map_err(|error| error.to_string())
+}
+
+fn parse_paths(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    parse_pair(text).map(|(old, new)| (old.into(), new.into()))
 }
 
 /// `cpr rm`

@@ -135,6 +135,9 @@ fn checkpoint(text: &mut Text, image: &Image) {
     if !c.job.is_empty() {
         rows.insert(1, ("job", c.job.clone()));
     }
+    if !c.edited_from.is_empty() {
+        rows.push(("edited from", c.edited_from.clone()));
+    }
     if !header.required_features.is_empty() {
         rows.push(("needs", header.required_features.join(" ")));
     }

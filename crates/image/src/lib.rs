@@ -10,6 +10,7 @@
 //!   [`Image::verify_data`].
 
 mod cbor;
+pub mod edit;
 mod format;
 pub mod model;
 mod pending;

@@ -254,6 +254,8 @@ pub struct Checkpoint {
     pub vdso_hash: Bytes,
     /// How long the job was stopped, nanoseconds; zero when it was ended by the checkpoint.
     pub freeze_ns: u64,
+    /// Identifier of the image that this one was made from by editing; empty for one that a checkpoint wrote.
+    pub edited_from: String,
 }
 
 /// uname(2).

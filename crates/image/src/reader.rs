@@ -221,6 +221,11 @@ impl Image {
         self.trailer.data_length
     }
 
+    /// Where in the file the page data begin.
+    pub(crate) fn data_start(&self) -> u64 {
+        self.trailer.data_offset
+    }
+
     /// Encoded metadata in the image, bytes.
     pub fn manifest_bytes(&self) -> u64 {
         self.trailer.manifest_length

@@ -5,8 +5,10 @@
 
 pub mod arch;
 pub mod batch;
+pub mod control;
 pub mod event;
 pub mod fd;
+pub mod inside;
 pub mod memory;
 pub mod mqueue;
 pub mod namespace;

@@ -23,6 +23,13 @@ impl Memory {
         Ok(Memory { file: File::from(fd) })
     }
 
+    /// A second handle of the same memory.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Memory {
+            file: self.file.try_clone()?,
+        })
+    }
+
     /// Reads exactly `buffer.len()` bytes at `address`, whatever the page protection.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, address)

@@ -123,9 +123,9 @@ pub fn fork(namespaces: Namespaces, child: impl FnOnce() -> i32) -> io::Result<C
     }
 }
 
-/// Replaces this process by the program `argv[0]`, looked up in `PATH`, with the current environment. Returns only on
-/// failure.
-pub fn exec<S: AsRef<OsStr>>(argv: &[S]) -> io::Error {
+/// Replaces this process by the program `argv[0]`, looked up in `PATH`, with the current environment and these
+/// variables. Returns only on failure.
+pub fn exec<S: AsRef<OsStr>>(argv: &[S], variables: &[(&str, &OsStr)]) -> io::Error {
     let strings: Result<Vec<CString>, _> = argv.iter().map(|a| CString::new(a.as_ref().as_bytes())).collect();
     let Ok(strings) = strings else {
         return io::Error::from_raw_os_error(libc::EINVAL);
@@ -135,6 +135,16 @@ pub fn exec<S: AsRef<OsStr>>(argv: &[S]) -> io::Error {
     };
     let mut pointers: Vec<*const libc::c_char> = strings.iter().map(|s| s.as_ptr()).collect();
     pointers.push(std::ptr::null());
+    for (name, value) in variables {
+        let (Ok(name), Ok(value)) = (CString::new(*name), CString::new(value.as_bytes())) else {
+            return io::Error::from_raw_os_error(libc::EINVAL);
+        };
+        // SAFETY: both are NUL-terminated strings, which setenv copies; a process about to exec has no thread that reads
+        // the environment meanwhile.
+        if unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) } != 0 {
+            return io::Error::last_os_error();
+        }
+    }
     // SAFETY: `pointers` is a null-terminated array of NUL-terminated strings that live until after the call.
     unsafe { libc::execvp(program.as_ptr(), pointers.as_ptr()) };
     io::Error::last_os_error()

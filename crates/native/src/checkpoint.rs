@@ -28,11 +28,12 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::blockers::Home;
+use crate::callbacks::{self, Asked, GoOn};
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
 use crate::live::{self, Copied};
 use crate::memory::{self, FlagTable, MappedFiles};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::{Blocker, blockers, ipc, state};
 
@@ -212,6 +213,8 @@ pub fn checkpoint(
         Scope::Tree(request.pid)
     };
     block_child_signals().context(|| "block SIGCHLD")?;
+    // First: a callback may do away with what else would be refused (LBNL-2.4.1).
+    let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
     let mut blocked = find_blockers(scope, request.pid, request.own_ipc_namespace)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
     // So is memory that vfork(2) shares.
@@ -254,7 +257,7 @@ pub fn checkpoint(
         writer.drain()?;
     }
     writer.enter("stop")?;
-    let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+    let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
@@ -265,6 +268,7 @@ pub fn checkpoint(
     collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
     let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
     if request.after == After::Continue {
+        asked.tell_continue();
         frozen.resume()?;
     }
     // The longest time without a step of the job.
@@ -282,8 +286,12 @@ pub fn checkpoint(
     let _ = observer(Event::Durable);
     match request.after {
         After::Continue => {}
-        After::Kill => frozen.kill()?,
+        After::Kill => {
+            frozen.kill()?;
+            asked.forget();
+        }
         After::Signal(signal) => {
+            asked.tell_continue();
             for process in &frozen.processes {
                 if process.space.is_some() {
                     PidFd::open(process.pid)
@@ -303,6 +311,38 @@ pub fn checkpoint(
         processes,
         threads,
     })
+}
+
+/// Tells the observer of a phase before anything is written.
+fn waited_for(observer: &mut Observer<'_>, phase: &str) -> Result<()> {
+    let event = Event::Progress {
+        phase: phase.to_owned(),
+        done: 0,
+        total: 0,
+    };
+    match observer(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(nobody_waits()),
+    }
+}
+
+/// Stops the job while nobody is in a critical section and all callbacks have run.
+fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mut GoOn<'_>) -> Result<Frozen> {
+    let deadline = Instant::now() + request.stop_timeout;
+    loop {
+        asked.close(scope, go_on)?;
+        let frozen = freeze::freeze(scope, request.stop_timeout)?;
+        if asked.holds(&frozen) {
+            return Ok(frozen);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "stop the job: it starts processes with callbacks faster than they can be run",
+            )
+            .with_hint("raise --timeout"));
+        }
+    }
 }
 
 /// One error that names everything that blocks.

@@ -414,6 +414,12 @@ fn in_vfork(pid: i32) -> bool {
 
 /// Lets a thread that was stopped and not touched go on, still attached to.
 fn run_on(tracee: Tracee) -> std::io::Result<()> {
+    restart_call(tracee)?;
+    tracee.cont(0)
+}
+
+/// Makes a system call that only our stop has ended with EINTR start again.
+fn restart_call(tracee: Tracee) -> std::io::Result<()> {
     let mut registers = tracee.registers()?;
     if let Some(number) = registers.interrupted_syscall()
         && registers.syscall_result() == EINTR
@@ -422,7 +428,42 @@ fn run_on(tracee: Tracee) -> std::io::Result<()> {
         registers.set_syscall_result(ERESTARTSYS);
         tracee.set_registers(&registers)?;
     }
-    tracee.cont(0)
+    Ok(())
+}
+
+/// Stops a running thread for an instant. A futex wait in it starts again, and so looks at its word anew. A thread that
+/// has ended is nothing to complain of.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] when it does not stop until `deadline`, [`ErrorKind::Denied`] without the right to trace it.
+pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
+    let Ok(dir) = ProcDir::open(pid) else {
+        return Ok(());
+    };
+    let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    let what = || format!("stop thread {tid} of process {pid} for an instant");
+    let options = SeizeOptions {
+        kill_on_exit: false,
+        follow: false,
+    };
+    let tracee = match Tracee::seize(tid, options) {
+        Ok(tracee) => tracee,
+        Err(error) => match why_not(&dir, pid, tid)? {
+            Skip::Yes => return Ok(()),
+            Skip::No => return Err(error).context(what),
+        },
+    };
+    match tracee.interrupt() {
+        Err(error) if gone(&error) => return Ok(()),
+        result => result.context(what)?,
+    }
+    match wait_stopped(pid, tracee, deadline)? {
+        Stopped::Gone => Ok(()),
+        Stopped::Here { .. } => match restart_call(tracee).and_then(|()| tracee.detach(0)) {
+            Err(error) if gone(&error) => Ok(()),
+            result => result.context(what),
+        },
+    }
 }
 
 fn describe(

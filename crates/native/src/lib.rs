@@ -8,6 +8,7 @@
 //! process behind; nothing of the job runs before everything is in place and every byte of the image was verified.
 
 mod blockers;
+mod callbacks;
 mod checkpoint;
 pub mod files;
 mod freeze;
@@ -20,6 +21,7 @@ mod restart;
 mod sink;
 mod state;
 
+pub use callbacks::Rebirth;
 pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};

@@ -89,10 +89,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         };
         match (self.observer)(event) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::new(
-                ErrorKind::Cancelled,
-                "the command that asked for the checkpoint has ended",
-            )),
+            ControlFlow::Break(()) => Err(nobody_waits()),
         }
     }
 
@@ -186,3 +183,11 @@ impl PageSink for Pipeline<'_, '_> {
 
 // Dropped before its end, as on failure, the pipeline lets the writing thread be: it may hang in a write to a pipe that
 // nobody reads, and it ends by itself when it finds no more pieces.
+
+/// Who asked has given up.
+pub fn nobody_waits() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "the command that asked for the checkpoint has ended",
+    )
+}

@@ -81,6 +81,8 @@ pub(crate) struct Task<'a> {
     image: Option<PathBuf>,
     in_job_directory: bool,
     stop: bool,
+    /// We are the job's supervisor, and cannot wait for our own end.
+    of_supervisor: bool,
     result: Option<Result<CheckpointReport>>,
 }
 
@@ -128,6 +130,7 @@ impl<'a> Task<'a> {
             image,
             in_job_directory: options.output.is_none(),
             stop,
+            of_supervisor: false,
             result: None,
         })
     }
@@ -144,6 +147,7 @@ impl<'a> Task<'a> {
             image,
             in_job_directory: false,
             stop: ends_job(options),
+            of_supervisor: false,
             result: None,
         })
     }
@@ -161,6 +165,12 @@ impl<'a> Task<'a> {
             }
         }
         Ok(self.worker.reports.ended())
+    }
+
+    /// The same, run by the supervisor of the job itself.
+    pub(crate) fn of_supervisor(mut self) -> Self {
+        self.of_supervisor = true;
+        self
     }
 
     /// Waits for the end.
@@ -200,7 +210,7 @@ impl<'a> Task<'a> {
         let noted = job.set_last_checkpoint(&last);
         let report = result?;
         noted?;
-        if self.stop {
+        if self.stop && !self.of_supervisor {
             // The supervisor notes the end; until it has, the job counts as running.
             job.wait(Some(STOP_TIMEOUT)).map(drop)?;
         }

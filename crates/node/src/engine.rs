@@ -2,6 +2,6 @@
 
 pub use cpr_image::{Image, PendingImage};
 pub use cpr_native::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, Observer, RestartRequest, Restarted,
-    check, check_restart, checkpoint, restart,
+    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, Observer, Rebirth, RestartRequest,
+    Restarted, check, check_restart, checkpoint, restart,
 };

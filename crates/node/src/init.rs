@@ -4,8 +4,9 @@
 //! gone after an exec. It sets the namespaces up, starts or restarts the job, reaps, tells the supervisor what
 //! happens, and ends when no process of the job is left. When the supervisor dies, it dies, and the job with it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
@@ -15,12 +16,16 @@ use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, RestartRequest, restart};
+use crate::engine::{Image, Rebirth, RestartRequest, restart};
 use crate::wire::{Receiver, WireError, send, wait};
 
 /// SIGCHLD and SIGPIPE.
 pub(crate) const CHILD: i32 = 17;
 const PIPE: i32 = 13;
+/// Name of the job, for its programs.
+const JOB_VARIABLE: &str = "GRIDCPR_JOB";
+/// The job's directory, for its programs.
+const DIRECTORY_VARIABLE: &str = "GRIDCPR_JOB_DIR";
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
@@ -65,6 +70,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) own_ipc: bool,
     /// Limits of the IPC namespace we come from: files below /proc/sys, and what is in them.
     pub(crate) ipc_limits: Vec<(&'static str, Vec<u8>)>,
+    /// What the job is told of itself.
+    pub(crate) about: Rebirth,
 }
 
 /// Limits that every IPC namespace has its own of, in the order they are set.
@@ -158,12 +165,17 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
 fn begin(setting: &Setting<'_>) -> Result<i32> {
     match setting.start {
         Start::Command(command) => start_command(command, setting),
-        Start::Image(image) => start_image(image, setting.terminal, true),
+        Start::Image(image) => start_image(image, setting.terminal, true, setting.about.clone()),
     }
 }
 
 /// Restarts from an image; this process becomes the parent of the root process.
-pub(crate) fn start_image(image: &Image, terminal: Option<BorrowedFd<'_>>, own_pid_namespace: bool) -> Result<i32> {
+pub(crate) fn start_image(
+    image: &Image,
+    terminal: Option<BorrowedFd<'_>>,
+    own_pid_namespace: bool,
+    rebirth: Rebirth,
+) -> Result<i32> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let own = [
         duplicate(std::io::stdin().as_fd()),
@@ -183,6 +195,7 @@ pub(crate) fn start_image(image: &Image, terminal: Option<BorrowedFd<'_>>, own_p
         streams,
         terminal,
         own_pid_namespace,
+        rebirth,
     })?;
     Ok(restarted.root_pid)
 }
@@ -238,7 +251,14 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
         spawn::set_signal_mask(&setting.mask)
     };
     match steps() {
-        Ok(()) => spawn::exec(command),
+        Ok(()) => {
+            let directory = OsStr::from_bytes(&setting.about.directory);
+            let variables = [
+                (JOB_VARIABLE, OsStr::new(&setting.about.job)),
+                (DIRECTORY_VARIABLE, directory),
+            ];
+            spawn::exec(command, &variables)
+        }
         Err(error) => error,
     }
 }

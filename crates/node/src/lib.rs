@@ -21,6 +21,7 @@ pub mod engine;
 mod init;
 mod job;
 mod outcome;
+mod requests;
 mod restart;
 mod state;
 mod supervisor;

@@ -4,6 +4,7 @@
 //! next one. It holds the job's lock as long as it lives and is the only writer of `state.json`.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,12 @@ use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
-use crate::checkpoint::{CheckpointOptions, Task};
+use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
+use crate::engine::Rebirth;
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::outcome::Outcome;
+use crate::requests::{self, Requests};
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
 use crate::terminal::{Relay, Source, WINDOW};
@@ -55,6 +58,10 @@ struct Supervisor<'a> {
     /// The terminal of our standard input is also the job's.
     shares_terminal: bool,
     task: Option<Task<'a>>,
+    /// What programs of the job ask for comes here.
+    requests: Requests,
+    /// The request that the running task is for.
+    nonce: Option<String>,
     next: Option<Instant>,
     complaint: Option<String>,
 }
@@ -113,6 +120,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         (true, true) => Some(Relay::detached(job)?),
     };
     let terminal = relay.as_ref().map(|r| r.pair.slave.as_fd());
+    requests::remove_answers(job)?;
+    let requests = Requests::listen(job)?;
     let mut init = None;
     let mut ended = None;
     if launch.own_namespace {
@@ -143,7 +152,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
-        let root = init::start_image(image, terminal, false)?;
+        let root = init::start_image(image, terminal, false, about(job))?;
         state.root = Some(root);
         // It may have ended by now; it was not waited for, so that its PID is still its own.
         state.root_here = Some(Identity::of(root)?);
@@ -159,6 +168,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         shares_terminal: relay.is_none() && !launch.detached,
         relay,
         task: None,
+        requests,
+        nonce: None,
         next: job.spec().every.map(|every| Instant::now() + every),
         complaint: None,
     };
@@ -166,6 +177,15 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         supervisor.root_ended(status);
     }
     Ok(supervisor)
+}
+
+/// What the programs of a job are told of it.
+fn about(job: &Job) -> Rebirth {
+    Rebirth {
+        image: String::new(),
+        job: job.name().to_string(),
+        directory: job.path().as_os_str().as_bytes().to_vec(),
+    }
 }
 
 /// Forks init; gives our end of the channel and its PID.
@@ -189,6 +209,7 @@ fn start_init(
         mask,
         ipc_limits: if launch.own_ipc { init::ipc_limits() } else { Vec::new() },
         own_ipc: launch.own_ipc,
+        about: about(launch.job),
     };
     let namespaces = Namespaces {
         user: unprivileged,
@@ -251,6 +272,7 @@ enum Tag {
     Signals,
     Init,
     Task,
+    Request,
     Terminal(Source),
 }
 
@@ -270,6 +292,7 @@ impl Supervisor<'_> {
                     Tag::Signals => ended |= self.take_signals()?,
                     Tag::Init => self.hear_init()?,
                     Tag::Task => self.pump_task(),
+                    Tag::Request => self.hear_requests()?,
                     Tag::Terminal(source) => sources.push(source),
                 }
             }
@@ -286,6 +309,8 @@ impl Supervisor<'_> {
     fn wait(&self) -> Result<(Vec<Tag>, Vec<bool>)> {
         let mut tags = vec![Tag::Signals];
         let mut polled = vec![(self.signals.as_fd(), PollFlags::IN)];
+        tags.push(Tag::Request);
+        polled.push((self.requests.as_fd(), PollFlags::IN));
         if let Some((channel, _)) = self.init.as_ref().filter(|(channel, _)| !channel.ended()) {
             tags.push(Tag::Init);
             polled.push((channel.as_fd(), PollFlags::IN));
@@ -415,13 +440,50 @@ impl Supervisor<'_> {
         let Some(task) = &mut self.task else { return };
         let done = task.pump(&mut |_, _, _| {});
         if !matches!(done, Ok(false))
-            && let Some(result) = self.task.take().map(Task::finish)
+            && let Some(task) = self.task.take()
         {
-            match result {
-                Ok(_) => self.complaint = None,
-                Err(error) => self.complain("a checkpoint", &error),
+            self.task_ended(task.finish());
+        }
+    }
+
+    /// Answers who asked for the checkpoint, or says why it failed where nobody did.
+    fn task_ended(&mut self, result: Result<Checkpointed>) {
+        if let Some(nonce) = self.nonce.take() {
+            self.answer(&nonce, &result);
+            return;
+        }
+        match result {
+            Ok(_) => self.complaint = None,
+            Err(error) => self.complain("a checkpoint", &error),
+        }
+    }
+
+    fn answer(&mut self, nonce: &str, result: &Result<Checkpointed>) {
+        if let Err(error) = requests::answer(self.job, nonce, result) {
+            self.complain("answering a request of the job", &error);
+        }
+    }
+
+    /// A program of the job asks for a checkpoint.
+    fn hear_requests(&mut self) -> Result<()> {
+        while let Some(request) = self.requests.receive()? {
+            let options = CheckpointOptions {
+                stop: request.stop,
+                ..CheckpointOptions::default()
+            };
+            let task = match &self.task {
+                Some(_) => Err(requests::busy(self.job)),
+                None => Task::for_job(self.job, &options),
+            };
+            match task {
+                Ok(task) => {
+                    self.task = Some(task.of_supervisor());
+                    self.nonce = Some(request.nonce);
+                }
+                Err(error) => self.answer(&request.nonce, &Err(error)),
             }
         }
+        Ok(())
     }
 
     /// Says why something failed, once until the reason changes. Standard error of a detached job is its log.
@@ -443,11 +505,11 @@ impl Supervisor<'_> {
         }
         // Restores the caller's terminal before anything more is said.
         self.relay = None;
-        if let Some(task) = self.task.take()
-            && let Err(error) = task.finish_waiting()
-            && error.kind() != ErrorKind::Gone
-        {
-            self.complain("a checkpoint", &error);
+        if let Some(task) = self.task.take() {
+            match task.finish_waiting() {
+                Err(error) if error.kind() == ErrorKind::Gone => {}
+                result => self.task_ended(result),
+            }
         }
         // Killed with its namespace, init could tell nothing.
         let exit = Exit::of_status(self.root_status.unwrap_or(KILL));

@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod checkpoint;
 mod completions;
+pub mod edit;
 mod images;
 mod inspect;
 mod kill;
@@ -54,6 +55,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Images(args) => images::images(output, &args),
         Verb::Inspect(args) => inspect::inspect(output, &args),
         Verb::Check(args) => check::check(output, &args),
+        Verb::Edit(args) => edit::edit(output, &args),
         Verb::Verify(args) => verify::verify(output, &args),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Completions(args) => completions::completions(&args),

@@ -30,6 +30,7 @@ use cpr_kernel::ptrace::{Tracee, block_child_signals};
 use cpr_kernel::remote::{self, Deferred};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::{self, RestoreContext, SharedMemory};
 use crate::{freeze, mapped};
 use identity::Rights;
@@ -58,6 +59,8 @@ pub struct RestartRequest<'a> {
     pub terminal: Option<OwnedFd>,
     /// We are init of a PID namespace made for the job.
     pub own_pid_namespace: bool,
+    /// What programs that use libgridcpr are told; the image is put in here.
+    pub rebirth: Rebirth,
 }
 
 /// What runs again.
@@ -141,6 +144,13 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         }
         for (process, plan) in living(manifest).zip(&mut plans) {
             prepare(&workshop, process, plan)?;
+        }
+        let rebirth = Rebirth {
+            image: image.id().to_string(),
+            ..request.rebirth
+        };
+        for process in living(manifest) {
+            tell_restart(manifest, process, &workshop.stub(process.pid)?.memory, &rebirth)?;
         }
         files::cut_back(manifest, &opened)?;
         shared_memory.keep(manifest, &saved, image)?;

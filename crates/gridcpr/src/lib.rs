@@ -1,0 +1,30 @@
+//! libgridcpr: what a program can have to do with its own checkpoints.
+//!
+//! - [`register`]: callbacks before a checkpoint, after it, and after a restart (LBNL-3.6.7).
+//! - [`enter`]: critical sections, in which no checkpoint is taken.
+//! - [`checkpoint()`] and [`restarted`]: a checkpoint of the program's own job, and whether this is a restart.
+//! - [`image`]: images, to be read and edited (LBNL-3.6.3).
+//!
+//! Nothing happens before the first call: that maps one page and starts one thread, which sleeps until a checkpointer
+//! wakes it. The library uses no descriptor, no file and no daemon, and a signal only for callbacks that ask for one.
+//! The C interface is `include/gridcpr.h`; `docs/library.md` describes both.
+
+mod callbacks;
+mod checkpoint;
+mod ffi;
+mod process;
+mod run;
+mod sections;
+mod supervisor;
+
+pub use callbacks::{CallbackId, Context, Event, Notice, Verdict, explain, register, unregister};
+pub use checkpoint::{CheckpointOptions, Outcome, Restart, checkpoint, restarted};
+pub use cpr_types::{Error, ErrorKind, Result};
+pub use process::start;
+pub use sections::{Section, enter};
+
+/// Images: opened, looked into, and edited into new ones.
+pub mod image {
+    pub use cpr_image::edit::Edit;
+    pub use cpr_image::{Image, model};
+}
