@@ -10,7 +10,7 @@
 use std::io;
 use std::time::Instant;
 
-use crate::arch::{self, Registers, SYSCALL_INSTRUCTION};
+use crate::arch::{self, ENTRY_SIZE, Registers, SYSCALL_INSTRUCTION};
 use crate::batch::{Batch, CallFailed, Outcome};
 use crate::memory::{Memory, PAGE};
 use crate::ptrace::{Stop, Tracee};
@@ -36,6 +36,17 @@ pub struct Arena {
 pub struct Deferred {
     /// SIGSTOP arrived.
     pub stop: bool,
+}
+
+/// A thread that is to run a batch.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    /// The thread, in a stop.
+    pub tracee: Tracee,
+    /// Its registers, for those that the interpreter does not set.
+    pub base: &'a Registers,
+    /// Where signals that arrive meanwhile are noted.
+    pub deferred: &'a mut Deferred,
 }
 
 /// Offset of a `syscall` instruction within `code`.
@@ -207,26 +218,92 @@ impl Arena {
         deadline: Instant,
         deferred: &mut Deferred,
     ) -> Result<Outcome, CallFailed> {
-        let control = |error: io::Error| CallFailed {
+        let mut runner = [Runner { tracee, base, deferred }];
+        let mut outcomes = self.run_in_each(&mut runner, memory, batch, deadline)?;
+        outcomes.pop().ok_or_else(|| CallFailed {
+            what: format!("run {} system calls in thread {}", batch.len(), tracee.tid()),
+            error: io::ErrorKind::UnexpectedEof.into(),
+        })
+    }
+
+    /// Runs `batch` in each of several threads of the process the arena is mapped in, in as many at the same time as
+    /// there is room for. Gives the outcomes in the order of the threads.
+    ///
+    /// # Errors
+    /// The first [`CallFailed`]. No thread runs any more then, unless it cannot be controlled.
+    pub fn run_in_each(
+        self,
+        runners: &mut [Runner<'_>],
+        memory: &Memory,
+        batch: &Batch,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, CallFailed> {
+        let control = |tracee: Tracee, error: io::Error| CallFailed {
             what: format!("run {} system calls in thread {}", batch.len(), tracee.tid()),
             error,
         };
-        if batch.size() > self.capacity() {
-            return Err(control(io::ErrorKind::OutOfMemory.into()));
-        }
-        let entries = self.address + CODE_SIZE;
-        memory.write(entries, &batch.layout(entries)).map_err(control)?;
+        let size = batch.size().next_multiple_of(ENTRY_SIZE);
+        let room = self.capacity() / size.max(1);
         let count = batch.len() as u64;
-        tracee
-            .set_registers(&base.for_interpreter(self.address, entries, count))
-            .map_err(control)?;
-        tracee.cont(0).map_err(control)?;
-        expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, |t| t.cont(0)).map_err(control)?;
-        let rest = tracee.registers().map_err(control)?.interpreter_rest();
-        let mut bytes = vec![0u8; batch.size()];
-        memory.read(entries, &mut bytes).map_err(control)?;
-        let done = count.saturating_sub(rest) as usize;
-        batch.collect(&bytes, done)
+        let mut outcomes = Vec::with_capacity(runners.len());
+        if let Some(runner) = runners.first()
+            && room == 0
+        {
+            return Err(control(runner.tracee, io::ErrorKind::OutOfMemory.into()));
+        }
+        let first_entry = self.address + CODE_SIZE;
+        for window in runners.chunks_mut(room.max(1)) {
+            let Some(first) = window.first().map(|runner| runner.tracee) else {
+                continue;
+            };
+            let mut bytes = Vec::with_capacity(size * window.len());
+            for slot in 0..window.len() {
+                bytes.extend(batch.layout(first_entry + (slot * size) as u64));
+                bytes.resize((slot + 1) * size, 0);
+            }
+            memory
+                .write(first_entry, &bytes)
+                .map_err(|error| control(first, error))?;
+            let mut failed: Option<CallFailed> = None;
+            let mut started = 0;
+            for (slot, runner) in window.iter().enumerate() {
+                let entries = first_entry + (slot * size) as u64;
+                let registers = runner.base.for_interpreter(self.address, entries, count);
+                let result = runner
+                    .tracee
+                    .set_registers(&registers)
+                    .and_then(|()| runner.tracee.cont(0));
+                if let Err(error) = result {
+                    failed = Some(control(runner.tracee, error));
+                    break;
+                }
+                started += 1;
+            }
+            let mut rests = Vec::with_capacity(started);
+            for Runner { tracee, deferred, .. } in &mut window[..started] {
+                let tracee = *tracee;
+                let rest = expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, |t| t.cont(0))
+                    .and_then(|()| tracee.registers());
+                match rest {
+                    Ok(registers) => rests.push(registers.interpreter_rest()),
+                    Err(error) => {
+                        rests.push(count);
+                        failed.get_or_insert(control(tracee, error));
+                    }
+                }
+            }
+            if let Some(failed) = failed {
+                return Err(failed);
+            }
+            memory
+                .read(first_entry, &mut bytes)
+                .map_err(|error| control(first, error))?;
+            for (slot, rest) in rests.into_iter().enumerate() {
+                let done = count.saturating_sub(rest) as usize;
+                outcomes.push(batch.collect(&bytes[slot * size..slot * size + batch.size()], done)?);
+            }
+        }
+        Ok(outcomes)
     }
 }
 

@@ -4,14 +4,16 @@
 //! it lets everything go on as if nothing had happened.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cpr_kernel::arch::{self, Registers};
+use cpr_kernel::batch::{Batch, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
 use cpr_kernel::proc::{MapEntry, ProcDir, Stat, Status};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
-use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
+use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK, Runner};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 /// Kernel-internal results of interrupted system calls (<linux/errno.h>).
@@ -655,28 +657,33 @@ impl Process {
     }
 
     /// Runs a batch in thread number `index`.
-    pub fn run(
-        &mut self,
-        index: usize,
-        batch: &cpr_kernel::batch::Batch,
-        deadline: Instant,
-    ) -> Result<cpr_kernel::batch::Outcome> {
+    pub fn run(&mut self, index: usize, batch: &Batch, deadline: Instant) -> Result<Outcome> {
+        let pid = self.pid;
+        let mut outcomes = self.run_in(index..index + 1, batch, deadline)?;
+        outcomes
+            .pop()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("process {pid} has no thread {index}")))
+    }
+
+    /// Runs a batch in each of these threads, several at the same time; gives the outcomes in their order.
+    pub fn run_in(&mut self, indices: Range<usize>, batch: &Batch, deadline: Instant) -> Result<Vec<Outcome>> {
         let pid = self.pid;
         let internal = || Error::new(ErrorKind::Internal, format!("process {pid} has no arena"));
-        let thread = self.threads.get_mut(index).ok_or_else(internal)?;
+        let threads = self.threads.get_mut(indices).ok_or_else(internal)?;
         let space = self.space.as_ref().ok_or_else(internal)?;
         let arena = space.arena.ok_or_else(internal)?;
-        thread.prepare(pid)?;
-        thread.in_syscall_exit = false;
+        let mut runners = Vec::with_capacity(threads.len());
+        for thread in threads {
+            thread.prepare(pid)?;
+            thread.in_syscall_exit = false;
+            runners.push(Runner {
+                tracee: thread.tracee,
+                base: &thread.registers,
+                deferred: &mut thread.deferred,
+            });
+        }
         arena
-            .run(
-                thread.tracee,
-                &thread.registers,
-                &space.memory,
-                batch,
-                deadline,
-                &mut thread.deferred,
-            )
+            .run_in_each(&mut runners, &space.memory, batch, deadline)
             .map_err(|failed| {
                 let kind = ErrorKind::of_io(&failed.error);
                 Error::new(kind, format!("process {pid}: {}", failed.what)).with_source(failed.error)

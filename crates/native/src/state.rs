@@ -7,7 +7,7 @@ use cpr_image::model::{
     PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
     Thread as SavedThread, TimedSleep,
 };
-use cpr_kernel::batch::{Arg, Batch};
+use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
 use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
 use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -124,9 +124,17 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
     };
     process.map_arena(64 * 1024, deadline)?;
     in_process(process, &mut saved, &mut layout, deadline)?;
-    for index in 0..process.threads.len() {
-        let thread = save_thread(process, index, &saved.pending_signals, deadline)?;
-        saved.threads.push(thread);
+    let asked = questions();
+    let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
+    let shared: Vec<[u8; 128]> = saved
+        .pending_signals
+        .iter()
+        .filter_map(|info| info.0.as_slice().try_into().ok())
+        .collect();
+    for (index, outcome) in outcomes.iter().enumerate() {
+        saved
+            .threads
+            .push(thread_state(process, index, &shared, &asked, outcome)?);
     }
     Ok((saved, layout))
 }
@@ -322,8 +330,31 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     Ok(())
 }
 
-fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: Instant) -> Result<SavedThread> {
-    let pid = process.pid;
+/// What a thread is asked: a batch of calls, and where the answers are.
+struct Questions {
+    batch: Batch,
+    alternate_stack: OutId,
+    tid_address: OutId,
+    death_signal: OutId,
+    slack: CallId,
+    securebits: CallId,
+    robust_list: OutId,
+    robust_length: OutId,
+    schedule: OutId,
+    affinity: OutId,
+    affinity_length: CallId,
+    io_priority: CallId,
+    policed: CallId,
+    policy: OutId,
+    nodes: OutId,
+    tsc: OutId,
+    cpuid: CallId,
+    machine_check: CallId,
+    io_flusher: CallId,
+    speculation: Vec<CallId>,
+}
+
+fn questions() -> Questions {
     let mut batch = Batch::new();
     let (stack, stack_out) = batch.out(24);
     batch.must(
@@ -372,8 +403,38 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
         .iter()
         .map(|which| batch.call(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), (*which).into()]))
         .collect();
-    let outcome = process.run(index, &batch, deadline)?;
+    Questions {
+        batch,
+        alternate_stack: stack_out,
+        tid_address: tid_address_out,
+        death_signal: death_out,
+        slack,
+        securebits,
+        robust_list: robust_out,
+        robust_length: robust_length_out,
+        schedule: schedule_out,
+        affinity: affinity_out,
+        affinity_length: mask_length,
+        io_priority,
+        policed,
+        policy: policy_out,
+        nodes: nodes_out,
+        tsc: tsc_out,
+        cpuid,
+        machine_check,
+        io_flusher,
+        speculation,
+    }
+}
 
+fn thread_state(
+    process: &Process,
+    index: usize,
+    shared: &[[u8; 128]],
+    asked: &Questions,
+    outcome: &Outcome,
+) -> Result<SavedThread> {
+    let pid = process.pid;
     let thread = &process.threads[index];
     let tid = thread.tracee.tid();
     let task = ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
@@ -387,8 +448,7 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
         .extended()
         .context(|| format!("read the vector registers of thread {tid}"))?;
     let rseq = thread.tracee.rseq().unwrap_or_default();
-    let shared: Vec<[u8; 128]> = shared.iter().filter_map(|b| b.0.as_slice().try_into().ok()).collect();
-    let interrupted = interrupts(&own, thread.mask) || interrupts(&shared, thread.mask);
+    let interrupted = interrupts(&own, thread.mask) || interrupts(shared, thread.mask);
     let mut registers = thread.image_registers(interrupted);
     let mut sleep = None;
     if thread.has_restart_block() {
@@ -407,7 +467,10 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
     if rseq.address != 0 {
         abort_critical_section(process, rseq.address, &mut registers)?;
     }
-    let length = outcome.result(mask_length).unwrap_or(0).min(CPU_MASK_SIZE as u64) as usize;
+    let length = outcome
+        .result(asked.affinity_length)
+        .unwrap_or(0)
+        .min(CPU_MASK_SIZE as u64) as usize;
     Ok(SavedThread {
         tid,
         name: ByteString(task.read("comm").unwrap_or_default().trim_ascii_end().to_vec()),
@@ -421,12 +484,12 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
         blocked_signals: process.threads[index].mask,
         pending_signals: pending(own),
         alternate_stack: (
-            outcome.word(stack_out, 0),
-            outcome.word32(stack_out, 8) as i32,
-            outcome.word(stack_out, 16),
+            outcome.word(asked.alternate_stack, 0),
+            outcome.word32(asked.alternate_stack, 8) as i32,
+            outcome.word(asked.alternate_stack, 16),
         ),
-        robust_list: (outcome.word(robust_out, 0), outcome.word(robust_length_out, 0)),
-        clear_child_tid: outcome.word(tid_address_out, 0),
+        robust_list: (outcome.word(asked.robust_list, 0), outcome.word(asked.robust_length, 0)),
+        clear_child_tid: outcome.word(asked.tid_address, 0),
         rseq: (rseq.address != 0).then_some(Rseq {
             address: rseq.address,
             size: rseq.size,
@@ -434,18 +497,18 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
             flags: rseq.flags,
         }),
         scheduling: Scheduling {
-            policy: outcome.word32(schedule_out, 4),
-            flags: outcome.word(schedule_out, 8),
-            nice: outcome.word32(schedule_out, 16) as i32,
-            priority: outcome.word32(schedule_out, 20),
-            runtime: outcome.word(schedule_out, 24),
-            deadline: outcome.word(schedule_out, 32),
-            period: outcome.word(schedule_out, 40),
-            io_priority: outcome.raw(io_priority).max(0) as i32,
-            affinity: Bytes(outcome.output(affinity_out)[..length].to_vec()),
+            policy: outcome.word32(asked.schedule, 4),
+            flags: outcome.word(asked.schedule, 8),
+            nice: outcome.word32(asked.schedule, 16) as i32,
+            priority: outcome.word32(asked.schedule, 20),
+            runtime: outcome.word(asked.schedule, 24),
+            deadline: outcome.word(asked.schedule, 32),
+            period: outcome.word(asked.schedule, 40),
+            io_priority: outcome.raw(asked.io_priority).max(0) as i32,
+            affinity: Bytes(outcome.output(asked.affinity)[..length].to_vec()),
         },
-        parent_death_signal: outcome.word32(death_out, 0) as i32,
-        timer_slack_ns: outcome.result(slack).unwrap_or(50_000),
+        parent_death_signal: outcome.word32(asked.death_signal, 0) as i32,
+        timer_slack_ns: outcome.result(asked.slack).unwrap_or(50_000),
         credentials: Credentials {
             uids: status.uids,
             gids: status.gids,
@@ -455,29 +518,30 @@ fn save_thread(process: &mut Process, index: usize, shared: &[Bytes], deadline: 
             inheritable: status.cap_inheritable,
             bounding: status.cap_bounding,
             ambient: status.cap_ambient,
-            securebits: outcome.result(securebits).unwrap_or(0) as u32,
+            securebits: outcome.result(asked.securebits).unwrap_or(0) as u32,
             no_new_privs: status.no_new_privs,
         },
         directories: own_directories(pid, &task, status.umask)?,
         seccomp: seccomp(pid, thread, status.seccomp)?,
-        memory_policy: match outcome.result(policed) {
-            Ok(_) if outcome.word32(policy_out, 0) != 0 => MemoryPolicy {
-                mode: outcome.word32(policy_out, 0),
-                nodes: Bytes(outcome.output(nodes_out).to_vec()),
+        memory_policy: match outcome.result(asked.policed) {
+            Ok(_) if outcome.word32(asked.policy, 0) != 0 => MemoryPolicy {
+                mode: outcome.word32(asked.policy, 0),
+                nodes: Bytes(outcome.output(asked.nodes).to_vec()),
             },
             _ => MemoryPolicy::default(),
         },
-        tsc_refused: outcome.word32(tsc_out, 0) == TSC_REFUSED,
-        cpuid_refused: outcome.result(cpuid).is_ok_and(|on| on == 0),
+        tsc_refused: outcome.word32(asked.tsc, 0) == TSC_REFUSED,
+        cpuid_refused: outcome.result(asked.cpuid).is_ok_and(|on| on == 0),
         machine_check_policy: outcome
-            .result(machine_check)
+            .result(asked.machine_check)
             .ok()
             .filter(|policy| *policy != MACHINE_CHECK_DEFAULT)
             .map(|policy| policy as u32),
-        io_flusher: outcome.result(io_flusher).is_ok_and(|on| on == 1),
-        speculation: speculation
-            .into_iter()
-            .map(|call| outcome.result(call).unwrap_or(0) as u32)
+        io_flusher: outcome.result(asked.io_flusher).is_ok_and(|on| on == 1),
+        speculation: asked
+            .speculation
+            .iter()
+            .map(|&call| outcome.result(call).unwrap_or(0) as u32)
             .collect(),
     })
 }
