@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use cpr_node::Compression;
 
 use crate::signal::parse_signal;
 
@@ -173,6 +174,12 @@ pub struct Checkpoint {
     /// Send this signal to every process once the image is complete and on disk
     #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
     pub signal: Option<i32>,
+    /// Compress the memory in the image with zstd
+    ///
+    /// Without a level, what would make the checkpoint take longer is left as it is.
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "fast",
+        value_parser = parse_compression)]
+    pub compress: Option<Compression>,
     /// Give up, and let the job go on, where it cannot be stopped for the checkpoint within this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
     pub timeout: Duration,
@@ -350,6 +357,14 @@ pub struct Man {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration; write for example 30s, 10m or 1h30m".to_string())
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text.parse() {
+        _ if text == "fast" => Ok(Compression::Fast),
+        Ok(level @ 1..=22) => Ok(Compression::Level(level)),
+        _ => Err("not a level from 1 (fastest) to 22 (smallest)".to_string()),
+    }
 }
 
 fn parse_keep(text: &str) -> Result<usize, String> {

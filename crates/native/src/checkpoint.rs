@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Bytes, Checkpoint, Manifest, Uname};
-use cpr_image::{ImageWriter, PendingImage};
+use cpr_image::{Compression, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
@@ -64,6 +64,8 @@ pub struct CheckpointRequest {
     pub own_ipc_namespace: bool,
     /// How long to wait for the job to stop.
     pub stop_timeout: Duration,
+    /// Compress page data.
+    pub compression: Option<Compression>,
 }
 
 /// Where the image goes.
@@ -239,7 +241,12 @@ pub fn checkpoint(
         }
         Destination::Stream(file) => (None, file),
     };
-    let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?, observer, expected)?;
+    let options = WriteOptions {
+        compression: request.compression,
+        incremental: false,
+    };
+    let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
+    let mut writer = Pipeline::start(writer, observer, expected)?;
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut copied = Vec::new();
     let mut first_stop_ns = 0;

@@ -170,10 +170,16 @@ fn copy(
             while page < pages && !zero(page) {
                 page += 1;
             }
-            let offset = sink.append(&buffer[from * PAGE_SIZE..page * PAGE_SIZE])?;
-            for (index, place) in area.places[first + from..first + page].iter_mut().enumerate() {
-                *place = offset + (index * PAGE_SIZE) as u64;
-            }
+            let mut places = area.places[first + from..first + page].iter_mut();
+            sink.place(&buffer[from * PAGE_SIZE..page * PAGE_SIZE], &mut |length, offset| {
+                for (place, at) in places
+                    .by_ref()
+                    .take(length / PAGE_SIZE)
+                    .zip((offset..).step_by(PAGE_SIZE))
+                {
+                    *place = at;
+                }
+            })?;
         }
         at += length;
     }

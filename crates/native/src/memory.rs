@@ -617,9 +617,11 @@ fn append(data: &[u8], start: u64, skip_zeros: bool, extents: &mut Vec<Extent>, 
         while page < pages && !(skip_zeros && is_zero(slice(page, page + 1))) {
             page += 1;
         }
-        let run = slice(first, page);
-        let offset = sink.append(run)?;
-        push(extents, start + (first * PAGE_SIZE) as u64, run.len() as u64, offset);
+        let mut at = start + (first * PAGE_SIZE) as u64;
+        sink.place(slice(first, page), &mut |length, offset| {
+            push(extents, at, length as u64, offset);
+            at += length as u64;
+        })?;
     }
     Ok(())
 }

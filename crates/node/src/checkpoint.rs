@@ -9,7 +9,8 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, PendingImage, check, checkpoint,
+    After, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Event, PendingImage, check,
+    checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::state::now_ms;
@@ -47,6 +48,8 @@ pub struct CheckpointOptions {
     pub output: Option<Output>,
     /// How long stopping all threads may take.
     pub timeout: Duration,
+    /// Compress page data.
+    pub compression: Option<Compression>,
     /// Shows progress.
     pub progress: Option<Progress>,
 }
@@ -58,6 +61,7 @@ impl Default for CheckpointOptions {
             signal: None,
             output: None,
             timeout: STOP_TIMEOUT,
+            compression: None,
             progress: None,
         }
     }
@@ -251,6 +255,7 @@ fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: 
         own_pid_namespace,
         own_ipc_namespace: false,
         stop_timeout: options.timeout,
+        compression: options.compression,
     }
 }
 
