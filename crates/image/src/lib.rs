@@ -11,6 +11,7 @@
 
 mod cbor;
 mod format;
+mod merge;
 pub mod model;
 mod packer;
 mod pages;
@@ -20,10 +21,11 @@ mod validate;
 mod writer;
 
 pub use format::{ANCESTOR_STRIDE, FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
+pub use merge::merge;
 pub use packer::Compression;
 pub use pages::PageIndex;
 pub use pending::PendingImage;
-pub use reader::Image;
+pub use reader::{Image, TakePiece};
 pub use writer::{ImageSummary, ImageWriter, WriteOptions};
 
 /// BLAKE3 of `data`, the hash images use throughout.

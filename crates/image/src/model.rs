@@ -223,6 +223,15 @@ impl Manifest {
             .chain(self.saved_files.iter().flat_map(|file| &file.extents))
             .chain(segments)
     }
+
+    pub(crate) fn extents_mut(&mut self) -> impl Iterator<Item = &mut Extent> {
+        let spaces = self.address_spaces.iter_mut().flat_map(|space| &mut space.mappings);
+        let mapped = spaces.flat_map(|mapping| &mut mapping.extents);
+        let segments = self.ipc.segments.iter_mut().flat_map(|segment| &mut segment.extents);
+        mapped
+            .chain(self.saved_files.iter_mut().flat_map(|file| &mut file.extents))
+            .chain(segments)
+    }
 }
 
 /// An image that another one refers to. Extents with an offset of `n` times [`crate::ANCESTOR_STRIDE`] and more, `n`

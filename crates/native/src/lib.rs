@@ -21,6 +21,7 @@ mod sink;
 mod state;
 
 pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
+pub use live::{Basis, Earlier, Tracked};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};
 

@@ -88,6 +88,11 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         self.tell()
     }
 
+    /// Page data placed so far, bytes.
+    pub fn placed(&self) -> u64 {
+        self.done
+    }
+
     fn count(&mut self, bytes: usize) -> Result<()> {
         self.done += bytes as u64;
         if self.done - self.told >= STEP {

@@ -2,6 +2,6 @@
 
 pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, Observer, RestartRequest, Restarted,
-    check, check_restart, checkpoint, restart,
+    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Observer, RestartRequest,
+    Restarted, Tracked, check, check_restart, checkpoint, restart,
 };

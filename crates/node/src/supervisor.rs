@@ -15,12 +15,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::checkpoint::{CheckpointOptions, Task};
+use crate::engine::Basis;
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::outcome::Outcome;
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
 use crate::terminal::{Relay, Source, WINDOW};
+use crate::vault::Vault;
 use crate::wire::{Receiver, send, wait};
 
 /// Signals passed on to the job: HUP, INT, QUIT, USR1, USR2, TERM, CONT is left to the kernel.
@@ -55,6 +57,9 @@ struct Supervisor<'a> {
     /// The terminal of our standard input is also the job's.
     shares_terminal: bool,
     task: Option<Task<'a>>,
+    vault: Vault,
+    /// Checkpoints of its own begun so far.
+    count: usize,
     next: Option<Instant>,
     complaint: Option<String>,
 }
@@ -159,6 +164,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         shares_terminal: relay.is_none() && !launch.detached,
         relay,
         task: None,
+        vault: Vault::open(&job.directory)?,
+        count: 0,
         next: job.spec().every.map(|every| Instant::now() + every),
         complaint: None,
     };
@@ -251,6 +258,7 @@ enum Tag {
     Signals,
     Init,
     Task,
+    Vault,
     Terminal(Source),
 }
 
@@ -270,6 +278,7 @@ impl Supervisor<'_> {
                     Tag::Signals => ended |= self.take_signals()?,
                     Tag::Init => self.hear_init()?,
                     Tag::Task => self.pump_task(),
+                    Tag::Vault => self.vault.serve(),
                     Tag::Terminal(source) => sources.push(source),
                 }
             }
@@ -293,6 +302,10 @@ impl Supervisor<'_> {
         if let Some(task) = &self.task {
             tags.push(Tag::Task);
             polled.push((task.as_fd(), PollFlags::IN));
+        }
+        for fd in self.vault.polled() {
+            tags.push(Tag::Vault);
+            polled.push((fd, PollFlags::IN));
         }
         for (source, fd, flags) in self.relay.iter().flat_map(Relay::polled) {
             tags.push(Tag::Terminal(source));
@@ -405,7 +418,16 @@ impl Supervisor<'_> {
         if self.job.is_suspended().unwrap_or(false) {
             return;
         }
-        match Task::for_job(self.job, &CheckpointOptions::default()) {
+        let basis = match &self.job.spec().sequence {
+            Some(sequence) => sequence.basis(self.count),
+            None => Basis::Full,
+        };
+        let options = CheckpointOptions {
+            basis,
+            ..CheckpointOptions::default()
+        };
+        self.count += 1;
+        match Task::for_job(self.job, &options, Some(&mut self.vault)) {
             Ok(task) => self.task = Some(task),
             Err(error) => self.complain("a checkpoint", &error),
         }
