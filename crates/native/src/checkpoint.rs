@@ -234,11 +234,9 @@ pub fn checkpoint(
     // So is memory that vfork(2) shares.
     blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
     refuse_blocked(blocked)?;
-    let mut flags = FlagTable::default();
     let mut expected = 0;
     for pid in freeze::members(scope)? {
         if let Ok(proc) = ProcDir::open(pid) {
-            flags.add(&proc);
             expected += proc.status().map_or(0, |status| status.rss_own_kib * 1024);
         }
     }
@@ -294,6 +292,13 @@ pub fn checkpoint(
     }
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
+    }
+    // Read last, because tracking joins mappings that were apart.
+    let mut flags = FlagTable::default();
+    for pid in freeze::members(scope)? {
+        if let Ok(proc) = ProcDir::open(pid) {
+            flags.add(&proc);
+        }
     }
     let before_stop = writer.placed();
     writer.enter("stop")?;
