@@ -408,7 +408,7 @@ impl Trailer {
         // Format 1 leaves no choice where the parts lie, so that no byte is outside all of them.
         let expected = if packed {
             let entries = trailer.table_length / PACKED_ENTRY as u64;
-            if trailer.table_length % PACKED_ENTRY as u64 != 0 || entries > MAX_DATA / HASH_CHUNK {
+            if !trailer.table_length.is_multiple_of(PACKED_ENTRY as u64) || entries > MAX_DATA / HASH_CHUNK {
                 return wrong(format!("gives an impossible table of {} bytes", trailer.table_length));
             }
             Trailer::for_parts(trailer.data_length, trailer.table_length, trailer.manifest_length)

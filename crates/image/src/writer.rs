@@ -55,7 +55,7 @@ pub struct ImageWriter<W: Write> {
 
 /// The page data so far.
 enum PageData {
-    Plain(Chunks),
+    Plain(Box<Chunks>),
     Packed(Box<Packer>),
 }
 
@@ -116,7 +116,7 @@ impl<W: Write> ImageWriter<W> {
                 features.push(ZSTD.to_string());
                 PageData::Packed(Box::new(Packer::new(compression)?))
             }
-            None => PageData::Plain(Chunks::default()),
+            None => PageData::Plain(Box::default()),
         };
         if options.incremental {
             features.push(INCREMENTAL.to_string());
