@@ -429,6 +429,8 @@ impl Supervisor<'_> {
         self.count += 1;
         match Task::for_job(self.job, &options, Some(&mut self.vault)) {
             Ok(task) => self.task = Some(task),
+            // Somebody else is making one.
+            Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(error) => self.complain("a checkpoint", &error),
         }
     }

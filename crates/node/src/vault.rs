@@ -214,6 +214,8 @@ impl Vault {
         let listen = || -> io::Result<OwnedFd> {
             let listener = socket()?;
             rustix::net::bind(&listener, &address(directory)?)?;
+            let private = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::chmodat(directory, SOCKET, private, rustix::fs::AtFlags::empty())?;
             rustix::net::listen(&listener, 16)?;
             Ok(listener)
         };
