@@ -41,7 +41,10 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
         )?;
         return Ok(0);
     }
-    let mut found: Vec<Found> = entries.into_iter().map(|(job, entry)| examine(job, entry)).collect();
+    let mut found: Vec<Found> = entries
+        .into_iter()
+        .filter_map(|(job, entry)| examine(job, entry))
+        .collect();
     if args.tree {
         found = tree(found);
     }
@@ -74,13 +77,17 @@ fn list(job: &Job) -> Result<Vec<ImageEntry>> {
     }
 }
 
-fn examine(job: &str, entry: ImageEntry) -> Found {
-    let image = Image::open(&entry.path).ok();
+/// None where it has been removed just now.
+fn examine(job: &str, entry: ImageEntry) -> Option<Found> {
+    let image = match Image::open(&entry.path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        result => result.ok(),
+    };
     let time = match &image {
         Some(image) => Duration::from_nanos(image.manifest().checkpoint.time_ns),
         None => Duration::from_secs(u64::try_from(entry.time).unwrap_or(0)),
     };
-    Found {
+    Some(Found {
         job: job.to_string(),
         time: UNIX_EPOCH.checked_add(time).unwrap_or(UNIX_EPOCH),
         processes: image.as_ref().map(|image| image.manifest().processes.len()),
@@ -91,7 +98,7 @@ fn examine(job: &str, entry: ImageEntry) -> Found {
         }),
         depth: 0,
         entry,
-    }
+    })
 }
 
 /// Every image below the one it was made after; those whose parent is not among them come first, as before.
