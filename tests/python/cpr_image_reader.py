@@ -17,6 +17,7 @@ HEADER_MAGIC = b"\x89CPR\r\n\x1a\n"
 TRAILER_MAGIC = b"\x89CPREND\n"
 TRAILER_LENGTH = 208
 MAX_DEPTH = 32
+FEATURES = ("zstd", "incremental")
 
 
 class BadImage(Exception):
@@ -186,14 +187,15 @@ def read_header(file, length):
             raise BadImage("the list of required features is malformed")
         features.append(header[at + 1 : end].decode("utf-8", "replace"))
         at = end
-    if features:
-        raise BadImage("the image needs features that are not known: " + ", ".join(features))
+    unknown = [name for name in features if name not in FEATURES]
+    if unknown:
+        raise BadImage("the image needs features that are not known: " + ", ".join(unknown))
     if page_size != PAGE:
         raise BadImage(f"the image has pages of {page_size} bytes")
-    return header
+    return header, features
 
 
-def read_trailer(file, length, header):
+def read_trailer(file, length, header, packed):
     if length < PAGE + TRAILER_LENGTH:
         raise BadImage("the image is truncated")
     trailer = read_at(file, length - TRAILER_LENGTH, TRAILER_LENGTH)
@@ -202,10 +204,14 @@ def read_trailer(file, length, header):
     check_hash(trailer[:176], trailer[176:], "the trailer")
     positions = struct.unpack_from("<8Q", trailer, 16)
     data_length, manifest_length = positions[1], positions[5]
-    if data_length > 8 << 40 or data_length % PAGE or manifest_length > 256 << 20:
+    if data_length > 8 << 40 or (data_length % PAGE and not packed) or manifest_length > 256 << 20:
         raise BadImage("the trailer gives impossible lengths")
     table = PAGE + data_length
     table_length = (data_length + CHUNK - 1) // CHUNK * 32
+    if packed:
+        table_length = positions[3]
+        if table_length % 40:
+            raise BadImage("the trailer gives an impossible table")
     manifest = table + table_length
     total = manifest + manifest_length + TRAILER_LENGTH
     expected = (PAGE, data_length, table, table_length, manifest, manifest_length, total, CHUNK)
@@ -216,21 +222,39 @@ def read_trailer(file, length, header):
     return positions, trailer
 
 
+def chunks(table, data_offset, data_length, packed):
+    """Offset, stored length and hash of every chunk."""
+    if not packed:
+        for index in range(len(table) // 32):
+            start = index * CHUNK
+            yield data_offset + start, min(CHUNK, data_length - start), table[index * 32 : index * 32 + 32]
+        return
+    at = data_offset
+    for index in range(len(table) // 40):
+        digest, stored, length = struct.unpack_from("<32sII", table, index * 40)
+        last = index == len(table) // 40 - 1
+        if not 0 < stored <= length <= CHUNK or length % PAGE or (length != CHUNK and not last):
+            raise BadImage("the table contradicts itself")
+        yield at, stored, digest
+        at += stored
+    if at != data_offset + data_length:
+        raise BadImage("the table contradicts itself")
+
+
 def read_image(file, verify=False):
     """Checks the image and returns its metadata."""
     length = file.seek(0, os.SEEK_END)
-    header = read_header(file, length)
-    positions, trailer = read_trailer(file, length, header)
+    header, features = read_header(file, length)
+    packed = "zstd" in features
+    positions, trailer = read_trailer(file, length, header, packed)
     data_offset, data_length, table_offset, table_length, manifest_offset, manifest_length = positions[:6]
     table = read_at(file, table_offset, table_length)
     check_hash(table, trailer[112:144], "the hash table")
     encoded = read_at(file, manifest_offset, manifest_length)
     check_hash(encoded, trailer[144:176], "the metadata")
-    if verify:
-        for index in range(len(table) // 32):
-            start = index * CHUNK
-            data = read_at(file, data_offset + start, min(CHUNK, data_length - start))
-            check_hash(data, table[index * 32 : index * 32 + 32], f"the page data at offset {data_offset + start}")
+    for offset, stored, digest in chunks(table, data_offset, data_length, packed):
+        if verify:
+            check_hash(read_at(file, offset, stored), digest, f"the page data at offset {offset}")
     decoder = Cbor(encoded)
     manifest = decoder.item()
     if not isinstance(manifest, dict) or decoder.at != len(encoded):

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use cpr_node::{Compression, Sequence};
 
 use crate::signal::parse_signal;
 
@@ -86,6 +87,8 @@ pub enum Verb {
     Verify(ImageName),
     /// Make a new image from one, with changes
     Edit(Edit),
+    /// Make one full image of an increment and the images it needs
+    Merge(Merge),
     /// Remove a job with its images and output, or a single image
     Rm(Rm),
     /// Print a completion script for a shell
@@ -111,7 +114,14 @@ pub struct Run {
     /// Checkpoint the job again and again after this time: 30s, 10m, 1h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub every: Option<Duration>,
-    /// Keep only the newest N images
+    /// What the checkpoints of --every save, in a circle: F everything, I what changed since the last F, i what changed
+    /// since the last one
+    ///
+    /// For example FIiii. Without this option every image is a full one. Where an increment cannot be made, because the
+    /// job was restarted or the image before is gone, a full image is.
+    #[arg(long, value_name = "FIi", requires = "every")]
+    pub sequence: Option<Sequence>,
+    /// Keep only the newest N images, and those they need
     #[arg(long, value_name = "N", value_parser = parse_keep)]
     pub keep: Option<usize>,
     /// Give the job a terminal of its own
@@ -175,6 +185,18 @@ pub struct Checkpoint {
     /// Send this signal to every process once the image is complete and on disk
     #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
     pub signal: Option<i32>,
+    /// Save only what has changed since the last image of the job, which a restart then needs, too
+    ///
+    /// The first time, and where the image before is gone, everything is saved. From then on the job's writes are
+    /// tracked.
+    #[arg(long)]
+    pub incremental: bool,
+    /// Compress the memory in the image with zstd
+    ///
+    /// Without a level, what would make the checkpoint take longer is left as it is.
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "fast",
+        value_parser = parse_compression)]
+    pub compress: Option<Compression>,
     /// Give up, and let the job go on, where it cannot be stopped for the checkpoint within this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
     pub timeout: Duration,
@@ -260,6 +282,24 @@ pub struct Kill {
 pub struct Images {
     /// Only the images of this job
     pub job: Option<String>,
+    /// Show increments below the images they were made after
+    #[arg(long)]
+    pub tree: bool,
+}
+
+/// `cpr merge`
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// An image, or the name of a job for its newest image
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+    /// Write the full image to this file
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Compress the memory in it with zstd
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "fast",
+        value_parser = parse_compression)]
+    pub compress: Option<Compression>,
 }
 
 /// `cpr inspect`
@@ -367,7 +407,7 @@ pub struct Rm {
     /// Name of a job, or an image
     #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
     pub target: PathBuf,
-    /// Also remove a job that runs, which ends it, or an image that cannot be read
+    /// Also remove a job that runs, which ends it, or an image that cannot be read or that others need
     #[arg(short, long)]
     pub force: bool,
 }
@@ -389,6 +429,14 @@ pub struct Man {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration; write for example 30s, 10m or 1h30m".to_string())
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text.parse() {
+        _ if text == "fast" => Ok(Compression::Fast),
+        Ok(level @ 1..=22) => Ok(Compression::Level(level)),
+        _ => Err("not a level from 1 (fastest) to 22 (smallest)".to_string()),
+    }
 }
 
 fn parse_keep(text: &str) -> Result<usize, String> {

@@ -10,11 +10,18 @@ use support::{As, Cpr, skip};
 
 /// A program that writes pairs all the time is saved again and again, and every image is restarted and checked.
 fn pairs(test: &str, user: As, pairs: &str, threads: &str) {
+    restless(test, user, &["pairs", pairs, threads], &[]);
+}
+
+/// A program that changes its memory all the time, and can tell whether it is of one instant, is saved again and again;
+/// every image is restarted and checked.
+fn restless(test: &str, user: As, command: &[&str], options: &[&str]) {
     let Some(cpr) = Cpr::new(test, user) else {
         return;
     };
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/victims/pairs.c");
-    let program = cpr.work.join("pairs");
+    let name = command[0];
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/victims/{name}.c"));
+    let program = cpr.work.join(name);
     let built = std::process::Command::new("cc")
         .args(["-O1", "-pthread", "-o"])
         .args([&program, &source])
@@ -23,13 +30,17 @@ fn pairs(test: &str, user: As, pairs: &str, threads: &str) {
         skip!(test, "there is no C compiler");
     }
     cpr.give(&program);
-    cpr.run_detached("job", &[], &["./pairs", pairs, threads]);
+    let path = format!("./{name}");
+    let command: Vec<&str> = std::iter::once(path.as_str())
+        .chain(command[1..].iter().copied())
+        .collect();
+    cpr.run_detached("job", &[], &command);
     support::wait_until(support::PATIENCE, "the program is ready", || {
         cpr.logs("job").starts_with(b"ready")
     });
     let images: Vec<String> = (0..5).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
     for image in &images {
-        cpr.checkpoint("job", &["-o", image]);
+        cpr.checkpoint("job", &[options, &["-o", image]].concat());
     }
     cpr.cpr(["kill", "job", "--signal", "KILL"]).good();
     cpr.wait("job");
@@ -52,13 +63,13 @@ fn three_writers_as_root() {
 }
 
 /// A program that checks itself all the time is saved in mid-work, and each image is restarted and goes on checking.
-fn goes_on_from_each(test: &str, user: As, name: &str, mode: &str) {
+fn goes_on_from_each(test: &str, user: As, name: &str, mode: &str, options: &[&str]) {
     let Some(cpr) = Cpr::new(test, user) else { return };
     let program = compile(&cpr, name);
     let victim = Victim::start(&cpr, &program, "job", &[mode]);
     let images: Vec<String> = (0..12).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
     for image in &images {
-        cpr.checkpoint(victim.job, &["-o", image]);
+        cpr.checkpoint(victim.job, &[options, &["-o", image]].concat());
     }
     victim.check();
     for (number, image) in images.iter().enumerate() {
@@ -73,13 +84,57 @@ fn goes_on_from_each(test: &str, user: As, name: &str, mode: &str) {
 /// Memory given back while it was copied is empty after the restart.
 #[test]
 fn memory_given_back_as_user() {
-    goes_on_from_each("memory_given_back_as_user", As::User, "discard", "");
+    goes_on_from_each("memory_given_back_as_user", As::User, "discard", "", &[]);
+}
+
+/// The same where it was given back since the image before.
+#[test]
+fn increments_of_memory_given_back_as_user() {
+    let test = "increments_of_memory_given_back_as_user";
+    goes_on_from_each(test, As::User, "discard", "", &["--incremental"]);
 }
 
 /// With some hundred used patches the kernel needs more than one go to list them.
 #[test]
 fn many_patches_as_user() {
     for count in ["700", "3000"] {
-        goes_on_from_each(&format!("many_patches_as_user {count}"), As::User, "patches", count);
+        goes_on_from_each(
+            &format!("many_patches_as_user {count}"),
+            As::User,
+            "patches",
+            count,
+            &[],
+        );
     }
+}
+
+#[test]
+fn increments_of_many_patches_as_user() {
+    let test = "increments_of_many_patches_as_user";
+    goes_on_from_each(test, As::User, "patches", "3000", &["--incremental"]);
+}
+
+/// Pages are written, given back, unmapped, mapped anew, moved and protected while they are copied.
+#[test]
+fn a_changing_address_space_as_user() {
+    restless("a_changing_address_space_as_user", As::User, &["churn", "4096"], &[]);
+}
+
+/// The same in increments: whatever was unmapped or moved since is not taken from the image before.
+#[test]
+fn increments_of_a_changing_address_space_as_user() {
+    let test = "increments_of_a_changing_address_space_as_user";
+    restless(test, As::User, &["churn", "4096"], &["--incremental"]);
+}
+
+#[test]
+fn increments_of_a_changing_address_space_as_root() {
+    let test = "increments_of_a_changing_address_space_as_root";
+    restless(test, As::Root, &["churn", "1024"], &["--incremental"]);
+}
+
+#[test]
+fn increments_of_three_writers_as_user() {
+    let test = "increments_of_three_writers_as_user";
+    restless(test, As::User, &["pairs", "200000", "3"], &["--incremental"]);
 }

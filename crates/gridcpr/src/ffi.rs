@@ -369,7 +369,7 @@ pub unsafe extern "C" fn gridcpr_image_open(name: *const c_char) -> *mut Edit {
     run(|| {
         // SAFETY: the caller vouches for it.
         let image = Image::open(unsafe { path(name) }?)?;
-        opened = Box::into_raw(Box::new(Edit::new(image)));
+        opened = Box::into_raw(Box::new(Edit::new(image)?));
         Ok(0)
     });
     opened

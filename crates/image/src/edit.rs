@@ -12,12 +12,12 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::format::PAGE;
 use crate::model::{
     AddressSpace, ByteString, Extent, Manifest, Mapping, MappingKind, Object, Process, SavedFileId, SavedFileKind,
-    Thread,
+    SegmentId, Thread,
 };
 use crate::{Image, ImageSummary, ImageWriter, PendingImage};
 
-/// Bytes copied at a time.
-const PIECE: u64 = 1 << 20;
+/// Positions of changed pages, until they are written: beyond all that an image and its ancestors can have.
+const CHANGED: u64 = 1 << 62;
 /// Longest environment looked at, bytes.
 const ENVIRONMENT: u64 = 4 << 20;
 
@@ -32,17 +32,16 @@ const REGISTERS: [&str; 27] = [
 pub struct Edit {
     image: Image,
     manifest: Manifest,
-    /// Changed pages of the image, by their position in its page data, and pages it did not have, which come after.
+    /// Changed pages, by their positions from [`CHANGED`] on. The page that one takes the place of stays as it is, since
+    /// it may be another's, too.
     pages: BTreeMap<u64, Vec<u8>>,
-    /// Page data with the pages it did not have, bytes.
-    length: u64,
 }
 
 /// Where a page of a process is.
 enum Place {
-    /// In the image, at this position.
-    At(u64),
-    /// Nowhere, since it is all zeros: in this list of extents it would begin with this.
+    /// At this position; in this list of extents it begins with this.
+    At(u64, Owner, u64),
+    /// Nowhere, since it is all zeros.
     Zeros(Owner, u64),
     /// In a file that is not in the image.
     Outside,
@@ -53,19 +52,22 @@ enum Place {
 enum Owner {
     Mapping(usize, usize),
     File(SavedFileId),
+    Segment(SegmentId),
 }
 
 impl Edit {
-    /// Begins without changes.
-    pub fn new(image: Image) -> Self {
+    /// Begins without changes. What is made of an increment is a full image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when an image that this one needs is missing or altered.
+    pub fn new(mut image: Image) -> Result<Self> {
+        image.open_ancestors()?;
         let manifest = image.manifest().clone();
-        let length = image.data_bytes();
-        Edit {
+        Ok(Edit {
             image,
             manifest,
             pages: BTreeMap::new(),
-            length,
-        }
+        })
     }
 
     /// The image as it was opened.
@@ -104,19 +106,25 @@ impl Edit {
                 format!("process {pid} has no memory at {page:#x}"),
             ));
         };
+        let own = Owner::Mapping(index, number);
         if let Some(at) = position(&mapping.extents, page) {
-            return Ok(Place::At(at));
+            return Ok(Place::At(at, own, page));
         }
+        let start = mapping.offset.saturating_add(page - mapping.start);
+        let of = |owner: Owner, at: Option<u64>| match at {
+            Some(at) => Place::At(at, owner, start),
+            None => Place::Zeros(owner, start),
+        };
         Ok(match mapping.kind {
-            MappingKind::Anonymous | MappingKind::Stack => Place::Zeros(Owner::Mapping(index, number), page),
-            MappingKind::SharedSaved(file) => match self.saved(file, mapping, page) {
-                Some(at) => Place::At(at),
-                None => Place::Zeros(Owner::File(file), mapping.offset + (page - mapping.start)),
-            },
-            // A write goes into a page of its own; without extent it shows the file.
-            MappingKind::PrivateSaved(file) if self.saved(file, mapping, page).is_none() => {
-                Place::Zeros(Owner::Mapping(index, number), page)
+            MappingKind::Anonymous | MappingKind::Stack => Place::Zeros(own, page),
+            MappingKind::SharedSaved(file) => of(Owner::File(file), self.saved(file, mapping, page)),
+            MappingKind::SysvSegment(id) => {
+                let segment = self.manifest.ipc.segments.get(id.index());
+                let at = segment.and_then(|segment| position(&segment.extents, start));
+                of(Owner::Segment(id), at)
             }
+            // A write goes into a page of its own; without extent it shows the file.
+            MappingKind::PrivateSaved(file) if self.saved(file, mapping, page).is_none() => Place::Zeros(own, page),
             _ => Place::Outside,
         })
     }
@@ -145,7 +153,7 @@ impl Edit {
     pub fn read_memory(&self, pid: i32, address: u64, buffer: &mut [u8]) -> Result<()> {
         for (page, from, range) in pieces(address, buffer.len())? {
             let contents = match self.place(pid, page)? {
-                Place::At(at) => self.page_at(at)?,
+                Place::At(at, ..) => self.page_at(at)?,
                 Place::Zeros(..) => vec![0; PAGE as usize],
                 Place::Outside => match self.private(pid, page)? {
                     Some(at) => self.page_at(at)?,
@@ -177,7 +185,8 @@ impl Edit {
         self.read_memory(pid, address, &mut before)?;
         for (page, from, range) in pieces(address, bytes.len())? {
             let (at, mut contents) = match self.place(pid, page)? {
-                Place::At(at) => (at, self.page_at(at)?),
+                Place::At(at, ..) if at >= CHANGED => (at, self.page_at(at)?),
+                Place::At(at, owner, start) => (self.add(owner, start)?, self.page_at(at)?),
                 Place::Zeros(owner, start) => (self.add(owner, start)?, vec![0; PAGE as usize]),
                 Place::Outside => return Err(outside(pid, page)),
             };
@@ -187,7 +196,7 @@ impl Edit {
         Ok(())
     }
 
-    /// Makes room for a page that the image did not have.
+    /// Gives a page a position of its own.
     fn add(&mut self, owner: Owner, start: u64) -> Result<u64> {
         let manifest = &mut self.manifest;
         let extents = match owner {
@@ -197,13 +206,42 @@ impl Edit {
                 .and_then(|space| space.mappings.get_mut(number))
                 .map(|mapping| &mut mapping.extents),
             Owner::File(file) => manifest.saved_files.get_mut(file.index()).map(|f| &mut f.extents),
+            Owner::Segment(id) => manifest.ipc.segments.get_mut(id.index()).map(|s| &mut s.extents),
         };
         let extents = extents.ok_or_else(|| Error::new(ErrorKind::Internal, "a mapping has gone"))?;
-        let offset = self.image.data_start() + self.length;
-        let place = extents.partition_point(|extent| extent.start < start);
+        // With room between them: neighbours are not taken for one run.
+        let offset = CHANGED + self.pages.len() as u64 * 2 * PAGE;
+        let mut place = extents.partition_point(|extent| extent.start < start);
+        // The extent that holds the page, if any, is split around it.
+        let holder = extents
+            .iter()
+            .position(|e| e.start <= start && start - e.start < e.length);
+        if let Some(index) = holder {
+            let whole = extents.remove(index);
+            place = index;
+            let before = start - whole.start;
+            if before > 0 {
+                extents.insert(
+                    place,
+                    Extent {
+                        length: before,
+                        ..whole
+                    },
+                );
+                place += 1;
+            }
+            let after = before + PAGE;
+            if after < whole.length {
+                let rest = Extent {
+                    start: whole.start + after,
+                    length: whole.length - after,
+                    offset: whole.offset + after,
+                };
+                extents.insert(place, rest);
+            }
+        }
         let length = PAGE;
         extents.insert(place, Extent { start, length, offset });
-        self.length += PAGE;
         Ok(offset)
     }
 
@@ -381,42 +419,40 @@ impl Edit {
         }
         // A new seal must not cover old damage.
         self.image.verify_data(&mut |_, _| {})?;
-        let start = self.image.data_start();
         let mut manifest = self.manifest.clone();
         manifest.checkpoint.edited_from = self.image.id().to_string();
-        manifest.validate(start..start + self.length).map_err(|error| {
-            Error::new(ErrorKind::Usage, "the changed image would contradict itself").with_source(error)
-        })?;
         let pending = PendingImage::create(path)?;
         let file = pending
             .file()
             .try_clone()
             .context(|| "copy the descriptor of the new image")?;
-        let mut writer = ImageWriter::new(file, &self.image.header().architecture)?;
-        let old = self.image.data_bytes();
-        let mut at = 0;
-        while at < self.length {
-            // Pages that the old image did not have are single.
-            let length = if at < old { PIECE.min(old - at) } else { PAGE };
-            let position = start + at;
-            let mut piece = vec![0; length as usize];
-            if at < old {
-                self.image.read_data(position, &mut piece)?;
+        let writer = ImageWriter::new(file, &self.image.header().architecture)?;
+        let read = |offset: u64, buffer: &mut [u8]| {
+            if offset < CHANGED {
+                return self.image.read_data(offset, buffer);
             }
-            for (changed, page) in self.pages.range(position..position + length) {
-                let from = (changed - position) as usize;
-                piece[from..from + page.len()].copy_from_slice(page);
+            let page = self.pages.get(&offset).filter(|page| page.len() == buffer.len());
+            let page = page.ok_or_else(|| contradiction().with_hint(format!("there is no page {offset:#x}")))?;
+            buffer.copy_from_slice(page);
+            Ok(())
+        };
+        let (_, summary) = crate::merge::copy(manifest, &read, writer, &mut |_, _| {}).map_err(|error| {
+            if error.kind() == ErrorKind::Internal {
+                contradiction().with_source(error)
+            } else {
+                error
             }
-            writer.append(&piece)?;
-            at += length;
-        }
-        let (_, summary) = writer.finish(&manifest)?;
+        })?;
         let owner = self.image.file().metadata().context(|| "look at the old image")?;
         let mine = rustix::process::geteuid();
         let give = mine.is_root().then_some((owner.uid(), owner.gid()));
         pending.publish(give)?;
         Ok(summary)
     }
+}
+
+fn contradiction() -> Error {
+    Error::new(ErrorKind::Usage, "the changed image would contradict itself")
 }
 
 fn outside(pid: i32, page: u64) -> Error {

@@ -33,8 +33,17 @@ const MAX_HEADER_LENGTH: usize = 65536;
 pub(crate) const TRAILER_LENGTH: usize = 208;
 pub(crate) const HASH_LENGTH: usize = 32;
 
-/// Required features this program knows. None exists in format 1.0.
-const KNOWN_FEATURES: [&str; 0] = [];
+/// Required feature: chunks of page data are compressed with zstd where that makes them shorter.
+pub(crate) const ZSTD: &str = "zstd";
+/// Required feature: page data may be in other images.
+pub(crate) const INCREMENTAL: &str = "incremental";
+/// Required features this program knows.
+const KNOWN_FEATURES: [&str; 2] = [ZSTD, INCREMENTAL];
+/// Length of an entry of the table of an image with [`ZSTD`]: hash, stored length, length.
+pub(crate) const PACKED_ENTRY: usize = HASH_LENGTH + 8;
+
+/// Extents refer to page data of ancestor `k`, counted from 1, at positions from `k` times this on.
+pub const ANCESTOR_STRIDE: u64 = 1 << 44;
 
 /// What makes an image distinct from all others.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -151,7 +160,12 @@ pub(crate) fn start(bytes: &[u8], length: u64) -> Start {
 }
 
 impl Header {
-    pub(crate) fn new(architecture: &str) -> Result<Self> {
+    /// Whether a reader must know this feature.
+    pub(crate) fn requires(&self, feature: &str) -> bool {
+        self.required_features.iter().any(|required| required == feature)
+    }
+
+    pub(crate) fn new(architecture: &str, required_features: Vec<String>) -> Result<Self> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Header {
             version: FORMAT_VERSION,
@@ -160,7 +174,7 @@ impl Header {
             id: ImageId::random()?,
             created_ns: u64::try_from(created.as_nanos()).unwrap_or(u64::MAX),
             architecture: architecture.to_string(),
-            required_features: Vec::new(),
+            required_features,
         })
     }
 
@@ -295,9 +309,14 @@ pub(crate) struct Trailer {
 impl Trailer {
     /// The parts of an image with so much data and metadata, one after the other; hashes are left zero.
     pub(crate) fn for_lengths(data_length: u64, manifest_length: u64) -> Option<Self> {
+        let table_length = data_length.div_ceil(HASH_CHUNK).checked_mul(HASH_LENGTH as u64)?;
+        Self::for_parts(data_length, table_length, manifest_length)
+    }
+
+    /// The same with a table whose length does not follow from that of the data.
+    pub(crate) fn for_parts(data_length: u64, table_length: u64, manifest_length: u64) -> Option<Self> {
         let data_offset = HEADER_LENGTH as u64;
         let table_offset = data_offset.checked_add(data_length)?;
-        let table_length = data_length.div_ceil(HASH_CHUNK).checked_mul(HASH_LENGTH as u64)?;
         let manifest_offset = table_offset.checked_add(table_length)?;
         let trailer_offset = manifest_offset.checked_add(manifest_length)?;
         Some(Trailer {
@@ -340,8 +359,8 @@ impl Trailer {
         bytes
     }
 
-    /// Checks and decodes the last bytes of a file of `length` bytes.
-    pub(crate) fn decode(bytes: &[u8; TRAILER_LENGTH], length: u64, name: &str) -> Result<Self> {
+    /// Checks and decodes the last bytes of a file of `length` bytes; `packed` says that it has the feature [`ZSTD`].
+    pub(crate) fn decode(bytes: &[u8; TRAILER_LENGTH], length: u64, packed: bool, name: &str) -> Result<Self> {
         if bytes[..8] != TRAILER_MAGIC {
             return Err(truncated(name, "its end mark is missing"));
         }
@@ -374,7 +393,7 @@ impl Trailer {
                 trailer.total_length
             ));
         }
-        if trailer.data_length > MAX_DATA || !trailer.data_length.is_multiple_of(PAGE) {
+        if trailer.data_length > MAX_DATA || !(packed || trailer.data_length.is_multiple_of(PAGE)) {
             return wrong(format!(
                 "gives an impossible amount of page data: {} bytes",
                 trailer.data_length
@@ -387,7 +406,16 @@ impl Trailer {
             ));
         }
         // Format 1 leaves no choice where the parts lie, so that no byte is outside all of them.
-        let expected = Trailer::for_lengths(trailer.data_length, trailer.manifest_length).map(|expected| Trailer {
+        let expected = if packed {
+            let entries = trailer.table_length / PACKED_ENTRY as u64;
+            if !trailer.table_length.is_multiple_of(PACKED_ENTRY as u64) || entries > MAX_DATA / HASH_CHUNK {
+                return wrong(format!("gives an impossible table of {} bytes", trailer.table_length));
+            }
+            Trailer::for_parts(trailer.data_length, trailer.table_length, trailer.manifest_length)
+        } else {
+            Trailer::for_lengths(trailer.data_length, trailer.manifest_length)
+        };
+        let expected = expected.map(|expected| Trailer {
             header_hash: trailer.header_hash,
             table_hash: trailer.table_hash,
             manifest_hash: trailer.manifest_hash,
@@ -420,7 +448,7 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }
 

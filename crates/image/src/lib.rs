@@ -12,16 +12,22 @@
 mod cbor;
 pub mod edit;
 mod format;
+mod merge;
 pub mod model;
+mod packer;
+mod pages;
 mod pending;
 mod reader;
 mod validate;
 mod writer;
 
-pub use format::{FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
+pub use format::{ANCESTOR_STRIDE, FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
+pub use merge::merge;
+pub use packer::Compression;
+pub use pages::PageIndex;
 pub use pending::PendingImage;
-pub use reader::Image;
-pub use writer::{ImageSummary, ImageWriter};
+pub use reader::{Image, TakePiece};
+pub use writer::{ImageSummary, ImageWriter, WriteOptions};
 
 /// BLAKE3 of `data`, the hash images use throughout.
 pub fn hash(data: &[u8]) -> [u8; 32] {

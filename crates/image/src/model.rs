@@ -208,6 +208,45 @@ pub struct Manifest {
     pub terminals: Vec<Terminal>,
     /// System V and POSIX objects for communication between processes.
     pub ipc: Ipc,
+    /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}
+
+impl Manifest {
+    /// All extents: of mappings, saved files and System V segments.
+    pub fn extents(&self) -> impl Iterator<Item = &Extent> {
+        let spaces = self.address_spaces.iter().flat_map(|space| &space.mappings);
+        let mapped = spaces.flat_map(|mapping| &mapping.extents);
+        let segments = self.ipc.segments.iter().flat_map(|segment| &segment.extents);
+        mapped
+            .chain(self.saved_files.iter().flat_map(|file| &file.extents))
+            .chain(segments)
+    }
+
+    pub(crate) fn extents_mut(&mut self) -> impl Iterator<Item = &mut Extent> {
+        let spaces = self.address_spaces.iter_mut().flat_map(|space| &mut space.mappings);
+        let mapped = spaces.flat_map(|mapping| &mut mapping.extents);
+        let segments = self.ipc.segments.iter_mut().flat_map(|segment| &mut segment.extents);
+        mapped
+            .chain(self.saved_files.iter_mut().flat_map(|file| &mut file.extents))
+            .chain(segments)
+    }
+}
+
+/// An image that another one refers to. Extents with an offset of `n` times [`crate::ANCESTOR_STRIDE`] and more, `n`
+/// from 1 on, refer to ancestor `n`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Ancestor {
+    /// Identifier, 16 bytes.
+    pub id: Bytes,
+    /// Root hash, 32 bytes.
+    pub root_hash: Bytes,
+    /// Absolute path at the time.
+    pub path: ByteString,
+    /// Page data in it, before they were compressed, bytes.
+    pub data_bytes: u64,
 }
 
 /// Facts about the checkpoint as a whole (LBNL-3.6.3.4).

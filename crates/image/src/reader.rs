@@ -4,21 +4,22 @@
 //! decoding, consistency. Every length is checked before it is used. What was hashed is what is decoded: those bytes
 //! are read once. Page data are hashed by [`Image::verify_data`] only, since restart would otherwise read them twice.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::cbor;
+use crate::format::{ANCESTOR_STRIDE, INCREMENTAL, PACKED_ENTRY, PAGE, ZSTD, damaged, start, truncated, u32_at};
 use crate::format::{HASH_CHUNK, HASH_LENGTH, HEADER_LENGTH, Header, ImageId, Start, TRAILER_LENGTH, Trailer};
-use crate::format::{damaged, start, truncated};
-use crate::model::Manifest;
+use crate::model::{Ancestor, Manifest};
 use crate::writer::full;
 
 /// Most threads that verify page data.
@@ -27,41 +28,52 @@ const MAX_THREADS: usize = 4;
 /// An opened image, checked except for its page data.
 #[derive(Debug)]
 pub struct Image {
+    body: Body,
+    /// Where it was opened.
+    path: Option<PathBuf>,
+    manifest: Manifest,
+    ancestors: Vec<Body>,
+}
+
+/// The page data of an image, and what is needed to check them.
+#[derive(Debug)]
+struct Body {
     file: File,
     name: String,
     header: Header,
     trailer: Trailer,
     root_hash: [u8; HASH_LENGTH],
     table: Vec<u8>,
-    manifest: Manifest,
+    /// Of a compressed image: for each chunk its offset in the file, stored length and length.
+    packed: Option<Vec<(u64, u32, u32)>>,
+    /// Page data before they were compressed, bytes.
+    data_bytes: u64,
+    /// The chunk unpacked last.
+    recent: Mutex<Option<(u64, Vec<u8>)>>,
 }
 
-impl Image {
-    /// Opens an image file and checks everything except its page data. A symbolic link is not followed.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`], [`ErrorKind::Denied`] and [`ErrorKind::Io`] from the system; [`ErrorKind::Damaged`] for
-    /// a file that is no image, or a damaged one; [`ErrorKind::Incompatible`] for one that needs a newer program.
-    pub fn open(path: &Path) -> Result<Self> {
+impl Body {
+    /// Opens an image file and checks all but metadata and page data; gives also where it says it was opened.
+    fn open(path: &Path) -> Result<(Self, PathBuf)> {
         let name = path.display().to_string();
         // Without NONBLOCK, opening a FIFO would wait.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(file) => Self::from_file(File::from(file), &name),
-            Err(rustix::io::Errno::LOOP) => Err(Error::new(
-                ErrorKind::Denied,
-                format!("open image {name}: it is a symbolic link, and those are not followed"),
-            )
-            .with_hint("give the name of the image itself")),
-            Err(error) => Err(io::Error::from(error)).context(|| format!("open image {name}")),
-        }
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::LOOP) => {
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    format!("open image {name}: it is a symbolic link, and those are not followed"),
+                )
+                .with_hint("give the name of the image itself"));
+            }
+            Err(error) => return Err(io::Error::from(error)).context(|| format!("open image {name}")),
+        };
+        let path = std::path::absolute(path).context(|| format!("resolve {name}"))?;
+        Ok((Self::from_file(file, &name)?, path))
     }
 
-    /// Checks an image that is open for reading. `name` is for messages.
-    ///
-    /// # Errors
-    /// As [`Image::open`].
-    pub fn from_file(file: File, name: &str) -> Result<Self> {
+    fn from_file(file: File, name: &str) -> Result<Self> {
         let metadata = file.metadata().context(|| format!("look at image {name}"))?;
         let kind = metadata.file_type();
         if !kind.is_file() {
@@ -84,6 +96,7 @@ impl Image {
         let mut bytes = vec![0; header_length(&first[..have], length, name)?];
         read_at(&file, &mut bytes, 0, name)?;
         let header = Header::decode(&bytes, name)?;
+        let is_packed = header.requires(ZSTD);
 
         let trailer_offset = length
             .checked_sub(TRAILER_LENGTH as u64)
@@ -91,7 +104,7 @@ impl Image {
             .ok_or_else(|| truncated(name, "its end mark is missing"))?;
         let mut end = [0; TRAILER_LENGTH];
         read_at(&file, &mut end, trailer_offset, name)?;
-        let trailer = Trailer::decode(&end, length, name)?;
+        let trailer = Trailer::decode(&end, length, is_packed, name)?;
         if trailer.header_hash != bytes[HEADER_LENGTH - HASH_LENGTH..] {
             return Err(damaged(name, "its header and trailer are of different images"));
         }
@@ -104,7 +117,157 @@ impl Image {
             trailer.table_offset,
             name,
         )?;
-        let encoded = read_part(&file, trailer.manifest_offset, trailer.manifest_length, name)?;
+        let packed = if is_packed {
+            let packed = packed_chunks(&table, &trailer);
+            Some(packed.ok_or_else(|| damaged(name, "its table of hashes contradicts itself"))?)
+        } else {
+            None
+        };
+        let data_bytes = match &packed {
+            Some(chunks) => chunks.iter().map(|chunk| u64::from(chunk.2)).sum(),
+            None => trailer.data_length,
+        };
+        let mut root_hash = [0; HASH_LENGTH];
+        root_hash.copy_from_slice(&end[TRAILER_LENGTH - HASH_LENGTH..]);
+        Ok(Body {
+            file,
+            name: name.to_string(),
+            header,
+            trailer,
+            root_hash,
+            table,
+            packed,
+            data_bytes,
+            recent: Mutex::new(None),
+        })
+    }
+
+    fn chunks(&self) -> u64 {
+        self.data_bytes.div_ceil(HASH_CHUNK)
+    }
+
+    /// Where a chunk is stored, and how long.
+    fn chunk_place(&self, index: u64) -> (u64, u64) {
+        let packed = self.packed.as_ref().and_then(|packed| packed.get(index as usize));
+        match packed {
+            Some(&(offset, stored, _)) => (offset, u64::from(stored)),
+            None => {
+                let start = index * HASH_CHUNK;
+                let length = HASH_CHUNK.min(self.trailer.data_length.saturating_sub(start));
+                (self.trailer.data_offset + start, length)
+            }
+        }
+    }
+
+    /// Reads a chunk as it is stored, and checks it. Gives its length.
+    fn stored_chunk(&self, index: u64, bytes: &mut Vec<u8>) -> Result<u64> {
+        let (offset, length) = self.chunk_place(index);
+        bytes.resize(length as usize, 0);
+        read_at(&self.file, bytes, offset, &self.name)?;
+        let size = if self.packed.is_some() {
+            PACKED_ENTRY
+        } else {
+            HASH_LENGTH
+        };
+        let at = index as usize * size;
+        if self.table.get(at..at + HASH_LENGTH) != Some(&blake3::hash(bytes).as_bytes()[..]) {
+            let what = format!("its page data ({length} bytes at offset {offset}) are altered");
+            return Err(damaged(&self.name, what));
+        }
+        Ok(length)
+    }
+
+    /// A chunk of a compressed image. `scratch` is for what is stored.
+    fn unpack(&self, index: u64, scratch: &mut Vec<u8>) -> Result<Vec<u8>> {
+        let place = self.packed.as_ref().and_then(|packed| packed.get(index as usize));
+        let &(_, stored, length) = place.ok_or_else(|| damaged(&self.name, format!("it has no chunk {index}")))?;
+        self.stored_chunk(index, scratch)?;
+        if stored == length {
+            return Ok(scratch.clone());
+        }
+        match zstd::bulk::decompress(scratch, length as usize) {
+            Ok(chunk) if chunk.len() == length as usize => Ok(chunk),
+            _ => Err(damaged(
+                &self.name,
+                format!("its page data (chunk {index}) cannot be decompressed"),
+            )),
+        }
+    }
+
+    /// How far into the page data a position is, from which so many bytes are there.
+    fn inside(&self, offset: u64, length: u64) -> Result<u64> {
+        let inside = offset.checked_sub(HEADER_LENGTH as u64);
+        let sound = |inside: &u64| inside.checked_add(length).is_some_and(|end| end <= self.data_bytes);
+        inside.filter(sound).ok_or_else(|| {
+            let what = format!("{length} bytes at offset {offset} are not page data");
+            damaged(&self.name, what)
+        })
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut inside = self.inside(offset, buffer.len() as u64)?;
+        if self.packed.is_none() {
+            return read_at(&self.file, buffer, offset, &self.name);
+        }
+        let mut recent = self.recent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let (index, from) = (inside / HASH_CHUNK, (inside % HASH_CHUNK) as usize);
+            let known = recent.take().filter(|(known, _)| *known == index);
+            let (_, chunk) = recent.insert(match known {
+                Some(known) => known,
+                None => (index, self.unpack(index, &mut Vec::new())?),
+            });
+            let length = rest.len().min(chunk.len() - from);
+            let (now, later) = rest.split_at_mut(length);
+            now.copy_from_slice(&chunk[from..from + length]);
+            inside += length as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// The chunks of a compressed image by its table; none where that makes no sense.
+fn packed_chunks(table: &[u8], trailer: &Trailer) -> Option<Vec<(u64, u32, u32)>> {
+    let count = table.len() / PACKED_ENTRY;
+    let mut at = trailer.data_offset;
+    let mut chunks = Vec::with_capacity(count);
+    for (index, entry) in table.chunks_exact(PACKED_ENTRY).enumerate() {
+        let (stored, length) = (u32_at(entry, HASH_LENGTH), u32_at(entry, HASH_LENGTH + 4));
+        let whole = u64::from(length) == HASH_CHUNK;
+        let last = index + 1 == count && (1..=HASH_CHUNK).contains(&u64::from(length));
+        if !(whole || last) || !u64::from(length).is_multiple_of(PAGE) || !(1..=length).contains(&stored) {
+            return None;
+        }
+        chunks.push((at, stored, length));
+        at += u64::from(stored);
+    }
+    (at == trailer.table_offset).then_some(chunks)
+}
+
+impl Image {
+    /// Opens an image file and checks everything except its page data. A symbolic link is not followed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Denied`] and [`ErrorKind::Io`] from the system; [`ErrorKind::Damaged`] for
+    /// a file that is no image, or a damaged one; [`ErrorKind::Incompatible`] for one that needs a newer program.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (body, path) = Body::open(path)?;
+        Self::from_body(body, Some(path))
+    }
+
+    /// Checks an image that is open for reading. `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn from_file(file: File, name: &str) -> Result<Self> {
+        Self::from_body(Body::from_file(file, name)?, None)
+    }
+
+    fn from_body(body: Body, path: Option<PathBuf>) -> Result<Self> {
+        let (trailer, name) = (&body.trailer, body.name.as_str());
+        let encoded = read_part(&body.file, trailer.manifest_offset, trailer.manifest_length, name)?;
         check(
             &encoded,
             &trailer.manifest_hash,
@@ -112,28 +275,30 @@ impl Image {
             trailer.manifest_offset,
             name,
         )?;
-
         let refused = || format!("image {name} cannot be used");
         let manifest = cbor::decode(&encoded).context(refused)?;
         drop(encoded);
         let architecture = &manifest.checkpoint.architecture;
-        if !architecture.is_empty() && *architecture != header.architecture {
-            let what = format!("its header says {}, its metadata {architecture:?}", header.architecture);
+        if !architecture.is_empty() && *architecture != body.header.architecture {
+            let what = format!(
+                "its header says {}, its metadata {architecture:?}",
+                body.header.architecture
+            );
             return Err(damaged(name, what));
         }
-        manifest
-            .validate(trailer.data_offset..trailer.table_offset)
-            .context(refused)?;
-        let mut root_hash = [0; HASH_LENGTH];
-        root_hash.copy_from_slice(&end[TRAILER_LENGTH - HASH_LENGTH..]);
+        if !manifest.ancestors.is_empty() && !body.header.requires(INCREMENTAL) {
+            return Err(damaged(
+                name,
+                "it refers to other images and its header does not say so",
+            ));
+        }
+        let data = trailer.data_offset..trailer.data_offset + body.data_bytes;
+        manifest.validate(data).context(refused)?;
         Ok(Image {
-            file,
-            name: name.to_string(),
-            header,
-            trailer,
-            root_hash,
-            table,
+            body,
+            path,
             manifest,
+            ancestors: Vec::new(),
         })
     }
 
@@ -188,12 +353,12 @@ impl Image {
 
     /// The identifier of the image.
     pub fn id(&self) -> ImageId {
-        self.header.id
+        self.body.header.id
     }
 
     /// The header.
     pub fn header(&self) -> &Header {
-        &self.header
+        &self.body.header
     }
 
     /// The metadata.
@@ -203,121 +368,268 @@ impl Image {
 
     /// The file.
     pub fn file(&self) -> &File {
-        &self.file
+        &self.body.file
     }
 
     /// The name it was opened by, for messages.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.body.name
     }
 
     /// Length of the file in bytes.
     pub fn length(&self) -> u64 {
-        self.trailer.total_length
+        self.body.trailer.total_length
     }
 
-    /// Page data in the image, bytes.
+    /// Page data in the image, bytes, before they were compressed.
     pub fn data_bytes(&self) -> u64 {
-        self.trailer.data_length
-    }
-
-    /// Where in the file the page data begin.
-    pub(crate) fn data_start(&self) -> u64 {
-        self.trailer.data_offset
+        self.body.data_bytes
     }
 
     /// Encoded metadata in the image, bytes.
     pub fn manifest_bytes(&self) -> u64 {
-        self.trailer.manifest_length
+        self.body.trailer.manifest_length
     }
 
     /// The hash of the trailer, which depends on every byte of the image.
     pub fn root_hash(&self) -> [u8; 32] {
-        self.root_hash
+        self.body.root_hash
     }
 
-    /// Reads all page data and checks their hashes, on several processors. `progress` is called now and then with bytes
-    /// done and bytes in all, at the end with both equal.
+    /// Opens the images this one refers to: each is looked for beside this one, then where it was when this one was
+    /// made. Without this, their page data cannot be read or verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] naming an image that is missing, or that is not the one it was.
+    pub fn open_ancestors(&mut self) -> Result<()> {
+        if self.ancestors.len() == self.manifest.ancestors.len() {
+            return Ok(());
+        }
+        let mut opened = Vec::with_capacity(self.manifest.ancestors.len());
+        for ancestor in &self.manifest.ancestors {
+            opened.push(self.find_ancestor(ancestor)?);
+        }
+        self.ancestors = opened;
+        Ok(())
+    }
+
+    fn find_ancestor(&self, ancestor: &Ancestor) -> Result<Body> {
+        let recorded = ancestor.path.as_path();
+        let beside = self.path.as_deref().and_then(Path::parent).zip(recorded.file_name());
+        let places = beside.map(|(directory, name)| directory.join(name));
+        let owner = |file: &File| file.metadata().map(|metadata| metadata.uid()).ok();
+        let mut found = None;
+        for place in places.into_iter().chain([recorded.to_path_buf()]) {
+            match Body::open(&place) {
+                // Root, restarting a user's image, must not give that user the pages of somebody else's.
+                Ok((body, _)) if owner(&body.file) != owner(&self.body.file) => {
+                    found = found.or(Some(format!("{} belongs to another user", place.display())));
+                }
+                Ok((body, _)) if body.root_hash[..] == ancestor.root_hash.0[..] => return Ok(body),
+                Ok((body, _)) => {
+                    let what = if body.header.id.0[..] == ancestor.id.0[..] {
+                        "has been altered since"
+                    } else {
+                        "is another image now"
+                    };
+                    found = found.or(Some(format!("{} {what}", place.display())));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => found = found.or(Some(error.chain())),
+            }
+        }
+        let name = recorded.file_name().unwrap_or(recorded.as_os_str()).display();
+        let why = found.unwrap_or_else(|| format!("{} is missing", recorded.display()));
+        Err(Error::new(
+            ErrorKind::Damaged,
+            format!("image {} is an increment and needs image {name}: {why}", self.body.name),
+        )
+        .with_hint("put that image beside this one, or use another image"))
+    }
+
+    /// The files page data are read from: this image, then its ancestors.
+    pub fn bodies(&self) -> impl Iterator<Item = &File> {
+        self.all_bodies().map(|body| &body.file)
+    }
+
+    fn all_bodies(&self) -> impl Iterator<Item = &Body> {
+        std::iter::once(&self.body).chain(&self.ancestors)
+    }
+
+    fn body_of(&self, offset: u64) -> Result<&Body> {
+        let index = offset / ANCESTOR_STRIDE;
+        let body = match usize::try_from(index) {
+            Ok(0) => Some(&self.body),
+            Ok(index) => self.ancestors.get(index - 1),
+            Err(_) => None,
+        };
+        body.ok_or_else(|| damaged(&self.body.name, format!("ancestor {index} is not open")))
+    }
+
+    /// Where the page data at a position given by an extent are in a file: the number of the file among
+    /// [`Image::bodies`] and the offset in it. None where they are compressed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when no such image is open.
+    pub fn locate(&self, offset: u64) -> Result<Option<(usize, u64)>> {
+        let body = self.body_of(offset)?;
+        let place = ((offset / ANCESTOR_STRIDE) as usize, offset % ANCESTOR_STRIDE);
+        Ok(body.packed.is_none().then_some(place))
+    }
+
+    /// Reads all page data of this image, and those of its ancestors that it uses, and checks their hashes, on several
+    /// processors. `progress` is called now and then with bytes done and bytes in all, at the end with both equal.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] with the offset of the first altered piece of [`HASH_CHUNK`] bytes; [`ErrorKind::Io`]
     /// when reading fails.
     pub fn verify_data(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        let total = self.trailer.data_length;
-        let chunks = total.div_ceil(HASH_CHUNK);
-        let next = AtomicU64::new(0);
+        if self.ancestors.len() != self.manifest.ancestors.len() {
+            return Err(Error::new(ErrorKind::Internal, "the images it refers to are not open"));
+        }
+        let mut used: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); self.ancestors.len() + 1];
+        used[0].extend(0..self.body.chunks());
+        for extent in self.manifest.extents() {
+            let (index, start) = (
+                (extent.offset / ANCESTOR_STRIDE) as usize,
+                extent.offset % ANCESTOR_STRIDE,
+            );
+            if index > 0
+                && let Some(used) = used.get_mut(index)
+            {
+                let start = start - HEADER_LENGTH as u64;
+                used.extend(start / HASH_CHUNK..(start + extent.length).div_ceil(HASH_CHUNK));
+            }
+        }
+        let work: Vec<(&Body, u64)> = self
+            .all_bodies()
+            .zip(&used)
+            .flat_map(|(body, used)| used.iter().map(move |&chunk| (body, chunk)))
+            .collect();
+        let total = work.iter().map(|(body, chunk)| body.chunk_place(*chunk).1).sum();
         let done = AtomicU64::new(0);
-        // Pieces are handed out in order, so those before the first bad one have all been looked at in the end.
-        let first_bad: Mutex<Option<(u64, Error)>> = Mutex::new(None);
-        let work = |report: &mut dyn FnMut(u64)| {
-            let mut buffer = vec![0; HASH_CHUNK.min(total) as usize];
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= chunks {
-                    return;
-                }
-                match self.verify_chunk(index, &mut buffer) {
-                    Ok(length) => report(done.fetch_add(length, Ordering::Relaxed) + length),
-                    Err(error) => {
-                        next.store(chunks, Ordering::Relaxed);
-                        let mut bad = first_bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                        if bad.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
-                            *bad = Some((index, error));
-                        }
-                        return;
-                    }
-                }
-            }
-        };
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let threads = usize::try_from(chunks).unwrap_or(usize::MAX).min(threads);
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                // Without them this thread does it all.
-                let _ = thread::Builder::new()
-                    .name("image-verify".to_string())
-                    .spawn_scoped(scope, || work(&mut |_| {}));
-            }
-            work(&mut |done| {
+        parallel(
+            work.len(),
+            &|index, scratch| {
+                let (body, chunk) = work[index];
+                done.fetch_add(body.stored_chunk(chunk, scratch)?, Ordering::Relaxed);
+                Ok(())
+            },
+            &mut || {
+                let done = done.load(Ordering::Relaxed);
                 if done < total {
                     progress(done, total);
                 }
-            });
-        });
-        match first_bad.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            Some((_, error)) => Err(error),
-            None => {
-                progress(total, total);
-                Ok(())
-            }
-        }
+            },
+        )?;
+        progress(total, total);
+        Ok(())
     }
 
-    fn verify_chunk(&self, index: u64, buffer: &mut [u8]) -> Result<u64> {
-        let start = index * HASH_CHUNK;
-        let length = HASH_CHUNK.min(self.trailer.data_length - start);
-        let buffer = &mut buffer[..length as usize];
-        let offset = self.trailer.data_offset + start;
-        read_at(&self.file, buffer, offset, &self.name)?;
-        let at = index as usize * HASH_LENGTH;
-        if blake3::hash(buffer).as_bytes() != &self.table[at..at + HASH_LENGTH] {
-            let what = format!("its page data ({length} bytes at offset {offset}) are altered");
-            return Err(damaged(&self.name, what));
-        }
-        Ok(length)
-    }
-
-    /// Reads page data at a position in the file, as [`crate::model::Extent::offset`] gives it. Hashes are not checked.
+    /// Reads page data at a position as [`crate::model::Extent::offset`] gives it. Hashes are checked of compressed
+    /// data only.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] outside the page data or when the file has become shorter; [`ErrorKind::Io`].
     pub fn read_data(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let end = offset.checked_add(buffer.len() as u64);
-        if offset < self.trailer.data_offset || end.is_none_or(|end| end > self.trailer.table_offset) {
-            let what = format!("{} bytes at offset {offset} are not page data", buffer.len());
-            return Err(damaged(&self.name, what));
+        self.body_of(offset)?.read(offset % ANCESTOR_STRIDE, buffer)
+    }
+
+    /// Reads many pieces of page data, on several processors: gives each to `take` once, in any order, perhaps in parts
+    /// (with how far into the piece a part begins). A compressed chunk is unpacked once for all pieces in it that
+    /// follow each other.
+    ///
+    /// # Errors
+    /// As [`Image::read_data`], or what `take` gives.
+    pub fn read_pieces(&self, pieces: &[(u64, u64)], take: &TakePiece<'_>) -> Result<()> {
+        // Parts in one chunk each, those of the same chunk together.
+        let mut parts: Vec<Vec<(usize, u64, u64, u64)>> = Vec::new();
+        let mut last = None;
+        for (index, &(offset, length)) in pieces.iter().enumerate() {
+            let mut done = 0;
+            while done < length {
+                let at = offset + done;
+                let inside = (at % ANCESTOR_STRIDE).saturating_sub(HEADER_LENGTH as u64);
+                let part = (HASH_CHUNK - inside % HASH_CHUNK).min(length - done);
+                let chunk = (at / ANCESTOR_STRIDE, inside / HASH_CHUNK);
+                let new = last != Some(chunk);
+                last = Some(chunk);
+                match parts.last_mut() {
+                    Some(group) if !new => group.push((index, done, at, part)),
+                    _ => parts.push(vec![(index, done, at, part)]),
+                }
+                done += part;
+            }
         }
-        read_at(&self.file, buffer, offset, &self.name)
+        parallel(
+            parts.len(),
+            &|group, scratch| {
+                let mut unpacked: Option<Vec<u8>> = None;
+                for &(index, done, at, length) in &parts[group] {
+                    let (body, at) = (self.body_of(at)?, at % ANCESTOR_STRIDE);
+                    if body.packed.is_none() {
+                        scratch.resize(length as usize, 0);
+                        body.read(at, scratch)?;
+                        take(index, done, scratch)?;
+                        continue;
+                    }
+                    let inside = body.inside(at, length)?;
+                    let chunk = match &unpacked {
+                        Some(chunk) => chunk,
+                        None => unpacked.insert(body.unpack(inside / HASH_CHUNK, scratch)?),
+                    };
+                    let from = (inside % HASH_CHUNK) as usize;
+                    take(index, done, &chunk[from..from + length as usize])?;
+                }
+                Ok(())
+            },
+            &mut || {},
+        )
+    }
+}
+
+/// Takes a part of a piece: the number of the piece, how far into it the part begins, and the part.
+pub type TakePiece<'a> = dyn Fn(usize, u64, &[u8]) -> Result<()> + Sync + 'a;
+
+type Work<'a> = dyn Fn(usize, &mut Vec<u8>) -> Result<()> + Sync + 'a;
+
+/// Does `work` for each number below `count`, on several processors, and gives the error of the lowest that failed.
+/// Each processor has a buffer of its own. This thread takes part and calls `tell` now and then.
+fn parallel(count: usize, work: &Work<'_>, tell: &mut dyn FnMut()) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    // Numbers are handed out in order, so those before the first bad one have all been looked at in the end.
+    let first_bad: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let run = |tell: &mut dyn FnMut()| {
+        let mut scratch = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            if let Err(error) = work(index, &mut scratch) {
+                next.store(count, Ordering::Relaxed);
+                let mut bad = first_bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                if bad.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
+                    *bad = Some((index, error));
+                }
+                return;
+            }
+            tell();
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            // Without them this thread does it all.
+            let _ = thread::Builder::new()
+                .name("image-read".to_string())
+                .spawn_scoped(scope, || run(&mut || {}));
+        }
+        run(tell);
+    });
+    match first_bad.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use cpr_types::{Error, ErrorKind, Result};
 
-use crate::format::PAGE;
+use crate::format::{ANCESTOR_STRIDE, MAX_DATA, PAGE};
 use crate::model::*;
 
 /// Addresses below this one are user space; TASK_SIZE_MAX of x86-64 with four-level page tables.
@@ -26,6 +26,8 @@ const MAX_PATH: usize = 4096;
 const MAX_SIGNAL: i32 = 64;
 /// SEMVMX.
 const MAX_SEMAPHORE: u16 = 32767;
+/// An image does not refer to more than this many others.
+const MAX_ANCESTORS: usize = 4096;
 const SIGINFO_LENGTH: usize = 128;
 /// No register set, auxiliary vector, processor mask or terminal setting comes near this.
 const MAX_BLOB: usize = 64 << 10;
@@ -53,6 +55,7 @@ impl Manifest {
         };
         let check = Check { manifest, data, limit };
         check.checkpoint()?;
+        check.ancestors()?;
         let pids = check.processes()?;
         for (index, space) in manifest.address_spaces.iter().enumerate() {
             check
@@ -166,6 +169,31 @@ fn is_page_range(start: u64, length: u64, outer: &Range<u64>) -> bool {
 }
 
 impl Check<'_> {
+    fn ancestors(&self) -> Result<()> {
+        let ancestors = &self.manifest.ancestors;
+        within(ancestors.len() <= MAX_ANCESTORS, "number of ancestors").map_err(wrong)?;
+        for (index, ancestor) in ancestors.iter().enumerate() {
+            path(&ancestor.path)
+                .and_then(|()| within(ancestor.path.0.first() == Some(&b'/'), "path"))
+                .and_then(|()| within(ancestor.id.0.len() == 16, "identifier"))
+                .and_then(|()| within(ancestor.root_hash.0.len() == 32, "root hash"))
+                .and_then(|()| within(ancestor.data_bytes <= MAX_DATA, "amount of page data"))
+                .map_err(|what| wrong(format!("ancestor {index}: {what}")))?;
+        }
+        Ok(())
+    }
+
+    /// Where page data lie in this image (0) or an ancestor.
+    fn data_of(&self, image: u64) -> Range<u64> {
+        let Some(index) = image.checked_sub(1) else {
+            return self.data.clone();
+        };
+        let ancestor = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.manifest.ancestors.get(index));
+        ancestor.map_or(0..0, |ancestor| PAGE..PAGE + ancestor.data_bytes)
+    }
+
     fn checkpoint(&self) -> Result<()> {
         let checkpoint = &self.manifest.checkpoint;
         let size = u64::from(checkpoint.page_size);
@@ -408,7 +436,8 @@ impl Check<'_> {
                 return Err(this("overlap those before or are out of order"));
             }
             last = start + length;
-            if !is_page_range(offset, length, &self.data) {
+            let data = self.data_of(offset / ANCESTOR_STRIDE);
+            if !is_page_range(offset % ANCESTOR_STRIDE, length, &data) {
                 return Err(this(&format!("are not in the image at offset {offset}")));
             }
         }

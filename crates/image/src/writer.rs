@@ -11,7 +11,9 @@ use cpr_types::{Error, ErrorKind, Result};
 
 use crate::cbor;
 use crate::format::{HASH_CHUNK, HASH_LENGTH, HEADER_LENGTH, Header, ImageId, MAX_DATA, PAGE, TRAILER_LENGTH, Trailer};
+use crate::format::{INCREMENTAL, ZSTD};
 use crate::model::Manifest;
+use crate::packer::{Compression, Packer};
 
 /// From this many bytes on, hashing and writing go on at the same time.
 const PARALLEL: usize = 512 << 10;
@@ -23,12 +25,21 @@ pub struct ImageSummary {
     pub id: ImageId,
     /// Length of the image in bytes.
     pub length: u64,
-    /// Page data in it, bytes.
+    /// Page data in it, bytes, before they were compressed.
     pub data_bytes: u64,
     /// Encoded metadata in it, bytes.
     pub manifest_bytes: u64,
     /// Hash of the trailer. It depends on every byte of the image.
     pub root_hash: [u8; 32],
+}
+
+/// What kind of image is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteOptions {
+    /// Compress page data.
+    pub compression: Option<Compression>,
+    /// Extents may refer to other images.
+    pub incremental: bool,
 }
 
 /// Writes an image into a sink that need not be able to seek, so also into a pipe.
@@ -38,8 +49,23 @@ pub struct ImageWriter<W: Write> {
     sink: W,
     header: Header,
     header_hash: [u8; HASH_LENGTH],
-    chunks: Chunks,
+    data: PageData,
     failed: bool,
+}
+
+/// The page data so far.
+enum PageData {
+    Plain(Box<Chunks>),
+    Packed(Box<Packer>),
+}
+
+impl PageData {
+    fn length(&self) -> u64 {
+        match self {
+            PageData::Plain(chunks) => chunks.length,
+            PageData::Packed(packer) => packer.length,
+        }
+    }
 }
 
 /// The hashes of the page data so far.
@@ -76,10 +102,29 @@ impl<W: Write> ImageWriter<W> {
     /// # Errors
     /// When the sink fails.
     pub fn new(sink: W, architecture: &str) -> Result<Self> {
-        Self::with_header(sink, Header::new(architecture)?)
+        Self::with_options(sink, architecture, WriteOptions::default())
     }
 
-    fn with_header(sink: W, header: Header) -> Result<Self> {
+    /// The same, of another kind.
+    ///
+    /// # Errors
+    /// When the sink fails; [`ErrorKind::Usage`] for a level of compression that does not exist.
+    pub fn with_options(sink: W, architecture: &str, options: WriteOptions) -> Result<Self> {
+        let mut features = Vec::new();
+        let data = match options.compression {
+            Some(compression) => {
+                features.push(ZSTD.to_string());
+                PageData::Packed(Box::new(Packer::new(compression)?))
+            }
+            None => PageData::Plain(Box::default()),
+        };
+        if options.incremental {
+            features.push(INCREMENTAL.to_string());
+        }
+        Self::with_header(sink, Header::new(architecture, features)?, data)
+    }
+
+    fn with_header(sink: W, header: Header, data: PageData) -> Result<Self> {
         let bytes = header.encode()?;
         let mut header_hash = [0; HASH_LENGTH];
         header_hash.copy_from_slice(&bytes[HEADER_LENGTH - HASH_LENGTH..]);
@@ -87,7 +132,7 @@ impl<W: Write> ImageWriter<W> {
             sink,
             header,
             header_hash,
-            chunks: Chunks::default(),
+            data,
             failed: false,
         };
         writer.write(&bytes, || "write the header of the image".to_string())?;
@@ -101,10 +146,10 @@ impl<W: Write> ImageWriter<W> {
 
     /// Page data written so far, bytes.
     pub fn data_bytes(&self) -> u64 {
-        self.chunks.length
+        self.data.length()
     }
 
-    /// Appends whole pages and returns where in the image they begin.
+    /// Appends whole pages and returns their position, which extents name.
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`] when the sink is full, other kinds when it fails otherwise. The image cannot be continued
@@ -116,7 +161,8 @@ impl<W: Write> ImageWriter<W> {
                 format!("{} bytes to be appended to an image are not whole pages", pages.len()),
             ));
         }
-        if self.chunks.length + pages.len() as u64 > MAX_DATA {
+        let length = self.data.length();
+        if length + pages.len() as u64 > MAX_DATA {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
@@ -125,16 +171,27 @@ impl<W: Write> ImageWriter<W> {
                 ),
             ));
         }
-        let offset = HEADER_LENGTH as u64 + self.chunks.length;
+        let offset = HEADER_LENGTH as u64 + length;
         let what = || format!("write {} bytes of memory at offset {offset} of the image", pages.len());
+        let Self { sink, data, failed, .. } = self;
+        let chunks = match data {
+            PageData::Plain(chunks) => chunks,
+            PageData::Packed(packer) => {
+                refuse_failed(*failed, what)?;
+                return match packer.append(pages, sink) {
+                    Ok(()) => Ok(offset),
+                    Err(error) => {
+                        *failed = true;
+                        Err(error)
+                    }
+                };
+            }
+        };
         if pages.len() < PARALLEL {
-            self.chunks.add(pages);
-            self.write(pages, what)?;
+            chunks.add(pages);
+            write(sink, failed, pages, what)?;
             return Ok(offset);
         }
-        let Self {
-            sink, chunks, failed, ..
-        } = self;
         let (written, hashed) = thread::scope(|scope| {
             let thread = thread::Builder::new().name("image-hash".to_string());
             let thread = thread.spawn_scoped(scope, || chunks.add(pages));
@@ -144,14 +201,14 @@ impl<W: Write> ImageWriter<W> {
         match hashed {
             Ok(Ok(())) => {}
             Ok(Err(_)) => {
-                self.failed = true;
+                *failed = true;
                 return Err(Error::new(
                     ErrorKind::Internal,
                     "the thread that hashes page data panicked",
                 ));
             }
             // No thread to be had.
-            Err(_) => self.chunks.add(pages),
+            Err(_) => chunks.add(pages),
         }
         written?;
         Ok(offset)
@@ -163,7 +220,7 @@ impl<W: Write> ImageWriter<W> {
     /// [`ErrorKind::Internal`] when the manifest contradicts itself or what was appended; [`ErrorKind::Unsupported`]
     /// when it is too large; otherwise as [`ImageWriter::append`].
     pub fn finish(mut self, manifest: &Manifest) -> Result<(W, ImageSummary)> {
-        let data_bytes = self.chunks.length;
+        let data_bytes = self.data.length();
         let architecture = &manifest.checkpoint.architecture;
         if !architecture.is_empty() && *architecture != self.header.architecture {
             return Err(Error::new(
@@ -177,12 +234,23 @@ impl<W: Write> ImageWriter<W> {
                 Error::new(ErrorKind::Internal, "the metadata to be written are wrong").with_source(error)
             })?;
         let encoded = cbor::encode(manifest)?;
-        if !data_bytes.is_multiple_of(HASH_CHUNK) {
-            self.chunks.close();
-        }
-        let table = std::mem::take(&mut self.chunks.table);
-        let trailer = Trailer::for_lengths(data_bytes, encoded.len() as u64)
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "the image is too long"))?;
+        let (table, trailer) = match &mut self.data {
+            PageData::Plain(chunks) => {
+                if !data_bytes.is_multiple_of(HASH_CHUNK) {
+                    chunks.close();
+                }
+                let trailer = Trailer::for_lengths(data_bytes, encoded.len() as u64);
+                (std::mem::take(&mut chunks.table), trailer)
+            }
+            PageData::Packed(packer) => {
+                refuse_failed(self.failed, || "write the page data of the image".to_string())?;
+                packer.finish(&mut self.sink)?;
+                let table = std::mem::take(&mut packer.table);
+                let trailer = Trailer::for_parts(packer.stored, table.len() as u64, encoded.len() as u64);
+                (table, trailer)
+            }
+        };
+        let trailer = trailer.ok_or_else(|| Error::new(ErrorKind::Internal, "the image is too long"))?;
         let trailer = Trailer {
             header_hash: self.header_hash,
             table_hash: *blake3::hash(&table).as_bytes(),
@@ -212,13 +280,18 @@ impl<W: Write> ImageWriter<W> {
     }
 }
 
-fn write(sink: &mut impl Write, failed: &mut bool, bytes: &[u8], what: impl Fn() -> String) -> Result<()> {
-    if *failed {
+fn refuse_failed(failed: bool, what: impl Fn() -> String) -> Result<()> {
+    if failed {
         return Err(Error::new(
             ErrorKind::Io,
             format!("{}: an earlier write failed", what()),
         ));
     }
+    Ok(())
+}
+
+fn write(sink: &mut impl Write, failed: &mut bool, bytes: &[u8], what: impl Fn() -> String) -> Result<()> {
+    refuse_failed(*failed, &what)?;
     sink.write_all(bytes).map_err(|error| {
         *failed = true;
         full(error, what())

@@ -138,3 +138,23 @@ fn it_refuses_what_we_refuse() {
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "case {index}");
     }
 }
+
+#[test]
+fn a_compressed_image_is_listed_and_verified_too() {
+    let options = cpr_image::WriteOptions {
+        compression: Some(cpr_image::Compression::Level(3)),
+        incremental: false,
+    };
+    let mut writer = cpr_image::ImageWriter::with_options(Vec::new(), "x86_64", options).unwrap();
+    writer.append(&pages(4)).unwrap();
+    let (mut bytes, summary) = writer.finish(&manifest()).unwrap();
+    assert!(summary.length < 4 * 4096 + summary.manifest_bytes);
+    let Some(output) = reader(&bytes, &["--verify"]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bytes[4100] ^= 1;
+    if let Some(output) = reader(&bytes, &["--verify"]) {
+        assert!(!output.status.success());
+    }
+}

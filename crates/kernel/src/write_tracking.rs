@@ -58,6 +58,11 @@ impl WriteTracker {
         WriteTracker { fd }
     }
 
+    /// The descriptor, which keeps the tracking up wherever it goes.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Registers a mapping of the process.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Bytes, Checkpoint, Manifest, Uname};
-use cpr_image::{ImageWriter, PendingImage};
+use cpr_image::{Compression, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
@@ -31,7 +31,7 @@ use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
 use crate::files::{self, SaveContext, Target};
 use crate::freeze::{self, Frozen, Scope};
-use crate::live::{self, Copied};
+use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::{PAGE_SIZE, PageSink};
@@ -65,6 +65,12 @@ pub struct CheckpointRequest {
     pub own_ipc_namespace: bool,
     /// How long to wait for the job to stop.
     pub stop_timeout: Duration,
+    /// Compress page data.
+    pub compression: Option<Compression>,
+    /// Which other images it may refer to.
+    pub basis: Basis,
+    /// Go on tracking the job's writes, for an image that refers to this one.
+    pub keep_tracking: bool,
 }
 
 /// Where the image goes.
@@ -93,6 +99,15 @@ pub struct CheckpointReport {
     pub processes: usize,
     /// Threads saved.
     pub threads: usize,
+    /// Identifier of the image before, where this one refers to it or to what that refers to: it is an increment.
+    pub parent: Option<String>,
+    /// Hash that stands for the image as a whole, in hexadecimal.
+    pub root_hash: String,
+    /// Memory was copied while the job ran, all but what it wrote last; else while it was stopped, because that cannot
+    /// be done here, or because it wrote as fast as was copied.
+    pub live: bool,
+    /// Page data copied while the job was stopped, bytes.
+    pub stopped_bytes: u64,
 }
 
 /// Told while a checkpoint is under way.
@@ -196,7 +211,8 @@ fn target(pid: i32) -> Result<Option<Target>> {
     Ok(Some(Target { pid, proc, pidfd }))
 }
 
-/// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time.
+/// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
+/// what was kept of the checkpoint before; what is kept of this one comes with the report.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] naming everything that cannot be saved; [`ErrorKind::Denied`], [`ErrorKind::Gone`],
@@ -204,8 +220,9 @@ fn target(pid: i32) -> Result<Option<Target>> {
 pub fn checkpoint(
     request: &CheckpointRequest,
     destination: Destination,
+    earlier: Option<Earlier>,
     observer: &mut Observer<'_>,
-) -> Result<CheckpointReport> {
+) -> Result<(CheckpointReport, Vec<Tracked>)> {
     let begun = Instant::now();
     let scope = if request.own_pid_namespace {
         Scope::Namespace
@@ -220,11 +237,9 @@ pub fn checkpoint(
     // So is memory that vfork(2) shares.
     blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
     refuse_blocked(blocked)?;
-    let mut flags = FlagTable::default();
     let mut expected = 0;
     for pid in freeze::members(scope)? {
         if let Ok(proc) = ProcDir::open(pid) {
-            flags.add(&proc);
             expected += proc.status().map_or(0, |status| status.rss_own_kib * 1024);
         }
     }
@@ -242,20 +257,53 @@ pub fn checkpoint(
         }
         Destination::Stream(file) => (None, file),
     };
-    let mut writer = Pipeline::start(ImageWriter::new(stream, arch::NAME)?, observer, expected)?;
-    // A job that goes on is copied while it runs, all but what it writes in the last moments.
+    let mut known = Known::default();
     let mut copied = Vec::new();
+    if let Some(earlier) = earlier {
+        known = Known::new(&earlier, request.basis);
+        copied = live::take_up(earlier.processes);
+        live::register(&mut copied, &known);
+        if copied.is_empty() {
+            known = Known::default();
+        }
+    }
+    let options = WriteOptions {
+        compression: request.compression,
+        incremental: !known.ancestors.is_empty(),
+    };
+    let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
+    let mut writer = Pipeline::start(writer, observer, expected)?;
+    // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut first_stop_ns = 0;
-    if request.after == After::Continue {
+    let mut live = false;
+    if request.after == After::Continue || !copied.is_empty() {
         writer.enter("copy")?;
-        let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
-        let deadline = frozen.deadline();
-        copied = live::track(&mut frozen, deadline);
-        frozen.resume()?;
-        first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
-        live::copy_while_running(&mut copied, &mut writer)?;
+        let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
+        if freeze::members(scope)?
+            .into_iter()
+            .any(|pid| !tracked(pid) && !is_zombie(pid))
+        {
+            let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+            let deadline = frozen.deadline();
+            live::track(&mut frozen, &mut copied, deadline);
+            frozen.resume()?;
+            first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
+            live::register(&mut copied, &known);
+        }
+        live = live::copy_while_running(&mut copied, &mut writer)? && !copied.is_empty();
         writer.drain()?;
     }
+    for copied in &mut copied {
+        copied.keep = request.keep_tracking;
+    }
+    // Read last, because tracking joins mappings that were apart.
+    let mut flags = FlagTable::default();
+    for pid in freeze::members(scope)? {
+        if let Ok(proc) = ProcDir::open(pid) {
+            flags.add(&proc);
+        }
+    }
+    let before_stop = writer.placed();
     writer.enter("stop")?;
     let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
     // Zombies alone are nothing that could go on.
@@ -266,6 +314,9 @@ pub fn checkpoint(
     manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
     manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
     collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
+    let parent = known.ancestors.first().map(|ancestor| hexadecimal(&ancestor.id.0));
+    manifest.ancestors = known.ancestors;
+    let stopped_bytes = writer.placed() - before_stop;
     let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
     if request.after == After::Continue {
         asked.tell_continue();
@@ -302,7 +353,7 @@ pub fn checkpoint(
             frozen.resume()?;
         }
     }
-    Ok(CheckpointReport {
+    let report = CheckpointReport {
         image_id: summary.id.to_string(),
         image_bytes: summary.length,
         data_bytes: summary.data_bytes,
@@ -310,7 +361,27 @@ pub fn checkpoint(
         total_ns: begun.elapsed().as_nanos() as u64,
         processes,
         threads,
-    })
+        parent,
+        root_hash: hexadecimal(&summary.root_hash),
+        live,
+        stopped_bytes,
+    };
+    let kept = if request.keep_tracking && request.after == After::Continue {
+        copied.into_iter().map(Copied::into_tracked).collect()
+    } else {
+        Vec::new()
+    };
+    Ok((report, kept))
+}
+
+fn is_zombie(pid: i32) -> bool {
+    ProcDir::open(pid)
+        .and_then(|proc| proc.stat())
+        .is_ok_and(|stat| stat.state == b'Z')
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Tells the observer of a phase before anything is written.

@@ -238,13 +238,15 @@ fn save_segment(segment: &SysvSegment, sink: &mut dyn PageSink) -> Result<Segmen
         buffer.resize(run * PAGE_SIZE, 0);
         for (index, data) in buffer.chunks(PAGE_SIZE).enumerate().filter(|(_, data)| !is_zero(data)) {
             let start = (start + index * PAGE_SIZE) as u64;
-            let (offset, length) = (sink.append(data)?, PAGE_SIZE as u64);
-            match extents.last_mut() {
-                Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
-                    last.length += length;
+            sink.place(data, &mut |length, offset| {
+                let length = length as u64;
+                match extents.last_mut() {
+                    Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
+                        last.length += length;
+                    }
+                    _ => extents.push(Extent { start, length, offset }),
                 }
-                _ => extents.push(Extent { start, length, offset }),
-            }
+            })?;
         }
         page += run.max(1);
     }

@@ -23,6 +23,7 @@ mod state;
 
 pub use callbacks::Rebirth;
 pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
+pub use live::{Basis, Earlier, Tracked};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};
 

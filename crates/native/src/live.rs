@@ -5,10 +5,20 @@
 //! since the last round are copied ([`Copied::find`] gives the rest); whatever is not tracked is copied whole.
 //!
 //! The order makes it exact: a page is protected before it is copied, so a write during or after the copy marks it.
+//!
+//! Tracking can go on from one checkpoint to the next. The last look while the job is stopped protects what it finds,
+//! so what is written later is what the next image has to have; everything else is in the one before ([`Earlier`]).
+//! The kernel tells whether a mapping has been tracked all the time: a mapping that is new or moved, or that belongs to
+//! a program started or a process forked since, is not, even where it has the place and the PID of one that was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use cpr_image::model::{AddressSpace, Ancestor, ByteString, Bytes};
+use cpr_image::{ANCESTOR_STRIDE, Image};
 use cpr_kernel::batch::Batch;
 use cpr_kernel::memory::{
     Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN,
@@ -37,6 +47,8 @@ const NONE: u64 = 0;
 const ZEROS: u64 = 1;
 /// Could not be read while the job ran.
 const UNKNOWN: u64 = 2;
+/// In an earlier image that is not to be referred to.
+const ELSEWHERE: u64 = 3;
 
 /// A mapping that is tracked: for each page where its last copy is.
 #[derive(Debug)]
@@ -45,15 +57,124 @@ struct Area {
     places: Vec<u64>,
 }
 
+/// A process whose writes are tracked from one checkpoint to the next, by a userfaultfd of its own.
+#[derive(Debug)]
+pub struct Tracked {
+    /// PID in its own namespace.
+    pub pid: i32,
+    /// Start time, clock ticks since boot.
+    pub start: u64,
+    /// Holds the tracking up.
+    pub descriptor: OwnedFd,
+}
+
+/// The image before, after which the writes of these processes have been tracked.
+#[derive(Debug)]
+pub struct Earlier {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// The image.
+    pub image: Image,
+    /// Processes.
+    pub processes: Vec<Tracked>,
+}
+
+/// What an image may refer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Basis {
+    /// No other image.
+    #[default]
+    Full,
+    /// The last full one.
+    SinceFull,
+    /// The last one, and what that refers to.
+    SinceLast,
+}
+
+/// Most images one refers to: at a restart each is an open file.
+const LONGEST_CHAIN: usize = 255;
+
+/// Page data of earlier images that a new one refers to.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Images referred to.
+    pub ancestors: Vec<Ancestor>,
+    /// For the earlier image and its ancestors: what they are in the new one.
+    numbers: Vec<Option<u64>>,
+    spaces: HashMap<i32, AddressSpace>,
+}
+
+impl Known {
+    /// What a new image with this basis can refer to.
+    pub fn new(earlier: &Earlier, basis: Basis) -> Self {
+        let manifest = earlier.image.manifest();
+        let own = Ancestor {
+            id: Bytes(earlier.image.id().0.to_vec()),
+            root_hash: Bytes(earlier.image.root_hash().to_vec()),
+            path: ByteString(earlier.path.as_os_str().as_bytes().to_vec()),
+            data_bytes: earlier.image.data_bytes(),
+        };
+        let mut chain = vec![own];
+        chain.extend(manifest.ancestors.iter().cloned());
+        // The last one has no ancestors, so it is full.
+        let first = match basis {
+            Basis::SinceLast if chain.len() <= LONGEST_CHAIN => 0,
+            Basis::SinceFull => chain.len() - 1,
+            _ => chain.len(),
+        };
+        let numbers = (0..chain.len()).map(|index| index.checked_sub(first).map(|n| n as u64 + 1));
+        let spaces = manifest.processes.iter().filter_map(|process| {
+            let space = manifest.address_spaces.get(process.address_space?.index())?;
+            Some((process.pid, space.clone()))
+        });
+        Known {
+            numbers: numbers.collect(),
+            spaces: spaces.collect(),
+            ancestors: chain.split_off(first),
+        }
+    }
+
+    /// Where the pages from `start` to `end` of a process are, if they have not been written since.
+    fn places(&self, pid: i32, start: u64, end: u64) -> Vec<u64> {
+        let mut places = vec![UNKNOWN; ((end - start) / PAGE) as usize];
+        let mut set = |from: u64, to: u64, place: &dyn Fn(u64) -> u64| {
+            let (from, to) = (from.max(start), to.min(end));
+            for address in (from..to.max(from)).step_by(PAGE as usize) {
+                places[((address - start) / PAGE) as usize] = place(address);
+            }
+        };
+        let mappings = self.spaces.get(&pid).map_or(&[][..], |space| &space.mappings);
+        for mapping in mappings.iter().filter(|m| m.start < end && m.end > start) {
+            set(mapping.start, mapping.end, &|_| NONE);
+            for &(address, length) in &mapping.guards {
+                set(address, address + length, &|_| UNKNOWN);
+            }
+            for extent in &mapping.extents {
+                let number = self.numbers.get((extent.offset / ANCESTOR_STRIDE) as usize);
+                let base = number.copied().flatten().map(|number| number * ANCESTOR_STRIDE);
+                let inside = extent.offset % ANCESTOR_STRIDE;
+                set(extent.start, extent.start + extent.length, &|address| match base {
+                    Some(base) => base + inside + (address - extent.start),
+                    None => ELSEWHERE,
+                });
+            }
+        }
+        places
+    }
+}
+
 /// What has been copied of one process.
 #[derive(Debug)]
 pub struct Copied {
     pid: i32,
+    start: u64,
     memory: Memory,
     pagemap: Pagemap,
     areas: BTreeMap<u64, Area>,
     /// Dropping it ends the tracking.
     tracker: WriteTracker,
+    /// Tracking is to go on after the checkpoint.
+    pub keep: bool,
 }
 
 /// Where the copy of a page is.
@@ -70,6 +191,19 @@ pub enum Place {
 }
 
 impl Copied {
+    fn new(proc: &ProcDir, start: u64, tracker: WriteTracker) -> Result<Self> {
+        let pid = proc.pid();
+        Ok(Copied {
+            pid,
+            start,
+            memory: Memory::open(proc.as_fd()).context(|| format!("open /proc/{pid}/mem"))?,
+            pagemap: Pagemap::open(proc.as_fd()).context(|| format!("open /proc/{pid}/pagemap"))?,
+            areas: BTreeMap::new(),
+            tracker,
+            keep: false,
+        })
+    }
+
     /// The process.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -94,13 +228,13 @@ impl Copied {
         let Some(&first) = places.first() else {
             return (end, Place::Unknown);
         };
-        let step = if first > UNKNOWN { PAGE } else { 0 };
+        let step = if first > ELSEWHERE { PAGE } else { 0 };
         let alike = |(index, place): (usize, &u64)| *place == first + step * index as u64;
         let length = places.iter().enumerate().take_while(|&each| alike(each)).count() as u64;
         let place = match first {
             NONE => Place::Untouched,
             ZEROS => Place::Zeros,
-            UNKNOWN => Place::Unknown,
+            UNKNOWN | ELSEWHERE => Place::Unknown,
             offset => Place::At(offset),
         };
         (address + length * PAGE, place)
@@ -127,7 +261,8 @@ impl Copied {
                 if !here || region.categories & (PAGE_FILE | PAGE_PFNZERO | PAGE_GUARD) != 0 {
                     let first = ((region.start - start) / PAGE) as usize;
                     let last = ((region.end - start) / PAGE) as usize;
-                    area.places[first..last].fill(NONE);
+                    let guarded = region.categories & PAGE_GUARD != 0;
+                    area.places[first..last].fill(if guarded { UNKNOWN } else { NONE });
                     continue;
                 }
                 pages += (region.end - region.start) / PAGE;
@@ -136,6 +271,74 @@ impl Copied {
         }
         Ok(pages)
     }
+
+    /// Copies what has not been written since an image that is not to be referred to.
+    fn copy_elsewhere(&mut self, sink: &mut dyn PageSink) -> Result<()> {
+        let mut buffer = Vec::new();
+        for (&start, area) in &mut self.areas {
+            let mut page = 0;
+            while let Some(next) = area.places[page..].iter().position(|place| *place == ELSEWHERE) {
+                let first = page + next;
+                let length = area.places[first..]
+                    .iter()
+                    .take_while(|place| **place == ELSEWHERE)
+                    .count();
+                page = first + length;
+                let region = PageRegion {
+                    start: start + first as u64 * PAGE,
+                    end: start + page as u64 * PAGE,
+                    categories: 0,
+                };
+                copy(&self.memory, start, area, region, &mut buffer, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs of pages of a mapping of the stopped process that may have been written since they were copied; none where
+    /// it is not tracked. With `keep`, they are protected again.
+    ///
+    /// # Errors
+    /// The page table cannot be read.
+    pub fn written(&self, start: u64, end: u64) -> Result<Option<Vec<PageRegion>>> {
+        // A mapping that was put in the place of another one is not tracked.
+        if !self.pagemap.is_tracked(start).unwrap_or(false) {
+            return Ok(None);
+        }
+        let filter = ScanFilter {
+            all: PAGE_WRITTEN,
+            written_only: true,
+            protect: self.keep,
+            ..ScanFilter::default()
+        };
+        let mut regions = Vec::new();
+        self.pagemap
+            .scan(start, end, filter, &mut regions)
+            .context(|| "look which pages were written")?;
+        Ok(Some(regions))
+    }
+
+    /// Lets the tracking go on after the checkpoint.
+    pub fn into_tracked(self) -> Tracked {
+        Tracked {
+            pid: self.pid,
+            start: self.start,
+            descriptor: self.tracker.into_fd(),
+        }
+    }
+}
+
+/// Takes up the tracking of processes that are still the same.
+pub fn take_up(processes: Vec<Tracked>) -> Vec<Copied> {
+    let same = |tracked: Tracked| {
+        let proc = ProcDir::open(tracked.pid).ok()?;
+        let start = proc.stat().ok()?.starttime;
+        if start != tracked.start {
+            return None;
+        }
+        Copied::new(&proc, start, WriteTracker::new(tracked.descriptor)).ok()
+    };
+    processes.into_iter().filter_map(same).collect()
 }
 
 fn copy(
@@ -170,28 +373,34 @@ fn copy(
             while page < pages && !zero(page) {
                 page += 1;
             }
-            let offset = sink.append(&buffer[from * PAGE_SIZE..page * PAGE_SIZE])?;
-            for (index, place) in area.places[first + from..first + page].iter_mut().enumerate() {
-                *place = offset + (index * PAGE_SIZE) as u64;
-            }
+            let mut places = area.places[first + from..first + page].iter_mut();
+            sink.place(&buffer[from * PAGE_SIZE..page * PAGE_SIZE], &mut |length, offset| {
+                for (place, at) in places
+                    .by_ref()
+                    .take(length / PAGE_SIZE)
+                    .zip((offset..).step_by(PAGE_SIZE))
+                {
+                    *place = at;
+                }
+            })?;
         }
         at += length;
     }
     Ok(())
 }
 
-/// Makes the tracking descriptors in a stopped job. A process in which that fails is left out: it is copied whole.
-pub fn track(frozen: &mut Frozen, deadline: Instant) -> Vec<Copied> {
-    let mut tracked = Vec::new();
+/// Makes the tracking descriptors in a stopped job, for processes that have none. A process in which that fails is left
+/// out: it is copied whole.
+pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, deadline: Instant) {
     for process in &mut frozen.processes {
-        if process.space.is_none() {
+        let known = tracked.iter().any(|copied| copied.pid == process.pid);
+        if known || process.space.is_none() {
             continue;
         }
         if let Ok(copied) = track_process(process, deadline) {
             tracked.push(copied);
         }
     }
-    tracked
 }
 
 fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Result<Copied> {
@@ -213,50 +422,71 @@ fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Res
     let mut batch = Batch::new();
     batch.call(libc::SYS_close, &[number.into()]);
     process.run(0, &batch, deadline)?;
-    let tracker = WriteTracker::new(result?);
-    let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
-    Ok(Copied {
-        pid,
-        memory: Memory::open(std::os::fd::AsFd::as_fd(&proc)).context(|| format!("open /proc/{pid}/mem"))?,
-        pagemap: Pagemap::open(std::os::fd::AsFd::as_fd(&proc)).context(|| format!("open /proc/{pid}/pagemap"))?,
-        areas: BTreeMap::new(),
-        tracker,
-    })
+    Copied::new(&process.proc, process.stat.starttime, WriteTracker::new(result?))
 }
 
-/// Copies the memory of the running job in rounds.
+/// Registers what is mapped now. Processes in which that cannot be done, because their memory is that of another program
+/// by now, are left out.
+pub fn register(tracked: &mut Vec<Copied>, known: &Known) {
+    tracked.retain_mut(|copied| register_process(copied, known).is_ok());
+}
+
+/// Copies the memory of the running job in rounds. Tells whether what is left became little enough, so that copying it
+/// while the job is stopped takes no time to speak of.
 ///
 /// # Errors
 /// The image cannot be written.
-pub fn copy_while_running(tracked: &mut Vec<Copied>, sink: &mut dyn PageSink) -> Result<()> {
-    tracked.retain_mut(|copied| register(copied).is_ok());
+pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Result<bool> {
     let mut before = u64::MAX;
     for _ in 0..ROUNDS {
         let mut pages = 0;
         for copied in tracked.iter_mut() {
             pages += copied.round(sink)?;
+            copied.copy_elsewhere(sink)?;
         }
-        // Not worth another round, or written faster than it is copied.
-        if pages <= FEW || pages > before / 2 {
-            break;
+        if pages <= FEW {
+            return Ok(true);
+        }
+        // Written as fast as it is copied.
+        if pages > before / 2 {
+            return Ok(false);
         }
         before = pages;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Registers all private mappings of a process.
-fn register(copied: &mut Copied) -> std::io::Result<()> {
+fn register_process(copied: &mut Copied, known: &Known) -> std::io::Result<()> {
     let maps = ProcDir::open(copied.pid)?.maps()?;
+    let mut refused = None;
     for map in maps.iter().filter(|m| !m.shared) {
         let ours = matches!(
             map.kind(),
             MapKind::Anonymous | MapKind::Heap | MapKind::Stack | MapKind::AnonNamed(_)
         ) || (map.kind() == MapKind::File && !map.deleted);
-        if ours && copied.tracker.register(map.start, map.end).is_ok() {
-            let places = vec![UNKNOWN; ((map.end - map.start) / PAGE) as usize];
-            copied.areas.insert(map.start, Area { end: map.end, places });
+        if !ours || copied.areas.contains_key(&map.start) {
+            continue;
         }
+        // Looked at first: a mapping that takes the place of a tracked one only now has all its pages written.
+        let tracked = copied.pagemap.is_tracked(map.start)?;
+        match copied.tracker.register(map.start, map.end) {
+            Ok(()) => {}
+            Err(error) => {
+                refused = Some(error);
+                continue;
+            }
+        }
+        let places = if tracked {
+            known.places(copied.pid, map.start, map.end)
+        } else {
+            vec![UNKNOWN; ((map.end - map.start) / PAGE) as usize]
+        };
+        copied.areas.insert(map.start, Area { end: map.end, places });
     }
-    Ok(())
+    // Nothing of it: it has ended, or runs another program.
+    match refused {
+        Some(error) if copied.areas.is_empty() => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
 use cpr_image::model::{ByteString, SavedFileKind};
 use cpr_kernel::memory::{
-    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WRITTEN, PageRegion, Pagemap, ScanFilter,
+    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -399,11 +399,13 @@ fn copy(
                 let scanned = space.pagemap.scan(start, end, filter, &mut regions);
                 scanned.context(|| "look which pages are used")
             };
-            // A mapping that was put in the place of another one is not tracked.
-            let tracked = |_: &&Copied| space.pagemap.is_tracked(mapping.start).unwrap_or(false);
-            match copied.filter(tracked) {
+            let written = match copied {
+                Some(copied) => copied.written(mapping.start, mapping.end)?.map(|runs| (copied, runs)),
+                None => None,
+            };
+            match written {
                 None => look(mapping.start, mapping.end)?,
-                Some(copied) => {
+                Some((copied, runs)) => {
                     // What has not been written since it was copied; all else is looked at closely.
                     let mut copies = Unwritten {
                         copied,
@@ -412,7 +414,7 @@ fn copy(
                         known: &mut known,
                     };
                     let mut at = mapping.start;
-                    for written in written(space, mapping)? {
+                    for written in runs {
                         copies.note(at, written.start, &mut look)?;
                         look(written.start, written.end)?;
                         at = written.end;
@@ -484,21 +486,6 @@ fn file_end(space: &Space, mapping: &Mapping) -> Option<u64> {
     let file = rustix::fs::stat(ByteString(map.path.clone()).as_path()).ok()?;
     let bytes = (file.st_size as u64).saturating_sub(map.offset);
     Some(map.start + bytes.next_multiple_of(PAGE_SIZE as u64))
-}
-
-/// Runs of pages that may have been written since they were copied.
-fn written(space: &Space, mapping: &Mapping) -> Result<Vec<PageRegion>> {
-    let filter = ScanFilter {
-        all: PAGE_WRITTEN,
-        written_only: true,
-        ..ScanFilter::default()
-    };
-    let mut regions = Vec::new();
-    space
-        .pagemap
-        .scan(mapping.start, mapping.end, filter, &mut regions)
-        .context(|| "look which pages were written")?;
-    Ok(regions)
 }
 
 /// Finds the copies of pages that have not been written since they were made.
@@ -617,9 +604,11 @@ fn append(data: &[u8], start: u64, skip_zeros: bool, extents: &mut Vec<Extent>, 
         while page < pages && !(skip_zeros && is_zero(slice(page, page + 1))) {
             page += 1;
         }
-        let run = slice(first, page);
-        let offset = sink.append(run)?;
-        push(extents, start + (first * PAGE_SIZE) as u64, run.len() as u64, offset);
+        let mut at = start + (first * PAGE_SIZE) as u64;
+        sink.place(slice(first, page), &mut |length, offset| {
+            push(extents, at, length as u64, offset);
+            at += length as u64;
+        })?;
     }
     Ok(())
 }

@@ -11,17 +11,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cpr_image::model::Manifest;
-use cpr_image::{ImageSummary, ImageWriter};
+use cpr_image::{ImageSummary, ImageWriter, PageIndex};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::checkpoint::{Event, Observer};
-use crate::sink::PageSink;
+use crate::sink::{PAGE_SIZE, PageSink};
 
 /// Page data buffered in memory while the job is stopped, bytes; beyond that the stop lasts as long as writing does.
 pub const BUFFERED: usize = 64 << 20;
 
 /// Size of one piece handed to the writing thread.
 const PIECE: usize = 1 << 20;
+
+/// Most runs of pages that refer to pages stored before: each makes the metadata longer (by less than 30 bytes).
+const MOST_SHARED: usize = 1 << 20;
 
 /// Page data between two reports of progress, bytes.
 const STEP: u64 = 16 << 20;
@@ -39,6 +42,9 @@ pub struct Pipeline<'a, 'b> {
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
     piece: Vec<u8>,
     next: u64,
+    index: PageIndex,
+    /// Runs of pages that were found in the image.
+    shared: usize,
     observer: &'a mut Observer<'b>,
     phase: &'static str,
     done: u64,
@@ -63,6 +69,8 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             thread: Some(thread),
             piece: Vec::with_capacity(PIECE),
             next,
+            index: PageIndex::new()?,
+            shared: 0,
             observer,
             phase: "",
             done: 0,
@@ -78,6 +86,19 @@ impl<'a, 'b> Pipeline<'a, 'b> {
     pub fn enter(&mut self, phase: &'static str) -> Result<()> {
         self.phase = phase;
         self.tell()
+    }
+
+    /// Page data placed so far, bytes.
+    pub fn placed(&self) -> u64 {
+        self.done
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<()> {
+        self.done += bytes as u64;
+        if self.done - self.told >= STEP {
+            self.tell()?;
+        }
+        Ok(())
     }
 
     fn tell(&mut self) -> Result<()> {
@@ -173,11 +194,49 @@ impl PageSink for Pipeline<'_, '_> {
                 self.send()?;
             }
         }
-        self.done += pages.len() as u64;
-        if self.done - self.told >= STEP {
-            self.tell()?;
-        }
+        self.count(pages.len())?;
         Ok(offset)
+    }
+
+    fn place(&mut self, pages: &[u8], placed: &mut dyn FnMut(usize, u64)) -> Result<()> {
+        // Pages from `from` on are new and not appended so far; `run` has been found, and its end may go on.
+        let (mut from, mut run) = (0, None::<(usize, u64)>);
+        for at in (0..pages.len()).step_by(PAGE_SIZE) {
+            if self.shared >= MOST_SHARED {
+                break;
+            }
+            let fresh = self.next + (at - from) as u64;
+            let Some(known) = self.index.find_or_note(&pages[at..at + PAGE_SIZE], fresh) else {
+                if let Some((length, offset)) = run.take() {
+                    placed(length, offset);
+                }
+                continue;
+            };
+            if from < at {
+                let offset = self.append(&pages[from..at])?;
+                placed(at - from, offset);
+            }
+            run = match run {
+                Some((length, offset)) if offset + length as u64 == known => Some((length + PAGE_SIZE, offset)),
+                other => {
+                    if let Some((length, offset)) = other {
+                        placed(length, offset);
+                    }
+                    self.shared += 1;
+                    Some((PAGE_SIZE, known))
+                }
+            };
+            from = at + PAGE_SIZE;
+            self.count(PAGE_SIZE)?;
+        }
+        if let Some((length, offset)) = run {
+            placed(length, offset);
+        }
+        if from < pages.len() {
+            let offset = self.append(&pages[from..])?;
+            placed(pages.len() - from, offset);
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,17 @@ pub trait PageSink {
     /// # Errors
     /// The image cannot be written.
     fn append(&mut self, pages: &[u8]) -> Result<u64>;
+
+    /// Sees to it that whole pages are in the image, each once if it has been there before. Tells `placed` of every run
+    /// of them, in order: its length in bytes and its position in the image.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    fn place(&mut self, pages: &[u8], placed: &mut dyn FnMut(usize, u64)) -> Result<()> {
+        let offset = self.append(pages)?;
+        placed(pages.len(), offset);
+        Ok(())
+    }
 }
 
 /// Gives page data back.

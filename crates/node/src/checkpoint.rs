@@ -9,11 +9,13 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, PendingImage, check, checkpoint,
+    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, PendingImage,
+    check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::state::now_ms;
 use crate::target::{self, Target};
+use crate::vault::{self, Kept, Link, Vault};
 use crate::wire::WireError;
 use crate::worker::{self, Message, Worker};
 
@@ -47,6 +49,10 @@ pub struct CheckpointOptions {
     pub output: Option<Output>,
     /// How long stopping all threads may take.
     pub timeout: Duration,
+    /// Compress page data.
+    pub compression: Option<Compression>,
+    /// Which other images it may refer to.
+    pub basis: Basis,
     /// Shows progress.
     pub progress: Option<Progress>,
 }
@@ -58,6 +64,8 @@ impl Default for CheckpointOptions {
             signal: None,
             output: None,
             timeout: STOP_TIMEOUT,
+            compression: None,
+            basis: Basis::Full,
             progress: None,
         }
     }
@@ -88,8 +96,16 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     /// Starts a checkpoint of a job.
-    pub(crate) fn for_job(job: &'a Job, options: &CheckpointOptions) -> Result<Task<'a>> {
+    ///
+    /// What is tracked is with `vault`, or else with the job's supervisor.
+    pub(crate) fn for_job(job: &'a Job, options: &CheckpointOptions, vault: Option<&mut Vault>) -> Result<Task<'a>> {
         let name = job.name();
+        if options.basis != Basis::Full && options.output == Some(Output::Stdout) {
+            return Err(
+                Error::new(ErrorKind::Usage, "an increment cannot be written to standard output")
+                    .with_hint("write a full image there, or the increment to a file"),
+            );
+        }
         let state = job.living()?;
         if job.is_suspended()? {
             return Err(Error::new(ErrorKind::Busy, format!("job {name} is suspended"))
@@ -118,8 +134,18 @@ impl<'a> Task<'a> {
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
-        let request = request(options, inner, name, state.init.is_some());
-        let worker = start(&root, request, destination);
+        let mut request = request(options, inner, name, state.init.is_some());
+        let (link, kept) = match vault {
+            Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
+            None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
+        };
+        // Where the image before is gone, tracking begins anew.
+        let earlier = kept.and_then(|kept| kept.open().ok());
+        let incremental = options.basis != Basis::Full;
+        let wanted = incremental || job.spec().sequence.is_some() || earlier.is_some();
+        request.keep_tracking = wanted && (incremental || options.output.is_none()) && !stop;
+        let keep = link.zip(image.clone()).filter(|_| request.keep_tracking);
+        let worker = start(&root, request, destination, earlier, keep);
         if worker.is_err() && stop {
             job.set_stop_intent(None)?;
         }
@@ -137,11 +163,18 @@ impl<'a> Task<'a> {
 
     /// Starts a checkpoint of the process `pid` and its descendants.
     fn for_pid(pid: i32, options: &CheckpointOptions) -> Result<Task<'a>> {
+        if options.basis != Basis::Full {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "only jobs have increments: nobody tracks other processes",
+            )
+            .with_hint("start the program with `cpr run`"));
+        }
         let (target, inner, foreign) = outsider(pid)?;
         let own_path = || Ok(PathBuf::from(format!("cpr-{pid}.cpr")));
         let (destination, image) = destination(options.output.as_ref(), own_path)?;
         Ok(Task {
-            worker: start(&target, request(options, inner, "", foreign), destination)?,
+            worker: start(&target, request(options, inner, "", foreign), destination, None, None)?,
             _lock: None,
             job: None,
             image,
@@ -230,7 +263,14 @@ impl AsFd for Task<'_> {
     }
 }
 
-fn start(target: &Target, mut request: CheckpointRequest, mut destination: Destination) -> Result<Worker> {
+/// `keep` is where what is tracked goes when the image at this path is complete.
+fn start(
+    target: &Target,
+    mut request: CheckpointRequest,
+    mut destination: Destination,
+    earlier: Option<Earlier>,
+    keep: Option<(Link, PathBuf)>,
+) -> Result<Worker> {
     if let Destination::File(pending) = &mut destination {
         pending.hand_over();
     }
@@ -239,7 +279,12 @@ fn start(target: &Target, mut request: CheckpointRequest, mut destination: Desti
         if let Destination::File(pending) = &mut destination {
             pending.adopt();
         }
-        checkpoint(&request, destination, events).map(Message::Checkpointed)
+        let (report, tracked) = checkpoint(&request, destination, earlier, events)?;
+        if let Some((link, path)) = keep.filter(|_| !tracked.is_empty()) {
+            // Without a supervisor that takes it, the next image is a full one.
+            let _ = link.give(Some(&Kept::new(&path, &report, tracked)));
+        }
+        Ok(Message::Checkpointed(report))
     })
 }
 
@@ -261,6 +306,9 @@ fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: 
         own_pid_namespace,
         own_ipc_namespace: false,
         stop_timeout: options.timeout,
+        compression: options.compression,
+        basis: options.basis,
+        keep_tracking: false,
     }
 }
 
@@ -353,7 +401,7 @@ impl Job {
     /// Checkpoints the job.
     pub fn checkpoint(&self, mut options: CheckpointOptions) -> Result<Checkpointed> {
         let progress = options.progress.take();
-        run(Task::for_job(self, &options)?, progress)
+        run(Task::for_job(self, &options, None)?, progress)
     }
 
     /// Names everything that would keep the job from being checkpointed. Stops nothing.

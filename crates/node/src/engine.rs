@@ -1,7 +1,7 @@
 //! The one place that names the checkpoint engine: everything else here speaks of these types.
 
-pub use cpr_image::{Image, PendingImage};
+pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, Observer, Rebirth, RestartRequest,
-    Restarted, check, check_restart, checkpoint, restart,
+    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Observer, Rebirth,
+    RestartRequest, Restarted, Tracked, check, check_restart, checkpoint, restart,
 };

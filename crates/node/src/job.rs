@@ -1,14 +1,16 @@
 //! One job: what it was asked to be, how it is, and everything that can be done with it.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
+use crate::engine::{Basis, Image};
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
@@ -27,6 +29,43 @@ pub(crate) const KILL: i32 = 9;
 /// How long a job may take to end after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a job's own checkpoints refer to, in a circle: `F` a full image, `I` an increment to the last full one, `i` an
+/// increment to the last one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence(String);
+
+impl Sequence {
+    /// Of the checkpoint with this number, counted from 0.
+    pub(crate) fn basis(&self, number: usize) -> Basis {
+        match self.0.as_bytes()[number % self.0.len()] {
+            b'I' => Basis::SinceFull,
+            b'i' => Basis::SinceLast,
+            _ => Basis::Full,
+        }
+    }
+}
+
+impl std::fmt::Display for Sequence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Sequence {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with('F') || !text.bytes().all(|b| b"FIi".contains(&b)) {
+            return Err(
+                "write F for full images, I for increments to the last full one and i for increments to the \
+                 last one, beginning with F: FIiii"
+                    .to_string(),
+            );
+        }
+        Ok(Sequence(text.to_string()))
+    }
+}
+
 /// What a job is to be.
 #[derive(Debug, Clone, Default)]
 pub struct JobSpec {
@@ -36,7 +75,9 @@ pub struct JobSpec {
     pub command: Vec<OsString>,
     /// Checkpoint again and again after this time.
     pub every: Option<Duration>,
-    /// Keep only that many images, the newest ones.
+    /// What its own checkpoints refer to, one after the other.
+    pub sequence: Option<Sequence>,
+    /// Keep only that many images, the newest ones, and those they need.
     pub keep: Option<usize>,
     /// Give the job a terminal of its own.
     pub terminal: bool,
@@ -224,6 +265,7 @@ impl Job {
             name: Some(name.clone()),
             command: stored.command.iter().map(OsString::from).collect(),
             every: stored.every_ms.map(Duration::from_millis),
+            sequence: stored.sequence.as_deref().and_then(|text| text.parse().ok()),
             keep: stored.keep,
             terminal: stored.terminal,
             share_ipc: stored.share_ipc,
@@ -442,17 +484,30 @@ impl Job {
         Ok(())
     }
 
-    /// Removes all but the newest `keep` images; at least one always stays.
-    pub(crate) fn prune(&self, keep: usize) -> Result<usize> {
+    /// Removes all but the newest `keep` images and those they need; at least one always stays. Where one that stays
+    /// cannot be read, so that nobody knows what it needs, nothing is removed.
+    pub(crate) fn prune(&self, keep: usize) -> Result<()> {
         let images = self.images()?;
         let surplus = images.len().saturating_sub(keep.max(1));
+        if surplus == 0 {
+            return Ok(());
+        }
+        let mut needed = BTreeSet::new();
+        for image in &images[surplus..] {
+            let Ok(image) = Image::open(&image.path) else {
+                return Ok(());
+            };
+            needed.extend(needs(&image));
+        }
         let directory = self.image_directory()?;
         for image in &images[..surplus] {
-            if let Some(name) = image.path.file_name().and_then(OsStr::to_str) {
+            if let Some(name) = image.path.file_name().filter(|name| !needed.contains(*name))
+                && let Some(name) = name.to_str()
+            {
                 directory.remove(name)?;
             }
         }
-        Ok(surplus)
+        Ok(())
     }
 
     /// Sends a signal: SIGKILL to all processes of the job, every other to its root process.
@@ -574,6 +629,34 @@ impl Job {
     pub(crate) fn discard(&self) {
         let _ = self.jobs.remove_tree(&self.name);
     }
+}
+
+/// File names of the images an image refers to.
+fn needs(image: &Image) -> impl Iterator<Item = OsString> + '_ {
+    let ancestors = image.manifest().ancestors.iter();
+    ancestors.filter_map(|ancestor| ancestor.path.as_path().file_name().map(OsStr::to_os_string))
+}
+
+/// The image beside this one that needs it, if there is one: another image whose ancestor it is.
+pub fn needed_by(path: &Path) -> Result<Option<PathBuf>> {
+    let own = Image::open(path)?.id();
+    let path = std::path::absolute(path).context(|| format!("resolve {}", path.display()))?;
+    let Some(directory) = path.parent() else {
+        return Ok(None);
+    };
+    let what = || format!("list directory {}", directory.display());
+    for entry in std::fs::read_dir(directory).context(what)? {
+        let other = entry.context(what)?.path();
+        if other == path || other.extension().is_none_or(|extension| extension != "cpr") {
+            continue;
+        }
+        // What cannot be read needs nothing any more.
+        let Ok(image) = Image::open(&other) else { continue };
+        if image.manifest().ancestors.iter().any(|ancestor| ancestor.id.0 == own.0) {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
 }
 
 fn held_alive(target: &Target) -> bool {

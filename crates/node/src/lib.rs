@@ -28,12 +28,13 @@ mod supervisor;
 mod suspend;
 mod target;
 mod terminal;
+mod vault;
 mod wire;
 mod worker;
 
 pub use checkpoint::{CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_pid, checkpoint_pid};
-pub use engine::{Blocker, CheckpointReport};
-pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase};
+pub use engine::{Basis, Blocker, CheckpointReport, Compression};
+pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};
 pub use state::{StateDir, check_name};

@@ -234,11 +234,17 @@ pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) ->
 
 fn restart_into(
     job: &Job,
-    image: Image,
+    mut image: Image,
     path: Option<&std::path::Path>,
     options: &RestartOptions,
     new: bool,
 ) -> Result<Outcome> {
+    if let Err(error) = image.open_ancestors() {
+        if new {
+            job.discard();
+        }
+        return Err(error);
+    }
     let own_namespace = match options.namespace {
         NamespaceChoice::Always => true,
         NamespaceChoice::Never => false,

@@ -34,6 +34,8 @@ pub(crate) struct StoredSpec {
     #[serde(default)]
     pub(crate) every_ms: Option<u64>,
     #[serde(default)]
+    pub(crate) sequence: Option<String>,
+    #[serde(default)]
     pub(crate) keep: Option<usize>,
     #[serde(default)]
     pub(crate) terminal: bool,
@@ -183,6 +185,7 @@ impl StateDir {
             command: spec.command.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
             directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             every_ms: spec.every.map(|d| d.as_millis() as u64),
+            sequence: spec.sequence.as_ref().map(ToString::to_string),
             keep: spec.keep,
             terminal: spec.terminal,
             share_ipc: spec.share_ipc,

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
-use crate::engine::Rebirth;
+use crate::engine::{Basis, Rebirth};
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::outcome::Outcome;
@@ -24,6 +24,7 @@ use crate::requests::{self, Requests};
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
 use crate::terminal::{Relay, Source, WINDOW};
+use crate::vault::Vault;
 use crate::wire::{Receiver, send, wait};
 
 /// Signals passed on to the job: HUP, INT, QUIT, USR1, USR2, TERM, CONT is left to the kernel.
@@ -62,6 +63,9 @@ struct Supervisor<'a> {
     requests: Requests,
     /// The request that the running task is for.
     nonce: Option<String>,
+    vault: Vault,
+    /// Checkpoints of its own begun so far.
+    count: usize,
     next: Option<Instant>,
     complaint: Option<String>,
 }
@@ -170,6 +174,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         task: None,
         requests,
         nonce: None,
+        vault: Vault::open(&job.directory)?,
+        count: 0,
         next: job.spec().every.map(|every| Instant::now() + every),
         complaint: None,
     };
@@ -273,6 +279,7 @@ enum Tag {
     Init,
     Task,
     Request,
+    Vault,
     Terminal(Source),
 }
 
@@ -293,6 +300,7 @@ impl Supervisor<'_> {
                     Tag::Init => self.hear_init()?,
                     Tag::Task => self.pump_task(),
                     Tag::Request => self.hear_requests()?,
+                    Tag::Vault => self.vault.serve(),
                     Tag::Terminal(source) => sources.push(source),
                 }
             }
@@ -318,6 +326,10 @@ impl Supervisor<'_> {
         if let Some(task) = &self.task {
             tags.push(Tag::Task);
             polled.push((task.as_fd(), PollFlags::IN));
+        }
+        for fd in self.vault.polled() {
+            tags.push(Tag::Vault);
+            polled.push((fd, PollFlags::IN));
         }
         for (source, fd, flags) in self.relay.iter().flat_map(Relay::polled) {
             tags.push(Tag::Terminal(source));
@@ -430,8 +442,19 @@ impl Supervisor<'_> {
         if self.job.is_suspended().unwrap_or(false) {
             return;
         }
-        match Task::for_job(self.job, &CheckpointOptions::default()) {
+        let basis = match &self.job.spec().sequence {
+            Some(sequence) => sequence.basis(self.count),
+            None => Basis::Full,
+        };
+        let options = CheckpointOptions {
+            basis,
+            ..CheckpointOptions::default()
+        };
+        self.count += 1;
+        match Task::for_job(self.job, &options, Some(&mut self.vault)) {
             Ok(task) => self.task = Some(task),
+            // Somebody else is making one.
+            Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(error) => self.complain("a checkpoint", &error),
         }
     }
@@ -473,7 +496,7 @@ impl Supervisor<'_> {
             };
             let task = match &self.task {
                 Some(_) => Err(requests::busy(self.job)),
-                None => Task::for_job(self.job, &options),
+                None => Task::for_job(self.job, &options, Some(&mut self.vault)),
             };
             match task {
                 Ok(task) => {

@@ -77,6 +77,7 @@ fn helper(arguments: &[String]) -> ExitCode {
                 command: rest[dash + 1..].iter().map(Into::into).collect(),
                 terminal: flag("-t"),
                 every: value("--every").map(|ms| Duration::from_millis(ms.parse().unwrap())),
+                sequence: None,
                 keep: None,
                 share_ipc: false,
             };

@@ -12,7 +12,8 @@ use crate::target::{Live, is_image, job_or_pid};
 
 pub fn check(output: Output, args: &Check) -> Result<u8> {
     let (verdict, what, kind, blockers) = if is_image(&args.target) {
-        let image = Image::open(&args.target)?;
+        let mut image = Image::open(&args.target)?;
+        image.open_ancestors()?;
         let what = format!("image {}", args.target.display());
         let blockers = cpr_native::check_restart(&image, own_namespace(&image, args.namespace))?;
         ("restartable", what, ErrorKind::Incompatible, blockers)

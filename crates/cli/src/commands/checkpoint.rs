@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_node::{CheckpointOptions, Checkpointed, Output as Destination};
+use cpr_node::{Basis, CheckpointOptions, Checkpointed, Output as Destination};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
@@ -37,6 +37,12 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
         signal: args.signal,
         output: destination,
         timeout: args.timeout,
+        compression: args.compress,
+        basis: if args.incremental {
+            Basis::SinceLast
+        } else {
+            Basis::Full
+        },
         progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
     };
     let (job, pid, made) = match job_or_pid(&args.target)? {
@@ -71,6 +77,9 @@ fn report_json(job: Option<&str>, pid: Option<i32>, made: &Checkpointed) -> Valu
         "total_ms": milliseconds(report.total_ns),
         "processes": report.processes,
         "threads": report.threads,
+        "parent": report.parent,
+        "mode": if report.live { "live" } else { "stop" },
+        "stopped_bytes": report.stopped_bytes,
     })
 }
 
@@ -82,10 +91,11 @@ fn report_text(name: &str, made: &Checkpointed) -> String {
     };
     let plural = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
     format!(
-        "{}: {}: {}, {}, {}; stopped for {}, {} in all\n",
+        "{}: {}: {}{}, {}, {}; stopped for {}, {} in all\n",
         clean(name),
         clean(&image),
         size(report.image_bytes),
+        if report.parent.is_some() { " (increment)" } else { "" },
         plural(report.processes, "process", "processes"),
         plural(report.threads, "thread", "threads"),
         duration(report.freeze_ns),
@@ -114,6 +124,10 @@ mod tests {
                 total_ns: 12_500_000,
                 processes: 1,
                 threads: 1,
+                parent: None,
+                root_hash: String::new(),
+                live: true,
+                stopped_bytes: 188_416,
             },
         };
         let documents = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/commands.md");

@@ -11,7 +11,7 @@ use crate::target;
 pub fn edit(output: Output, args: &Edit) -> Result<u8> {
     let (path, image) = target::image(&args.image)?;
     let old = image.id().to_string();
-    let mut changes = Changes::new(image);
+    let mut changes = Changes::new(image)?;
     for (from, to) in &args.replace_path {
         changes.replace_path(from, to)?;
     }

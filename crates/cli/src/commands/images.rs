@@ -1,8 +1,9 @@
 //! `cpr images`
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cpr_image::Image;
+use cpr_image::{Image, ImageId};
 use cpr_node::{ImageEntry, Job, StateDir};
 use cpr_types::{ErrorKind, Result};
 use serde_json::json;
@@ -17,6 +18,11 @@ struct Found {
     time: SystemTime,
     /// None of an image that cannot be read.
     processes: Option<usize>,
+    id: Option<ImageId>,
+    /// Of an increment, the image it refers to first.
+    parent: Option<ImageId>,
+    /// In a tree, how many images are above it.
+    depth: usize,
 }
 
 pub fn images(output: Output, args: &Images) -> Result<u8> {
@@ -35,7 +41,13 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
         )?;
         return Ok(0);
     }
-    let found: Vec<Found> = entries.into_iter().map(|(job, entry)| examine(job, entry)).collect();
+    let mut found: Vec<Found> = entries
+        .into_iter()
+        .filter_map(|(job, entry)| examine(job, entry))
+        .collect();
+    if args.tree {
+        found = tree(found);
+    }
     output.answer(
         || {
             let images = found.iter().map(|image| {
@@ -46,6 +58,8 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
                     "bytes": image.entry.bytes,
                     "processes": image.processes,
                     "valid": image.processes.is_some(),
+                    "image_id": image.id.map(|id| id.to_string()),
+                    "parent": image.parent.map(|id| id.to_string()),
                 })
             });
             json!({"images": images.collect::<Vec<_>>()})
@@ -63,18 +77,52 @@ fn list(job: &Job) -> Result<Vec<ImageEntry>> {
     }
 }
 
-fn examine(job: &str, entry: ImageEntry) -> Found {
-    let image = Image::open(&entry.path).ok();
+/// None where it has been removed just now.
+fn examine(job: &str, entry: ImageEntry) -> Option<Found> {
+    let image = match Image::open(&entry.path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        result => result.ok(),
+    };
     let time = match &image {
         Some(image) => Duration::from_nanos(image.manifest().checkpoint.time_ns),
         None => Duration::from_secs(u64::try_from(entry.time).unwrap_or(0)),
     };
-    Found {
+    Some(Found {
         job: job.to_string(),
         time: UNIX_EPOCH.checked_add(time).unwrap_or(UNIX_EPOCH),
-        processes: image.map(|image| image.manifest().processes.len()),
+        processes: image.as_ref().map(|image| image.manifest().processes.len()),
+        id: image.as_ref().map(Image::id),
+        parent: image.and_then(|image| {
+            let parent = image.manifest().ancestors.first()?;
+            Some(ImageId(parent.id.0.as_slice().try_into().ok()?))
+        }),
+        depth: 0,
         entry,
+    })
+}
+
+/// Every image below the one it was made after; those whose parent is not among them come first, as before.
+fn tree(found: Vec<Found>) -> Vec<Found> {
+    let known: BTreeSet<ImageId> = found.iter().filter_map(|image| image.id).collect();
+    let (mut waiting, mut rest): (Vec<Found>, Vec<Found>) = found
+        .into_iter()
+        .partition(|image| image.parent.is_none_or(|parent| !known.contains(&parent)));
+    // The last of it is the next to be shown.
+    waiting.reverse();
+    let mut sorted = Vec::new();
+    while let Some(image) = waiting.pop() {
+        let (children, others) = rest
+            .into_iter()
+            .partition(|other| image.id.is_some() && other.parent == image.id);
+        rest = others;
+        let children: Vec<Found> = children;
+        waiting.extend(children.into_iter().rev().map(|mut child| {
+            child.depth = image.depth + 1;
+            child
+        }));
+        sorted.push(image);
     }
+    sorted
 }
 
 fn table(found: &[Found]) -> String {
@@ -86,7 +134,7 @@ fn table(found: &[Found]) -> String {
             ago(image.time, now),
             size(image.entry.bytes),
             image.processes.map_or_else(|| "damaged".to_string(), |n| n.to_string()),
-            image.entry.path.display().to_string(),
+            format!("{}{}", "  ".repeat(image.depth), image.entry.path.display()),
         ]);
     }
     table.render()

@@ -10,6 +10,7 @@ mod inspect;
 mod kill;
 mod logs;
 mod man;
+mod merge;
 mod ps;
 mod restart;
 mod resume;
@@ -57,6 +58,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Check(args) => check::check(output, &args),
         Verb::Edit(args) => edit::edit(output, &args),
         Verb::Verify(args) => verify::verify(output, &args),
+        Verb::Merge(args) => merge::merge(output, &args),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => man::man(&args),

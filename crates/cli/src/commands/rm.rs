@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cpr_image::Image;
-use cpr_types::{Context, ErrorKind, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::Rm;
@@ -34,6 +34,13 @@ fn remove_image(path: &Path, force: bool) -> Result<()> {
         } else {
             error
         });
+    }
+    if !force && let Some(other) = cpr_node::needed_by(path)? {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            format!("image {} is needed by {}", path.display(), other.display()),
+        )
+        .with_hint("`cpr merge` makes a full image of that one; --force removes this one all the same"));
     }
     std::fs::remove_file(path).context(|| format!("remove {}", path.display()))
 }

@@ -23,6 +23,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         name: name.clone(),
         command: args.command,
         every: args.every,
+        sequence: args.sequence,
         keep: args.keep,
         terminal: args.terminal,
         share_ipc: args.share_ipc,

@@ -8,7 +8,8 @@ use crate::output::{Output, clean, size};
 use crate::target;
 
 pub fn verify(output: Output, args: &ImageName) -> Result<u8> {
-    let (path, image) = target::image(&args.image)?;
+    let (path, mut image) = target::image(&args.image)?;
+    image.open_ancestors()?;
     let mut progress = output.progress();
     image.verify_data(&mut |done, total| progress.update("verify", done, total))?;
     progress.finish();

@@ -354,6 +354,7 @@ pub fn manifest() -> Manifest {
             socket(2, SocketState::Unconnected),
             socket(1, SocketState::PeerClosed),
         ],
+        ancestors: Vec::new(),
         terminals: vec![Terminal {
             index: 3,
             attributes: Bytes(vec![0; 44]),

@@ -243,16 +243,17 @@ fn append(data: &mut Vec<u8>, start: u64, extents: &mut Vec<Extent>, sink: &mut 
         while page < pages && !is_zero(page) {
             page += 1;
         }
-        let run = &data[first * PAGE_SIZE..page * PAGE_SIZE];
-        let offset = sink.append(run)?;
-        let start = start + (first * PAGE_SIZE) as u64;
-        let length = run.len() as u64;
-        match extents.last_mut() {
-            Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
-                last.length += length;
+        let mut start = start + (first * PAGE_SIZE) as u64;
+        sink.place(&data[first * PAGE_SIZE..page * PAGE_SIZE], &mut |length, offset| {
+            let length = length as u64;
+            match extents.last_mut() {
+                Some(last) if last.start + last.length == start && last.offset + last.length == offset => {
+                    last.length += length;
+                }
+                _ => extents.push(Extent { start, length, offset }),
             }
-            _ => extents.push(Extent { start, length, offset }),
-        }
+            start += length;
+        })?;
     }
     Ok(())
 }

@@ -122,7 +122,7 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             }
         }
     }
-    let needed: u64 = image.data_bytes();
+    let needed: u64 = manifest.extents().map(|extent| extent.length).sum();
     if let Some(free) = available_memory()
         && free < needed
     {

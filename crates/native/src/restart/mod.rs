@@ -100,13 +100,19 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mapped = open_mapped(manifest)?;
         let saved = files::create_saved(manifest, image)?;
         drop(identity);
-        let image_fd: OwnedFd = image
-            .file()
-            .try_clone()
-            .context(|| "copy the descriptor of the image")?
-            .into();
+        let bodies = image
+            .bodies()
+            .map(|file| file.try_clone().map(OwnedFd::from))
+            .collect::<std::io::Result<Vec<_>>>()
+            .context(|| "copy the descriptor of the image")?;
+        let window = rustix::fs::memfd_create("cpr-window", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(std::io::Error::from)
+            .context(|| "make a file in memory")?;
+        let window = std::fs::File::from(window);
         let sources = Sources {
-            image: stub::number(&image_fd),
+            image,
+            bodies: &bodies,
+            window: &window,
             mapped: &mapped,
             saved: &saved,
             segments: &manifest.ipc.segments,

@@ -1,8 +1,11 @@
 //! Rebuilding the memory of a process in its stub.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
-use cpr_image::model::{AddressSpace, Mapping, MappingKind, Segment};
+use cpr_image::Image;
+use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -20,11 +23,18 @@ const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const MM_MAP_SIZE: usize = 104;
 
+/// Most bytes of page data unpacked at a time.
+const WINDOW: u64 = 32 << 20;
+
 /// Descriptors, by the numbers they have in every stub.
 #[derive(Debug)]
 pub struct Sources<'a> {
     /// The image.
-    pub image: i32,
+    pub image: &'a Image,
+    /// Its file and those of its ancestors.
+    pub bodies: &'a [OwnedFd],
+    /// A file in memory for page data that cannot be read from an image as they are.
+    pub window: &'a File,
     /// Mapped files by id.
     pub mapped: &'a [OwnedFd],
     /// Saved files by id.
@@ -38,6 +48,13 @@ struct Builder<'a> {
     pid: i32,
     batch: Batch,
     reads: Vec<(CallId, u64)>,
+    sources: &'a Sources<'a>,
+    /// Compressed page data to be put into the window: position by extent, and length.
+    pieces: Vec<(u64, u64)>,
+    /// Where in the window each goes.
+    places: Vec<u64>,
+    /// Bytes of the window that are taken.
+    taken: u64,
 }
 
 impl Builder<'_> {
@@ -47,6 +64,16 @@ impl Builder<'_> {
         if batch.is_empty() {
             return Ok(());
         }
+        let (places, window) = (&self.places, self.sources.window);
+        let unpack = |index: usize, done: u64, part: &[u8]| {
+            window
+                .write_all_at(part, places[index] + done)
+                .context(|| "unpack page data into memory")
+        };
+        self.sources.image.read_pieces(&self.pieces, &unpack)?;
+        self.pieces.clear();
+        self.places.clear();
+        self.taken = 0;
         let outcome = self.workshop.run(self.pid, &batch)?;
         for (call, length) in self.reads.drain(..) {
             if outcome.raw(call) as u64 != length {
@@ -66,6 +93,37 @@ impl Builder<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// Adds the calls that fill memory with page data.
+    fn fill(&mut self, extent: &Extent, place: &str) -> Result<()> {
+        let mut done = 0;
+        while done < extent.length {
+            let offset = extent.offset + done;
+            let mut bytes = (extent.length - done).min(READ_MAX);
+            let (fd, at) = match self.sources.image.locate(offset)? {
+                Some((body, at)) => (self.sources.bodies.get(body).map_or(-1, number), at),
+                None => {
+                    if self.taken == WINDOW {
+                        self.flush()?;
+                    }
+                    bytes = bytes.min(WINDOW - self.taken);
+                    self.pieces.push((offset, bytes));
+                    self.places.push(self.taken);
+                    self.taken += bytes;
+                    (number(self.sources.window), self.taken - bytes)
+                }
+            };
+            let call = self.batch.must(
+                libc::SYS_pread64,
+                &[fd.into(), (extent.start + done).into(), bytes.into(), at.into()],
+                format!("fill {place}"),
+            );
+            self.reads.push((call, bytes));
+            done += bytes;
+            self.make_room()?;
+        }
+        Ok(())
     }
 
     fn advise(&mut self, mapping: &Mapping, advice: i32) {
@@ -107,6 +165,10 @@ pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &So
         pid,
         batch: Batch::new(),
         reads: Vec::new(),
+        sources,
+        pieces: Vec::new(),
+        places: Vec::new(),
+        taken: 0,
     };
     for mapping in &space.mappings {
         map(&mut builder, mapping, sources)?;
@@ -115,7 +177,7 @@ pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &So
     builder.flush()
 }
 
-fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> Result<()> {
+fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, sources: &'a Sources<'a>) -> Result<()> {
     let damaged = || {
         Error::new(
             ErrorKind::Damaged,
@@ -170,23 +232,7 @@ fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> R
         builder.advise(mapping, libc::MADV_NOHUGEPAGE);
     }
     for extent in &mapping.extents {
-        let mut done = 0;
-        while done < extent.length {
-            let bytes = (extent.length - done).min(READ_MAX);
-            let call = builder.batch.must(
-                libc::SYS_pread64,
-                &[
-                    sources.image.into(),
-                    (extent.start + done).into(),
-                    bytes.into(),
-                    (extent.offset + done).into(),
-                ],
-                format!("fill {place}"),
-            );
-            builder.reads.push((call, bytes));
-            done += bytes;
-            builder.make_room()?;
-        }
+        builder.fill(extent, &place)?;
     }
     if first != wanted {
         builder.protect(mapping);

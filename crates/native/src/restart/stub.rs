@@ -524,6 +524,6 @@ fn hole(manifest: &Manifest, own: &[MapEntry], length: u64) -> Result<u64> {
 }
 
 /// Our descriptors as numbers that stubs made from us know them by.
-pub fn number(fd: &OwnedFd) -> i32 {
+pub fn number(fd: &impl AsFd) -> i32 {
     fd.as_fd().as_raw_fd()
 }

@@ -1,0 +1,80 @@
+//! Finding pages that an image has already.
+//!
+//! A page is known by a hash of 128 bits under a secret drawn for each image. Nobody can make two pages with the same
+//! one without knowing the secret, and by chance it does not happen, so that contents need not be compared (an image
+//! that goes into a pipe could not be read back).
+
+use std::collections::HashMap;
+
+use cpr_types::{Error, ErrorKind, Result};
+use rustix::rand::{GetRandomFlags, getrandom};
+use xxhash_rust::xxh3::xxh3_128_with_secret;
+
+/// Bytes of the secret: as many as the default secret of XXH3 has.
+const SECRET: usize = 192;
+/// Pages in one generation: with two of them, at most 64 MiB are used for what was seen last (4 GiB of distinct pages).
+const GENERATION: usize = 1 << 19;
+
+/// Positions in an image by contents, of the pages that were appended last.
+pub struct PageIndex {
+    secret: [u8; SECRET],
+    new: HashMap<u128, u64>,
+    old: HashMap<u128, u64>,
+}
+
+impl PageIndex {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// The kernel has no random bytes to give.
+    pub fn new() -> Result<Self> {
+        let mut secret = [0; SECRET];
+        match getrandom(&mut secret[..], GetRandomFlags::empty()) {
+            Ok(SECRET) => {}
+            // Up to 256 bytes come whole (random(4)).
+            Ok(_) => return Err(Error::new(ErrorKind::Io, "get random bytes: too few came")),
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Io, "get random bytes").with_source(std::io::Error::from(error)));
+            }
+        }
+        Ok(PageIndex {
+            secret,
+            new: HashMap::new(),
+            old: HashMap::new(),
+        })
+    }
+
+    /// Where a page with these contents is; if there is none, `offset` is noted for it.
+    pub fn find_or_note(&mut self, page: &[u8], offset: u64) -> Option<u64> {
+        let hash = xxh3_128_with_secret(page, &self.secret);
+        if let Some(&known) = self.new.get(&hash) {
+            return Some(known);
+        }
+        let known = self.old.get(&hash).copied();
+        if self.new.len() >= GENERATION {
+            self.old = std::mem::take(&mut self.new);
+        }
+        self.new.insert(hash, known.unwrap_or(offset));
+        known
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_found_again_for_a_generation_at_least() {
+        let mut index = PageIndex::new().unwrap();
+        let page = |number: u64| number.to_ne_bytes().repeat(512);
+        assert_eq!(index.find_or_note(&page(7), 4096), None);
+        assert_eq!(index.find_or_note(&page(8), 8192), None);
+        assert_eq!(index.find_or_note(&page(7), 12288), Some(4096));
+        for number in 100..100 + GENERATION as u64 {
+            index.find_or_note(&number.to_ne_bytes(), number);
+        }
+        assert_eq!(index.find_or_note(&page(8), 4096), Some(8192));
+        assert!(index.new.len() + index.old.len() <= 2 * GENERATION);
+    }
+}
