@@ -9,7 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
-    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, PendingImage, check, checkpoint,
+    After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, PendingImage, TcpPolicy, check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::state::now_ms;
@@ -47,6 +47,8 @@ pub struct CheckpointOptions {
     pub output: Option<Output>,
     /// How long stopping all threads may take.
     pub timeout: Duration,
+    /// What becomes of TCP connections to outside; as the job was started with, unless given.
+    pub tcp: Option<TcpPolicy>,
     /// Shows progress.
     pub progress: Option<Progress>,
 }
@@ -58,6 +60,7 @@ impl Default for CheckpointOptions {
             signal: None,
             output: None,
             timeout: STOP_TIMEOUT,
+            tcp: None,
             progress: None,
         }
     }
@@ -118,7 +121,8 @@ impl<'a> Task<'a> {
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
-        let request = request(options, inner, name, state.init.is_some());
+        let tcp = options.tcp.unwrap_or(job.spec().tcp);
+        let request = request(options, inner, name, state.init.is_some(), tcp);
         let worker = start(&root, request, destination);
         if worker.is_err() && stop {
             job.set_stop_intent(None)?;
@@ -138,10 +142,11 @@ impl<'a> Task<'a> {
     /// Starts a checkpoint of the process `pid` and its descendants.
     fn for_pid(pid: i32, options: &CheckpointOptions) -> Result<Task<'a>> {
         let (target, inner, foreign) = outsider(pid)?;
+        let tcp = options.tcp.unwrap_or_default();
         let own_path = || Ok(PathBuf::from(format!("cpr-{pid}.cpr")));
         let (destination, image) = destination(options.output.as_ref(), own_path)?;
         Ok(Task {
-            worker: start(&target, request(options, inner, "", foreign), destination)?,
+            worker: start(&target, request(options, inner, "", foreign, tcp), destination)?,
             _lock: None,
             job: None,
             image,
@@ -247,7 +252,13 @@ fn ends_job(options: &CheckpointOptions) -> bool {
     options.stop || options.signal == Some(KILL)
 }
 
-fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: bool) -> CheckpointRequest {
+fn request(
+    options: &CheckpointOptions,
+    pid: i32,
+    job: &str,
+    own_pid_namespace: bool,
+    tcp: TcpPolicy,
+) -> CheckpointRequest {
     let after = match options.signal {
         _ if ends_job(options) => After::Kill,
         Some(signal) => After::Signal(signal),
@@ -261,6 +272,7 @@ fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: 
         own_pid_namespace,
         own_ipc_namespace: false,
         stop_timeout: options.timeout,
+        tcp,
     }
 }
 
@@ -322,9 +334,9 @@ pub fn checkpoint_pid(pid: i32, mut options: CheckpointOptions) -> Result<Checkp
     run(Task::for_pid(pid, &options)?, progress)
 }
 
-fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
+fn blockers(target: &Target, inner: i32, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
     let own_ipc = worker::plan(target)?.ipc;
-    let mut worker = Worker::start(target, move |_| check(inner, own_ipc).map(Message::Blockers))?;
+    let mut worker = Worker::start(target, move |_| check(inner, own_ipc, tcp).map(Message::Blockers))?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {
         worker.reports.wait(None).context(|| "listen to the worker")?;
@@ -346,7 +358,7 @@ fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
 /// Names everything that would keep the process `pid` and its descendants from being checkpointed. Stops nothing.
 pub fn check_pid(pid: i32) -> Result<Vec<Blocker>> {
     let (target, inner, _) = outsider(pid)?;
-    blockers(&target, inner)
+    blockers(&target, inner, TcpPolicy::default())
 }
 
 impl Job {
@@ -361,7 +373,7 @@ impl Job {
         let state = self.living()?;
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
-        let mut found = blockers(&root, state.root.unwrap_or(root.pid))?;
+        let mut found = blockers(&root, state.root.unwrap_or(root.pid), self.spec().tcp)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

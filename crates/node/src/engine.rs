@@ -3,5 +3,5 @@
 pub use cpr_image::{Image, PendingImage};
 pub use cpr_native::{
     After, Blocker, CheckpointReport, CheckpointRequest, Destination, Event, Observer, Rebirth, RestartRequest,
-    Restarted, check, check_restart, checkpoint, restart,
+    Restarted, TcpPolicy, check, check_restart, checkpoint, restart,
 };

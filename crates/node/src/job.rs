@@ -9,6 +9,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
+use crate::engine::TcpPolicy;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
@@ -42,6 +43,8 @@ pub struct JobSpec {
     pub terminal: bool,
     /// Leave the job in the IPC namespace of whoever runs it.
     pub share_ipc: bool,
+    /// What checkpoints do with TCP connections to outside.
+    pub tcp: TcpPolicy,
 }
 
 /// Where a job is in its life.
@@ -227,6 +230,7 @@ impl Job {
             keep: stored.keep,
             terminal: stored.terminal,
             share_ipc: stored.share_ipc,
+            tcp: stored.tcp,
         };
         Job {
             jobs,

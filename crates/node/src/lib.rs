@@ -32,7 +32,7 @@ mod wire;
 mod worker;
 
 pub use checkpoint::{CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_pid, checkpoint_pid};
-pub use engine::{Blocker, CheckpointReport};
+pub use engine::{Blocker, CheckpointReport, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};

@@ -78,7 +78,7 @@ fn helper(arguments: &[String]) -> ExitCode {
                 terminal: flag("-t"),
                 every: value("--every").map(|ms| Duration::from_millis(ms.parse().unwrap())),
                 keep: None,
-                share_ipc: false,
+                ..JobSpec::default()
             };
             run(&state, spec, flag("-d")).map(|o| o.exit_code())
         }
@@ -524,7 +524,7 @@ fn checkpoint_failure(lab: &Lab) {
         "--",
         "perl",
         "-e",
-        "socket(S, 2, 1, 0); sleep 1000",
+        "socket(S, 2, 1, 262); sleep 1000",
     ];
     lab.expect(0, &arguments);
     until("a checkpoint was tried", || !lab.status()["last_checkpoint"].is_null());

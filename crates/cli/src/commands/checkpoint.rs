@@ -37,6 +37,7 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
         signal: args.signal,
         output: destination,
         timeout: args.timeout,
+        tcp: args.tcp.map(Into::into),
         progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
     };
     let (job, pid, made) = match job_or_pid(&args.target)? {
