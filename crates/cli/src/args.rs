@@ -131,6 +131,9 @@ pub struct Run {
     /// only shared memory can be saved then
     #[arg(long)]
     pub share_ipc: bool,
+    /// What checkpoints do with TCP connections to outside the job
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Tcp::Refuse)]
+    pub tcp: Tcp,
     /// Run in the background; `cpr logs` shows the output
     #[arg(short, long)]
     pub detach: bool,
@@ -140,6 +143,27 @@ pub struct Run {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
+}
+
+/// What a checkpoint does with TCP connections to outside the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tcp {
+    /// The checkpoint is refused, and the job goes on
+    Refuse,
+    /// They are closed: after a restart the program finds that they were reset
+    Close,
+    /// They go on after a restart; the network must keep packets of the other side away until then
+    Keep,
+}
+
+impl From<Tcp> for cpr_node::TcpPolicy {
+    fn from(tcp: Tcp) -> Self {
+        match tcp {
+            Tcp::Refuse => Self::Refuse,
+            Tcp::Close => Self::Close,
+            Tcp::Keep => Self::Keep,
+        }
+    }
 }
 
 /// What becomes of a job that has ended with exit code 0.
@@ -200,6 +224,9 @@ pub struct Checkpoint {
     /// Give up, and let the job go on, where it cannot be stopped for the checkpoint within this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
     pub timeout: Duration,
+    /// What to do with TCP connections to outside the job, instead of what `cpr run` was told (refuse)
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub tcp: Option<Tcp>,
 }
 
 /// `cpr restart`
@@ -332,7 +359,7 @@ pub enum Section {
     Files,
     /// Mapped files, and files carried in the image
     Contents,
-    /// Pipes, UNIX sockets and terminals
+    /// Pipes, sockets and terminals
     Channels,
     /// System V objects and POSIX message queues
     Ipc,

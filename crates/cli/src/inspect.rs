@@ -6,8 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::ValueEnum;
 use cpr_image::Image;
 use cpr_image::model::{
-    AddressSpace, Credentials, Descriptor, Extent, FileId, Limit, Manifest, Mapping, MappingKind, Object, OpenFile,
-    Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState, SysvIdentity, Thread,
+    AddressSpace, Credentials, Descriptor, Extent, FileId, InetSocket, InetState, Limit, Manifest, Mapping,
+    MappingKind, Object, OpenFile, Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState,
+    SysvIdentity, Thread,
 };
 
 use crate::args::Section;
@@ -493,6 +494,8 @@ fn object(manifest: &Manifest, object: &Object) -> String {
         }
         Object::PidFd { pid } => format!("pidfd of process {pid}"),
         Object::Socket(id) => format!("UNIX socket {}", id.0),
+        Object::InetSocket(id) => format!("IP socket {}", id.0),
+        Object::NetlinkSocket(socket) => format!("netlink socket of protocol {}", socket.protocol),
         Object::TerminalSlave(id) => format!("terminal {}", id.0),
         Object::TerminalMaster(id) => format!("master of terminal {}", id.0),
         Object::MessageQueue(id) => {
@@ -524,6 +527,38 @@ fn contents(text: &mut Text, manifest: &Manifest) {
             format!("{number}: {}, {}, saved {saved}", saved_file(file), size(file.size)),
         );
     }
+}
+
+fn inet_socket(socket: &InetSocket) -> String {
+    let kind = match (socket.kind, socket.protocol) {
+        (1, _) => "TCP",
+        (2, 17) => "UDP",
+        (2, 136) => "UDP-Lite",
+        (2, _) => "ping",
+        _ => "raw",
+    };
+    let state = match &socket.state {
+        InetState::Unconnected => "not connected".to_string(),
+        InetState::Associated { remote } => format!("connected to {remote}"),
+        InetState::Listening { backlog } => format!("listening, backlog {backlog}"),
+        InetState::Inner { peer, remote } => format!("connected to {} ({remote})", peer.0),
+        InetState::Waiting { listener, remote } => format!("waiting to be accepted by {} ({remote})", listener.0),
+        InetState::PeerClosed { remote } => format!("connected to {remote}, which has closed"),
+        InetState::Ended { reset: false } => "ended".to_string(),
+        InetState::Ended { reset: true } => "reset".to_string(),
+        InetState::Outer(connection) => format!(
+            "connected to {} outside, {} bytes to be sent",
+            connection.remote,
+            connection.send_queue.0.len()
+        ),
+    };
+    let local = match &socket.local {
+        Some(local) => format!(", bound to {local}"),
+        None => String::new(),
+    };
+    let queued: usize = socket.queue.iter().map(|datagram| datagram.data.0.len()).sum();
+    let queued = queued + socket.received.0.len();
+    format!("{kind}, {state}{local}, {queued} bytes to be read")
 }
 
 fn channels(text: &mut Text, manifest: &Manifest) {
@@ -566,6 +601,10 @@ fn channels(text: &mut Text, manifest: &Manifest) {
             1,
             format!("{number}: {kind}, {state}{address}, {queued} bytes in {messages} messages queued{passed}"),
         );
+    }
+    text.heading("IP sockets");
+    for (number, socket) in manifest.inet_sockets.iter().enumerate() {
+        text.line(1, format!("{number}: {}", inet_socket(socket)));
     }
     text.heading("terminals");
     for (number, terminal) in manifest.terminals.iter().enumerate() {

@@ -72,6 +72,9 @@ survive! {
     pipes;
     // LBNL-3.9.1.M10
     sockets;
+    tcp;
+    udp;
+    netlink;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
     descriptors;
     // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2,
@@ -97,4 +100,10 @@ survive! {
 #[test]
 fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
+}
+
+/// A reader whose buffer is full: what was written to it and has not arrived is kept, too.
+#[test]
+fn tcp_with_data_under_way() {
+    survives_as("tcp_with_data_under_way", As::Root, "tcp", "full");
 }

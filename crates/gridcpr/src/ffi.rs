@@ -565,6 +565,8 @@ fn describe(object: &Object) -> (&'static str, &[u8]) {
         Object::Inotify { .. } => ("inotify", b""),
         Object::PidFd { .. } => ("pid-fd", b""),
         Object::Socket(_) => ("socket", b""),
+        Object::InetSocket(_) => ("inet-socket", b""),
+        Object::NetlinkSocket(_) => ("netlink-socket", b""),
         Object::TerminalSlave(_) => ("terminal-slave", b""),
         Object::TerminalMaster(_) => ("terminal-master", b""),
         Object::MessageQueue(_) => ("message-queue", b""),

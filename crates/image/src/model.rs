@@ -172,6 +172,10 @@ id!(
     SocketId
 );
 id!(
+    /// Index into [`Manifest::inet_sockets`].
+    InetSocketId
+);
+id!(
     /// Index into [`Manifest::terminals`].
     TerminalId
 );
@@ -204,6 +208,8 @@ pub struct Manifest {
     pub pipes: Vec<Pipe>,
     /// UNIX sockets.
     pub sockets: Vec<UnixSocket>,
+    /// IP sockets.
+    pub inet_sockets: Vec<InetSocket>,
     /// Pseudo-terminals.
     pub terminals: Vec<Terminal>,
     /// System V and POSIX objects for communication between processes.
@@ -901,6 +907,10 @@ pub enum Object {
     },
     /// A UNIX socket.
     Socket(SocketId),
+    /// An IP socket: TCP, UDP, ping or raw.
+    InetSocket(InetSocketId),
+    /// A netlink socket whose queue was empty.
+    NetlinkSocket(NetlinkSocket),
     /// The slave side of a pseudo-terminal.
     TerminalSlave(TerminalId),
     /// The master side of a pseudo-terminal.
@@ -1080,6 +1090,170 @@ pub struct SocketMessage {
     pub files: Vec<FileId>,
     /// Sender's bound address, for datagrams.
     pub sender: ByteString,
+}
+
+/// A socket option: level, number, and the value as getsockopt(2) gives it.
+pub type SocketOption = (i32, i32, Bytes);
+
+/// An IP socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InetSocket {
+    /// AF_INET 2, AF_INET6 10.
+    pub family: i32,
+    /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_RAW 3.
+    pub kind: i32,
+    /// IPPROTO_*.
+    pub protocol: i32,
+    /// What it is connected to.
+    pub state: InetState,
+    /// Address and port it is bound to.
+    #[serde(default)]
+    pub local: Option<Endpoint>,
+    /// Options that differ from those of a new socket.
+    #[serde(default)]
+    pub options: Vec<SocketOption>,
+    /// Of a stream: bytes received and not yet read.
+    #[serde(default)]
+    pub received: Bytes,
+    /// Of others: datagrams received and not yet read.
+    #[serde(default)]
+    pub queue: Vec<Datagram>,
+    /// shutdown(2): bit 0 receive side, bit 1 send side.
+    #[serde(default)]
+    pub shutdown: u32,
+}
+
+/// An address and port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Four or sixteen bytes.
+    pub address: Bytes,
+    /// Port number.
+    pub port: u16,
+    /// Interface of a link-local IPv6 address, else zero.
+    #[serde(default)]
+    pub scope: u32,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use std::net::{IpAddr, SocketAddr};
+        let bytes = self.address.0.as_slice();
+        let ip = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+        match ip.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)) {
+            Ok(ip) => SocketAddr::new(ip.to_canonical(), self.port).fmt(f),
+            Err(_) => f.write_str("an impossible address"),
+        }
+    }
+}
+
+/// A datagram in a receive queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Contents.
+    pub data: Bytes,
+    /// Where it came from.
+    pub sender: Endpoint,
+}
+
+/// Connection state of an IP socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InetState {
+    /// Not connected, perhaps bound.
+    Unconnected,
+    /// Not a stream, and connect(2)ed: takes datagrams from there only.
+    Associated {
+        /// The other side.
+        remote: Endpoint,
+    },
+    /// A stream that listens.
+    Listening {
+        /// listen(2) backlog.
+        backlog: u32,
+    },
+    /// A stream whose other end is in the image, too.
+    Inner {
+        /// The other end; both name each other.
+        peer: InetSocketId,
+        /// Its address as this end sees it.
+        remote: Endpoint,
+    },
+    /// A stream that waits to be accepted from a listening socket of the image; nothing was sent yet.
+    Waiting {
+        /// The listening socket.
+        listener: InetSocketId,
+        /// Its address as this end sees it.
+        remote: Endpoint,
+    },
+    /// A stream whose other end no process has open any more; this side can still be open.
+    PeerClosed {
+        /// Address the other end had.
+        remote: Endpoint,
+    },
+    /// A stream that has ended in both directions.
+    Ended {
+        /// The next operation fails with ECONNRESET, as after a reset.
+        reset: bool,
+    },
+    /// A stream to outside the job, to be continued.
+    Outer(Box<TcpConnection>),
+}
+
+/// A TCP connection as TCP_REPAIR takes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TcpConnection {
+    /// The other side.
+    pub remote: Endpoint,
+    /// Sequence number after the last byte written.
+    pub send_sequence: u32,
+    /// Sequence number after the last byte received.
+    pub receive_sequence: u32,
+    /// Bytes written and not acknowledged.
+    #[serde(default)]
+    pub send_queue: Bytes,
+    /// How many bytes at the end of `send_queue` were not sent yet.
+    #[serde(default)]
+    pub unsent: u32,
+    /// TCPI_OPT_*: 1 timestamps, 2 selective acknowledgements, 4 window scaling.
+    #[serde(default)]
+    pub options: u32,
+    /// Shift of the windows the other side announces.
+    #[serde(default)]
+    pub send_scale: u32,
+    /// Shift of the windows announced to the other side.
+    #[serde(default)]
+    pub receive_scale: u32,
+    /// Largest segment the other side takes.
+    #[serde(default)]
+    pub max_segment: u32,
+    /// TCP_TIMESTAMP.
+    #[serde(default)]
+    pub timestamp: u32,
+    /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+    #[serde(default)]
+    pub window: [u32; 5],
+}
+
+/// A netlink socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkSocket {
+    /// SOCK_RAW 3 or SOCK_DGRAM 2.
+    pub kind: i32,
+    /// NETLINK_*.
+    pub protocol: i32,
+    /// Port number it is bound to, 0 when not bound.
+    #[serde(default)]
+    pub port: u32,
+    /// Multicast groups it is a member of.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// Port number and groups it is connected to.
+    #[serde(default)]
+    pub peer: Option<(u32, u32)>,
+    /// Options that differ from those of a new socket.
+    #[serde(default)]
+    pub options: Vec<SocketOption>,
 }
 
 /// A pseudo-terminal, or the terminal the job was started on.

@@ -38,6 +38,9 @@ const MAX_SOCKET_NAME: usize = 108;
 const SOCK_STREAM: i32 = 1;
 const SOCK_DGRAM: i32 = 2;
 const SOCK_SEQPACKET: i32 = 5;
+const SOCK_RAW: i32 = 3;
+const AF_INET: i32 = 2;
+const AF_INET6: i32 = 10;
 /// SIGEV_THREAD_ID.
 const NOTIFY_THREAD: i32 = 4;
 
@@ -93,6 +96,7 @@ impl Manifest {
         }
         check.ipc().map_err(wrong)?;
         check.sockets()?;
+        check.inet_sockets()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
             blob(&terminal.attributes, "attributes")
                 .and_then(|()| within(terminal.input.0.len() <= MAX_TERMINAL, "input"))
@@ -133,6 +137,14 @@ fn in_table<T>(index: usize, table: &[T], what: &str) -> Verdict {
     } else {
         Err(format!("there is no {what} {index}"))
     }
+}
+
+fn options(options: &[SocketOption]) -> Verdict {
+    within(options.len() <= 256, "number of options")?;
+    within(
+        options.iter().all(|(_, _, value)| value.0.len() <= 4096),
+        "length of an option",
+    )
 }
 
 fn path(path: &ByteString) -> Verdict {
@@ -571,6 +583,13 @@ impl Check<'_> {
             }
             Object::PidFd { pid } => process(*pid),
             Object::Socket(id) => in_table(id.index(), &manifest.sockets, "socket"),
+            Object::InetSocket(id) => in_table(id.index(), &manifest.inet_sockets, "IP socket"),
+            Object::NetlinkSocket(socket) => {
+                within([SOCK_DGRAM, SOCK_RAW].contains(&socket.kind), "type")?;
+                within((0..256).contains(&socket.protocol), "protocol")?;
+                within(socket.groups.iter().all(|group| (1..=65536).contains(group)), "group")?;
+                options(&socket.options)
+            }
             Object::TerminalSlave(id) | Object::TerminalMaster(id) => {
                 in_table(id.index(), &manifest.terminals, "terminal")
             }
@@ -606,6 +625,85 @@ impl Check<'_> {
         match uses.iter().position(|uses| *uses > 0) {
             Some(id) => Err(wrong(format!("open file {id}: epoll sets contain each other"))),
             None => Ok(()),
+        }
+    }
+
+    fn inet_sockets(&self) -> Result<()> {
+        for (index, socket) in self.manifest.inet_sockets.iter().enumerate() {
+            self.inet_socket(index, socket)
+                .map_err(|what| wrong(format!("IP socket {index}: {what}")))?;
+        }
+        // Two open files would be two ends of one.
+        let mut used = HashSet::new();
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            if let Object::InetSocket(id) = &file.object
+                && !used.insert(*id)
+            {
+                return Err(wrong(format!("open file {index}: IP socket {} is open twice", id.0)));
+            }
+        }
+        Ok(())
+    }
+
+    fn inet_socket(&self, index: usize, socket: &InetSocket) -> Verdict {
+        let sockets = &self.manifest.inet_sockets;
+        within([AF_INET, AF_INET6].contains(&socket.family), "address family")?;
+        within([SOCK_STREAM, SOCK_DGRAM, SOCK_RAW].contains(&socket.kind), "type")?;
+        within((0..256).contains(&socket.protocol), "protocol")?;
+        within(socket.shutdown <= 3, "shutdown state")?;
+        options(&socket.options)?;
+        let endpoint = |endpoint: &Endpoint| {
+            let length = if socket.family == AF_INET { 4 } else { 16 };
+            within(endpoint.address.0.len() == length, "address")
+        };
+        socket.local.iter().try_for_each(endpoint)?;
+        let stream = socket.kind == SOCK_STREAM;
+        within(stream || socket.received.0.is_empty(), "stream data")?;
+        within(!stream || socket.queue.is_empty(), "datagrams in a stream")?;
+        for datagram in &socket.queue {
+            endpoint(&datagram.sender)?;
+            within(datagram.data.0.len() <= 65535, "length of a datagram")?;
+        }
+        match &socket.state {
+            InetState::Unconnected => Ok(()),
+            InetState::Associated { remote } => {
+                within(!stream, "state of a stream")?;
+                endpoint(remote)
+            }
+            _ if !stream => Err("only streams have connections".to_owned()),
+            InetState::Listening { .. } | InetState::Ended { .. } => Ok(()),
+            InetState::Inner { peer, remote } => {
+                endpoint(remote)?;
+                in_table(peer.index(), sockets, "IP socket")?;
+                within(socket.local.is_some(), "connection without an address")?;
+                match &sockets[peer.index()].state {
+                    InetState::Inner { peer: back, .. } if back.index() == index && peer.index() != index => Ok(()),
+                    _ => Err(format!("IP socket {} is not connected to it", peer.0)),
+                }
+            }
+            InetState::Waiting { listener, remote } => {
+                endpoint(remote)?;
+                in_table(listener.index(), sockets, "IP socket")?;
+                within(socket.local.is_some(), "connection without an address")?;
+                match &sockets[listener.index()].state {
+                    InetState::Listening { .. } => Ok(()),
+                    _ => Err(format!("IP socket {} does not listen", listener.0)),
+                }
+            }
+            InetState::PeerClosed { remote } => endpoint(remote),
+            InetState::Outer(connection) => {
+                endpoint(&connection.remote)?;
+                within(socket.local.is_some(), "connection without an address")?;
+                within(
+                    connection.unsent as usize <= connection.send_queue.0.len(),
+                    "length of what was not sent",
+                )?;
+                within(
+                    connection.send_scale <= 14 && connection.receive_scale <= 14,
+                    "window scale",
+                )?;
+                within(connection.max_segment <= 65535, "segment size")
+            }
         }
     }
 

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod control;
 pub mod event;
 pub mod fd;
+pub mod inet;
 pub mod inside;
 pub mod memory;
 pub mod mqueue;

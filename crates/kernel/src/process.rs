@@ -242,6 +242,48 @@ pub const CAP_CHECKPOINT_RESTORE: u32 = 40;
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// CAP_SETUID.
 pub const CAP_SETUID: u32 = 7;
+/// CAP_NET_BIND_SERVICE.
+pub const CAP_NET_BIND_SERVICE: u32 = 10;
+/// CAP_NET_ADMIN.
+pub const CAP_NET_ADMIN: u32 = 12;
+/// CAP_NET_RAW.
+pub const CAP_NET_RAW: u32 = 13;
+
+/// While it lives the calling thread does without some of its effective capabilities.
+#[derive(Debug)]
+pub struct Without(u64);
+
+impl Without {
+    /// Gives the capabilities in `mask` up for a while.
+    pub fn capabilities(mask: u64) -> io::Result<Self> {
+        let mut sets = capabilities()?;
+        let given_up = sets.effective & mask;
+        sets.effective &= !mask;
+        set_capabilities(sets)?;
+        Ok(Without(given_up))
+    }
+}
+
+impl Drop for Without {
+    fn drop(&mut self) {
+        // They are permitted still, so neither call can fail.
+        if let Ok(mut sets) = capabilities() {
+            sets.effective |= self.0;
+            let _ = set_capabilities(sets);
+        }
+    }
+}
+
+fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
+    let (header, data) = capset_arguments(sets);
+    // SAFETY: header and data have the lengths that version 3 asks for, and the kernel only reads them (the header is
+    // written to where its version is unknown, which it is not).
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
 
 /// kcmp(2): whether two processes share a resource (KCMP_* type). `None` when the kernel cannot tell.
 pub fn shares(kind: i32, one: i32, other: i32) -> Option<bool> {

@@ -46,9 +46,20 @@ pub struct SocketInfo {
 
 /// Asks about the socket with this inode number in the caller's network namespace; none if there is no such.
 pub fn info(inode: u32) -> io::Result<Option<SocketInfo>> {
+    const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10; // name, file, peer, pending connections, queue lengths
+    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0]; // unix_diag_req
+    body.extend_from_slice(&u32::MAX.to_ne_bytes()); // states
+    body.extend_from_slice(&inode.to_ne_bytes());
+    body.extend_from_slice(&SHOW.to_ne_bytes());
+    body.extend_from_slice(&[0xff; 8]); // any cookie
+    diagnose(&body)?.as_deref().map(parse_info).transpose()
+}
+
+/// Asks sock_diag(7) about one socket; gives the body of the answer, or nothing where there is no such socket.
+pub(crate) fn diagnose(body: &[u8]) -> io::Result<Option<Vec<u8>>> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST: u16 = 1;
-    const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10; // name, file, peer, pending connections, queue lengths
+    const NLMSG_ERROR: usize = 2;
     let netlink = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
@@ -56,36 +67,16 @@ pub fn info(inode: u32) -> io::Result<Option<SocketInfo>> {
         rustix::net::Protocol::from_raw(core::num::NonZeroU32::new(libc::NETLINK_SOCK_DIAG as u32).ok_or(INVALID)?)
             .into(),
     )?;
-    let mut request = Vec::with_capacity(40);
-    request.extend_from_slice(&40u32.to_ne_bytes()); // nlmsghdr
+    let mut request = Vec::with_capacity(16 + body.len());
+    request.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes()); // nlmsghdr
     request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     request.extend_from_slice(&[0; 8]);
-    request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]); // unix_diag_req
-    request.extend_from_slice(&u32::MAX.to_ne_bytes()); // states
-    request.extend_from_slice(&inode.to_ne_bytes());
-    request.extend_from_slice(&SHOW.to_ne_bytes());
-    request.extend_from_slice(&[0xff; 8]); // any cookie
+    request.extend_from_slice(body);
     rustix::net::send(&netlink, &request, rustix::net::SendFlags::empty())?;
     let mut reply = vec![0u8; 64 << 10];
     let (_, length) = rustix::net::recv(&netlink, reply.as_mut_slice(), rustix::net::RecvFlags::TRUNC)?;
-    parse_info(reply.get(..length).ok_or(io::ErrorKind::OutOfMemory)?)
-}
-
-const INVALID: io::ErrorKind = io::ErrorKind::InvalidData;
-
-fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
-    let word = bytes.get(at..at + 4).ok_or(INVALID)?;
-    Ok(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> io::Result<usize> {
-    let word = bytes.get(at..at + 2).ok_or(INVALID)?;
-    Ok(usize::from(u16::from_ne_bytes([word[0], word[1]])))
-}
-
-fn parse_info(reply: &[u8]) -> io::Result<Option<SocketInfo>> {
-    const NLMSG_ERROR: usize = 2;
+    let reply = reply.get(..length).ok_or(io::ErrorKind::OutOfMemory)?;
     if u16_at(reply, 4)? == NLMSG_ERROR {
         let error = u32_at(reply, 16)? as i32;
         return match -error {
@@ -95,7 +86,22 @@ fn parse_info(reply: &[u8]) -> io::Result<Option<SocketInfo>> {
         };
     }
     let length = u32_at(reply, 0)? as usize;
-    let body = reply.get(16..length).ok_or(INVALID)?;
+    Ok(Some(reply.get(16..length).ok_or(INVALID)?.to_vec()))
+}
+
+pub(crate) const INVALID: io::ErrorKind = io::ErrorKind::InvalidData;
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
+    let word = bytes.get(at..at + 4).ok_or(INVALID)?;
+    Ok(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> io::Result<usize> {
+    let word = bytes.get(at..at + 2).ok_or(INVALID)?;
+    Ok(usize::from(u16::from_ne_bytes([word[0], word[1]])))
+}
+
+fn parse_info(body: &[u8]) -> io::Result<SocketInfo> {
     let mut info = SocketInfo {
         kind: i32::from(*body.get(1).ok_or(INVALID)?),
         state: *body.get(2).ok_or(INVALID)?,
@@ -121,7 +127,7 @@ fn parse_info(reply: &[u8]) -> io::Result<Option<SocketInfo>> {
         }
         at += length.max(4).next_multiple_of(4);
     }
-    Ok(Some(info))
+    Ok(info)
 }
 
 /// A path without the zero that ends it; other names, in which zeros count, as they are.
@@ -132,7 +138,7 @@ fn without_final_zero(name: &[u8]) -> &[u8] {
     }
 }
 
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(crate) fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -35,7 +35,7 @@ use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, MappedFiles};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::{PAGE_SIZE, PageSink};
-use crate::{Blocker, blockers, ipc, state};
+use crate::{Blocker, TcpPolicy, blockers, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,8 @@ pub struct CheckpointRequest {
     pub basis: Basis,
     /// Go on tracking the job's writes, for an image that refers to this one.
     pub keep_tracking: bool,
+    /// What becomes of TCP connections to outside.
+    pub tcp: TcpPolicy,
 }
 
 /// Where the image goes.
@@ -136,28 +138,28 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] when there is no such process.
-pub fn check(pid: i32, own_ipc_namespace: bool) -> Result<Vec<Blocker>> {
+pub fn check(pid: i32, own_ipc_namespace: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
     let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
-    find_blockers(scope, pid, own_ipc_namespace)
+    find_blockers(scope, pid, own_ipc_namespace, tcp)
 }
 
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
-fn find_blockers(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
-    let mut found = look(scope, root, own_ipc)?;
+fn find_blockers(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+    let mut found = look(scope, root, own_ipc, tcp)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
             break;
         }
-        let again = look(scope, root, own_ipc)?;
+        let again = look(scope, root, own_ipc, tcp)?;
         found.retain(|blocker| again.contains(blocker));
     }
     Ok(found)
 }
 
-fn look(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
+fn look(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
@@ -186,7 +188,7 @@ fn look(scope: Scope, root: i32, own_ipc: bool) -> Result<Vec<Blocker>> {
     }
     found.extend(blockers::sharing(&targets));
     found.extend(ipc::blockers(&targets, own_ipc));
-    found.extend(files::check(&targets, root, own_ipc));
+    found.extend(files::check(&targets, root, own_ipc, tcp));
     Ok(found)
 }
 
@@ -232,7 +234,7 @@ pub fn checkpoint(
     block_child_signals().context(|| "block SIGCHLD")?;
     // First: a callback may do away with what else would be refused (LBNL-2.4.1).
     let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
-    let mut blocked = find_blockers(scope, request.pid, request.own_ipc_namespace)?;
+    let mut blocked = find_blockers(scope, request.pid, request.own_ipc_namespace, request.tcp)?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
     // So is memory that vfork(2) shares.
     blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
@@ -313,7 +315,7 @@ pub fn checkpoint(
     manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
     manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
     manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
-    collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
+    let sockets = collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
     let parent = known.ancestors.first().map(|ancestor| hexadecimal(&ancestor.id.0));
     manifest.ancestors = known.ancestors;
     let stopped_bytes = writer.placed() - before_stop;
@@ -338,6 +340,7 @@ pub fn checkpoint(
     match request.after {
         After::Continue => {}
         After::Kill => {
+            sockets.endings.iter().for_each(files::tcp::Ending::prepare);
             frozen.kill()?;
             asked.forget();
         }
@@ -468,7 +471,7 @@ fn collect(
     copied: &[Copied],
     manifest: &mut Manifest,
     sink: &mut dyn PageSink,
-) -> Result<()> {
+) -> Result<HeldSockets> {
     let deadline = frozen.deadline();
     let mut layouts = Vec::new();
     let home = Home::of(frozen.scope, request.pid);
@@ -489,7 +492,7 @@ fn collect(
         targets.push(target);
     }
     blockers::refuse_sharing(&targets)?;
-    let mut context = SaveContext::new(&targets, root_pid);
+    let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill);
     if request.own_ipc_namespace {
         context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);
     }
@@ -537,8 +540,21 @@ fn collect(
     manifest.files = context.files;
     manifest.pipes = context.pipes;
     manifest.sockets = context.sockets;
+    manifest.inet_sockets = context.inet_sockets;
     manifest.terminals = context.terminals;
-    machine(frozen, manifest)
+    let sockets = HeldSockets {
+        endings: context.endings,
+        _deaf: context.deaf,
+    };
+    machine(frozen, manifest)?;
+    Ok(sockets)
+}
+
+/// Sockets of a job that is about to end.
+struct HeldSockets {
+    endings: Vec<files::tcp::Ending>,
+    /// After `endings`: closed connections need nobody's attention.
+    _deaf: Vec<files::tcp::Deaf>,
 }
 
 fn root(frozen: &Frozen, request: &CheckpointRequest) -> i32 {

@@ -29,6 +29,19 @@ pub use sink::{PAGE_SIZE, PageSink, PageSource};
 
 use serde::{Deserialize, Serialize};
 
+/// What becomes of TCP connections to outside the job. Those between its own processes are always saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcpPolicy {
+    /// A job with such a connection is not checkpointed.
+    #[default]
+    Refuse,
+    /// After a restart they have been reset.
+    Close,
+    /// After a restart they go on. Between checkpoint and restart the other side must hear nothing of this machine.
+    Keep,
+}
+
 /// Something that stands in the way of a checkpoint or a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocker {

@@ -609,8 +609,8 @@ fn what_cannot_be_saved_is_named() {
             &["io_uring"],
         ),
         (
-            "s = socket.socket(); s.bind(('127.0.0.1', 0)); os.dup2(s.fileno(), 40); s.close()",
-            &["TCP"],
+            "s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); os.dup2(s.fileno(), 40); s.close()",
+            &["multipath TCP"],
         ),
         ("os.dup2(os.open('/dev/kmsg', os.O_RDONLY), 40)", &["/dev/kmsg", "1:11"]),
         (

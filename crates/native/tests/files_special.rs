@@ -14,7 +14,7 @@ use cpr_image::model::{
 };
 use cpr_kernel::proc::{FdInfoKind, ProcDir};
 use cpr_kernel::{event, socket as raw, terminal as tty};
-use cpr_native::files::{epoll, eventfd, inotify, socket, terminal, timerfd};
+use cpr_native::files::{epoll, eventfd, inotify, socket, terminal, timerfd, unix};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -261,7 +261,7 @@ fn inotify_reports_files_made_after_restart() {
 
 /// Saves sockets as one job; files in flight become file numbers in the order found.
 fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>, Vec<OwnedFd>)> {
-    let mut state = socket::SaveState::default();
+    let mut state = unix::SaveState::default();
     for fd in sockets {
         assert_eq!(socket::classify(fd.as_fd()).unwrap(), socket::Class::Unix);
         let id = state.note(fd.as_fd(), "test", cwd)?;
@@ -295,7 +295,7 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
 }
 
 fn restore(images: &[UnixSocket], files: &[OwnedFd]) -> cpr_types::Result<Vec<OwnedFd>> {
-    let sockets = socket::Sockets::create(images)?;
+    let sockets = unix::Sockets::create(images)?;
     let opened = (0..images.len())
         .map(|index| sockets.open(SocketId(index as u32), OFlags::NONBLOCK.bits() as i32))
         .collect::<cpr_types::Result<Vec<_>>>()?;

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, PendingImage,
-    check, checkpoint,
+    TcpPolicy, check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::state::now_ms;
@@ -53,6 +53,8 @@ pub struct CheckpointOptions {
     pub compression: Option<Compression>,
     /// Which other images it may refer to.
     pub basis: Basis,
+    /// What becomes of TCP connections to outside; as the job was started with, unless given.
+    pub tcp: Option<TcpPolicy>,
     /// Shows progress.
     pub progress: Option<Progress>,
 }
@@ -66,6 +68,7 @@ impl Default for CheckpointOptions {
             timeout: STOP_TIMEOUT,
             compression: None,
             basis: Basis::Full,
+            tcp: None,
             progress: None,
         }
     }
@@ -134,7 +137,8 @@ impl<'a> Task<'a> {
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
-        let mut request = request(options, inner, name, state.init.is_some());
+        let tcp = options.tcp.unwrap_or(job.spec().tcp);
+        let mut request = request(options, inner, name, state.init.is_some(), tcp);
         let (link, kept) = match vault {
             Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
             None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
@@ -171,10 +175,17 @@ impl<'a> Task<'a> {
             .with_hint("start the program with `cpr run`"));
         }
         let (target, inner, foreign) = outsider(pid)?;
+        let tcp = options.tcp.unwrap_or_default();
         let own_path = || Ok(PathBuf::from(format!("cpr-{pid}.cpr")));
         let (destination, image) = destination(options.output.as_ref(), own_path)?;
         Ok(Task {
-            worker: start(&target, request(options, inner, "", foreign), destination, None, None)?,
+            worker: start(
+                &target,
+                request(options, inner, "", foreign, tcp),
+                destination,
+                None,
+                None,
+            )?,
             _lock: None,
             job: None,
             image,
@@ -292,7 +303,13 @@ fn ends_job(options: &CheckpointOptions) -> bool {
     options.stop || options.signal == Some(KILL)
 }
 
-fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: bool) -> CheckpointRequest {
+fn request(
+    options: &CheckpointOptions,
+    pid: i32,
+    job: &str,
+    own_pid_namespace: bool,
+    tcp: TcpPolicy,
+) -> CheckpointRequest {
     let after = match options.signal {
         _ if ends_job(options) => After::Kill,
         Some(signal) => After::Signal(signal),
@@ -309,6 +326,7 @@ fn request(options: &CheckpointOptions, pid: i32, job: &str, own_pid_namespace: 
         compression: options.compression,
         basis: options.basis,
         keep_tracking: false,
+        tcp,
     }
 }
 
@@ -370,9 +388,9 @@ pub fn checkpoint_pid(pid: i32, mut options: CheckpointOptions) -> Result<Checkp
     run(Task::for_pid(pid, &options)?, progress)
 }
 
-fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
+fn blockers(target: &Target, inner: i32, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
     let own_ipc = worker::plan(target)?.ipc;
-    let mut worker = Worker::start(target, move |_| check(inner, own_ipc).map(Message::Blockers))?;
+    let mut worker = Worker::start(target, move |_| check(inner, own_ipc, tcp).map(Message::Blockers))?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {
         worker.reports.wait(None).context(|| "listen to the worker")?;
@@ -394,7 +412,7 @@ fn blockers(target: &Target, inner: i32) -> Result<Vec<Blocker>> {
 /// Names everything that would keep the process `pid` and its descendants from being checkpointed. Stops nothing.
 pub fn check_pid(pid: i32) -> Result<Vec<Blocker>> {
     let (target, inner, _) = outsider(pid)?;
-    blockers(&target, inner)
+    blockers(&target, inner, TcpPolicy::default())
 }
 
 impl Job {
@@ -409,7 +427,7 @@ impl Job {
         let state = self.living()?;
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
-        let mut found = blockers(&root, state.root.unwrap_or(root.pid))?;
+        let mut found = blockers(&root, state.root.unwrap_or(root.pid), self.spec().tcp)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

@@ -3,5 +3,5 @@
 pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Observer, Rebirth,
-    RestartRequest, Restarted, Tracked, check, check_restart, checkpoint, restart,
+    RestartRequest, Restarted, TcpPolicy, Tracked, check, check_restart, checkpoint, restart,
 };

@@ -10,7 +10,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
-use crate::engine::{Basis, Image};
+use crate::engine::{Basis, Image, TcpPolicy};
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
@@ -83,6 +83,8 @@ pub struct JobSpec {
     pub terminal: bool,
     /// Leave the job in the IPC namespace of whoever runs it.
     pub share_ipc: bool,
+    /// What checkpoints do with TCP connections to outside.
+    pub tcp: TcpPolicy,
 }
 
 /// Where a job is in its life.
@@ -269,6 +271,7 @@ impl Job {
             keep: stored.keep,
             terminal: stored.terminal,
             share_ipc: stored.share_ipc,
+            tcp: stored.tcp,
         };
         Job {
             jobs,

@@ -33,7 +33,7 @@ mod wire;
 mod worker;
 
 pub use checkpoint::{CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_pid, checkpoint_pid};
-pub use engine::{Basis, Blocker, CheckpointReport, Compression};
+pub use engine::{Basis, Blocker, CheckpointReport, Compression, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
+use crate::engine::TcpPolicy;
 use crate::job::{Job, JobSpec};
 
 /// Longest job name.
@@ -41,6 +42,8 @@ pub(crate) struct StoredSpec {
     pub(crate) terminal: bool,
     #[serde(default)]
     pub(crate) share_ipc: bool,
+    #[serde(default)]
+    pub(crate) tcp: TcpPolicy,
     pub(crate) created_ms: u64,
 }
 
@@ -189,6 +192,7 @@ impl StateDir {
             keep: spec.keep,
             terminal: spec.terminal,
             share_ipc: spec.share_ipc,
+            tcp: spec.tcp,
             created_ms: now_ms(),
         };
         let made = directory

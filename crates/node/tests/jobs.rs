@@ -79,7 +79,7 @@ fn helper(arguments: &[String]) -> ExitCode {
                 every: value("--every").map(|ms| Duration::from_millis(ms.parse().unwrap())),
                 sequence: None,
                 keep: None,
-                share_ipc: false,
+                ..JobSpec::default()
             };
             run(&state, spec, flag("-d")).map(|o| o.exit_code())
         }
@@ -525,7 +525,7 @@ fn checkpoint_failure(lab: &Lab) {
         "--",
         "perl",
         "-e",
-        "socket(S, 2, 1, 0); sleep 1000",
+        "socket(S, 2, 1, 262); sleep 1000",
     ];
     lab.expect(0, &arguments);
     until("a checkpoint was tried", || !lab.status()["last_checkpoint"].is_null());

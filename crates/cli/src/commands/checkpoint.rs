@@ -43,6 +43,7 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
         } else {
             Basis::Full
         },
+        tcp: args.tcp.map(Into::into),
         progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
     };
     let (job, pid, made) = match job_or_pid(&args.target)? {

@@ -27,6 +27,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         keep: args.keep,
         terminal: args.terminal,
         share_ipc: args.share_ipc,
+        tcp: args.tcp.into(),
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;

@@ -332,6 +332,7 @@ pub fn manifest() -> Manifest {
             },
             Pipe::default(),
         ],
+        inet_sockets: Vec::new(),
         sockets: vec![
             socket(1, SocketState::Connected(SocketId(1))),
             UnixSocket {

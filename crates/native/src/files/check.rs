@@ -11,8 +11,8 @@ use cpr_types::{Error, Result};
 use rustix::fs::{FileType, Stat};
 
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, mqueue, save, socket};
-use crate::Blocker;
+use super::{Target, inet, mqueue, save, socket, unix};
+use crate::{Blocker, TcpPolicy};
 
 /// A descriptor of a running process.
 struct Seen<'a> {
@@ -41,7 +41,7 @@ impl Seen<'_> {
 
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
 /// left out. `own_ipc_namespace`: nobody else uses the IPC namespace.
-pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool) -> Vec<Blocker> {
+pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool, tcp: TcpPolicy) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     let (mut streams, mut ends) = (Streams::default(), Ends::default());
     let mut all = Vec::new();
@@ -86,6 +86,7 @@ pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool) -> Vec<
     };
     blockers.extend(all.iter().filter_map(|seen| scene.blocks(seen)));
     blockers.extend(unix_sockets(&all, &scene));
+    blockers.extend(inet_sockets(&all, &scene, tcp));
     blockers
 }
 
@@ -168,11 +169,10 @@ impl Scene {
             Kind::Socket => {
                 let handle = save::get(seen.target, seen.fd).ok()?;
                 match socket::classify(handle.as_fd()).ok()? {
-                    socket::Class::Unix => None,
+                    socket::Class::Unix | socket::Class::Inet | socket::Class::Netlink => None,
                     socket::Class::Other(_) if self.is_stream(seen) => None,
                     socket::Class::Other(name) => {
-                        let hint = Some("close it before the checkpoint");
-                        Some(seen.blocker(format!("{name} is not supported"), hint))
+                        Some(seen.blocker(format!("{name} is not supported"), Some(socket::HINT)))
                     }
                 }
             }
@@ -187,7 +187,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
         return Vec::new();
     }
     let mut blockers = Vec::new();
-    let mut state = socket::SaveState::default();
+    let mut state = unix::SaveState::default();
     let mut inner: Vec<&Seen<'_>> = Vec::new();
     for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
         let Ok(handle) = save::get(seen.target, seen.fd) else {
@@ -215,17 +215,54 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
     if let (true, Err(error)) = (blockers.is_empty(), resolve(&state)) {
         let message = error.chain();
         if let Some(seen) = inner.iter().find(|seen| message.starts_with(&label(seen))) {
-            let reason = message[label(seen).len()..].trim_start_matches([':', ' ']).to_owned();
-            blockers.push(seen.blocker(reason, error.hint()));
+            blockers.push(blocker(seen, &error));
         }
     }
     blockers
+}
+
+/// IP sockets that cannot be saved.
+fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy) -> Vec<Blocker> {
+    let mut blockers = Vec::new();
+    let (mut entries, mut sources) = (Vec::new(), Vec::new());
+    let mut known = HashSet::new();
+    for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
+        let Ok(handle) = save::get(seen.target, seen.fd) else {
+            continue;
+        };
+        if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Inet) || !known.insert(seen.stat.st_ino) {
+            continue;
+        }
+        match inet::Entry::look(handle, label(seen)) {
+            Ok(entry) => {
+                entries.push(entry);
+                sources.push(seen);
+            }
+            Err(error) => blockers.push(blocker(seen, &error)),
+        }
+    }
+    for (index, error) in inet::blockers(&entries, tcp) {
+        if !(scene.is_stream(sources[index]) && entries[index].is_connected()) {
+            blockers.push(blocker(sources[index], &error));
+        }
+    }
+    blockers
+}
+
+/// An error whose message begins with the label.
+fn blocker(seen: &Seen<'_>, error: &Error) -> Blocker {
+    let chain = error.chain();
+    let reason = chain.strip_prefix(&label(seen)).unwrap_or(&chain);
+    seen.blocker(
+        reason.trim_start_matches([':', ' ']),
+        error.hint().filter(|hint| !hint.is_empty()),
+    )
 }
 
 fn label(seen: &Seen<'_>) -> String {
     format!("process {}, {}", seen.target.pid, seen.object())
 }
 
-fn resolve(state: &socket::SaveState) -> Result<(), Error> {
+fn resolve(state: &unix::SaveState) -> Result<(), Error> {
     state.resolve().map(drop)
 }

@@ -288,14 +288,18 @@ impl Ends {
         Ok(!poll(handle)?.contains(gone))
     }
 
-    /// Whether a socket belongs to no checkpoint: another family than AF_UNIX, or a peer outside the tree.
+    /// Whether a socket leads out of the tree: a connection to outside, or a family that is not supported.
     ///
     /// # Errors
     /// The kernel does not tell.
     pub fn is_external_socket(&self, stat: &Stat, handle: BorrowedFd<'_>) -> Result<bool> {
         let class = socket::classify(handle).context(|| "ask for the family of a socket")?;
-        if class != socket::Class::Unix {
-            return Ok(true);
+        match class {
+            socket::Class::Unix => {}
+            // Whether both ends of a connection are in the tree shows later; as a standard stream it hardly is.
+            socket::Class::Inet => return Ok(rustix::net::getpeername(handle).is_ok()),
+            socket::Class::Netlink => return Ok(false),
+            socket::Class::Other(_) => return Ok(true),
         }
         let info = cpr_kernel::socket::info(stat.st_ino as u32).context(|| "ask the kernel about a UNIX socket")?;
         let peer = info.and_then(|info| info.peer);

@@ -9,13 +9,17 @@
 
 pub mod epoll;
 pub mod eventfd;
+pub mod inet;
 pub mod inotify;
 pub mod mqueue;
+pub mod netlink;
 pub mod pidfd;
 pub mod signalfd;
 pub mod socket;
+pub mod tcp;
 pub mod terminal;
 pub mod timerfd;
+pub mod unix;
 
 mod check;
 mod kind;
@@ -26,14 +30,16 @@ mod restore;
 mod save;
 mod saved;
 mod shared_memory;
+mod sockopt;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cpr_image::model::{ByteString, FileId, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket};
+use cpr_image::model::{ByteString, FileId, InetSocket, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket};
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
+use crate::TcpPolicy;
 use crate::sink::PageSource;
 
 pub use check::check;
@@ -94,12 +100,24 @@ pub struct SaveContext<'a> {
     pub pipes: Vec<Pipe>,
     /// UNIX sockets.
     pub sockets: Vec<UnixSocket>,
+    /// IP sockets.
+    pub inet_sockets: Vec<InetSocket>,
+    /// What becomes of TCP connections to outside.
+    pub tcp: TcpPolicy,
+    /// The job is ended when its image is complete.
+    pub ends_job: bool,
+    /// What to do with sockets just before that.
+    pub endings: Vec<tcp::Ending>,
+    /// Connections that take nothing more until then.
+    pub deaf: Vec<tcp::Deaf>,
     /// Terminals.
     pub terminals: Vec<Terminal>,
     /// Open file descriptions; complete when [`save`] returns.
     pub files: Vec<OpenFile>,
-    /// Sockets noted so far.
-    pub socket_state: socket::SaveState,
+    /// UNIX sockets noted so far.
+    pub socket_state: unix::SaveState,
+    /// IP sockets noted so far.
+    pub inet_state: inet::SaveState,
     /// Terminals noted so far; find a controlling terminal's number in it.
     pub terminal_state: terminal::SaveState,
     /// POSIX message queues of the job's own IPC namespace; none where it has none of its own.
@@ -113,16 +131,22 @@ pub struct SaveContext<'a> {
 
 impl<'a> SaveContext<'a> {
     /// For these processes, nothing gathered yet.
-    pub fn new(targets: &'a [Target], root_pid: i32) -> Self {
+    pub fn new(targets: &'a [Target], root_pid: i32, tcp: TcpPolicy, ends_job: bool) -> Self {
         SaveContext {
             targets,
             root_pid,
             saved: SavedFiles::default(),
             pipes: Vec::new(),
             sockets: Vec::new(),
+            inet_sockets: Vec::new(),
+            tcp,
+            ends_job,
+            endings: Vec::new(),
+            deaf: Vec::new(),
             terminals: Vec::new(),
             files: Vec::new(),
-            socket_state: socket::SaveState::default(),
+            socket_state: unix::SaveState::default(),
+            inet_state: inet::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
             queue_state: None,
             pipe_state: pipe::SaveState::default(),
@@ -168,8 +192,10 @@ pub struct RestoreContext<'a> {
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
     pub queues: Vec<OwnedFd>,
-    /// Sockets, once made.
-    pub sockets: Option<socket::Sockets>,
+    /// UNIX sockets, once made.
+    pub sockets: Option<unix::Sockets>,
+    /// IP sockets, once made.
+    pub inet_sockets: Option<inet::Sockets>,
     /// Terminals, once made.
     pub terminals: Option<terminal::Terminals>,
     pipes: HashMap<PipeId, pipe::Ends>,
@@ -194,6 +220,7 @@ impl<'a> RestoreContext<'a> {
             saved,
             queues: Vec::new(),
             sockets: None,
+            inet_sockets: None,
             terminals: None,
             pipes: HashMap::new(),
             fifos: HashMap::new(),

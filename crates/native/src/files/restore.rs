@@ -8,7 +8,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, kind, locks, pipe, regular};
-use super::{epoll, eventfd, inotify, mqueue, pidfd, signalfd, socket, terminal, timerfd};
+use super::{epoll, eventfd, inet, inotify, mqueue, netlink, pidfd, signalfd, socket, terminal, timerfd, unix};
 
 fn io(error: rustix::io::Errno) -> std::io::Error {
     error.into()
@@ -120,7 +120,9 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::Epoll { .. } => epoll::restore(file, context),
         Object::Inotify { watches, .. } => inotify::restore(file, watches, context),
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
-        Object::Socket(socket) => socket::restore(file, *socket, context),
+        Object::Socket(socket) => unix::restore(file, *socket, context),
+        Object::InetSocket(socket) => inet::restore(file, *socket, context),
+        Object::NetlinkSocket(socket) => netlink::restore(socket),
         Object::TerminalSlave(_) | Object::TerminalMaster(_) => terminal::restore(file, id, context),
         Object::MessageQueue(queue) => mqueue::restore(file, *queue, context),
         Object::Inherited { stream } => inherited(file, *stream, context),

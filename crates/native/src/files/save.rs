@@ -293,14 +293,6 @@ fn save_socket(index: usize, context: &mut SaveContext<'_>) -> Result<()> {
         context.entries[index].stream = stream;
         return Ok(());
     }
-    let class = socket::classify(handle).context(|| format!("{}: ask for the family", description.label()))?;
-    if let socket::Class::Other(name) = class {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{}: {name} is not supported", description.label()),
-        )
-        .with_hint("close it before the checkpoint"));
-    }
     let object = socket::save(&description, context)?;
     context.entries[index].object = Some(object);
     Ok(())

@@ -25,7 +25,7 @@ use cpr_image::model::{AddressSpace, Manifest, MappingKind, Process, ProcessStat
 use cpr_kernel::arch::Registers;
 use cpr_kernel::batch::{Arg, Batch, OutId};
 use cpr_kernel::memory::PAGE;
-use cpr_kernel::process::{self, FileIdentity, PidFd};
+use cpr_kernel::process::{self, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, FileIdentity, PidFd, Without};
 use cpr_kernel::ptrace::{Tracee, block_child_signals};
 use cpr_kernel::remote::{self, Deferred};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -132,8 +132,11 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
         let identity = as_owner();
+        // An image whose word is not enough for capabilities gets no sockets that take them.
+        let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW;
+        let modest = Without::capabilities(network & !rights.capabilities).context(|| "give capabilities up")?;
         let opened = files::open_all(&mut context)?;
-        drop(identity);
+        drop((modest, identity));
         for process in living(manifest) {
             let space = address_space(manifest, process)?;
             space::rebuild(&workshop, process.pid, space, &sources)?;

@@ -89,7 +89,7 @@ impl Program {
     /// Stops the processes and saves their files.
     pub fn save(&self) -> Result<(Manifest, Pages)> {
         self.stop();
-        let mut context = SaveContext::new(&self.targets, self.root());
+        let mut context = SaveContext::new(&self.targets, self.root(), cpr_native::TcpPolicy::Refuse, false);
         let saved = files::save(&mut context)?;
         let mut pages = Pages::default();
         let mut manifest = Manifest::default();
@@ -109,7 +109,7 @@ impl Program {
     }
 
     pub fn check(&self) -> Vec<Blocker> {
-        files::check(&self.targets, self.root(), false)
+        files::check(&self.targets, self.root(), false, cpr_native::TcpPolicy::Refuse)
     }
 
     /// Ends all processes.

@@ -1,0 +1,396 @@
+//! Network connections: real servers with their clients in the job, and connections that lead out of it.
+
+#[macro_use]
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command};
+
+use support::{As, Cpr, Ended, PATIENCE, wait_until};
+
+const JOB: &str = "net";
+/// The job uses something that cannot be checkpointed.
+const UNSUPPORTED: i32 = 69;
+
+fn said(cpr: &Cpr) -> String {
+    String::from_utf8_lossy(&cpr.logs(JOB)).into_owned()
+}
+
+fn await_said(cpr: &Cpr, what: &str) {
+    wait_until(PATIENCE, what, || {
+        let said = said(cpr);
+        assert!(!said.contains("Traceback"), "{said}");
+        said.contains(what)
+    });
+}
+
+/// Python with what follows as its program, unbuffered.
+fn python(cpr: &Cpr, program: &str) -> Option<Vec<String>> {
+    let path = cpr.work.join("program.py");
+    fs::write(&path, program).expect("the test's directory can be written");
+    cpr.give(&path);
+    let works = |python: &&str| cpr.program(&[python, "-c", "import http.server"]).code == 0;
+    let python = ["/usr/bin/python3", "python3"].into_iter().find(works)?;
+    let path = path.to_str().expect("our paths are text").to_owned();
+    Some(vec![python.to_owned(), "-u".to_owned(), path])
+}
+
+const HTTP: &str = r#"
+import http.client, http.server, os, threading, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    count = 0
+    def do_GET(self):
+        self.count += 1
+        body = f"{self.path} {self.count}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *rest):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+if os.fork() == 0:
+    server.serve_forever()
+port = server.server_port
+server.socket.close()
+client = http.client.HTTPConnection("127.0.0.1", port)
+client.connect()
+name = client.sock.getsockname()
+number = 0
+while not os.path.exists("enough"):
+    number += 1
+    client.request("GET", f"/page{number}")
+    text = client.getresponse().read().decode()
+    # The handler counts the requests of one connection.
+    assert text == f"/page{number} {number}", text
+    assert client.sock.getsockname() == name
+    if number in (100, 200, 300):
+        print("REQUESTS", number)
+    time.sleep(0.002)
+other = http.client.HTTPConnection("127.0.0.1", port)
+other.request("GET", "/new")
+assert other.getresponse().read() == b"/new 1"
+print("DONE", number)
+"#;
+
+/// A web server and a client that keeps its connection.
+fn http(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let Some(command) = python(&cpr, HTTP) else {
+        skip!(test, "python3 not found");
+    };
+    cpr.run_detached(JOB, &[], &command);
+    await_said(&cpr, "REQUESTS 100");
+    cpr.checkpoint(JOB, &[]);
+    await_said(&cpr, "REQUESTS 200");
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    await_said(&cpr, "REQUESTS 300");
+    fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
+    await_said(&cpr, "DONE");
+}
+
+// LBNL-3.9.1.M10
+#[test]
+fn http_server_and_client_as_root() {
+    http("http_server_and_client_as_root", As::Root);
+}
+
+// LBNL-3.9.1.M10
+#[test]
+fn http_server_and_client_as_user() {
+    http("http_server_and_client_as_user", As::User);
+}
+
+/// A database with a client in the same job.
+fn redis(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    if cpr.program(&["redis-server", "--version"]).code != 0 {
+        skip!(test, "redis-server not found");
+    }
+    let program = r#"
+import os, socket, subprocess, sys, time
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+listener.close()
+subprocess.Popen(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""], stdout=subprocess.DEVNULL)
+for _ in range(1000):
+    try:
+        client = socket.create_connection(("127.0.0.1", port))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.02)
+answers = client.makefile("rb")
+number = 0
+while not os.path.exists("enough"):
+    number += 1
+    client.sendall(b"INCR counter\r\n")
+    line = answers.readline()
+    assert line == b":%d\r\n" % number, line
+    if number in (100, 200, 300):
+        print("COUNTED", number)
+    time.sleep(0.002)
+print("DONE")
+client.sendall(b"SHUTDOWN NOSAVE\r\n")
+"#;
+    let Some(command) = python(&cpr, program) else {
+        skip!(test, "python3 not found");
+    };
+    cpr.run_detached(JOB, &[], &command);
+    await_said(&cpr, "COUNTED 100");
+    cpr.checkpoint(JOB, &[]);
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    await_said(&cpr, "COUNTED 200");
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    await_said(&cpr, "COUNTED 300");
+    fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
+    await_said(&cpr, "DONE");
+    assert_eq!(cpr.wait(JOB), 0);
+}
+
+#[test]
+fn redis_over_tcp_as_root() {
+    redis("redis_over_tcp_as_root", As::Root);
+}
+
+#[test]
+fn redis_over_tcp_as_user() {
+    redis("redis_over_tcp_as_user", As::User);
+}
+
+/// A connection to outside: refused by name with the job unharmed; with `--tcp close` reset after a restart.
+fn outside(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a loopback interface");
+    let port = listener.local_addr().expect("it is bound").port();
+    let program = format!(
+        r#"
+import socket
+client = socket.create_connection(("127.0.0.1", {port}))
+print("CONNECTED")
+try:
+    while True:
+        text = client.recv(100)
+        if not text:
+            break
+        client.sendall(text.upper())
+except ConnectionResetError:
+    print("RESET")
+"#
+    );
+    let Some(command) = python(&cpr, &program) else {
+        skip!(test, "python3 not found");
+    };
+    cpr.run_detached(JOB, &[], &command);
+    let (mut stream, _) = listener.accept().expect("the job connects");
+    let echo = |stream: &mut TcpStream| {
+        stream.write_all(b"hello\n").expect("the job is connected");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("the job answers");
+        assert_eq!(line, "HELLO\n");
+    };
+    echo(&mut stream);
+    for options in [&["--tcp", "refuse"][..], &[], &["--stop"]] {
+        let refused = cpr.cpr(["checkpoint", JOB].iter().chain(options));
+        assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
+        assert!(refused.stderr.contains("outside the job"), "{refused:?}");
+        assert!(refused.stderr.contains(&format!(":{port}")), "{refused:?}");
+        echo(&mut stream);
+    }
+    assert_eq!(cpr.cpr(["check", JOB]).code, UNSUPPORTED);
+    if user == As::User {
+        let refused = cpr.cpr(["checkpoint", JOB, "--tcp", "keep"]);
+        assert!(refused.stderr.contains("CAP_NET_ADMIN"), "{refused:?}");
+        echo(&mut stream);
+    }
+    cpr.checkpoint(JOB, &["--tcp", "close"]);
+    echo(&mut stream);
+    cpr.checkpoint(JOB, &["--tcp", "close", "--stop"]);
+    cpr.restart(JOB);
+    await_said(&cpr, "RESET");
+    assert_eq!(cpr.wait(JOB), 0);
+}
+
+#[test]
+fn outside_connections_as_root() {
+    outside("outside_connections_as_root", As::Root);
+}
+
+#[test]
+fn outside_connections_as_user() {
+    outside("outside_connections_as_user", As::User);
+}
+
+/// A network namespace, as long as it lives.
+struct Net(Child);
+
+impl Net {
+    fn new() -> Net {
+        let child = Command::new("unshare").args(["-n", "sleep", "1000"]).spawn();
+        let net = Net(child.expect("unshare can be run"));
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        wait_until(PATIENCE, "there is a network namespace", || {
+            of(&net.pid()).is_some_and(|theirs| Some(theirs) != of("self"))
+        });
+        net
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    fn command<'a>(&'a self, words: &[&'a str]) -> Vec<String> {
+        let enter = ["nsenter", "-t", &self.pid(), "-n"].map(str::to_owned);
+        enter.into_iter().chain(words.iter().map(|w| (*w).to_owned())).collect()
+    }
+
+    fn run(&self, cpr: &Cpr, words: &[&str]) -> Ended {
+        let line = self.command(words);
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        cpr.program(&line)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A connection between two machines goes on after a restart when the network was quiet in between.
+#[test]
+fn outside_connections_can_be_kept() {
+    let test = "outside_connections_can_be_kept";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    if cpr.program(&["ip", "-V"]).code != 0 {
+        skip!(test, "ip not found");
+    }
+    let server = r#"
+import socket
+listener = socket.create_server(("10.97.0.2", 7000))
+peer, _ = listener.accept()
+number = 0
+for line in peer.makefile("rb"):
+    number += 1
+    assert int(line) == number, line
+    peer.sendall(line)
+print("SERVED", number)
+"#;
+    let client = r#"
+import os, socket, time
+server = socket.create_connection(("10.97.0.2", 7000))
+answers = server.makefile("rb")
+number = 0
+while not os.path.exists("enough"):
+    for _ in range(20):
+        number += 1
+        server.sendall(b"%d\n" % number)
+    for back in range(19, -1, -1):
+        line = answers.readline()
+        assert line == b"%d\n" % (number - back), line
+    if number in (200, 400, 600):
+        print("COUNTED", number)
+    time.sleep(0.02)
+server.shutdown(socket.SHUT_WR)
+assert answers.read() == b""
+print("DONE", number)
+"#;
+    let Some(command) = python(&cpr, client) else {
+        skip!(test, "python3 not found");
+    };
+    let served = cpr.work.join("server.py");
+    fs::write(&served, server).expect("the test's directory can be written");
+    let (here, there) = (Net::new(), Net::new());
+    let (pid_here, pid_there) = (here.pid(), there.pid());
+    let veth = [
+        "ip", "link", "add", "name", "va", "netns", &pid_here, "type", "veth", "peer", "name", "vb", "netns",
+        &pid_there,
+    ];
+    cpr.program(&veth).good();
+    for (net, name, address) in [(&here, "va", "10.97.0.1/24"), (&there, "vb", "10.97.0.2/24")] {
+        net.run(&cpr, &["ip", "addr", "add", address, "dev", name]).good();
+        net.run(&cpr, &["ip", "link", "set", name, "up"]).good();
+    }
+    let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
+    let mut peer = cpr
+        .command(&line[0])
+        .args(&line[1..])
+        .spawn()
+        .expect("the server starts");
+    let listens = || {
+        there
+            .run(&cpr, &["cat", "/proc/self/net/tcp"])
+            .text()
+            .contains(":1B58 ")
+    };
+    wait_until(PATIENCE, "the server listens", listens);
+    let binary = cpr.binary().to_str().expect("our paths are text").to_owned();
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let start = [
+        &[&binary, "run", "-d", "--tcp", "keep", "--name", JOB, "--"],
+        &words[..],
+    ]
+    .concat();
+    here.run(&cpr, &start).good();
+    await_said(&cpr, "COUNTED 200");
+    // The job goes on, and so does the connection.
+    here.run(&cpr, &[&binary, "checkpoint", JOB]).good();
+    await_said(&cpr, "COUNTED 400");
+    // From outside its network namespace a job's sockets cannot be understood.
+    let refused = cpr.cpr(["checkpoint", JOB]);
+    assert!(refused.stderr.contains("another network namespace"), "{refused:?}");
+    for _ in 0..2 {
+        there.run(&cpr, &["ip", "link", "set", "vb", "down"]).good();
+        here.run(&cpr, &[&binary, "checkpoint", JOB, "--stop"]).good();
+        here.run(&cpr, &[&binary, "restart", "-d", JOB]).good();
+        there.run(&cpr, &["ip", "link", "set", "vb", "up"]).good();
+    }
+    await_said(&cpr, "COUNTED 600");
+    fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
+    await_said(&cpr, "DONE");
+    assert_eq!(cpr.wait(JOB), 0);
+    assert!(peer.wait().expect("the server ends").success());
+}
+
+/// What cannot be saved is named, and the job goes on.
+#[test]
+fn unsupported_sockets_are_named() {
+    let test = "unsupported_sockets_are_named";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let program = r#"
+import os, socket, struct, time
+packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+group.bind(("", 0))
+group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack("4s4s", socket.inet_aton("239.1.2.3"), socket.inet_aton("127.0.0.1")))
+asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+asking.bind((0, 0))
+asking.send(struct.pack("IHHIIB", 20, 18, 0x301, 7, 0, 0) + bytes(3))
+print("READY")
+while not os.path.exists("enough"):
+    time.sleep(0.01)
+"#;
+    let Some(command) = python(&cpr, program) else {
+        skip!(test, "python3 not found");
+    };
+    cpr.run_detached(JOB, &[], &command);
+    await_said(&cpr, "READY");
+    let refused = cpr.cpr(["checkpoint", JOB]);
+    assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
+    for what in ["a packet socket", "member of a multicast group"] {
+        assert!(refused.stderr.contains(what), "{what}: {refused:?}");
+    }
+    fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait(JOB), 0);
+}

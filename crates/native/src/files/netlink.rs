@@ -1,0 +1,95 @@
+//! Netlink sockets: protocol, port, groups and options. Only those with an empty queue are saved: an answer that is
+//! under way describes a moment that will have passed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cpr_image::model::{NetlinkSocket, Object};
+use cpr_kernel::inet::{self as kernel, NetlinkAddress};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::sockopt::{self, Phase};
+use super::{Description, inet};
+
+const SOL_NETLINK: i32 = 270;
+const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+
+/// What is ready on a socket, at once.
+pub(super) fn ready(socket: BorrowedFd<'_>) -> std::io::Result<PollFlags> {
+    let mut fds = [PollFd::from_borrowed_fd(
+        socket,
+        PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP,
+    )];
+    rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents())
+}
+
+/// Saves a netlink socket.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for one with unread messages or lost ones.
+pub fn save(description: &Description) -> Result<Object> {
+    let handle = description.handle.as_fd();
+    let label = description.label();
+    look(handle, &label)
+        .context(|| format!("{label}: save the netlink socket"))
+        .map(Object::NetlinkSocket)
+}
+
+fn look(handle: BorrowedFd<'_>, label: &str) -> Result<NetlinkSocket> {
+    inet::refuse_foreign(handle, label)?;
+    sockopt::refuse_filter(handle, label)?;
+    let refuse = |what: &str| Err(Error::new(ErrorKind::Unsupported, what).with_hint("try again a little later"));
+    let found = ready(handle).context(|| "poll it")?;
+    if found.contains(PollFlags::ERR) {
+        return refuse("it has lost messages, and the program does not know yet");
+    }
+    if found.contains(PollFlags::IN) {
+        return refuse("it holds messages that were not read");
+    }
+    let (_, kind, protocol) = inet::identity(handle)?;
+    let name = kernel::netlink_name(handle).context(|| "ask for its port")?;
+    let peer = kernel::netlink_peer(handle).context(|| "ask for its peer")?;
+    // A bit for each group.
+    let members = kernel::option(handle, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS).unwrap_or_default();
+    let groups = (0..members.len() as u32 * 8).filter(|bit| members[*bit as usize / 8] >> (bit % 8) & 1 == 1);
+    let new = sockopt::new_socket(libc::AF_NETLINK, kind, protocol)?;
+    Ok(NetlinkSocket {
+        kind,
+        protocol,
+        port: name.port,
+        groups: groups.map(|bit| bit + 1).collect(),
+        peer: Some((peer.port, peer.groups)).filter(|peer| *peer != (0, 0)),
+        options: sockopt::save(handle, new.as_fd(), false)?,
+    })
+}
+
+/// Makes a netlink socket again.
+///
+/// # Errors
+/// [`ErrorKind::InUse`] when somebody else has its port number.
+pub fn restore(socket: &NetlinkSocket) -> Result<OwnedFd> {
+    let new = sockopt::new_socket(libc::AF_NETLINK, socket.kind, socket.protocol)?;
+    sockopt::set(new.as_fd(), &socket.options, Phase::Early)?;
+    if socket.port != 0 {
+        let address = NetlinkAddress {
+            port: socket.port,
+            groups: 0,
+        };
+        let what = || format!("bind a netlink socket to port {}", socket.port);
+        kernel::netlink_bind(new.as_fd(), address)
+            .context(what)
+            .map_err(inet::in_use)?;
+    }
+    for group in &socket.groups {
+        let what = || format!("join netlink group {group}");
+        kernel::set_number(new.as_fd(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, *group as i32).context(what)?;
+    }
+    if let Some((port, groups)) = socket.peer {
+        let address = NetlinkAddress { port, groups };
+        kernel::netlink_connect(new.as_fd(), address).context(|| "connect a netlink socket")?;
+    }
+    sockopt::set(new.as_fd(), &socket.options, Phase::Late)?;
+    Ok(new)
+}

@@ -1,0 +1,42 @@
+/* Netlink sockets: port number, groups, options; they answer after a restart. */
+#include "victim.h"
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+
+static struct sockaddr_nl name_of(int fd) {
+    struct sockaddr_nl name;
+    socklen_t length = sizeof name;
+    CHECK(getsockname(fd, (struct sockaddr *)&name, &length) == 0);
+    return name;
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    int route = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), events = socket(AF_NETLINK, SOCK_DGRAM, NETLINK_USERSOCK);
+    int fresh = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
+    struct sockaddr_nl any = {.nl_family = AF_NETLINK}, group = {.nl_family = AF_NETLINK, .nl_groups = 1};
+    CHECK(bind(route, (struct sockaddr *)&any, sizeof any) == 0);
+    int grouped = bind(events, (struct sockaddr *)&group, sizeof group) == 0;
+    struct sockaddr_nl first = name_of(route), second = name_of(events);
+    CHECK(first.nl_pid != 0);
+    CHECK(setsockopt(route, SOL_NETLINK, NETLINK_EXT_ACK, &(int){1}, sizeof(int)) == 0);
+
+    ready();
+
+    SAME(name_of(route).nl_pid, first.nl_pid);
+    SAME(name_of(events).nl_pid, second.nl_pid);
+    if (grouped) SAME(name_of(events).nl_groups, 1);
+    SAME(name_of(fresh).nl_pid, 0);
+    int value;
+    socklen_t length = sizeof value;
+    CHECK(getsockopt(route, SOL_NETLINK, NETLINK_EXT_ACK, &value, &length) == 0 && value == 1);
+    struct {
+        struct nlmsghdr head;
+        struct rtgenmsg body;
+    } ask = {{.nlmsg_len = sizeof ask, .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP, .nlmsg_seq = 7}, {AF_UNSPEC}};
+    CHECK(send(route, &ask, sizeof ask, 0) == sizeof ask);
+    static char answer[65536];
+    CHECK(recv(route, answer, sizeof answer, 0) > (ssize_t)sizeof(struct nlmsghdr));
+    SAME(((struct nlmsghdr *)answer)->nlmsg_pid, first.nl_pid);
+    ok();
+}
