@@ -1,13 +1,16 @@
 //! Rebuilding the memory of a process in its stub.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
-use cpr_image::model::{AddressSpace, Mapping, MappingKind, Segment};
+use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::inherit;
 use super::stub::{Workshop, number};
+use crate::sink::PageSource;
 
 /// Most bytes one pread(2) is asked for.
 const READ_MAX: u64 = 1 << 30;
@@ -21,10 +24,11 @@ const PR_SET_MM_MAP: i32 = 14;
 const MM_MAP_SIZE: usize = 104;
 
 /// Descriptors, by the numbers they have in every stub.
-#[derive(Debug)]
 pub struct Sources<'a> {
     /// The image.
     pub image: i32,
+    /// The image's page data, to look at.
+    pub pages: &'a dyn PageSource,
     /// Mapped files by id.
     pub mapped: &'a [OwnedFd],
     /// Saved files by id.
@@ -101,18 +105,121 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
 ///
 /// # Errors
 /// What cannot be mapped, by address.
-pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &Sources<'_>) -> Result<()> {
+///
+/// `born_with` is the address space of an ancestor, if it was born with that one's memory.
+pub fn rebuild(
+    workshop: &Workshop,
+    pid: i32,
+    space: &AddressSpace,
+    born_with: Option<&AddressSpace>,
+    sources: &Sources<'_>,
+) -> Result<()> {
     let mut builder = Builder {
         workshop,
         pid,
         batch: Batch::new(),
         reads: Vec::new(),
     };
+    let inherited = |mapping: &Mapping| born_with.and_then(|ancestor| inherit::origin(ancestor, mapping));
+    if let Some(ancestor) = born_with {
+        let kept: HashSet<u64> = space
+            .mappings
+            .iter()
+            .filter(|m| inherited(m).is_some())
+            .map(|m| m.start)
+            .collect();
+        for mapping in ancestor.mappings.iter().filter(|m| !kept.contains(&m.start)) {
+            if !matches!(
+                mapping.kind,
+                MappingKind::Vdso | MappingKind::Vvar | MappingKind::VvarClock
+            ) {
+                let length = mapping.end - mapping.start;
+                builder.batch.must(
+                    libc::SYS_munmap,
+                    &[mapping.start.into(), length.into()],
+                    format!("unmap inherited memory at {:#x}", mapping.start),
+                );
+                builder.make_room()?;
+            }
+        }
+    }
     for mapping in &space.mappings {
-        map(&mut builder, mapping, sources)?;
+        match inherited(mapping) {
+            Some(origin) => {
+                let differences = inherit::differences(origin, mapping, sources.pages)?;
+                adopt(&mut builder, mapping, origin, &differences, sources)?;
+            }
+            None => map(&mut builder, mapping, sources)?,
+        }
         builder.make_room()?;
     }
     builder.flush()
+}
+
+/// Makes a mapping that was inherited from an ancestor the process's own.
+fn adopt(
+    builder: &mut Builder<'_>,
+    mapping: &Mapping,
+    origin: &Mapping,
+    differences: &inherit::Differences,
+    sources: &Sources<'_>,
+) -> Result<()> {
+    let place = format!("memory at {:#x}", mapping.start);
+    let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let wanted = mapping.protection as i32 & all;
+    let mut now = origin.protection as i32 & all;
+    let mut protect = |builder: &mut Builder<'_>, protection: i32| {
+        if now != protection {
+            builder.batch.must(
+                libc::SYS_mprotect,
+                &[
+                    mapping.start.into(),
+                    (mapping.end - mapping.start).into(),
+                    protection.into(),
+                ],
+                format!("protect {place}"),
+            );
+            now = protection;
+        }
+    };
+    for &(start, length) in &differences.drops {
+        builder.batch.must(
+            libc::SYS_madvise,
+            &[start.into(), length.into(), libc::MADV_DONTNEED.into()],
+            format!("drop pages of {place}"),
+        );
+        builder.make_room()?;
+    }
+    if !differences.fills.is_empty() {
+        protect(builder, libc::PROT_READ | libc::PROT_WRITE);
+    }
+    fill(builder, &differences.fills, sources, &place)?;
+    protect(builder, wanted);
+    Ok(())
+}
+
+/// Reads pages from the image.
+fn fill(builder: &mut Builder<'_>, extents: &[Extent], sources: &Sources<'_>, place: &str) -> Result<()> {
+    for extent in extents {
+        let mut done = 0;
+        while done < extent.length {
+            let bytes = (extent.length - done).min(READ_MAX);
+            let call = builder.batch.must(
+                libc::SYS_pread64,
+                &[
+                    sources.image.into(),
+                    (extent.start + done).into(),
+                    bytes.into(),
+                    (extent.offset + done).into(),
+                ],
+                format!("fill {place}"),
+            );
+            builder.reads.push((call, bytes));
+            done += bytes;
+            builder.make_room()?;
+        }
+    }
+    Ok(())
 }
 
 fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> Result<()> {
@@ -169,25 +276,7 @@ fn map(builder: &mut Builder<'_>, mapping: &Mapping, sources: &Sources<'_>) -> R
     if has(mapping, "nh") {
         builder.advise(mapping, libc::MADV_NOHUGEPAGE);
     }
-    for extent in &mapping.extents {
-        let mut done = 0;
-        while done < extent.length {
-            let bytes = (extent.length - done).min(READ_MAX);
-            let call = builder.batch.must(
-                libc::SYS_pread64,
-                &[
-                    sources.image.into(),
-                    (extent.start + done).into(),
-                    bytes.into(),
-                    (extent.offset + done).into(),
-                ],
-                format!("fill {place}"),
-            );
-            builder.reads.push((call, bytes));
-            done += bytes;
-            builder.make_room()?;
-        }
-    }
+    fill(builder, &mapping.extents, sources, &place)?;
     if first != wanted {
         builder.protect(mapping);
     }
