@@ -19,10 +19,10 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help setup build install demo test test-all bench lint man clean
+.PHONY: help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install what the tests need (Debian packages; quick when all is there)
 	@scripts/install-packages
@@ -64,6 +64,10 @@ test-all: setup ## Run all tests: workloads three times as long, and the slow su
 
 bench: build setup ## Measure freeze, checkpoint and restart times; BENCH="--quick" and the like are passed on
 	@target/release/cpr-bench --label "$$(git describe --always --dirty 2>/dev/null || echo unknown)" $(BENCH)
+
+compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
+	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }
+	scripts/zdtm $(ZDTM) --cpr target/release/cpr --json target/zdtm.json
 
 lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check

@@ -109,10 +109,6 @@ int main(int argc, char **argv) {
         for (struct dirent *entry; (entry = readdir(tasks));)
             if (atoi(entry->d_name) > getpid()) NEED(syscall(SYS_pidfd_open, atoi(entry->d_name), O_EXCL) >= 0);
         closedir(tasks);
-    } else if (IS("lease")) {
-        int leased = open("leased", O_RDONLY | O_CREAT, 0600);
-        CHECK(leased >= 0);
-        NEED(fcntl(leased, F_SETLEASE, F_RDLCK) == 0);
     } else if (IS("namespace_file")) {
         NEED(open("/proc/self/ns/net", O_RDONLY) >= 0);
     } else if (IS("path")) {
@@ -121,14 +117,10 @@ int main(int argc, char **argv) {
         CHECK(pipe(ends) == 0);
         snprintf(name, sizeof name, "/proc/self/fd/%d", ends[0]);
         CHECK(open(name, O_PATH) >= 0);
-    } else if (IS("directory")) {
-        CHECK(mkdir("gone", 0700) == 0 && open("gone", O_RDONLY | O_DIRECTORY) >= 0 && rmdir("gone") == 0);
     } else if (IS("root_directory")) {
         CHECK(mkdir("gone", 0700) == 0 && chroot("gone") == 0 && rmdir("gone") == 0);
     } else if (IS("clone_vm")) {
         hold(child(CLONE_VM));
-    } else if (IS("clone_files")) {
-        hold(child(CLONE_FILES));
     } else if (IS("clone_fs")) {
         hold(child(CLONE_FS));
     } else if (IS("namespace")) {

@@ -457,6 +457,9 @@ fn open_flags(file: &OpenFile) -> String {
     if file.flock.is_some() || !file.ofd_locks.is_empty() {
         text.push_str(", locked");
     }
+    if file.lease.is_some() {
+        text.push_str(", leased");
+    }
     text
 }
 
@@ -493,6 +496,7 @@ fn object(manifest: &Manifest, object: &Object) -> String {
             format!("inotify of {}", or_none(&paths.join(" ")))
         }
         Object::PidFd { pid } => format!("pidfd of process {pid}"),
+        Object::DeadPidFd { .. } => "pidfd of a process that has ended".to_string(),
         Object::Socket(id) => format!("UNIX socket {}", id.0),
         Object::InetSocket(id) => format!("IP socket {}", id.0),
         Object::NetlinkSocket(socket) => format!("netlink socket of protocol {}", socket.protocol),
@@ -677,6 +681,8 @@ fn saved_bytes(extents: &[Extent]) -> u64 {
 fn saved_file(file: &SavedFile) -> String {
     match &file.kind {
         SavedFileKind::Deleted { path } => format!("{path} (deleted)"),
+        SavedFileKind::DeletedDirectory { path } => format!("directory {path} (deleted)"),
+        SavedFileKind::DeletedLink { path, target } => format!("link {path} to {target} (deleted)"),
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
         SavedFileKind::SharedAnonymous => "shared memory".to_string(),
         SavedFileKind::SharedMemory { path } => path.to_string(),

@@ -155,6 +155,8 @@ fn sample() -> (Manifest, Vec<u8>) {
         position: 42,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: Vec::new(),
         object,
     };

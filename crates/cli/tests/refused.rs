@@ -290,19 +290,15 @@ refused! {
     kernel_log [root]: ["open", "/dev/kmsg"]; "/dev/kmsg", "this device is not supported";
     block_device [root]: ["open", "/dev/loop0"]; "/dev/loop0", "block devices are not supported";
     // The job's init is no part of it.
-    proc_of_another [root user]: ["open", "/proc/1/status"]; "/proc/1/status", "process 1 is not part of the job";
     pidfd_of_another [root user]: ["pidfd"]; "pidfd", "a pidfd of a process that is not part of the job";
     // LBNL-2.4.5
     pipe_to_outside [root user]: ["kept"], with pipe(); "descriptor 7 (pipe:", "the other end of the pipe is outside the job";
     socket_to_outside [root user]: ["kept"], with socket(); "descriptor 7 (socket:", "connected to a process outside the job";
-    lease [root user]: ["lease"]; "leased", "a lease on it cannot be saved";
     namespace_file [root user]: ["namespace_file"]; "net:[", "a namespace is held open";
     path_of_a_pipe [root user]: ["path"]; "pipe:[", "O_PATH of an object without a path";
-    deleted_directory [root user]: ["directory"]; "gone (deleted)", "the directory has been deleted";
     seccomp [user]: ["seccomp"]; "seccomp filter", "only root can read and suspend the filters";
     deleted_root_directory [root]: ["root_directory"]; "root directory", "the root directory was deleted";
     shared_memory_space [root user]: ["clone_vm"]; "memory", "it shares its memory with process";
-    shared_descriptor_table [root user]: ["clone_files"]; "descriptor table", "share one table of descriptors";
     shared_working_directory [root user]: ["clone_fs"]; "working directory", "it shares its working directory with process";
     main_thread_ended [root user]: ["leader"]; "main thread", "its main thread has ended while others run";
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";

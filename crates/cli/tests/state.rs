@@ -12,6 +12,8 @@ use support::{As, Cpr};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
+/// The job uses something that cannot be checkpointed.
+const UNSUPPORTED: i32 = 69;
 
 fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
     let victim = Victim::start(cpr, program, "on", &[mode]);
@@ -82,6 +84,14 @@ survive! {
     files;
     // LBNL-2.2.4B.20, LBNL-3.9.8.8.3
     locks;
+    // LBNL-2.2.4B.20
+    leases;
+    // LBNL-3.9.8.1.2
+    gone;
+    cow;
+    ptys;
+    registered;
+    tables;
     // LBNL-2.2.4B.15, LBNL-2.2.4B.21, LBNL-2.2.4B.22, LBNL-3.9.1.M19, LBNL-3.9.8.5.1, LBNL-3.9.8.5.2, LBNL-3.9.10.6A.3,
     // LBNL-3.9.10.3.2, LBNL-3.9.10.6A.2, LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
     memory;
@@ -106,4 +116,21 @@ fn filters_as_root() {
 #[test]
 fn tcp_with_data_under_way() {
     survives_as("tcp_with_data_under_way", As::Root, "tcp", "full");
+}
+
+/// What cannot be checkpointed is told by name, and the job goes on as if nothing had happened.
+#[test]
+fn a_blocked_sigtrap_is_refused_and_kept() {
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("a_blocked_sigtrap_is_refused_and_kept", user) else {
+            continue;
+        };
+        let victim = Victim::start(&cpr, &compile(&cpr, "trapped"), "trapped", &[]);
+        for options in [vec!["checkpoint", victim.job], vec!["checkpoint", "--stop", victim.job]] {
+            let ended = cpr.cpr(options);
+            assert_eq!(ended.code, UNSUPPORTED, "{}", ended.stderr);
+            assert!(ended.stderr.contains("SIGTRAP"), "{}", ended.stderr);
+        }
+        victim.check();
+    }
 }

@@ -17,6 +17,8 @@ use std::process::{Command, Stdio};
 
 use support::{As, Cpr, Lock, PATIENCE, copy_tree, finish, run_directory, skip, wait_until};
 
+/// `Gone` of docs/exit-codes.md.
+const GONE: i32 = 68;
 /// The name of the job in each test.
 const JOB: &str = "job";
 /// In a workload's list of outputs: what it wrote to its standard output.
@@ -263,7 +265,12 @@ fn ten_checkpoints(workload: &Workload, variant: &str, user: As) {
     for number in 1..=10 {
         // The rest of the run is for the last checkpoints, which on a loaded machine may take long to be started.
         run.await_progress(number * 60);
-        run.cpr.checkpoint(JOB, &[]);
+        let ended = run.cpr.cpr(["checkpoint", JOB]);
+        if number > 5 && ended.code == GONE {
+            // Not the program was slow, but the machine: its result is compared all the same.
+            break;
+        }
+        ended.good();
     }
     run.compare();
 }

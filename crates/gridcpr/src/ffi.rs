@@ -564,6 +564,7 @@ fn describe(object: &Object) -> (&'static str, &[u8]) {
         Object::Epoll { .. } => ("epoll", b""),
         Object::Inotify { .. } => ("inotify", b""),
         Object::PidFd { .. } => ("pid-fd", b""),
+        Object::DeadPidFd { .. } => ("dead-pid-fd", b""),
         Object::Socket(_) => ("socket", b""),
         Object::InetSocket(_) => ("inet-socket", b""),
         Object::NetlinkSocket(_) => ("netlink-socket", b""),

@@ -348,10 +348,13 @@ pub struct Process {
     pub address_space: Option<AddressSpaceId>,
     /// Open descriptors in ascending order.
     pub descriptors: Vec<Descriptor>,
+    /// It shares its parent's table of descriptors (CLONE_FILES); `descriptors` is empty then.
+    pub shares_descriptors: bool,
     /// Working directory.
     pub cwd: ByteString,
-    /// The working directory was deleted and is nowhere to be found under its path.
-    pub cwd_deleted: bool,
+    /// The working directory where it has been deleted: an empty one, made again and removed. `cwd` then has
+    /// its former path.
+    pub cwd_saved: Option<SavedFileId>,
     /// Root directory.
     pub root: ByteString,
     /// File mode creation mask.
@@ -372,6 +375,8 @@ pub struct Process {
     pub dumpable: u32,
     /// prctl(PR_SET_CHILD_SUBREAPER).
     pub child_subreaper: bool,
+    /// Kinds of membarrier(2) the process has registered for: a sum of MEMBARRIER_CMD_REGISTER_*.
+    pub membarrier: u32,
     /// prctl(PR_SET_THP_DISABLE).
     pub thp_disabled: bool,
     /// /proc/PID/oom_score_adj.
@@ -805,6 +810,12 @@ pub struct OpenFile {
     /// flock(2) lock or lease-free lock held by the description.
     #[serde(default)]
     pub flock: Option<FlockKind>,
+    /// The process that called flock(2) or took the lease; zero if not known.
+    #[serde(default)]
+    pub locker: i32,
+    /// Lease (fcntl F_SETLEASE) of this description.
+    #[serde(default)]
+    pub lease: Option<Lease>,
     /// Open-file-description locks (F_OFD_SETLK): exclusive, start, length.
     #[serde(default)]
     pub ofd_locks: Vec<(bool, u64, u64)>,
@@ -819,6 +830,26 @@ pub struct OpenFile {
 pub enum FlockKind {
     Shared,
     Exclusive,
+}
+
+/// A lease on a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// A write lease, as opposed to a read lease.
+    pub exclusive: bool,
+    /// What it has to become, where somebody waits for it to be given up.
+    #[serde(default)]
+    pub breaking: Option<LeaseTarget>,
+}
+
+/// What a lease that is being broken has to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseTarget {
+    /// A read lease.
+    Read,
+    /// None.
+    None,
 }
 
 /// fcntl F_SETOWN_EX, F_SETSIG.
@@ -904,6 +935,11 @@ pub enum Object {
     PidFd {
         /// The process.
         pid: i32,
+    },
+    /// pidfd_open(2) of a process that had ended and been waited for.
+    DeadPidFd {
+        /// Descriptors of the same process have the same number.
+        process: u64,
     },
     /// A UNIX socket.
     Socket(SocketId),
@@ -997,6 +1033,9 @@ pub struct SavedFile {
     /// Saved ranges: file offsets. Ranges without extent are holes.
     #[serde(default)]
     pub extents: Vec<Extent>,
+    /// Time of the last modification, nanoseconds since 1970.
+    #[serde(default)]
+    pub mtime_ns: Option<i64>,
 }
 
 /// Kinds of [`SavedFile`].
@@ -1007,6 +1046,18 @@ pub enum SavedFileKind {
     Deleted {
         /// Former absolute path; its directory must exist.
         path: ByteString,
+    },
+    /// A deleted directory; empty.
+    DeletedDirectory {
+        /// Where it was.
+        path: ByteString,
+    },
+    /// A deleted symbolic link, open with O_PATH.
+    DeletedLink {
+        /// Where it was.
+        path: ByteString,
+        /// What it says.
+        target: ByteString,
     },
     /// memfd_create(2).
     Memfd {
@@ -1276,6 +1327,10 @@ pub struct Terminal {
     pub locked: bool,
     /// TIOCGPKT packet mode.
     pub packet_mode: bool,
+    /// The job has the master alone, and the slave has been open and was closed: reading the master fails.
+    pub slave_closed: bool,
+    /// The master has been closed: the slaves that are open are dead.
+    pub hung_up: bool,
     /// TIOCGEXCL.
     pub exclusive: bool,
     /// Typed and not yet read by the slave.

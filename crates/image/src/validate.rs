@@ -249,6 +249,15 @@ impl Check<'_> {
                 return Err(wrong(what));
             }
         }
+        for process in processes.iter().filter(|process| process.shares_descriptors) {
+            let parent = order.get(&process.ppid).and_then(|index| processes.get(*index));
+            if !process.descriptors.is_empty() || parent.is_none_or(|parent| parent.threads.is_empty()) {
+                return Err(wrong(format!(
+                    "process {} cannot share descriptors with its parent {}",
+                    process.pid, process.ppid
+                )));
+            }
+        }
         let root = self.manifest.checkpoint.root_pid;
         if root != 0 && !order.contains_key(&root) {
             return Err(wrong(format!("there is no process {root}, of which the checkpoint is")));
@@ -333,6 +342,9 @@ impl Check<'_> {
             )?;
         }
         within((-1000..=1000).contains(&process.oom_score_adj), "oom_score_adj")?;
+        if let Some(saved) = process.cwd_saved {
+            in_table(saved.index(), &self.manifest.saved_files, "saved file")?;
+        }
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -459,6 +471,15 @@ impl Check<'_> {
     fn saved_file(&self, file: &SavedFile) -> Verdict {
         match &file.kind {
             SavedFileKind::Deleted { path: name } => path(name)?,
+            SavedFileKind::DeletedDirectory { path: name } => {
+                path(name)?;
+                within(file.size == 0, "size")?;
+            }
+            SavedFileKind::DeletedLink { path: name, target } => {
+                path(name)?;
+                path(target)?;
+                within(file.size == 0, "size")?;
+            }
             // The kernel allows 249 bytes.
             SavedFileKind::Memfd { name, .. } => within(name.0.len() <= 255 && !name.0.contains(&0), "name")?,
             SavedFileKind::SharedAnonymous => {}
@@ -557,7 +578,8 @@ impl Check<'_> {
             }
             Object::Proc { pid, path: name } => {
                 path(name)?;
-                pid.map_or(Ok(()), process)
+                // Init is not part of the job, but always there.
+                pid.filter(|pid| *pid != 1).map_or(Ok(()), process)
             }
             Object::EventFd { .. } | Object::TimerFd { .. } | Object::SignalFd { .. } => Ok(()),
             Object::Epoll { targets } => {
@@ -582,6 +604,7 @@ impl Check<'_> {
                 within(queued.0.len() <= 64 << 20, "length of the event queue")
             }
             Object::PidFd { pid } => process(*pid),
+            Object::DeadPidFd { .. } => Ok(()),
             Object::Socket(id) => in_table(id.index(), &manifest.sockets, "socket"),
             Object::InetSocket(id) => in_table(id.index(), &manifest.inet_sockets, "IP socket"),
             Object::NetlinkSocket(socket) => {

@@ -219,6 +219,7 @@ fn extents_outside_ancestors_are_refused() {
                 mode: 0,
                 uid: 0,
                 gid: 0,
+                mtime_ns: None,
                 extents: vec![extent(0, 1, offset)],
             }],
             ancestors,

@@ -223,6 +223,7 @@ fn descriptors_and_what_they_refer_to() {
     check("there is no open file 18", |m| {
         m.processes[1].descriptors[0].file = FileId(18)
     });
+    check("cannot share descriptors", |m| m.processes[1].shares_descriptors = true);
     check("there is no saved file 3", |m| object(m, Object::Saved(SavedFileId(3))));
     check("there is no pipe 2", |m| object(m, Object::Pipe(PipeId(2))));
     check("there is no socket 7", |m| object(m, Object::Socket(SocketId(7))));

@@ -132,6 +132,19 @@ pub fn spawn_stub(pid: i32) -> io::Result<i32> {
     }
 }
 
+/// A pidfd of a process that has ended and been waited for.
+///
+/// # Errors
+/// No process can be made.
+pub fn dead_process() -> io::Result<OwnedFd> {
+    let pid = spawn_stub(0)?;
+    let fd = PidFd::open(pid)?;
+    fd.signal(libc::SIGKILL)?;
+    let raw = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+    rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty()))?;
+    fd.fd().try_clone_to_owned()
+}
+
 /// Raises our soft limit on descriptors to the hard limit and returns the old pair.
 pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

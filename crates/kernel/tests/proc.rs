@@ -596,6 +596,7 @@ fn fdinfo_head_and_locks() {
         kind: LockKind::Flock,
         exclusive: true,
         breaking: false,
+        unlock: false,
         pid: 5272,
         dev,
         inode,
@@ -638,6 +639,7 @@ fn fdinfo_head_and_locks() {
             kind: LockKind::Lease,
             exclusive: false,
             breaking: true,
+            unlock: true,
             ..flock
         }
     );

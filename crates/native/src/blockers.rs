@@ -97,9 +97,8 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let later = ["pid", "time"].contains(file)
             && match proc.read_link(&format!("ns/{file}_for_children")) {
                 Ok(later) => later != own,
-                Err(error) => {
-                    error.kind() == std::io::ErrorKind::NotFound && proc.stat().is_ok_and(|s| s.state != b'Z')
-                }
+                // A process on its way out has none, either, nor any other namespaces.
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound && proc.read_link("ns/uts").is_ok(),
             };
         if later {
             add(

@@ -496,10 +496,22 @@ fn collect(
     if request.own_ipc_namespace {
         context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);
     }
+    context.zombies = frozen
+        .processes
+        .iter()
+        .filter(|p| p.space.is_none())
+        .map(|p| p.pid)
+        .collect();
     let descriptors = files::save(&mut context)?;
+    for &index in &live {
+        let directory = files::save_deleted_cwd(&frozen.processes[index].proc, &mut context.saved)?;
+        manifest.processes[index].cwd_saved = directory;
+    }
     for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {
         manifest.processes[index].descriptors = descriptors;
         manifest.processes[index].posix_locks = locks;
+        let pid = manifest.processes[index].pid;
+        manifest.processes[index].shares_descriptors = context.table_of_parent.contains(&pid);
         let tty = frozen.processes[index].stat.tty_nr;
         if tty != 0 {
             manifest.processes[index].controlling_terminal = context.terminal_state.find(tty);

@@ -610,6 +610,18 @@ impl Thread {
     fn prepare(&mut self, pid: i32) -> Result<()> {
         if !self.injected {
             let tid = self.tracee.tid();
+            // It would be delivered as soon as we unblock it, and be lost.
+            for shared in [true, false] {
+                let pending = self.tracee.pending_signals(shared);
+                let pending = pending.context(|| format!("read the signals of thread {tid}"))?;
+                if interrupts(&pending, !(1 << (libc::SIGTRAP - 1))) {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!("thread {tid} has not taken a SIGTRAP yet that was sent to it"),
+                    )
+                    .with_hint("try again; a program that blocks SIGTRAP has to take it first"));
+                }
+            }
             if let Err(error) = self.tracee.suspend_seccomp(ATTACHED) {
                 let status = ProcDir::open_task(pid, tid)
                     .and_then(|task| task.status())

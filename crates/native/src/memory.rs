@@ -281,6 +281,12 @@ fn plan(
             );
             (MappingKind::SharedSaved(id), Pages::None)
         }
+        // Another's shared mapping of /dev/zero, mapped privately through /proc/PID/map_files.
+        (MapKind::SharedAnonymous, None) => {
+            let kind = SavedFileKind::SharedAnonymous;
+            let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
+            (MappingKind::PrivateSaved(id), Pages::Own)
+        }
         (MapKind::Memfd(name), None) => {
             let kind = SavedFileKind::Memfd {
                 name: ByteString(name.to_vec()),
@@ -295,12 +301,18 @@ fn plan(
         }
         (MapKind::File, None) if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
         (MapKind::File, None) if map.deleted || replaced(map) => {
-            if map.shared {
+            if let Some(other) = crate::files::other_name(&map.path, map.inode).filter(|_| map.shared) {
+                let id = files.intern(&other, has(b"mw"), false)?;
+                (MappingKind::SharedFile(id), Pages::None)
+            } else if map.shared {
                 let kind = SavedFileKind::Deleted {
                     path: ByteString(map.path.clone()),
                 };
                 let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
                 (MappingKind::SharedSaved(id), Pages::None)
+            } else if let Some(id) = saved.known(makedev, map.inode) {
+                // What is written through the descriptor shows in pages that the process has not written to.
+                (MappingKind::PrivateSaved(id), Pages::Own)
             } else {
                 (MappingKind::Anonymous, Pages::All)
             }

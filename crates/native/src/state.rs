@@ -19,6 +19,8 @@ use crate::freeze::{Process, interrupts};
 const SIGACTION_SIZE: usize = 32;
 /// Size of `struct sched_attr` up to `sched_period`.
 const SCHED_ATTR_SIZE: usize = 48;
+/// Asks what a process has registered for (<linux/membarrier.h>, Linux 6.3).
+const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 /// Bytes of a CPU mask: 8192 processors.
 const CPU_MASK_SIZE: usize = 1024;
 /// IOPRIO_WHO_PROCESS.
@@ -87,7 +89,7 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
     }
     let filter = file("coredump_filter").unwrap_or_default();
     saved.coredump_filter = u32::from_str_radix(String::from_utf8_lossy(&filter).trim(), 16).unwrap_or(0x33);
-    (saved.cwd, saved.cwd_deleted) = working_directory(&process.proc)?;
+    saved.cwd = working_directory(&process.proc)?;
     saved.root = link(&process.proc, "root")?;
     saved.limits = process
         .proc
@@ -155,14 +157,23 @@ fn autogroup_nice(text: &[u8]) -> i32 {
         .unwrap_or(0)
 }
 
-/// The working directory's path, and whether it has been deleted.
-fn working_directory(proc: &ProcDir) -> Result<(ByteString, bool)> {
-    let mut path = link(proc, "cwd")?;
-    let deleted = blockers::is_deleted(proc, "cwd");
-    if deleted && let Some(name) = path.0.strip_suffix(b" (deleted)") {
-        path = ByteString(name.to_vec());
+/// The working directory's path, also where it has been deleted.
+fn working_directory(proc: &ProcDir) -> Result<ByteString> {
+    let path = link(proc, "cwd")?;
+    let Some(former) = path.0.strip_suffix(b" (deleted)") else {
+        return Ok(path);
+    };
+    if blockers::is_deleted(proc, "cwd") {
+        return Ok(ByteString(former.to_vec()));
     }
-    Ok((path, deleted))
+    // A name may end like that. The directory of a process that has ended in /proc cannot be made again.
+    if path.as_path().exists() {
+        return Ok(path);
+    }
+    Err(unsupported(
+        proc.pid(),
+        &format!("its working directory {path} is gone"),
+    ))
 }
 
 /// What a thread has that does not share the process's directories.
@@ -276,6 +287,10 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     let (reaper, reaper_out) = batch.out(8);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
     let write_execute = batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
+    let barriers = batch.call(
+        libc::SYS_membarrier,
+        &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), Arg::from(0), Arg::from(0)],
+    );
     let personality = batch.call(libc::SYS_personality, &[Arg::from(0xffff_ffffu32)]);
     let outcome = process.run(0, &batch, deadline)?;
     for signal in 1..=64i32 {
@@ -325,6 +340,8 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     layout.brk = outcome.raw(brk) as u64;
     saved.dumpable = outcome.result(dumpable).unwrap_or(1) as u32;
     saved.child_subreaper = outcome.word32(reaper_out, 0) != 0;
+    // Linux 6.3 tells; an older kernel's processes start without.
+    saved.membarrier = outcome.result(barriers).unwrap_or(0) as u32;
     saved.personality = outcome.result(personality).unwrap_or(0);
     saved.memory_deny_write_execute = outcome.result(write_execute).unwrap_or(0) as u32;
     Ok(())

@@ -230,11 +230,9 @@ ready()
     if let SavedFileKind::Deleted { path } = &mut elsewhere.saved_files[0].kind {
         *path = missing.join("gone").as_path().into();
     }
-    refused(
-        Restored::new(elsewhere, &pages),
-        ErrorKind::Incompatible,
-        &[missing.to_str().unwrap(), "gone"],
-    );
+    // A directory that is missing was deleted, too: it is made for a moment.
+    Restored::new(elsewhere, &pages).unwrap();
+    assert!(!missing.exists());
 }
 
 #[test]
@@ -463,9 +461,10 @@ ready()
     assert_eq!((shared.start, shared.length), (90, 0));
     let mut batch = cpr_kernel::batch::Batch::new();
     files::finish(&manifest.processes[0], &manifest, &mut batch).unwrap();
-    assert_eq!(batch.len(), 2);
+    // Two record locks, two of flock(2).
+    assert_eq!(batch.len(), 4);
 
-    refused(Restored::new(manifest.clone(), &pages), ErrorKind::InUse, &["flock"]);
+    refused(Restored::new(manifest.clone(), &pages), ErrorKind::InUse, &["ofd"]);
     program.kill();
     let restored = Restored::new(manifest, &pages).unwrap();
     let saved = |fd| &restored.manifest.files[restored.id(0, fd)];
@@ -481,11 +480,6 @@ ready()
             .open(dir.path().join(name))
             .unwrap()
     };
-    let try_lock = |name: &str, how| rustix::fs::flock(again(name), how);
-    use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
-    assert!(try_lock("flock", NonBlockingLockShared).is_err());
-    assert!(try_lock("shared", NonBlockingLockExclusive).is_err());
-    try_lock("shared", NonBlockingLockShared).unwrap();
     let ofd =
         |exclusive, start, length| cpr_kernel::fd::lock_description(again("ofd").as_fd(), exclusive, start, length);
     assert!(ofd(false, 10, 1).is_err() && ofd(true, 1000, 1).is_err());
@@ -588,8 +582,9 @@ time.sleep(1000)
     let mut text = [0; 100];
     let n = reader.read(&mut text).unwrap();
     assert_eq!(&text[..n], b"to the pipe");
-    let n = file(new.master.as_fd()).read(&mut text).unwrap();
-    assert_eq!(&text[..n], b"to the tty, too");
+    // A terminal may hand over each write by itself.
+    file(new.master.as_fd()).read_exact(&mut text[..15]).unwrap();
+    assert_eq!(&text[..15], b"to the tty, too");
     let now = cpr_kernel::terminal::attributes(slave.as_fd()).unwrap();
     assert_eq!(now.local & libc::ECHO, 0);
 }
@@ -601,8 +596,8 @@ fn what_cannot_be_saved_is_named() {
     let own = std::process::id();
     let cases: &[(&str, &[&str])] = &[
         (
-            "os.dup2(os.open('/proc/1/status', os.O_RDONLY), 40)",
-            &["/proc/1/status", "not part of the job"],
+            "os.dup2(os.open(f'/proc/{os.getppid()}/status', os.O_RDONLY), 40)",
+            &["/status", "not part of the job"],
         ),
         (
             "b = ctypes.create_string_buffer(120); os.dup2(libc.syscall(425, 4, b), 40)",
@@ -622,14 +617,6 @@ fn what_cannot_be_saved_is_named() {
             &["outside"],
         ),
         ("os.dup2(os.open('/proc/self/ns/mnt', os.O_RDONLY), 40)", &["namespace"]),
-        (
-            "os.mkdir(sys.argv[3]); os.dup2(os.open(sys.argv[3], os.O_RDONLY), 40); os.rmdir(sys.argv[3])",
-            &["directory"],
-        ),
-        (
-            "os.dup2(os.open(sys.argv[3], os.O_CREAT|os.O_RDONLY), 40); os.closerange(3, 40); fcntl.fcntl(40, 1024, 0)",
-            &["lease"],
-        ),
     ];
     let (reader, _writer) = std::io::pipe().unwrap();
     let name = format!("cpr-files-test-{own}");

@@ -665,6 +665,8 @@ fn restore_terminal(image: &Terminal) -> (terminal::Terminals, Pty) {
         position: 0,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: Vec::new(),
         object,
     };
@@ -672,7 +674,7 @@ fn restore_terminal(image: &Terminal) -> (terminal::Terminals, Pty) {
     let slave = file(Object::TerminalSlave(TerminalId(0)));
     let images = [image.clone()];
     let objects = [master.object.clone(), slave.object.clone()];
-    let terminals = terminal::Terminals::create(&images, objects.iter(), None).unwrap();
+    let mut terminals = terminal::Terminals::create(&images, objects.iter(), None).unwrap();
     let pty = Pty {
         master: terminals.open(&images, &master).unwrap().unwrap(),
         slave: terminals.open(&images, &slave).unwrap().unwrap(),
@@ -896,11 +898,13 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         position: 0,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: Vec::new(),
         object: Object::TerminalSlave(TerminalId(0)),
     };
     let objects = [file.object.clone()];
-    let given = terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd())).unwrap();
+    let mut given = terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd())).unwrap();
     let opened = given.open(&images, &file).unwrap().unwrap();
     given.fill(&images).unwrap();
     assert_eq!(tty::attributes(opened.as_fd()).unwrap(), settings);
@@ -936,6 +940,8 @@ fn epoll_registrations_are_made_by_the_right_process() {
         position: 0,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: Vec::new(),
         object,
     };
@@ -1041,6 +1047,8 @@ fn epoll_registrations_survive_numbers_that_are_taken_or_free() {
         position: 0,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: Vec::new(),
         object,
     };

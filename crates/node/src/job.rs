@@ -375,14 +375,11 @@ impl Job {
         let find = || -> Result<Option<i32>> {
             let mut members = target::members(init.pid)?;
             members.retain(|m| m.pid != init.pid);
-            let wanted = |m: &&target::Member| {
-                if ended {
-                    target::parent(m.pid) == Some(init.pid) && target::state(m.pid).is_ok_and(|s| s != 'Z')
-                } else {
-                    m.inner == inner
-                }
-            };
-            Ok(members.iter().find(wanted).map(|m| m.pid))
+            let lives = |m: &&target::Member| target::state(m.pid).is_ok_and(|s| s != 'Z');
+            let root = members.iter().find(|m| !ended && m.inner == inner).filter(lives);
+            // It may have ended a moment ago, which the supervisor has not written down yet.
+            let adopted = |m: &&target::Member| target::parent(m.pid) == Some(init.pid) && lives(m);
+            Ok(root.or_else(|| members.iter().find(adopted)).map(|m| m.pid))
         };
         let pid = find()?.ok_or_else(gone)?;
         let target = Target::open(pid)?;

@@ -21,6 +21,8 @@ pub fn manifest() -> Manifest {
         position: 0,
         owner: None,
         flock: None,
+        locker: 0,
+        lease: None,
         ofd_locks: vec![],
         object,
     };
@@ -195,6 +197,8 @@ pub fn manifest() -> Manifest {
                 signal: 29,
             }),
             flock: Some(FlockKind::Exclusive),
+            locker: 0,
+            lease: None,
             ofd_locks: vec![(true, 0, 0)],
             ..open(Object::TerminalMaster(TerminalId(0)))
         },
@@ -302,6 +306,7 @@ pub fn manifest() -> Manifest {
                 uid: 0,
                 gid: 0,
                 extents: vec![extent(4096, 1, 3)],
+                mtime_ns: None,
             },
             SavedFile {
                 kind: SavedFileKind::Deleted {
@@ -312,6 +317,7 @@ pub fn manifest() -> Manifest {
                 uid: 1000,
                 gid: 100,
                 extents: vec![extent(0, 1, 3)],
+                mtime_ns: None,
             },
             SavedFile {
                 kind: SavedFileKind::Memfd {
@@ -323,6 +329,7 @@ pub fn manifest() -> Manifest {
                 uid: 0,
                 gid: 0,
                 extents: vec![],
+                mtime_ns: None,
             },
         ],
         pipes: vec![

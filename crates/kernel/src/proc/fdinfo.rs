@@ -139,8 +139,10 @@ pub struct LockLine {
     pub kind: LockKind,
     /// A write lock, as opposed to a read lock.
     pub exclusive: bool,
-    /// A lease that is being broken; `exclusive` then tells what it is to become.
+    /// A lease that is being broken; `exclusive` and `unlock` then tell what it is to become.
     pub breaking: bool,
+    /// A lease that is to be given up altogether.
+    pub unlock: bool,
     /// The process that took the lock; -1 for [`LockKind::Ofd`].
     pub pid: i32,
     /// Major and minor device number of the file system.
@@ -397,9 +399,10 @@ fn lock(text: &[u8]) -> Option<LockLine> {
         _ => LockKind::Unknown,
     };
     let breaking = fields.next()? == b"BREAKING";
-    let exclusive = match fields.next()? {
-        b"WRITE" => true,
-        b"READ" | b"UNLCK" => false,
+    let (exclusive, unlock) = match fields.next()? {
+        b"WRITE" => (true, false),
+        b"READ" => (false, false),
+        b"UNLCK" => (false, true),
         _ => return None,
     };
     let pid = decimal(fields.next()?)?;
@@ -421,6 +424,7 @@ fn lock(text: &[u8]) -> Option<LockLine> {
         kind,
         exclusive,
         breaking,
+        unlock,
         pid,
         dev,
         inode,

@@ -67,7 +67,7 @@ pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool, tcp: Tc
         }
     }
     if let Ok(shared) = save::shared_tables(targets) {
-        blockers.extend(shared.into_iter().map(|(pid, reason)| Blocker {
+        blockers.extend(shared.refused.into_iter().map(|(pid, reason)| Blocker {
             pid,
             object: "descriptor table".to_owned(),
             reason,
@@ -140,20 +140,18 @@ impl Scene {
                 let supplied = device && self.is_stream(seen);
                 (!supplied).then(|| seen.blocker(reason.clone(), hint.as_deref()))
             }
-            Kind::Proc(Some(pid), _) if !self.pids.contains(pid) => {
+            Kind::Proc(Some(pid), _) if *pid != 1 && !self.pids.contains(pid) => {
                 Some(seen.blocker(format!("process {pid} is not part of the job"), None))
             }
             Kind::PidFd => match seen.info.kind {
-                FdInfoKind::PidFd { pid, .. } if !self.pids.contains(&pid) => {
+                // Those that have ended are -1.
+                FdInfoKind::PidFd { pid, .. } if pid >= 0 && !self.pids.contains(&pid) => {
                     Some(seen.blocker("a pidfd of a process that is not part of the job", None))
                 }
                 _ => None,
             },
             Kind::MessageQueue if !self.own_ipc_namespace => {
                 Some(seen.blocker(mqueue::SHARED, Some(mqueue::SHARED_HINT)))
-            }
-            Kind::Directory if seen.link.ends_with(b" (deleted)") && seen.stat.st_nlink == 0 => {
-                Some(seen.blocker("the directory has been deleted", None))
             }
             Kind::Pipe if !self.in_flight && self.ends.is_one_sided(&seen.stat) && !self.is_stream(seen) => {
                 let handle = save::get(seen.target, seen.fd).ok()?;

@@ -89,8 +89,8 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
         FdInfoKind::Fanotify(_) => return unsupported("fanotify is not supported", ""),
         FdInfoKind::Tty { .. } | FdInfoKind::Other => {}
     }
-    if let Some(lease) = info.locks.iter().find(|lock| !is_lock(lock.kind)) {
-        return unsupported(&format!("a {} on it cannot be saved", name(lease.kind)), "");
+    if let Some(other) = info.locks.iter().find(|lock| !is_lock(lock.kind)) {
+        return unsupported(&format!("a {} on it cannot be saved", name(other.kind)), "");
     }
     if let Some(name) = link.strip_prefix(b"anon_inode:") {
         return anonymous(&String::from_utf8_lossy(name));
@@ -135,12 +135,14 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
 }
 
 fn is_lock(kind: LockKind) -> bool {
-    matches!(kind, LockKind::Posix | LockKind::Ofd | LockKind::Flock)
+    matches!(
+        kind,
+        LockKind::Posix | LockKind::Ofd | LockKind::Flock | LockKind::Lease
+    )
 }
 
 fn name(kind: LockKind) -> &'static str {
     match kind {
-        LockKind::Lease => "lease",
         LockKind::Delegation => "delegation",
         _ => "lock of an unknown kind",
     }

@@ -1,13 +1,16 @@
 //! File locks, and who is sent signals about a file.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use cpr_image::model::{FileOwner, FlockKind, OpenFile, PosixLock, Process};
+use cpr_image::model::{
+    Descriptor, FileId, FileOwner, FlockKind, Lease, LeaseTarget, Manifest, OpenFile, PosixLock, Process,
+};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::fd::{self, Owner};
 use cpr_kernel::proc::{FdInfo, LockKind, LockLine};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Description, kind};
 
@@ -27,6 +30,45 @@ pub(super) fn flock(info: &FdInfo) -> Option<FlockKind> {
     } else {
         FlockKind::Shared
     })
+}
+
+/// The lease of a description.
+///
+/// Of one that is being broken the kernel tells what it is to become, and not what it is; a lease that can be written
+/// through cannot be a read lease.
+pub(super) fn lease(info: &FdInfo) -> Option<Lease> {
+    let line = info.locks.iter().find(|lock| lock.kind == LockKind::Lease)?;
+    if !line.breaking {
+        return Some(Lease {
+            exclusive: line.exclusive,
+            breaking: None,
+        });
+    }
+    Some(Lease {
+        exclusive: !line.unlock || kind::writable(info.flags),
+        breaking: Some(if line.unlock {
+            LeaseTarget::None
+        } else {
+            LeaseTarget::Read
+        }),
+    })
+}
+
+/// The process that took the flock(2) lock or the lease, zero if none did.
+pub(super) fn locker(info: &FdInfo) -> i32 {
+    let ours = |kind| matches!(kind, LockKind::Flock | LockKind::Lease);
+    let line = info.locks.iter().find(|lock| ours(lock.kind));
+    line.map_or(0, |lock| lock.pid.max(0))
+}
+
+/// The process and descriptor that takes the description's lock or lease again: the kernel shows, and sends signals to,
+/// the process that did. None if no process has it open.
+fn taker(manifest: &Manifest, id: FileId, file: &OpenFile) -> Option<(i32, i32)> {
+    let holders = manifest.processes.iter().filter_map(|process| {
+        let descriptor = process.descriptors.iter().find(|d| d.file == id)?;
+        Some((process.pid, descriptor.fd))
+    });
+    holders.min_by_key(|(pid, _)| *pid != file.locker)
 }
 
 /// Open-file-description locks.
@@ -86,7 +128,7 @@ pub(super) fn owner(description: &Description) -> Result<Option<FileOwner>> {
 ///
 /// # Errors
 /// [`ErrorKind::InUse`] when somebody else has one.
-pub(super) fn take(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
+pub(super) fn take(fd: BorrowedFd<'_>, file: &OpenFile, id: FileId, manifest: &Manifest) -> Result<()> {
     let refused = |e: Error| {
         if e.kind() == ErrorKind::Busy {
             e.with_kind(ErrorKind::InUse).with_hint(LOCK_HINT)
@@ -94,7 +136,7 @@ pub(super) fn take(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
             e
         }
     };
-    if let Some(kind) = file.flock {
+    if let Some(kind) = file.flock.filter(|_| taker(manifest, id, file).is_none()) {
         let operation = match kind {
             FlockKind::Shared => FlockOperation::NonBlockingLockShared,
             FlockKind::Exclusive => FlockOperation::NonBlockingLockExclusive,
@@ -110,6 +152,71 @@ pub(super) fn take(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
             .map_err(refused)?;
     }
     Ok(())
+}
+
+/// The descriptors through which a process takes locks and leases of descriptions.
+pub(super) fn taken_by<'a>(process: &'a Process, manifest: &'a Manifest) -> impl Iterator<Item = &'a Descriptor> {
+    process.descriptors.iter().filter(|descriptor| {
+        let file = manifest.files.get(descriptor.file.index());
+        file.is_some_and(|file| {
+            (file.flock.is_some() || file.lease.is_some())
+                && taker(manifest, descriptor.file, file) == Some((process.pid, descriptor.fd))
+        })
+    })
+}
+
+/// Adds the calls by which a process takes flock(2) locks and leases again.
+pub(super) fn take_own(process: &Process, manifest: &Manifest, batch: &mut Batch) {
+    for descriptor in taken_by(process, manifest) {
+        let Some(file) = manifest.files.get(descriptor.file.index()) else {
+            continue;
+        };
+        let what = |object: &str| {
+            format!(
+                "process {}, descriptor {}: take the {object} again",
+                process.pid, descriptor.fd
+            )
+        };
+        if let Some(kind) = file.flock {
+            let operation = match kind {
+                FlockKind::Shared => libc::LOCK_SH,
+                FlockKind::Exclusive => libc::LOCK_EX,
+            };
+            batch.must(
+                libc::SYS_flock,
+                &[Arg::from(descriptor.fd), Arg::from(operation | libc::LOCK_NB)],
+                what("lock (flock)"),
+            );
+        }
+        if let Some(lease) = file.lease {
+            let kind = if lease.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+            batch.must(
+                libc::SYS_fcntl,
+                &[Arg::from(descriptor.fd), Arg::from(libc::F_SETLEASE), Arg::from(kind)],
+                what("lease"),
+            );
+        }
+    }
+}
+
+/// Opens what `fd` has a lease on that is being broken, so that it is being broken again. The process that took the
+/// lease gets the signal once more, and must throw it away.
+///
+/// # Errors
+/// The file cannot be opened in the way that breaks the lease.
+pub(super) fn break_lease(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
+    let Some(target) = file.lease.and_then(|lease| lease.breaking) else {
+        return Ok(());
+    };
+    let access = match target {
+        LeaseTarget::Read => OFlags::RDONLY,
+        LeaseTarget::None => OFlags::WRONLY,
+    };
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(error) => Err(std::io::Error::from(error)).context(|| "break the lease"),
+    }
 }
 
 /// Sets who gets signals, then O_ASYNC.

@@ -36,14 +36,17 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cpr_image::model::{ByteString, FileId, InetSocket, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket};
+use cpr_image::model::{
+    ByteString, FileId, InetSocket, Manifest, OpenFile, Pipe, PipeId, SavedFileId, Terminal, UnixSocket,
+};
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
 use crate::TcpPolicy;
 use crate::sink::PageSource;
 
 pub use check::check;
-pub use restore::{cut_back, finish, open_all};
+pub use regular::{other_name, save_deleted_cwd};
+pub use restore::{break_leases, cut_back, finish, open_all};
 pub use save::save;
 pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
@@ -94,6 +97,10 @@ pub struct SaveContext<'a> {
     pub targets: &'a [Target],
     /// The process the checkpoint was asked for.
     pub root_pid: i32,
+    /// Processes of the job that have ended and not been waited for.
+    pub zombies: Vec<i32>,
+    /// Processes that share their parent's table of descriptors.
+    pub table_of_parent: HashSet<i32>,
     /// Files whose contents are saved.
     pub saved: SavedFiles,
     /// Pipes and FIFOs.
@@ -135,6 +142,8 @@ impl<'a> SaveContext<'a> {
         SaveContext {
             targets,
             root_pid,
+            zombies: Vec::new(),
+            table_of_parent: HashSet::new(),
             saved: SavedFiles::default(),
             pipes: Vec::new(),
             sockets: Vec::new(),
@@ -201,6 +210,10 @@ pub struct RestoreContext<'a> {
     pipes: HashMap<PipeId, pipe::Ends>,
     fifos: HashMap<PipeId, OwnedFd>,
     written: HashSet<ByteString>,
+    /// Pidfds of processes that are no more, by their numbers in the image.
+    dead: HashMap<u64, OwnedFd>,
+    /// Memfds whose first description a descriptor has got.
+    memfds_given: HashSet<SavedFileId>,
 }
 
 impl<'a> RestoreContext<'a> {
@@ -225,6 +238,8 @@ impl<'a> RestoreContext<'a> {
             pipes: HashMap::new(),
             fifos: HashMap::new(),
             written: regular::written(manifest),
+            dead: HashMap::new(),
+            memfds_given: HashSet::new(),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cpr_image::model::{NetlinkSocket, Object};
+use cpr_image::model::{Manifest, NetlinkSocket, Object};
 use cpr_kernel::inet::{self as kernel, NetlinkAddress};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -65,11 +65,17 @@ fn look(handle: BorrowedFd<'_>, label: &str) -> Result<NetlinkSocket> {
     })
 }
 
-/// Makes a netlink socket again.
+/// Whether a port number looks like one of the kernel's choice.
+fn kernel_chose(port: u32, manifest: &Manifest) -> bool {
+    let number = port as i32;
+    number < 0 || manifest.processes.iter().any(|process| process.pid == number)
+}
+
+/// Makes a netlink socket again. A port number that the kernel had chosen may be another one then.
 ///
 /// # Errors
 /// [`ErrorKind::InUse`] when somebody else has its port number.
-pub fn restore(socket: &NetlinkSocket) -> Result<OwnedFd> {
+pub fn restore(socket: &NetlinkSocket, manifest: &Manifest) -> Result<OwnedFd> {
     let new = sockopt::new_socket(libc::AF_NETLINK, socket.kind, socket.protocol)?;
     sockopt::set(new.as_fd(), &socket.options, Phase::Early)?;
     if socket.port != 0 {
@@ -78,9 +84,14 @@ pub fn restore(socket: &NetlinkSocket) -> Result<OwnedFd> {
             groups: 0,
         };
         let what = || format!("bind a netlink socket to port {}", socket.port);
-        kernel::netlink_bind(new.as_fd(), address)
-            .context(what)
-            .map_err(inet::in_use)?;
+        let bound = match kernel::netlink_bind(new.as_fd(), address) {
+            // The kernel numbers by process ID, or below zero where that is taken: it chooses again.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) && kernel_chose(socket.port, manifest) => {
+                kernel::netlink_bind(new.as_fd(), NetlinkAddress { port: 0, groups: 0 })
+            }
+            other => other,
+        };
+        bound.context(what).map_err(inet::in_use)?;
     }
     for group in &socket.groups {
         let what = || format!("join netlink group {group}");

@@ -14,7 +14,7 @@ use super::{Description, RestoreContext, SaveContext};
 /// Saves the process a pidfd stands for.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for a process outside the job, one that is gone, and a pidfd of a single thread.
+/// [`ErrorKind::Unsupported`] for a process outside the job, and a pidfd of a single thread.
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     let refuse = |why: String| {
         Error::new(
@@ -33,9 +33,14 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         return Err(refuse(format!("of thread {pid}")));
     }
     match pid {
-        -1 => Err(refuse("of a process that is gone".into())),
+        // Since Linux 6.9 the inode number is the process's.
+        -1 => Ok(Object::DeadPidFd {
+            process: description.stat.st_ino,
+        }),
         0 => Err(refuse("of a process in another PID namespace".into())),
-        pid if context.targets.iter().any(|target| target.pid == pid) => Ok(Object::PidFd { pid }),
+        pid if context.targets.iter().any(|target| target.pid == pid) || context.zombies.contains(&pid) => {
+            Ok(Object::PidFd { pid })
+        }
         pid => Err(refuse(format!("of process {pid}, which is outside the job"))),
     }
 }
@@ -54,4 +59,32 @@ pub fn restore(file: &OpenFile, pid: i32, _context: &mut RestoreContext<'_>) -> 
     rustix::process::pidfd_open(process, flags)
         .map_err(std::io::Error::from)
         .context(what)
+}
+
+/// Opens a pidfd of a process that is no more: one that is made for it, and ends at once.
+///
+/// # Errors
+/// No process can be made.
+pub fn restore_dead(file: &OpenFile, process: u64, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+    let what = || "make a process that ends at once, for a pidfd";
+    let known = context.dead.get(&process);
+    let held = match known {
+        Some(fd) => fd.try_clone().context(what)?,
+        None => {
+            let fd = cpr_kernel::process::dead_process().context(what)?;
+            context.dead.insert(process, fd.try_clone().context(what)?);
+            fd
+        }
+    };
+    let flags = if is_nonblocking(file) {
+        OFlags::NONBLOCK
+    } else {
+        OFlags::empty()
+    };
+    // Another description of the same pidfd; before Linux 6.9 it cannot be opened again, and is shared.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+    match rustix::fs::open(path, flags | OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty()) {
+        Ok(fd) => Ok(fd),
+        Err(_) => Ok(held),
+    }
 }

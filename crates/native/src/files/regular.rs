@@ -4,12 +4,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use cpr_image::model::{ByteString, Manifest, Object, OpenFile, RegularFile, SavedFileKind};
+use cpr_image::model::{ByteString, Manifest, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind};
+use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::{Description, RestoreContext, SaveContext, kind};
+use super::{Description, RestoreContext, SaveContext, SavedFiles, kind};
 
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 const CGROUP_MAGIC: u64 = 0x0027_e0eb;
@@ -52,10 +53,23 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     if stat.st_nlink > 0 && has_path(description)? {
         return Ok(Object::Regular(described(stat, link)));
     }
-    let path = link.strip_suffix(b" (deleted)").unwrap_or(link);
-    let kind = SavedFileKind::Deleted {
-        path: ByteString(path.to_vec()),
-    };
+    if stat.st_nlink > 0 {
+        if let Some(other) = other_name(link, stat.st_ino) {
+            return Ok(Object::Regular(described(stat, &other)));
+        }
+        // What others write to it, or read from it, would be another file after a restart.
+        if kind::writable(description.info.flags) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{}: the file is open for writing, and its only names are in other directories than it was opened in",
+                    description.label()
+                ),
+            )
+            .with_hint("give it back a name in that directory (ln), or close it before the checkpoint"));
+        }
+    }
+    let kind = SavedFileKind::Deleted { path: former(link) };
     context
         .saved
         .intern_descriptor(stat, description.handle.as_fd(), kind, &description.label())
@@ -93,12 +107,63 @@ pub fn save_memfd(description: &Description, context: &mut SaveContext<'_>) -> R
         .map(Object::Saved)
 }
 
+/// Where a deleted object was, from what the kernel shows.
+fn former(link: &[u8]) -> ByteString {
+    ByteString(link.strip_suffix(b" (deleted)").unwrap_or(link).to_vec())
+}
+
+/// The working directory of a stopped process as a saved file, if it has been deleted.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn save_deleted_cwd(proc: &ProcDir, saved: &mut SavedFiles) -> Result<Option<SavedFileId>> {
+    let what = || format!("look at the working directory of process {}", proc.pid());
+    let stat = rustix::fs::statat(proc, "cwd", AtFlags::empty())
+        .map_err(io)
+        .context(what)?;
+    if stat.st_nlink > 0 {
+        return Ok(None);
+    }
+    let path = former(&proc.read_link("cwd").context(what)?);
+    Ok(Some(
+        saved.intern_empty(&stat, SavedFileKind::DeletedDirectory { path }),
+    ))
+}
+
+/// Another name of a file in the directory it was in; links are mostly made beside what they are links to.
+pub fn other_name(link: &[u8], inode: u64) -> Option<Vec<u8>> {
+    /// Directories with more entries are not searched.
+    const MOST: usize = 100_000;
+    let path = former(link);
+    let parent = path.as_path().parent()?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(parent, flags, Mode::empty()).ok()?;
+    let device = rustix::fs::fstat(&directory).ok()?.st_dev;
+    let entries = rustix::fs::Dir::new(directory).ok()?;
+    for entry in entries.take(MOST) {
+        let entry = entry.ok()?;
+        if entry.ino() != inode {
+            continue;
+        }
+        let full = parent.join(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+        if rustix::fs::lstat(&full).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode)) {
+            return Some(full.as_os_str().as_bytes().to_vec());
+        }
+    }
+    None
+}
+
 /// Saves a directory.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for one that has been deleted or replaced.
-pub fn save_directory(description: &Description, _context: &mut SaveContext<'_>) -> Result<Object> {
+/// [`ErrorKind::Unsupported`] for one that has been replaced.
+pub fn save_directory(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     if !has_path(description)? {
+        if description.stat.st_nlink == 0 {
+            let path = former(&description.link);
+            let kind = SavedFileKind::DeletedDirectory { path };
+            return Ok(Object::Saved(context.saved.intern_empty(&description.stat, kind)));
+        }
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("{}: the directory has been deleted or replaced", description.label()),
@@ -117,6 +182,21 @@ pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Re
     let Description { link, stat, .. } = description;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         return save_directory(description, context);
+    }
+    if !has_path(description)? && stat.st_nlink == 0 {
+        let path = former(link);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => return save(description, context),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&description.handle, "", Vec::new())
+                    .map_err(io)
+                    .context(|| format!("{}: read the link", description.label()))?;
+                let target = ByteString(target.into_bytes());
+                let kind = SavedFileKind::DeletedLink { path, target };
+                return Ok(Object::Saved(context.saved.intern_empty(stat, kind)));
+            }
+            _ => {}
+        }
     }
     if !has_path(description)? {
         return Err(Error::new(
@@ -173,7 +253,9 @@ pub fn save_proc(
     path: &[u8],
     context: &mut SaveContext<'_>,
 ) -> Result<Object> {
+    // Init is always there.
     if let Some(pid) = pid
+        && pid != 1
         && !context.targets.iter().any(|target| target.pid == pid)
     {
         return Err(Error::new(
@@ -385,8 +467,24 @@ pub fn restore_proc(file: &OpenFile, pid: Option<i32>, path: &ByteString) -> Res
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] when the image has none of that number.
-pub fn restore_saved(file: &OpenFile, fd: BorrowedFd<'_>, name: &ByteString) -> Result<OwnedFd> {
-    let fd = super::saved::open_saved(fd, file.flags).context(|| format!("open {name}"))?;
+pub fn restore_saved(
+    file: &OpenFile,
+    id: SavedFileId,
+    name: &ByteString,
+    context: &mut RestoreContext<'_>,
+) -> Result<OwnedFd> {
+    let damaged = || Error::new(ErrorKind::Damaged, format!("the image has no saved file {}", id.0));
+    let fd = context.saved.get(id.index()).ok_or_else(damaged)?;
+    let image = context.manifest.saved_files.get(id.index()).ok_or_else(damaged)?;
+    let what = || format!("open {name}");
+    let both = file.flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR;
+    // A memfd can be executed only while nothing but its first description is open for writing.
+    let first = matches!(image.kind, SavedFileKind::Memfd { .. }) && both && context.memfds_given.insert(id);
+    let fd = if first || matches!(image.kind, SavedFileKind::DeletedLink { .. }) {
+        fd.try_clone().context(what)?
+    } else {
+        super::saved::open_saved(fd.as_fd(), file.flags).context(what)?
+    };
     set_position(fd.as_fd(), name, file.position)?;
     Ok(fd)
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use cpr_image::model::{ByteString, FileId, Manifest, Object, OpenFile, Process, SavedFileKind};
 use cpr_kernel::batch::Batch;
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, kind, locks, pipe, regular};
@@ -32,13 +32,16 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
     }
     let all = || manifest.files.iter().zip(&files).enumerate();
     for (index, (file, fd)) in all() {
-        locks::take(fd.as_fd(), file).context(|| format!("{}{}", named(index), path_of(file)))?;
+        locks::take(fd.as_fd(), file, FileId(index as u32), manifest)
+            .context(|| format!("{}{}", named(index), path_of(file)))?;
     }
     socket::fill_queues(context, &files)?;
     terminal::fill_queues(context)?;
     for (index, (file, fd)) in all().filter(|(_, (file, _))| !is_foreign(file, manifest)) {
         set_flags(fd.as_fd(), file).context(|| named(index))?;
-        locks::set_owner(fd.as_fd(), file).context(|| named(index))?;
+        if file.lease.is_none() {
+            locks::set_owner(fd.as_fd(), file).context(|| named(index))?;
+        }
     }
     // Opened for both directions, these would keep readers from seeing the end.
     context.pipes.clear();
@@ -59,6 +62,26 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
 pub fn cut_back(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
     for (index, (file, fd)) in manifest.files.iter().zip(files).enumerate() {
         regular::cut_back(fd.as_fd(), file).context(|| user(manifest, FileId(index as u32)))?;
+    }
+    Ok(())
+}
+
+/// Has the leases a process has taken ([`finish`]) broken again where they were being broken.
+///
+/// # Errors
+/// A file cannot be opened in the way that breaks its lease.
+pub fn break_leases(process: &Process, manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
+    for descriptor in locks::taken_by(process, manifest) {
+        let index = descriptor.file.index();
+        let (Some(file), Some(fd)) = (manifest.files.get(index), files.get(index)) else {
+            continue;
+        };
+        if file.lease.is_some() {
+            let what = || user(manifest, descriptor.file);
+            locks::break_lease(fd.as_fd(), file).context(what)?;
+            // Whoever is to get signals has got that one before the checkpoint.
+            locks::set_owner(fd.as_fd(), file).context(what)?;
+        }
     }
     Ok(())
 }
@@ -94,15 +117,18 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::Regular(found) => regular::restore(file, found, context),
         Object::Directory { path } => regular::restore_directory(file, path),
         Object::Saved(saved) => {
-            let damaged = || Error::new(ErrorKind::Damaged, format!("the image has no saved file {}", saved.0));
-            let fd = context.saved.get(saved.index()).ok_or_else(damaged)?;
-            let image = context.manifest.saved_files.get(saved.index()).ok_or_else(damaged)?;
-            let name = match &image.kind {
-                SavedFileKind::Deleted { path } | SavedFileKind::SharedMemory { path } => path.clone(),
-                SavedFileKind::Memfd { name, .. } => ByteString([b"memfd:", name.0.as_slice()].concat()),
-                SavedFileKind::SharedAnonymous => ByteString(b"shared anonymous memory".to_vec()),
+            let image = context.manifest.saved_files.get(saved.index());
+            let name = match image.map(|image| &image.kind) {
+                Some(
+                    SavedFileKind::Deleted { path }
+                    | SavedFileKind::SharedMemory { path }
+                    | SavedFileKind::DeletedDirectory { path }
+                    | SavedFileKind::DeletedLink { path, .. },
+                ) => path.clone(),
+                Some(SavedFileKind::Memfd { name, .. }) => ByteString([b"memfd:", name.0.as_slice()].concat()),
+                Some(SavedFileKind::SharedAnonymous) | None => ByteString(b"shared anonymous memory".to_vec()),
             };
-            regular::restore_saved(file, fd.as_fd(), &name)
+            regular::restore_saved(file, *saved, &name, context)
         }
         Object::Pipe(pipe) => pipe::restore(file, *pipe, context),
         Object::Fifo(fifo) => pipe::restore_fifo(file, fifo, context),
@@ -122,7 +148,8 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
         Object::Socket(socket) => unix::restore(file, *socket, context),
         Object::InetSocket(socket) => inet::restore(file, *socket, context),
-        Object::NetlinkSocket(socket) => netlink::restore(socket),
+        Object::NetlinkSocket(socket) => netlink::restore(socket, context.manifest),
+        Object::DeadPidFd { process } => pidfd::restore_dead(file, *process, context),
         Object::TerminalSlave(_) | Object::TerminalMaster(_) => terminal::restore(file, id, context),
         Object::MessageQueue(queue) => mqueue::restore(file, *queue, context),
         Object::Inherited { stream } => inherited(file, *stream, context),
@@ -176,5 +203,6 @@ fn set_flags(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
 /// [`ErrorKind::Damaged`] for registrations that no process can make.
 pub fn finish(process: &Process, manifest: &Manifest, batch: &mut Batch) -> Result<()> {
     locks::take_posix(process, batch);
+    locks::take_own(process, manifest, batch);
     epoll::register(process, manifest, epoll::spare(process, 0), batch)
 }

@@ -1,7 +1,7 @@
 //! Finding all open file descriptions of stopped processes, and saving them.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -74,7 +74,11 @@ impl Index {
 /// # Errors
 /// [`ErrorKind::Unsupported`] for the first thing that cannot be saved; others when a process has gone.
 pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<PosixLock>)>> {
-    refuse_shared_tables(context.targets)?;
+    let tables = shared_tables(context.targets)?;
+    if let Some((_, why)) = tables.refused.into_iter().next() {
+        return Err(Error::new(ErrorKind::Unsupported, why));
+    }
+    context.table_of_parent = tables.with_parent;
     let mut processes = collect(context)?;
     // Sockets first, since messages under way can hold any other file.
     for index in 0..context.entries.len() {
@@ -94,17 +98,19 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     Ok(processes)
 }
 
-/// Refuses processes that share a descriptor table, and threads that do not.
-pub(super) fn refuse_shared_tables(targets: &[Target]) -> Result<()> {
-    match shared_tables(targets)?.into_iter().next() {
-        Some((_, why)) => Err(Error::new(ErrorKind::Unsupported, why)),
-        None => Ok(()),
-    }
+/// Which processes share their table of descriptors with another.
+#[derive(Debug, Default)]
+pub(super) struct SharedTables {
+    /// Processes that have their parent's table.
+    pub with_parent: HashSet<i32>,
+    /// What cannot be made again: the process and why.
+    pub refused: Vec<(i32, String)>,
 }
 
-/// Processes that share a descriptor table with another, and processes whose threads have tables of their own.
-pub(super) fn shared_tables(targets: &[Target]) -> Result<Vec<(i32, String)>> {
-    let mut found = Vec::new();
+/// Processes that share a table, and processes whose threads have tables of their own. A table can be shared again by
+/// being born with it, so only with one's parent.
+pub(super) fn shared_tables(targets: &[Target]) -> Result<SharedTables> {
+    let mut found = SharedTables::default();
     let mut sorted: Vec<i32> = Vec::with_capacity(targets.len());
     let compare = |one: i32, other: i32| {
         cpr_kernel::fd::compare_tables(one, other)
@@ -118,8 +124,14 @@ pub(super) fn shared_tables(targets: &[Target]) -> Result<Vec<(i32, String)>> {
             match compare(sorted[middle], target.pid)? {
                 Ordering::Equal => {
                     let other = sorted[middle];
-                    let why = format!("processes {other} and {} share one table of descriptors", target.pid);
-                    found.push((target.pid, why));
+                    let parent = target.proc.stat().map_or(0, |stat| stat.ppid);
+                    let in_job = targets.iter().any(|one| one.pid == parent);
+                    if in_job && compare(parent, target.pid)? == Ordering::Equal {
+                        found.with_parent.insert(target.pid);
+                    } else {
+                        let why = format!("processes {other} and {} share one table of descriptors", target.pid);
+                        found.refused.push((target.pid, why));
+                    }
                     break;
                 }
                 Ordering::Less => low = middle + 1,
@@ -136,7 +148,7 @@ pub(super) fn shared_tables(targets: &[Target]) -> Result<Vec<(i32, String)>> {
         for thread in threads.into_iter().filter(|tid| *tid != target.pid) {
             if compare(target.pid, thread)? != Ordering::Equal {
                 let why = format!("thread {thread} of process {} has descriptors of its own", target.pid);
-                found.push((target.pid, why));
+                found.refused.push((target.pid, why));
             }
         }
     }
@@ -151,6 +163,10 @@ fn collect(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<Po
     for target in context.targets {
         let mut descriptors = Vec::new();
         let mut posix = Vec::new();
+        if context.table_of_parent.contains(&target.pid) {
+            processes.push((descriptors, Vec::new()));
+            continue;
+        }
         let numbers = target
             .proc
             .descriptors()
@@ -312,7 +328,9 @@ fn find_streams(context: &mut SaveContext<'_>) -> Result<()> {
                     .is_external_pipe(flags, &description.stat, handle)
                     .context(|| description.label())?
             }
-            Kind::Terminal(side) => context.ends.is_external_terminal(*side),
+            Kind::Terminal(side) => {
+                context.ends.is_external_terminal(*side) && !terminal::is_hung_up(description.handle.as_fd())?
+            }
             Kind::Unsupported(..) => rustix::fs::FileType::from_raw_mode(description.stat.st_mode).is_char_device(),
             _ => false,
         };
@@ -438,6 +456,8 @@ fn open_file(entry: &Entry) -> Result<OpenFile> {
         position,
         owner: if inherited { None } else { locks::owner(description)? },
         flock: locks::flock(info).filter(|_| !inherited),
+        locker: locks::locker(info),
+        lease: locks::lease(info).filter(|_| !inherited),
         ofd_locks: locks::ofd_locks(info),
         object,
     })

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use cpr_image::model::{Extent, Manifest, SavedFile, SavedFileId, SavedFileKind};
+use cpr_image::model::{ByteString, Extent, Manifest, SavedFile, SavedFileId, SavedFileKind};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Uid};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::sink::{PAGE_SIZE, PageSink, PageSource};
@@ -35,6 +35,7 @@ struct Entry {
     mode: u32,
     uid: u32,
     gid: u32,
+    mtime_ns: Option<i64>,
     label: String,
     source: Source,
 }
@@ -49,6 +50,12 @@ enum Source {
 
 fn io(error: Errno) -> std::io::Error {
     error.into()
+}
+
+fn mtime_ns(stat: &Stat) -> i64 {
+    stat.st_mtime
+        .saturating_mul(1_000_000_000)
+        .saturating_add(stat.st_mtime_nsec as i64)
 }
 
 /// Opens what `handle` is open on once more, for reading; where that is not allowed, gives a copy of a readable `handle`
@@ -106,6 +113,7 @@ impl SavedFiles {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
             gid: stat.st_gid,
+            mtime_ns: Some(mtime_ns(stat)),
             label: label.to_owned(),
             source: Source::File(fd, ours),
         };
@@ -116,6 +124,25 @@ impl SavedFiles {
             }
             None => Ok(self.push(key, entry)),
         }
+    }
+
+    /// The entry for a deleted directory or symbolic link, made if it is new.
+    pub fn intern_empty(&mut self, stat: &Stat, kind: SavedFileKind) -> SavedFileId {
+        let key = (stat.st_dev, stat.st_ino);
+        if let Some(id) = self.by_inode.get(&key) {
+            return *id;
+        }
+        let entry = Entry {
+            kind,
+            size: 0,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime_ns: Some(mtime_ns(stat)),
+            label: String::new(),
+            source: Source::Memory(Vec::new()),
+        };
+        self.push(key, entry)
     }
 
     /// The entry for the file that process `pid` has mapped from `start` to `end` with `offset` in the file; `dev` is as
@@ -157,6 +184,7 @@ impl SavedFiles {
                 mode: stat.st_mode & 0o7777,
                 uid: stat.st_uid,
                 gid: stat.st_gid,
+                mtime_ns: Some(mtime_ns(&stat)),
                 label,
                 source: Source::File(fd, true),
             },
@@ -166,6 +194,7 @@ impl SavedFiles {
                 mode: 0o600,
                 uid: UNKNOWN,
                 gid: UNKNOWN,
+                mtime_ns: None,
                 label,
                 source: Source::Memory(vec![(pid, start, offset, length)]),
             },
@@ -178,6 +207,13 @@ impl SavedFiles {
         self.entries.push(entry);
         self.by_inode.insert(key, id);
         id
+    }
+
+    /// The entry for a file that a descriptor of the job is open on.
+    pub fn known(&self, dev: u64, ino: u64) -> Option<SavedFileId> {
+        let id = self.by_inode.get(&(dev, ino)).copied()?;
+        let entry = self.entries.get(id.index())?;
+        matches!(entry.source, Source::File(..)).then_some(id)
     }
 
     /// Number of files.
@@ -214,6 +250,7 @@ impl SavedFiles {
                     uid: entry.uid,
                     gid: entry.gid,
                     extents,
+                    mtime_ns: entry.mtime_ns,
                 })
             })
             .collect()
@@ -341,6 +378,8 @@ pub fn create_saved(manifest: &Manifest, source: &dyn PageSource) -> Result<Vec<
 fn describe(kind: &SavedFileKind) -> String {
     match kind {
         SavedFileKind::Deleted { path } => format!("deleted file {path}"),
+        SavedFileKind::DeletedDirectory { path } => format!("deleted directory {path}"),
+        SavedFileKind::DeletedLink { path, .. } => format!("deleted link {path}"),
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
         SavedFileKind::SharedMemory { path } => format!("shared memory {path}"),
         SavedFileKind::SharedAnonymous => "shared anonymous memory".to_owned(),
@@ -357,6 +396,12 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
         SavedFileKind::Deleted { path } => create_deleted(path.as_path())?,
         // What there was is filled when nothing can fail any more; what was missing has been made.
         SavedFileKind::SharedMemory { path } => return super::shared_memory::open(path),
+        SavedFileKind::DeletedDirectory { path } => {
+            let fd = create_directory(path.as_path())?;
+            set_owner(fd.as_fd(), file)?;
+            return Ok(fd);
+        }
+        SavedFileKind::DeletedLink { path, target } => return create_link(path.as_path(), target),
         SavedFileKind::Memfd { name, seals } if *seals == SealFlags::SEAL.bits() => {
             memfd(&name.0, MemfdFlags::empty())?
         }
@@ -368,6 +413,9 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
         .context(|| format!("make it {} bytes long", file.size))?;
     fill(fd.as_fd(), file, source)?;
     set_owner(fd.as_fd(), file)?;
+    if let (Some(mtime_ns), false) = (file.mtime_ns, file.kind == SavedFileKind::SharedAnonymous) {
+        set_mtime(fd.as_fd(), mtime_ns)?;
+    }
     if let SavedFileKind::Memfd { seals, .. } = &file.kind
         && seals & SealFlags::FUTURE_WRITE.bits() == 0
     {
@@ -450,37 +498,70 @@ pub fn seal_last(manifest: &Manifest, saved: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
-/// A file without name in the directory `path` was in, so that it is on the same file system.
-fn create_deleted(path: &Path) -> Result<OwnedFd> {
-    let parent = path.parent().filter(|p| p.is_absolute()).unwrap_or(Path::new("/"));
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::open(parent, flags | OFlags::TMPFILE, mode) {
-        Ok(fd) => return Ok(fd),
-        // Not on this file system, or not on this kernel.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
-        Err(error) => {
-            let missing = matches!(error, Errno::NOENT | Errno::NOTDIR);
-            let result = Err(io(error)).context(|| format!("make a file in {}", parent.display()));
-            return result.map_err(|e: Error| {
-                if missing {
-                    e.with_kind(ErrorKind::Incompatible)
-                        .with_hint(format!("make directory {} again", parent.display()))
-                } else {
-                    e
-                }
-            });
+fn set_mtime(fd: BorrowedFd<'_>, mtime_ns: i64) -> Result<()> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: mtime_ns.div_euclid(1_000_000_000),
+            tv_nsec: mtime_ns.rem_euclid(1_000_000_000),
+        },
+    };
+    rustix::fs::futimens(fd, &times)
+        .map_err(io)
+        .context(|| "set the time of its last modification")
+}
+
+/// Directories made for a moment because something deleted was in them; dropping it removes them again.
+#[derive(Default)]
+struct Scaffold(Vec<PathBuf>);
+
+impl Drop for Scaffold {
+    fn drop(&mut self) {
+        for directory in self.0.iter().rev() {
+            // Somebody may have put something in it meanwhile; then it stays.
+            let _ = rustix::fs::rmdir(directory);
         }
     }
-    for attempt in 0..100u32 {
-        let name = parent.join(format!(".cpr-{}-{attempt}", std::process::id()));
-        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
-            Ok(fd) => {
-                rustix::fs::unlink(&name)
-                    .map_err(io)
-                    .context(|| format!("remove {}", name.display()))?;
-                return Ok(fd);
+}
+
+/// Makes the directories above a deleted object that are missing: they have been deleted, too.
+fn scaffold(parent: &Path) -> Result<Scaffold> {
+    let mut missing = Vec::new();
+    let mut at = Some(parent);
+    while let Some(directory) = at.filter(|directory| !directory.exists()) {
+        missing.push(directory.to_owned());
+        at = directory.parent();
+    }
+    let mut made = Scaffold::default();
+    for directory in missing.into_iter().rev() {
+        match rustix::fs::mkdir(&directory, Mode::RWXU) {
+            Ok(()) => made.0.push(directory),
+            Err(Errno::EXIST) => {}
+            Err(error) => {
+                return Err(io(error))
+                    .context(|| format!("make directory {} for a moment", directory.display()))
+                    .map_err(|e| e.with_kind(ErrorKind::Incompatible));
             }
+        }
+    }
+    Ok(made)
+}
+
+/// The directory an object at `path` was in.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| p.is_absolute()).unwrap_or(Path::new("/"))
+}
+
+/// Makes something under a free name in `parent`, its former one first.
+fn under_free_name<T>(path: &Path, make: impl Fn(&Path) -> std::result::Result<T, Errno>) -> Result<(PathBuf, T)> {
+    let parent = parent_of(path);
+    let others = (0..100u32).map(|attempt| parent.join(format!(".cpr-{}-{attempt}", std::process::id())));
+    for name in std::iter::once(path.to_owned()).chain(others) {
+        match make(&name) {
+            Ok(made) => return Ok((name, made)),
             Err(Errno::EXIST) => {}
             Err(error) => return Err(io(error)).context(|| format!("make {}", name.display())),
         }
@@ -489,6 +570,57 @@ fn create_deleted(path: &Path) -> Result<OwnedFd> {
         ErrorKind::AlreadyExists,
         format!("{}: no free name", parent.display()),
     ))
+}
+
+/// An empty directory without name.
+fn create_directory(path: &Path) -> Result<OwnedFd> {
+    let _scaffold = scaffold(parent_of(path))?;
+    let (name, ()) = under_free_name(path, |name| rustix::fs::mkdir(name, Mode::RWXU))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&name, flags, Mode::empty());
+    rustix::fs::rmdir(&name)
+        .map_err(io)
+        .context(|| format!("remove {}", name.display()))?;
+    opened.map_err(io).context(|| format!("open {}", name.display()))
+}
+
+/// A symbolic link without name, open with O_PATH.
+fn create_link(path: &Path, target: &ByteString) -> Result<OwnedFd> {
+    let _scaffold = scaffold(parent_of(path))?;
+    let (name, ()) = under_free_name(path, |name| rustix::fs::symlink(target.as_path(), name))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&name, flags, Mode::empty());
+    rustix::fs::unlink(&name)
+        .map_err(io)
+        .context(|| format!("remove {}", name.display()))?;
+    opened.map_err(io).context(|| format!("open {}", name.display()))
+}
+
+/// A file without name in the directory `path` was in, so that it is on the same file system.
+fn create_deleted(path: &Path) -> Result<OwnedFd> {
+    let parent = parent_of(path);
+    let _scaffold = scaffold(parent)?;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(parent, flags | OFlags::TMPFILE, mode) {
+        Ok(fd) => return Ok(fd),
+        // The owner may not make files there (any more): the file system may be another, the contents are the same.
+        Err(Errno::ACCESS | Errno::ROFS) => {
+            return rustix::fs::open(std::env::temp_dir(), flags | OFlags::TMPFILE, mode)
+                .map_err(io)
+                .context(|| format!("make a file in {}", std::env::temp_dir().display()));
+        }
+        // Not on this file system, or not on this kernel.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+        Err(error) => return Err(io(error)).context(|| format!("make a file in {}", parent.display())),
+    }
+    let (name, fd) = under_free_name(path, |name| {
+        rustix::fs::open(name, flags | OFlags::CREATE | OFlags::EXCL, mode)
+    })?;
+    rustix::fs::unlink(&name)
+        .map_err(io)
+        .context(|| format!("remove {}", name.display()))?;
+    Ok(fd)
 }
 
 /// A new description of a saved file, with these flags.

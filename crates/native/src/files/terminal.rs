@@ -198,11 +198,14 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes all terminals of the image.
+/// Makes all terminals of the image, unless that has been done.
 ///
 /// # Errors
 /// As [`Terminals::create`].
 pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
+    if context.terminals.is_some() {
+        return Ok(());
+    }
     let objects = context.manifest.files.iter().map(|file| &file.object);
     let terminals = Terminals::create(&context.manifest.terminals, objects, context.terminal.map(AsFd::as_fd))?;
     context.terminals = Some(terminals);
@@ -250,7 +253,7 @@ pub fn restore(file: &OpenFile, id: FileId, context: &mut RestoreContext<'_>) ->
 /// # Errors
 /// As [`Terminals::fill`].
 pub fn fill_queues(context: &mut RestoreContext<'_>) -> Result<()> {
-    match &context.terminals {
+    match &mut context.terminals {
         Some(terminals) => terminals.fill(&context.manifest.terminals),
         None => Ok(()),
     }
@@ -285,6 +288,17 @@ impl Entry {
         let Some(any) = self.slave.as_ref().or(self.master.as_ref()).map(AsFd::as_fd) else {
             return Err(Error::new(ErrorKind::Internal, what()));
         };
+        if let (Side::Slave(index), None) = (self.key, &self.master)
+            && is_hung_up(any)?
+        {
+            // Nothing is left of it but that every use fails.
+            return Ok(Terminal {
+                index,
+                hung_up: true,
+                attributes: Bytes(Attributes::default().to_bytes().to_vec()),
+                ..Terminal::default()
+            });
+        }
         let attributes = kernel::attributes(any).context(what)?;
         let window = rustix::termios::tcgetwinsize(any)
             .map_err(std::io::Error::from)
@@ -317,7 +331,10 @@ impl Entry {
         image.packet_mode = kernel::packet_mode(master).context(what)?;
         (image.input, image.output) = match &self.slave {
             Some(slave) => self.queues(master, slave.as_fd(), &attributes, &image).context(what)?,
-            None => self.without_slave(master).context(what)?,
+            None => {
+                image.slave_closed = self.without_slave(master).context(what)?;
+                Default::default()
+            }
         };
         Ok(image)
     }
@@ -331,15 +348,13 @@ impl Entry {
     }
 
     /// A master alone: nothing can be under way, or it would have to be seen from the other side.
-    fn without_slave(&self, master: BorrowedFd<'_>) -> Result<(Bytes, Bytes)> {
+    /// Tells whether the slave has been open, and was closed.
+    fn without_slave(&self, master: BorrowedFd<'_>) -> Result<bool> {
         let events = poll(master, PollFlags::IN | PollFlags::PRI, Duration::ZERO)?;
-        if events.contains(PollFlags::HUP) {
-            return Err(self.refuse("has been closed on the other side"));
+        if events.intersects(PollFlags::IN | PollFlags::PRI) {
+            return Err(self.refuse("holds data of a process that has closed its side"));
         }
-        if !events.is_empty() {
-            return Err(self.refuse("holds data of a process outside the job"));
-        }
-        Ok((Bytes::default(), Bytes::default()))
+        Ok(events.contains(PollFlags::HUP))
     }
 
     /// Both queues, read and put back.
@@ -555,6 +570,14 @@ fn ends_line(byte: u8, attributes: &Attributes) -> bool {
         || (attributes.local & IEXTEN != 0 && is(byte, attributes.characters[VEOL2]))
 }
 
+/// Whether the other side of a terminal has been closed for good.
+///
+/// # Errors
+/// It cannot be polled.
+pub(super) fn is_hung_up(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(poll(fd, PollFlags::empty(), Duration::ZERO)?.contains(PollFlags::HUP))
+}
+
 /// Another, non-blocking description of the slave.
 fn own_slave(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, image: &Terminal) -> Result<OwnedFd> {
     let flags = (OFlags::RDWR | OFlags::NONBLOCK).bits() as i32;
@@ -684,7 +707,8 @@ impl Terminals {
                 }
                 pairs.push(None);
             } else {
-                pairs.push(Some(make(terminal, has_slave).context(|| describe(terminal, "make"))?));
+                let open_slave = has_slave || terminal.slave_closed || terminal.hung_up;
+                pairs.push(Some(make(terminal, open_slave).context(|| describe(terminal, "make"))?));
             }
         }
         let external = external
@@ -733,8 +757,13 @@ impl Terminals {
     ///
     /// # Errors
     /// A queue does not take its data, or a setting is refused.
-    pub fn fill(&self, terminals: &[Terminal]) -> Result<()> {
-        for (terminal, pair) in terminals.iter().zip(&self.pairs) {
+    pub fn fill(&mut self, terminals: &[Terminal]) -> Result<()> {
+        for (terminal, pair) in terminals.iter().zip(&mut self.pairs) {
+            if terminal.hung_up {
+                // The last descriptor of the master.
+                *pair = None;
+                continue;
+            }
             if let Some(pair) = pair {
                 pair.fill(terminal).context(|| describe(terminal, "restore"))?;
             }

@@ -85,11 +85,8 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             add(process.pid, "seccomp filters".to_owned(), error);
         }
         // A deleted one is made again.
-        let cwd = match process.cwd.as_path().parent() {
-            Some(parent) if process.cwd_deleted => parent,
-            _ => process.cwd.as_path(),
-        };
-        if let Err(error) = std::fs::metadata(cwd).context(|| "look at it") {
+        let cwd = process.cwd_saved.is_none().then(|| process.cwd.as_path());
+        if let Some(Err(error)) = cwd.map(|cwd| std::fs::metadata(cwd).context(|| "look at it")) {
             add(process.pid, format!("working directory {}", process.cwd), error);
         }
         for descriptor in &process.descriptors {

@@ -157,30 +157,22 @@ pub fn directories(own: &Directories, owner: Option<u32>, batch: &mut Batch) {
         "give the thread its own working directory",
     );
     batch.must(libc::SYS_umask, &[own.umask.into()], "set the umask");
-    enter(&own.cwd, false, &own.root, owner, batch);
+    enter(&own.cwd, None, &own.root, owner, batch);
 }
 
-/// Adds entering a working directory and a root directory. A deleted one is made for a moment under another name: what
-/// is at its path now is not it.
-pub fn enter(cwd: &ByteString, deleted: bool, root: &ByteString, owner: Option<u32>, batch: &mut Batch) {
+/// Adds entering a working directory, through a descriptor where it has been deleted, and a root directory.
+pub fn enter(cwd: &ByteString, deleted: Option<i32>, root: &ByteString, owner: Option<u32>, batch: &mut Batch) {
     if let Some(owner) = owner {
         batch.call(libc::SYS_setfsuid, &[owner.into()]);
     }
-    if deleted {
-        let mut passing = cwd.0.clone();
-        passing.extend_from_slice(b".gridcpr-deleted");
-        let path = batch.string(&passing);
-        batch.must(
-            libc::SYS_mkdir,
-            &[path, Arg::from(0o700)],
-            format!("make directory {cwd}, which was deleted, once more"),
-        );
-        batch.must(libc::SYS_chdir, &[path], format!("enter directory {cwd}"));
-        batch.must(libc::SYS_rmdir, &[path], format!("delete directory {cwd} again"));
-    } else {
-        let path = batch.string(&cwd.0);
-        batch.must(libc::SYS_chdir, &[path], format!("enter directory {cwd}"));
-    }
+    let what = format!("enter directory {cwd}");
+    match deleted {
+        Some(directory) => batch.must(libc::SYS_fchdir, &[directory.into()], what),
+        None => {
+            let path = batch.string(&cwd.0);
+            batch.must(libc::SYS_chdir, &[path], what)
+        }
+    };
     if root.0 != b"/" {
         let path = batch.string(&root.0);
         batch.must(libc::SYS_chroot, &[path], format!("change root to {root}"));

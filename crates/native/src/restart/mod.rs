@@ -10,13 +10,14 @@
 
 mod check;
 mod identity;
+mod inherit;
 mod ipc;
 mod plan;
 mod space;
 mod stub;
 mod trust;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut objects = ipc::create(&manifest.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
-        make_processes(&mut workshop, manifest, &context)?;
+        let mut built = make_processes(&mut workshop, manifest, &context, &sources)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
@@ -138,14 +139,16 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let opened = files::open_all(&mut context)?;
         drop((modest, identity));
         for process in living(manifest) {
-            let space = address_space(manifest, process)?;
-            space::rebuild(&workshop, process.pid, space, &sources)?;
+            built.rebuild(&workshop, manifest, process, &sources)?;
         }
         files::seal_last(manifest, &saved)?;
         ipc::operate(&workshop, manifest)?;
+        for process in living(manifest) {
+            enter(&workshop, manifest, process, &sources, rights)?;
+        }
         let mut plans = Vec::new();
         for process in living(manifest) {
-            plans.push(rebuild(&mut workshop, manifest, process, &opened, &sources, rights)?);
+            plans.push(rebuild(&mut workshop, manifest, process, &opened, rights)?);
         }
         match verification.join() {
             Ok(result) => result?,
@@ -198,13 +201,74 @@ fn open_mapped(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
     manifest.mapped_files.iter().map(mapped::open).collect()
 }
 
+/// Whose memory each stub has: its own once that is rebuilt, until then what it was born with, if anything.
+#[derive(Default)]
+struct Built(HashMap<i32, i32>);
+
+impl Built {
+    /// To be called before `by` makes `child`: gives `by` its memory if the two have pages in common.
+    fn before_birth(
+        &mut self,
+        workshop: &Workshop,
+        manifest: &Manifest,
+        child: i32,
+        by: i32,
+        sources: &Sources<'_>,
+    ) -> Result<()> {
+        let find = |pid: i32| living(manifest).find(|process| process.pid == pid);
+        if let (Some(parent), Some(child)) = (find(by), find(child))
+            && self.0.get(&by) != Some(&by)
+            && inherit::is_worth_it(address_space(manifest, parent)?, address_space(manifest, child)?)
+        {
+            self.rebuild(workshop, manifest, parent, sources)?;
+        }
+        if let Some(owner) = self.0.get(&by).copied() {
+            self.0.insert(child, owner);
+        }
+        Ok(())
+    }
+
+    /// Gives a process its memory, unless it has it.
+    fn rebuild(
+        &mut self,
+        workshop: &Workshop,
+        manifest: &Manifest,
+        process: &Process,
+        sources: &Sources<'_>,
+    ) -> Result<()> {
+        let owner = self.0.insert(process.pid, process.pid);
+        if owner == Some(process.pid) {
+            return Ok(());
+        }
+        let origin = living(manifest).find(|p| Some(p.pid) == owner);
+        let origin = origin.map(|p| address_space(manifest, p)).transpose()?;
+        space::rebuild(
+            workshop,
+            process.pid,
+            address_space(manifest, process)?,
+            origin,
+            sources,
+        )
+    }
+}
+
 /// Makes all processes and threads, zombies dead, helpers gone.
-fn make_processes(workshop: &mut Workshop, manifest: &Manifest, context: &RestoreContext<'_>) -> Result<()> {
+fn make_processes(
+    workshop: &mut Workshop,
+    manifest: &Manifest,
+    context: &RestoreContext<'_>,
+    sources: &Sources<'_>,
+) -> Result<Built> {
+    let mut built = Built::default();
     let root = manifest.checkpoint.root_pid;
     for step in plan::plan(&manifest.processes, manifest.checkpoint.own_pid_namespace, root)? {
         match step {
             Step::Create { pid, by: None, .. } => workshop.spawn(pid)?,
-            Step::Create { pid, by: Some(by), .. } => workshop.fork(pid, by)?,
+            Step::Create { pid, by: Some(by), .. } => {
+                built.before_birth(workshop, manifest, pid, by, sources)?;
+                let shares = |p: &Process| p.pid == pid && p.ppid == by && p.shares_descriptors;
+                workshop.fork(pid, by, manifest.processes.iter().any(shares))?;
+            }
             Step::NewSession { pid } => {
                 let mut batch = Batch::new();
                 batch.must(libc::SYS_setsid, &[], "make a session");
@@ -230,7 +294,7 @@ fn make_processes(workshop: &mut Workshop, manifest: &Manifest, context: &Restor
             .threads(process.pid, &tids)
             .context(|| format!("restore process {}", process.pid))?;
     }
-    Ok(())
+    Ok(built)
 }
 
 /// Gives a new session leader its controlling terminal, before others are born into the session.
@@ -303,15 +367,15 @@ struct Plan {
     threads: Vec<(Tracee, Registers)>,
 }
 
-/// Gives a process its descriptors, threads and kernel state.
-fn rebuild(
-    workshop: &mut Workshop,
+/// Has a process enter its directories and take over its executable, the vdso and the bounds of its memory. Needs
+/// descriptors of ours, so comes before any process, which may share its table, gets its own.
+fn enter(
+    workshop: &Workshop,
     manifest: &Manifest,
     process: &Process,
-    opened: &[OwnedFd],
     sources: &Sources<'_>,
     rights: Rights,
-) -> Result<Plan> {
+) -> Result<()> {
     let pid = process.pid;
     let what = || format!("restore process {pid}");
     let space = address_space(manifest, process)?;
@@ -320,15 +384,35 @@ fn rebuild(
     batch.must(libc::SYS_umask, &[process.umask.into()], "set the umask");
     // Directories are entered with the rights of the image's owner.
     let owner = rights.privileged.then_some(manifest.checkpoint.owner_uid);
-    identity::enter(&process.cwd, process.cwd_deleted, &process.root, owner, &mut batch);
+    let deleted = process.cwd_saved.map(|id| {
+        let missing = || Error::new(ErrorKind::Damaged, format!("process {pid} has no working directory"));
+        sources.saved.get(id.index()).map(stub::number).ok_or_else(missing)
+    });
+    identity::enter(&process.cwd, deleted.transpose()?, &process.root, owner, &mut batch);
     space::finish(workshop, space, sources, &mut batch)?;
-    workshop.run(pid, &batch).context(what)?;
-    place_descriptors(workshop, process, opened).context(what)?;
+    workshop.run(pid, &batch).context(what).map(drop)
+}
+
+/// Gives a process its descriptors, threads and kernel state.
+fn rebuild(
+    workshop: &mut Workshop,
+    manifest: &Manifest,
+    process: &Process,
+    opened: &[OwnedFd],
+    rights: Rights,
+) -> Result<Plan> {
+    let pid = process.pid;
+    let owner = rights.privileged.then_some(manifest.checkpoint.owner_uid);
+    let what = || format!("restore process {pid}");
+    if !process.shares_descriptors {
+        place_descriptors(workshop, process, opened).context(what)?;
+    }
     let mut batch = Batch::new();
     files::finish(process, manifest, &mut batch)?;
     if !batch.is_empty() {
         workshop.run(pid, &batch).map_err(in_use).context(what)?;
     }
+    files::break_leases(process, manifest, opened).context(what)?;
     write_proc(process)?;
     let mut batch = Batch::new();
     signals_and_timers(process, &mut batch);
@@ -362,7 +446,9 @@ fn rebuild(
 /// EAGAIN of a lock means that somebody else has it.
 fn in_use(error: Error) -> Error {
     if error.kind() == ErrorKind::Busy {
-        error.with_kind(ErrorKind::InUse)
+        error
+            .with_kind(ErrorKind::InUse)
+            .with_hint("another process holds the lock; end it, then restart")
     } else {
         error
     }
@@ -449,7 +535,7 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
     // Signals that came while we built (of children that died) are none of the job's.
     let all = batch.data(&u64::MAX.to_ne_bytes());
     let now = batch.data(&[0u8; 16]);
-    for _ in 0..4 {
+    for _ in 0..64 {
         batch.call(libc::SYS_rt_sigtimedwait, &[all, Arg::from(0), now, Arg::from(8)]);
     }
     for signal in 1..=64i32 {
@@ -489,6 +575,16 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
     }
     if process.thp_disabled {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), Arg::from(1)]);
+    }
+    for bit in (0..32)
+        .map(|shift| 1u32 << shift)
+        .filter(|bit| process.membarrier & bit != 0)
+    {
+        batch.must(
+            libc::SYS_membarrier,
+            &[bit.into(), Arg::from(0), Arg::from(0)],
+            format!("register for memory barriers of kind {bit:#x}"),
+        );
     }
     batch.call(libc::SYS_personality, &[process.personality.into()]);
     if process.memory_deny_write_execute != 0 {
@@ -700,13 +796,33 @@ fn prime(
     remote::sleep(tracee, &base, instruction, place, workshop.deadline).context(what)
 }
 
+/// The signal to stop a process with, so that its parent is told the same one as before. SIGSTOP where that one would
+/// not stop it: it is caught, ignored, blocked, or the kernel ignores it in a process group without a shell.
+fn stop_signal(manifest: &Manifest, process: &Process, signal: i32) -> i32 {
+    let stops = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal)
+        && !process
+            .signal_actions
+            .iter()
+            .any(|action| action.signal == signal && action.handler != 0)
+        && process
+            .threads
+            .iter()
+            .any(|thread| thread.blocked_signals >> (signal - 1) & 1 == 0);
+    let all = &manifest.processes;
+    let has_shell = all.iter().filter(|member| member.pgid == process.pgid).any(|member| {
+        all.iter()
+            .any(|parent| parent.pid == member.ppid && parent.pgid != member.pgid && parent.sid == member.sid)
+    });
+    if stops && has_shell { signal } else { libc::SIGSTOP }
+}
+
 /// Lets every thread of every process go.
 fn let_go(workshop: &mut Workshop, manifest: &Manifest, plans: Vec<Plan>) -> Result<()> {
     // From here on nothing may fail half way: all are complete and need only be detached.
     for process in living(manifest) {
-        if let ProcessState::Stopped(_) = process.state {
+        if let ProcessState::Stopped(signal) = process.state {
             PidFd::open(process.pid)
-                .and_then(|fd| fd.signal(libc::SIGSTOP))
+                .and_then(|fd| fd.signal(stop_signal(manifest, process, signal)))
                 .context(|| format!("stop process {}", process.pid))?;
         }
     }

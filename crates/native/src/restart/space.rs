@@ -1,5 +1,6 @@
 //! Rebuilding the memory of a process in its stub.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,7 @@ use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::inherit;
 use super::stub::{Workshop, number};
 
 /// Most bytes one pread(2) is asked for.
@@ -27,7 +29,6 @@ const MM_MAP_SIZE: usize = 104;
 const WINDOW: u64 = 32 << 20;
 
 /// Descriptors, by the numbers they have in every stub.
-#[derive(Debug)]
 pub struct Sources<'a> {
     /// The image.
     pub image: &'a Image,
@@ -159,7 +160,15 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
 ///
 /// # Errors
 /// What cannot be mapped, by address.
-pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &Sources<'_>) -> Result<()> {
+///
+/// `born_with` is the address space of an ancestor, if it was born with that one's memory.
+pub fn rebuild(
+    workshop: &Workshop,
+    pid: i32,
+    space: &AddressSpace,
+    born_with: Option<&AddressSpace>,
+    sources: &Sources<'_>,
+) -> Result<()> {
     let mut builder = Builder {
         workshop,
         pid,
@@ -170,11 +179,83 @@ pub fn rebuild(workshop: &Workshop, pid: i32, space: &AddressSpace, sources: &So
         places: Vec::new(),
         taken: 0,
     };
+    let inherited = |mapping: &Mapping| born_with.and_then(|ancestor| inherit::origin(ancestor, mapping));
+    if let Some(ancestor) = born_with {
+        let kept: HashSet<u64> = space
+            .mappings
+            .iter()
+            .filter(|m| inherited(m).is_some())
+            .map(|m| m.start)
+            .collect();
+        for mapping in ancestor.mappings.iter().filter(|m| !kept.contains(&m.start)) {
+            if !matches!(
+                mapping.kind,
+                MappingKind::Vdso | MappingKind::Vvar | MappingKind::VvarClock
+            ) {
+                let length = mapping.end - mapping.start;
+                builder.batch.must(
+                    libc::SYS_munmap,
+                    &[mapping.start.into(), length.into()],
+                    format!("unmap inherited memory at {:#x}", mapping.start),
+                );
+                builder.make_room()?;
+            }
+        }
+    }
     for mapping in &space.mappings {
-        map(&mut builder, mapping, sources)?;
+        match inherited(mapping) {
+            Some(origin) => {
+                let differences = inherit::differences(origin, mapping, sources.image)?;
+                adopt(&mut builder, mapping, origin, &differences)?;
+            }
+            None => map(&mut builder, mapping, sources)?,
+        }
         builder.make_room()?;
     }
     builder.flush()
+}
+
+/// Makes a mapping that was inherited from an ancestor the process's own.
+fn adopt(
+    builder: &mut Builder<'_>,
+    mapping: &Mapping,
+    origin: &Mapping,
+    differences: &inherit::Differences,
+) -> Result<()> {
+    let place = format!("memory at {:#x}", mapping.start);
+    let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let wanted = mapping.protection as i32 & all;
+    let mut now = origin.protection as i32 & all;
+    let mut protect = |builder: &mut Builder<'_>, protection: i32| {
+        if now != protection {
+            builder.batch.must(
+                libc::SYS_mprotect,
+                &[
+                    mapping.start.into(),
+                    (mapping.end - mapping.start).into(),
+                    protection.into(),
+                ],
+                format!("protect {place}"),
+            );
+            now = protection;
+        }
+    };
+    for &(start, length) in &differences.drops {
+        builder.batch.must(
+            libc::SYS_madvise,
+            &[start.into(), length.into(), libc::MADV_DONTNEED.into()],
+            format!("drop pages of {place}"),
+        );
+        builder.make_room()?;
+    }
+    if !differences.fills.is_empty() {
+        protect(builder, libc::PROT_READ | libc::PROT_WRITE);
+    }
+    for extent in &differences.fills {
+        builder.fill(extent, &place)?;
+    }
+    protect(builder, wanted);
+    Ok(())
 }
 
 fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, sources: &'a Sources<'a>) -> Result<()> {

@@ -28,6 +28,7 @@ const HOLES_FROM: u64 = 1 << 32;
 const SET_TID_OFFSET: usize = 64;
 
 const CLONE_PTRACE: u64 = 0x2000;
+const CLONE_FILES: u64 = 0x400;
 const RSEQ_UNREGISTER: i32 = 1;
 
 /// A part of the kernel's vdso in the parking place.
@@ -260,13 +261,14 @@ impl Workshop {
         self.run_in(self.stub(pid)?, batch)
     }
 
-    /// Has process `by` make a child.
+    /// Has process `by` make a child, with its own table of descriptors or that of `by`.
     ///
     /// # Errors
     /// As [`Workshop::spawn`].
-    pub fn fork(&mut self, pid: i32, by: i32) -> Result<()> {
+    pub fn fork(&mut self, pid: i32, by: i32, shared_table: bool) -> Result<()> {
         let mut batch = Batch::new();
-        let call = clone(&mut batch, pid, CLONE_PTRACE, libc::SIGCHLD as u64);
+        let flags = CLONE_PTRACE | if shared_table { CLONE_FILES } else { 0 };
+        let call = clone(&mut batch, pid, flags, libc::SIGCHLD as u64);
         let outcome = self.run(by, &batch)?;
         outcome.result(call).map_err(|error| pid_error(pid, error))?;
         let what = || format!("attach to new process {pid}");

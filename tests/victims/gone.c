@@ -1,0 +1,101 @@
+/* Files, directories and links that have no name any more, or another one. */
+#include "victim.h"
+
+static char base[512];
+
+static const char *named(const char *name) {
+    static char text[8][600];
+    static int turn;
+    turn = (turn + 1) % 8;
+    snprintf(text[turn], sizeof text[turn], "%s.%s", base, name);
+    return text[turn];
+}
+
+static int is_deleted_directory(const char *path) {
+    struct stat stat;
+    CHECK(fstatat(AT_FDCWD, path, &stat, 0) == 0);
+    return S_ISDIR(stat.st_mode) && stat.st_nlink == 0;
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    char start[256];
+    CHECK(getcwd(start, sizeof start));
+    snprintf(base, sizeof base, "%s/%s", start, strrchr(go, '/') + 1);
+
+    /* A file with two names, opened by the one that is deleted. */
+    int linked = open(named("first"), O_RDWR | O_CREAT, 0600);
+    CHECK(linked >= 0 && write(linked, "one", 3) == 3);
+    CHECK(link(named("first"), named("second")) == 0 && unlink(named("first")) == 0);
+
+    /* A deleted file keeps the time of its last modification. */
+    int old = open(named("old"), O_RDWR | O_CREAT, 0600);
+    struct timespec times[2] = {{1000, 0}, {1234567, 890000000}};
+    CHECK(old >= 0 && write(old, "x", 1) == 1 && futimens(old, times) == 0 && unlink(named("old")) == 0);
+
+    /* A private mapping of a deleted file shows what is written to the file where it was not written to itself. */
+    int mapped = open(named("mapped"), O_RDWR | O_CREAT, 0600);
+    CHECK(mapped >= 0 && ftruncate(mapped, 8192) == 0);
+    char *memory = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, mapped, 0);
+    CHECK(memory != MAP_FAILED && unlink(named("mapped")) == 0);
+    memory[4096] = 'm';
+
+    /* A deleted directory, open, and one in another that was deleted, too, as the working directory. */
+    CHECK(mkdir(named("open"), 0700) == 0);
+    int directory = open(named("open"), O_RDONLY | O_DIRECTORY);
+    CHECK(directory >= 0 && rmdir(named("open")) == 0);
+    CHECK(mkdir(named("outer"), 0700) == 0 && mkdir(named("outer/inner"), 0750) == 0);
+    CHECK(chdir(named("outer/inner")) == 0);
+    CHECK(rmdir(named("outer/inner")) == 0 && rmdir(named("outer")) == 0);
+
+    /* A deleted symbolic link. */
+    CHECK(symlink("nowhere/at all", named("link")) == 0);
+    int symbolic = open(named("link"), O_PATH | O_NOFOLLOW);
+    CHECK(symbolic >= 0 && unlink(named("link")) == 0);
+
+    /* Two pidfds of one process that has ended, one of another. */
+    int dead[3];
+    for (int i = 0; i < 2; i++) {
+        pid_t child = fork();
+        if (child == 0) _exit(0);
+        dead[i] = syscall(SYS_pidfd_open, child, 0);
+        if (i == 0) dead[2] = syscall(SYS_pidfd_open, child, 0);
+        CHECK(dead[i] >= 0 && waitpid(child, NULL, 0) == child);
+    }
+    ready();
+
+    int second = open(named("second"), O_RDONLY);
+    char text[16] = "";
+    CHECK(second >= 0 && read(second, text, 3) == 3 && strcmp(text, "one") == 0);
+    CHECK(pwrite(linked, "two", 3, 0) == 3 && pread(second, text, 3, 0) == 3 && strcmp(text, "two") == 0);
+
+    struct stat stat, other;
+    CHECK(fstat(old, &stat) == 0);
+    SAME(stat.st_mtim.tv_sec, 1234567);
+    SAME(stat.st_mtim.tv_nsec, 890000000);
+
+    CHECK(pwrite(mapped, "fF", 2, 0) == 2 && pwrite(mapped, "M", 1, 4096) == 1);
+    SAME(memory[0], 'f');
+    SAME(memory[1], 'F');
+    SAME(memory[4096], 'm');
+
+    CHECK(fstat(directory, &stat) == 0 && S_ISDIR(stat.st_mode));
+    SAME(stat.st_nlink, 0);
+    CHECK(is_deleted_directory("/proc/self/cwd"));
+    CHECK(openat(AT_FDCWD, "new", O_RDWR | O_CREAT, 0600) == -1 && errno == ENOENT);
+    CHECK(fstatat(AT_FDCWD, "/proc/self/cwd", &stat, 0) == 0);
+    SAME(stat.st_mode & 0777, 0750);
+    CHECK(access(named("outer"), F_OK) == -1 && access(named("open"), F_OK) == -1);
+
+    CHECK(readlinkat(symbolic, "", text, sizeof text) == 14 && memcmp(text, "nowhere/at all", 14) == 0);
+    CHECK(access(named("link"), F_OK) == -1);
+
+    for (int i = 0; i < 3; i++) {
+        struct pollfd ended = {.fd = dead[i], .events = POLLIN};
+        SAME(poll(&ended, 1, 0), 1);
+        CHECK(syscall(SYS_pidfd_send_signal, dead[i], 0, NULL, 0) == -1 && errno == ESRCH);
+    }
+    CHECK(fstat(dead[0], &stat) == 0 && fstat(dead[2], &other) == 0);
+    SAME(stat.st_ino, other.st_ino);
+    ok();
+}
