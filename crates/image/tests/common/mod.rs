@@ -56,6 +56,7 @@ pub fn manifest() -> Manifest {
             ..MemoryLayout::default()
         },
         executable: Some(MappedFileId(0)),
+        saved_executable: None,
         mappings: vec![
             text.clone(),
             heap,
@@ -365,6 +366,7 @@ pub fn manifest() -> Manifest {
             ..Terminal::default()
         }],
         ipc: Ipc::default(),
+        file_policies: vec![],
     }
 }
 

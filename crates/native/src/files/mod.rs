@@ -25,6 +25,7 @@ mod check;
 mod kind;
 mod locks;
 mod pipe;
+mod policies;
 mod regular;
 mod restore;
 mod save;
@@ -36,16 +37,19 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cpr_image::model::{ByteString, FileId, InetSocket, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket};
+use cpr_image::model::{
+    ByteString, FileId, FilePolicy, InetSocket, Manifest, OpenFile, Pipe, PipeId, Terminal, UnixSocket,
+};
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
 use crate::TcpPolicy;
 use crate::sink::PageSource;
 
 pub use check::check;
-pub use restore::{cut_back, finish, open_all};
+pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
+pub use restore::{finish, open_all};
 pub use save::save;
-pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
+pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, open_saved, seal_last};
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
 
 /// A process being saved (zombies excluded).
@@ -114,6 +118,10 @@ pub struct SaveContext<'a> {
     pub terminals: Vec<Terminal>,
     /// Open file descriptions; complete when [`save`] returns.
     pub files: Vec<OpenFile>,
+    /// Files with a policy of their own.
+    pub policies: policies::SaveState,
+    /// The process of the job that asks for the checkpoint: its ends of pipes count as closed by the job.
+    pub requester: Option<i32>,
     /// UNIX sockets noted so far.
     pub socket_state: unix::SaveState,
     /// IP sockets noted so far.
@@ -145,6 +153,8 @@ impl<'a> SaveContext<'a> {
             deaf: Vec::new(),
             terminals: Vec::new(),
             files: Vec::new(),
+            policies: policies::SaveState::default(),
+            requester: None,
             socket_state: unix::SaveState::default(),
             inet_state: inet::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
@@ -201,6 +211,7 @@ pub struct RestoreContext<'a> {
     pipes: HashMap<PipeId, pipe::Ends>,
     fifos: HashMap<PipeId, OwnedFd>,
     written: HashSet<ByteString>,
+    policies: HashMap<&'a ByteString, &'a FilePolicy>,
 }
 
 impl<'a> RestoreContext<'a> {
@@ -225,6 +236,7 @@ impl<'a> RestoreContext<'a> {
             pipes: HashMap::new(),
             fifos: HashMap::new(),
             written: regular::written(manifest),
+            policies: policies::by_path(manifest),
         }
     }
 }

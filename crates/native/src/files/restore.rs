@@ -16,7 +16,7 @@ fn io(error: rustix::io::Errno) -> std::io::Error {
 
 /// Opens all files of the image, in the order of [`FileId`]. All processes must exist.
 ///
-/// Nothing that was written since the checkpoint is touched yet: see [`cut_back`].
+/// Nothing that was written since the checkpoint is touched yet: see [`super::Changes`].
 ///
 /// # Errors
 /// The first file that cannot be opened as it was, with process and descriptor.
@@ -49,18 +49,6 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(files)
-}
-
-/// Cuts files that have grown since the checkpoint back to their saved size: what was written after it will be written
-/// again. The only step of a restart that changes files, so to be made when nothing else can fail any more.
-///
-/// # Errors
-/// A file cannot be cut.
-pub fn cut_back(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
-    for (index, (file, fd)) in manifest.files.iter().zip(files).enumerate() {
-        regular::cut_back(fd.as_fd(), file).context(|| user(manifest, FileId(index as u32)))?;
-    }
-    Ok(())
 }
 
 /// A descriptor that a file is for, for messages.
@@ -98,7 +86,9 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
             let fd = context.saved.get(saved.index()).ok_or_else(damaged)?;
             let image = context.manifest.saved_files.get(saved.index()).ok_or_else(damaged)?;
             let name = match &image.kind {
-                SavedFileKind::Deleted { path } | SavedFileKind::SharedMemory { path } => path.clone(),
+                SavedFileKind::Deleted { path }
+                | SavedFileKind::SharedMemory { path }
+                | SavedFileKind::Backup { path } => path.clone(),
                 SavedFileKind::Memfd { name, .. } => ByteString([b"memfd:", name.0.as_slice()].concat()),
                 SavedFileKind::SharedAnonymous => ByteString(b"shared anonymous memory".to_vec()),
             };

@@ -76,6 +76,9 @@ impl Index {
 pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<PosixLock>)>> {
     refuse_shared_tables(context.targets)?;
     let mut processes = collect(context)?;
+    if let Some(pid) = context.requester {
+        context.ends.add_pipes_of(pid);
+    }
     // Sockets first, since messages under way can hold any other file.
     for index in 0..context.entries.len() {
         if context.entries[index].kind == Kind::Socket {
