@@ -478,3 +478,34 @@ fn saved_libraries_are_not_needed_at_restart_root() {
 fn saved_libraries_are_not_needed_at_restart_user() {
     libraries("saved_libraries_are_not_needed_at_restart_user", As::User);
 }
+
+#[test]
+fn a_job_moves_to_other_paths_with_the_contents_of_its_files() {
+    let Some(cpr) = Cpr::new("a_job_moves_to_other_paths", As::User) else {
+        return;
+    };
+    for directory in ["old", "new"] {
+        fs::create_dir(cpr.work.join(directory)).expect("a directory can be made");
+    }
+    put(&cpr, "old/data", TEN);
+    for directory in ["old", "new"] {
+        cpr.give(&cpr.work.join(directory));
+    }
+    let holder = Holder::start(&cpr, &[], &["old/data"]);
+    let rules = ["--stop", "--file", "old/data=backup-restore"];
+    let image = cpr.checkpoint("held", &rules)["image"]
+        .as_str()
+        .expect("there is an image")
+        .to_owned();
+    put(&cpr, "old/data", "changed");
+    let moved = cpr.work.join("moved.cpr").display().to_string();
+    let paths = format!("{0}/old={0}/new", cpr.work.display());
+    cpr.cpr(["edit", &image, "-o", &moved, "--replace-path", &paths]).good();
+    cpr.cpr(["restart", "-d", "--name", "moved", &moved]).good();
+    assert_eq!(read(&cpr, "new/data"), TEN);
+    assert_eq!(read(&cpr, "old/data"), "changed");
+    fs::write(&holder.go, "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("moved"), 0);
+    let report: Value = serde_json::from_str(&read(&cpr, "report")).expect("the report is JSON");
+    assert_eq!(report["old/data"]["held"], TEN);
+}

@@ -638,3 +638,28 @@ fn a_restart_names_what_it_lacks_and_leaves_nothing() {
         .good();
     assert!(!stat(pid).is_empty(), "it runs again");
 }
+
+// LBNL-3.5.4, LBNL-2.2.2.3
+#[test]
+fn programs_of_the_distribution_are_taken_as_they_are() {
+    let Some(cpr) = Cpr::new("programs_of_the_distribution", As::User) else {
+        return;
+    };
+    let count = "import os,sys,time
+for i in range(60000):
+    print(i * i)
+    if i == 30000:
+        sys.stdout.flush()
+        while not os.path.exists('go'): time.sleep(0.01)";
+    let script = format!("{PYTHON} -c \"{count}\" | tee halfway | /usr/bin/gzip -c > result.gz");
+    cpr.run_detached("zip", &[], &["sh", "-c", &script]);
+    wait_until(PATIENCE, "half of it is through", || {
+        text(cpr.work.join("halfway")).ends_with("\n900000000\n")
+    });
+    cpr.checkpoint("zip", &["--stop"]);
+    cpr.restart("zip");
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("zip"), 0);
+    let expected: String = (0..60_000_u64).map(|i| format!("{}\n", i * i)).collect();
+    assert_eq!(cpr.program(&["gzip", "-dc", "result.gz"]).good().text(), expected);
+}
