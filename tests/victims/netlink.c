@@ -14,17 +14,20 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     int route = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), events = socket(AF_NETLINK, SOCK_DGRAM, NETLINK_USERSOCK);
     int fresh = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
-    struct sockaddr_nl any = {.nl_family = AF_NETLINK}, group = {.nl_family = AF_NETLINK, .nl_groups = 1};
+    /* A number of this run alone, which is nobody's process ID. */
+    unsigned number = 1 << 30;
+    for (const char *at = go; *at; at++) number = (1u << 30) | (number * 31 + (unsigned char)*at) >> 2;
+    struct sockaddr_nl any = {.nl_family = AF_NETLINK, .nl_pid = number}, group = {.nl_family = AF_NETLINK, .nl_groups = 1};
     CHECK(bind(route, (struct sockaddr *)&any, sizeof any) == 0);
     int grouped = bind(events, (struct sockaddr *)&group, sizeof group) == 0;
-    struct sockaddr_nl first = name_of(route), second = name_of(events);
-    CHECK(first.nl_pid != 0);
+    struct sockaddr_nl first = name_of(route);
+    SAME(first.nl_pid, number);
     CHECK(setsockopt(route, SOL_NETLINK, NETLINK_EXT_ACK, &(int){1}, sizeof(int)) == 0);
 
     ready();
 
     SAME(name_of(route).nl_pid, first.nl_pid);
-    SAME(name_of(events).nl_pid, second.nl_pid);
+    CHECK(name_of(events).nl_pid != 0);
     if (grouped) SAME(name_of(events).nl_groups, 1);
     SAME(name_of(fresh).nl_pid, 0);
     int value;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use cpr_node::{Compression, Sequence};
 
+use cpr_node::{FileRule, Keep};
+
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -64,10 +66,10 @@ pub enum Verb {
     /// Let a job go on from its newest good image, or start one from an image
     #[command(visible_alias = "restore")]
     Restart(Restart),
-    /// Stop a job for a while and free its memory, without an image
-    Suspend(JobName),
-    /// Let a suspended job go on
-    Resume(JobName),
+    /// Stop a job, process or session for a while and free its memory, without an image
+    Suspend(Stand),
+    /// Let a suspended job, process or session go on
+    Resume(Stand),
     /// Use the terminal of a job in the background; Ctrl-] leaves it
     Attach(JobName),
     /// Show what a job in the background has printed
@@ -83,8 +85,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Find out whether a checkpoint or a restart would succeed, and why not
     Check(Check),
-    /// Read an image in full and compare every hash in it
-    Verify(ImageName),
+    /// Read an image in full and compare every hash in it; with --restore, also restart it in a sandbox
+    Verify(Verify),
     /// Make a new image from one, with changes
     Edit(Edit),
     /// Make one full image of an increment and the images it needs
@@ -140,6 +142,8 @@ pub struct Run {
     /// What becomes of the job in the foreground once it has ended with exit code 0
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnExit::Keep, conflicts_with = "detach")]
     pub on_exit: OnExit,
+    #[command(flatten)]
+    pub contents: Contents,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -183,6 +187,35 @@ pub struct Ps {
     pub all: bool,
 }
 
+/// What of files goes into an image.
+#[derive(Debug, Args)]
+pub struct Contents {
+    /// How to treat the contents of the files that PATTERN names; may be given several times, later ones win
+    ///
+    /// Policies, joined by commas: `check` (restart is refused where the contents have changed), `nocheck` (they may
+    /// have), `truncate` and `nottruncate` (cut the file to its saved length, or do not), `append` (go on at its end),
+    /// `backup-restore` (the contents are saved, and put back in place), `backup-anonymous` (they are saved; a restarted
+    /// job has them as a file without name). `*` stands for anything but `/`, `**` for anything.
+    #[arg(long = "file", value_name = "PATTERN=POLICY", value_parser = parse_file_rule, action = ArgAction::Append)]
+    pub files: Vec<FileRule>,
+    /// Save the libraries that are mapped, so that a restart does not need the files
+    #[arg(long)]
+    pub save_libraries: bool,
+    /// Save the programs that run, so that a restart does not need the files
+    #[arg(long)]
+    pub save_executable: bool,
+}
+
+impl Contents {
+    /// What is saved of programs and libraries.
+    pub fn keep(&self) -> Keep {
+        Keep {
+            libraries: self.save_libraries,
+            executables: self.save_executable,
+        }
+    }
+}
+
 /// `cpr checkpoint`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -195,8 +228,11 @@ The job goes on when its memory has been saved, unless --stop or --signal says o
 the job goes on, too.")]
 pub struct Checkpoint {
     /// Name of a job, or a PID
-    #[arg(value_name = "JOB|PID")]
-    pub target: PathBuf,
+    #[arg(value_name = "JOB|PID", required_unless_present = "session")]
+    pub target: Option<PathBuf>,
+    /// Save a POSIX session with all descendants of its processes, instead of a job or process
+    #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
+    pub session: Option<i32>,
     /// End the job as soon as the image is complete and on disk
     #[arg(long, conflicts_with = "signal")]
     pub stop: bool,
@@ -227,6 +263,11 @@ pub struct Checkpoint {
     /// What to do with TCP connections to outside the job, instead of what `cpr run` was told (refuse)
     #[arg(long, value_name = "WHAT", value_enum)]
     pub tcp: Option<Tcp>,
+    #[command(flatten)]
+    pub contents: Contents,
+    /// Where this command is a process of what is saved: its exit code in a restarted job, for its parent there
+    #[arg(long, value_name = "CODE", default_value_t = 0)]
+    pub restarted_code: u8,
 }
 
 /// `cpr restart`
@@ -265,6 +306,17 @@ pub enum Namespace {
     Always,
     /// The same PIDs in the present namespace, which must be free
     Never,
+}
+
+/// `cpr suspend`, `cpr resume`
+#[derive(Debug, Args)]
+pub struct Stand {
+    /// Name of a job, or a PID, which stands for all its descendants, too
+    #[arg(value_name = "JOB|PID", required_unless_present = "session")]
+    pub target: Option<PathBuf>,
+    /// A POSIX session with all descendants of its processes
+    #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
+    pub session: Option<i32>,
 }
 
 /// Commands whose only argument is a job.
@@ -376,16 +428,25 @@ Exit code: 0 where nothing is in the way, 69 where a job or process cannot be ch
 restarted here.")]
 pub struct Check {
     /// Name of a job, a PID, or an image
-    #[arg(value_name = "JOB|PID|IMAGE", value_hint = ValueHint::FilePath)]
-    pub target: PathBuf,
+    #[arg(value_name = "JOB|PID|IMAGE", value_hint = ValueHint::FilePath, required_unless_present = "session")]
+    pub target: Option<PathBuf>,
+    /// A POSIX session with all descendants of its processes
+    #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
+    pub session: Option<i32>,
     /// Of an image: whether the job would get a PID namespace of its own
     #[arg(long, value_enum, default_value_t = Namespace::Auto)]
     pub namespace: Namespace,
 }
 
-/// Commands whose only argument is an image.
+/// `cpr verify`
 #[derive(Debug, Args)]
-pub struct ImageName {
+#[command(after_help = "\
+With --restore the job runs its first instructions in namespaces of its own, without network, and with copies of the \
+files it writes to; then everything is removed. Nothing outside changes. `cpr images` shows what is known of each image.")]
+pub struct Verify {
+    /// Also restart it in a sandbox, and see it run
+    #[arg(long)]
+    pub restore: bool,
     /// An image, or the name of a job for its newest image
     #[arg(value_hint = ValueHint::FilePath)]
     pub image: PathBuf,
@@ -464,6 +525,14 @@ fn parse_compression(text: &str) -> Result<Compression, String> {
         Ok(level @ 1..=22) => Ok(Compression::Level(level)),
         _ => Err("not a level from 1 (fastest) to 22 (smallest)".to_string()),
     }
+}
+
+fn parse_file_rule(text: &str) -> Result<FileRule, String> {
+    let directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    FileRule::parse(text, &directory.to_string_lossy()).map_err(|error| match error.hint() {
+        Some(hint) => format!("{}; {hint}", error.chain()),
+        None => error.chain(),
+    })
 }
 
 fn parse_keep(text: &str) -> Result<usize, String> {

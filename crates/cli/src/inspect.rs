@@ -6,8 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::ValueEnum;
 use cpr_image::Image;
 use cpr_image::model::{
-    AddressSpace, Credentials, Descriptor, Extent, FileId, InetSocket, InetState, Limit, Manifest, Mapping,
-    MappingKind, Object, OpenFile, Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState,
+    AddressSpace, Credentials, Descriptor, Extent, FileContent, FileId, InetSocket, InetState, Limit, Manifest,
+    Mapping, MappingKind, Object, OpenFile, Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState,
     SysvIdentity, Thread,
 };
 
@@ -167,6 +167,12 @@ fn processes(text: &mut Text, manifest: &Manifest) {
             let file = space.executable.and_then(|id| manifest.mapped_files.get(id.index()));
             if let Some(file) = file {
                 text.line(2, format!("executable {}", file.path));
+            }
+            if let Some(file) = space
+                .saved_executable
+                .and_then(|id| manifest.saved_files.get(id.index()))
+            {
+                text.line(2, format!("executable in the image: {}", saved_file(file)));
             }
             text.line(
                 2,
@@ -523,6 +529,23 @@ fn contents(text: &mut Text, manifest: &Manifest) {
         let must = if file.unchangeable { ", must be unchanged" } else { "" };
         text.line(1, format!("{number}: {} ({}){must}", file.path, size(file.size)));
     }
+    text.heading("policies for files");
+    for policy in &manifest.file_policies {
+        let length = match policy.truncate {
+            None => "",
+            Some(true) => ", truncate",
+            Some(false) => ", nottruncate",
+        };
+        let content = match policy.content {
+            FileContent::Default => "default",
+            FileContent::Check => "check",
+            FileContent::Nocheck => "nocheck",
+            FileContent::Append => "append",
+            FileContent::BackupRestore => "backup-restore",
+            FileContent::BackupAnonymous => "backup-anonymous",
+        };
+        text.line(1, format!("{} ({}): {content}{length}", policy.path, size(policy.size)));
+    }
     text.heading("files in the image");
     for (number, file) in manifest.saved_files.iter().enumerate() {
         let saved = size(saved_bytes(&file.extents));
@@ -685,7 +708,7 @@ fn saved_file(file: &SavedFile) -> String {
         SavedFileKind::DeletedLink { path, target } => format!("link {path} to {target} (deleted)"),
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
         SavedFileKind::SharedAnonymous => "shared memory".to_string(),
-        SavedFileKind::SharedMemory { path } => path.to_string(),
+        SavedFileKind::SharedMemory { path } | SavedFileKind::Backup { path } => path.to_string(),
     }
 }
 

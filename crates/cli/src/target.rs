@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use cpr_image::Image;
-use cpr_node::{Job, StateDir};
+use cpr_node::{Bare, Job, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
 /// What runs.
 #[derive(Debug)]
 pub enum Live {
     Job(Box<Job>),
-    Pid(i32),
+    Bare(Bare),
 }
 
 /// What is kept.
@@ -51,14 +51,23 @@ fn pid(argument: &str) -> Option<i32> {
     argument.parse().ok().filter(|pid| digits && *pid > 0)
 }
 
+/// What an argument or `--session` names; the command line has one of them.
+pub fn live(argument: Option<&Path>, session: Option<i32>) -> Result<Live> {
+    match (argument, session) {
+        (_, Some(sid)) => Ok(Live::Bare(Bare::Session(sid))),
+        (Some(argument), None) => job_or_pid(argument),
+        (None, None) => Err(Error::new(ErrorKind::Usage, "there is no job, PID or session named")),
+    }
+}
+
 /// A job or, where no job has that number for a name, a PID.
-pub fn job_or_pid(argument: &Path) -> Result<Live> {
+fn job_or_pid(argument: &Path) -> Result<Live> {
     let argument = text(argument)?;
     if let Some(pid) = pid(argument) {
         // A user without a place for jobs has no jobs.
         return match StateDir::open().and_then(|state| state.job(argument)) {
             Ok(job) => Ok(Live::Job(Box::new(job))),
-            Err(_) => Ok(Live::Pid(pid)),
+            Err(_) => Ok(Live::Bare(Bare::Process(pid))),
         };
     }
     job(argument).map(|job| Live::Job(Box::new(job)))

@@ -509,10 +509,11 @@ fn paths(manifest: &mut Manifest) -> Vec<&mut ByteString> {
         }
     }
     for file in &mut manifest.saved_files {
-        if let SavedFileKind::Deleted { path } = &mut file.kind {
+        if let SavedFileKind::Deleted { path } | SavedFileKind::Backup { path } = &mut file.kind {
             all.push(path);
         }
     }
+    all.extend(manifest.file_policies.iter_mut().map(|policy| &mut policy.path));
     for socket in &mut manifest.sockets {
         all.push(&mut socket.bind_directory);
         // Abstract names begin with a zero byte and are no paths.

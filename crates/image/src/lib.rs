@@ -33,3 +33,13 @@ pub use writer::{ImageSummary, ImageWriter, WriteOptions};
 pub fn hash(data: &[u8]) -> [u8; 32] {
     *blake3::hash(data).as_bytes()
 }
+
+/// BLAKE3 of everything `reader` gives.
+///
+/// # Errors
+/// It cannot be read.
+pub fn hash_reader(reader: impl std::io::Read) -> std::io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(reader)?;
+    Ok(*hasher.finalize().as_bytes())
+}

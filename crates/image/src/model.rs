@@ -214,6 +214,8 @@ pub struct Manifest {
     pub terminals: Vec<Terminal>,
     /// System V and POSIX objects for communication between processes.
     pub ipc: Ipc,
+    /// Files whose contents are treated as was asked for, whether they are open or not (LBNL-3.9.8.2).
+    pub file_policies: Vec<FilePolicy>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -293,6 +295,8 @@ pub struct Checkpoint {
     pub own_ipc_namespace: bool,
     /// PID of the process the checkpoint was asked for.
     pub root_pid: i32,
+    /// Session the checkpoint was asked for; zero for that of a process.
+    pub session: i32,
     /// Length in bytes of the `[vdso]` mapping and of the vvar mappings before it; restart needs the same layout.
     pub vdso_length: u64,
     /// Hash (BLAKE3) of the vdso's contents.
@@ -676,6 +680,8 @@ pub struct AddressSpace {
     pub layout: MemoryLayout,
     /// The executable (/proc/PID/exe).
     pub executable: Option<MappedFileId>,
+    /// The executable where its contents are in the image.
+    pub saved_executable: Option<SavedFileId>,
     /// Mappings in ascending order.
     pub mappings: Vec<Mapping>,
     /// mlockall(2) flags for mappings to come: MCL_FUTURE 2, with MCL_ONFAULT 4; zero for none.
@@ -975,6 +981,45 @@ pub struct RegularFile {
     pub mode: u32,
 }
 
+/// What becomes of a file's contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileContent {
+    /// As for files without a policy.
+    #[default]
+    Default,
+    /// They must be the same at restart.
+    Check,
+    /// They may have changed.
+    Nocheck,
+    /// They may have changed; the job goes on at the end.
+    Append,
+    /// They are in the image, and are put back in place at restart.
+    BackupRestore,
+    /// They are in the image; a restarted job has them as a file without name.
+    BackupAnonymous,
+}
+
+/// How one file is treated, and what it was like at the checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct FilePolicy {
+    /// Absolute path.
+    pub path: ByteString,
+    /// What becomes of the contents.
+    pub content: FileContent,
+    /// Whether the file gets its saved length at restart; none as for files without a policy.
+    pub truncate: Option<bool>,
+    /// Size at checkpoint, bytes.
+    pub size: u64,
+    /// Modification time at checkpoint, nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// BLAKE3 hash of the contents, with `check`; else empty.
+    pub hash: Bytes,
+    /// The contents, with `backup-restore`.
+    pub saved: Option<SavedFileId>,
+}
+
 /// A named pipe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fifo {
@@ -1071,6 +1116,11 @@ pub enum SavedFileKind {
     /// A file of /dev/shm: shm_open(3), sem_open(3).
     SharedMemory {
         /// Absolute path.
+        path: ByteString,
+    },
+    /// A file with a name, which is put back in its place at restart.
+    Backup {
+        /// Absolute path; its directory must exist.
         path: ByteString,
     },
 }

@@ -29,6 +29,8 @@ const MAX_SEMAPHORE: u16 = 32767;
 /// An image does not refer to more than this many others.
 const MAX_ANCESTORS: usize = 4096;
 const SIGINFO_LENGTH: usize = 128;
+/// Of BLAKE3.
+const HASH_LENGTH: usize = 32;
 /// No register set, auxiliary vector, processor mask or terminal setting comes near this.
 const MAX_BLOB: usize = 64 << 10;
 /// The kernel buffers less of a terminal in one direction (640 KiB, TTYB_DEFAULT_MEM_LIMIT, and a line).
@@ -95,6 +97,7 @@ impl Manifest {
             .map_err(|what| wrong(format!("pipe {index}: {what}")))?;
         }
         check.ipc().map_err(wrong)?;
+        check.file_policies()?;
         check.sockets()?;
         check.inet_sockets()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
@@ -212,6 +215,7 @@ impl Check<'_> {
         within(size == 0 || size == PAGE, "page size")
             .and_then(|()| blob(&checkpoint.vdso_hash, "vdso hash"))
             .and_then(|()| within(checkpoint.vdso_length <= 1 << 30, "vdso length"))
+            .and_then(|()| within((0..=MAX_PID).contains(&checkpoint.session), "session"))
             .map_err(|what| wrong(format!("checkpoint: {what}")))
     }
 
@@ -395,6 +399,11 @@ impl Check<'_> {
         if let Some(file) = space.executable {
             in_table(file.index(), &manifest.mapped_files, "mapped file")?;
         }
+        if let Some(file) = space.saved_executable {
+            in_table(file.index(), &manifest.saved_files, "saved file")?;
+            let kind = &manifest.saved_files[file.index()].kind;
+            within(matches!(kind, SavedFileKind::Memfd { .. }), "executable")?;
+        }
         let mut last = 0;
         for mapping in &space.mappings {
             let this = |what: String| format!("mapping {:x}-{:x}: {what}", mapping.start, mapping.end);
@@ -470,7 +479,7 @@ impl Check<'_> {
 
     fn saved_file(&self, file: &SavedFile) -> Verdict {
         match &file.kind {
-            SavedFileKind::Deleted { path: name } => path(name)?,
+            SavedFileKind::Deleted { path: name } | SavedFileKind::Backup { path: name } => path(name)?,
             SavedFileKind::DeletedDirectory { path: name } => {
                 path(name)?;
                 within(file.size == 0, "size")?;
@@ -728,6 +737,40 @@ impl Check<'_> {
                 within(connection.max_segment <= 65535, "segment size")
             }
         }
+    }
+
+    fn file_policies(&self) -> Result<()> {
+        let mut known = HashSet::new();
+        for (index, policy) in self.manifest.file_policies.iter().enumerate() {
+            self.file_policy(policy, &mut known)
+                .map_err(|what| wrong(format!("file policy {index}: {what}")))?;
+        }
+        Ok(())
+    }
+
+    fn file_policy<'a>(&self, policy: &'a FilePolicy, known: &mut HashSet<&'a ByteString>) -> Verdict {
+        path(&policy.path)?;
+        within(policy.path.0.starts_with(b"/") && known.insert(&policy.path), "path")?;
+        within(policy.size <= MAX_FILE, "size")?;
+        let length = if policy.content == FileContent::Check {
+            HASH_LENGTH
+        } else {
+            0
+        };
+        within(policy.hash.0.len() == length, "hash")?;
+        within(
+            policy.saved.is_some() == (policy.content == FileContent::BackupRestore),
+            "contents",
+        )?;
+        if let Some(id) = policy.saved {
+            in_table(id.index(), &self.manifest.saved_files, "saved file")?;
+            let kind = &self.manifest.saved_files[id.index()].kind;
+            within(
+                matches!(kind, SavedFileKind::Backup { path } if *path == policy.path),
+                "saved file",
+            )?;
+        }
+        Ok(())
     }
 
     fn sockets(&self) -> Result<()> {

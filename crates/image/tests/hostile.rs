@@ -159,6 +159,67 @@ fn memory() {
 }
 
 #[test]
+fn policies_for_files() {
+    let with_policies = || {
+        let mut manifest = manifest();
+        let path = ByteString::from("/home/u/kept");
+        manifest.saved_files.push(SavedFile {
+            kind: SavedFileKind::Backup { path: path.clone() },
+            size: 10,
+            mode: 0o600,
+            uid: 1000,
+            gid: 100,
+            mtime_ns: None,
+            extents: vec![],
+        });
+        manifest.file_policies = vec![
+            FilePolicy {
+                path: ByteString::from("/home/u/data"),
+                content: FileContent::Check,
+                truncate: Some(true),
+                hash: Bytes(vec![3; 32]),
+                ..FilePolicy::default()
+            },
+            FilePolicy {
+                path,
+                content: FileContent::BackupRestore,
+                size: 10,
+                saved: Some(SavedFileId(3)),
+                ..FilePolicy::default()
+            },
+        ];
+        manifest.address_spaces[0].saved_executable = Some(SavedFileId(2));
+        manifest
+    };
+    let sound = with_policies();
+    let (bytes, _) = write(&sound, &pages(4)).unwrap();
+    assert_eq!(*open(&bytes).unwrap().manifest(), sound);
+    let check = |expected: &str, change: &dyn Fn(&mut Manifest)| check_in(with_policies(), expected, change);
+    check("impossible path", &|m| {
+        m.file_policies[1].path = m.file_policies[0].path.clone()
+    });
+    check("impossible path", &|m| {
+        m.file_policies[0].path = ByteString::from("relative")
+    });
+    check("impossible size", &|m| m.file_policies[0].size = u64::MAX);
+    check("impossible hash", &|m| m.file_policies[0].hash.0.clear());
+    check("impossible contents", &|m| m.file_policies[1].saved = None);
+    check("impossible contents", &|m| {
+        m.file_policies[0].saved = Some(SavedFileId(3))
+    });
+    check("impossible saved file", &|m| {
+        m.file_policies[1].saved = Some(SavedFileId(2))
+    });
+    check("there is no saved file 9", &|m| {
+        m.file_policies[1].saved = Some(SavedFileId(9))
+    });
+    check("impossible executable", &|m| {
+        m.address_spaces[0].saved_executable = Some(SavedFileId(0))
+    });
+    check("impossible session", &|m| m.checkpoint.session = -1);
+}
+
+#[test]
 fn objects_between_processes() {
     let check = |expected: &str, change: &dyn Fn(&mut Manifest)| check_in(manifest_with_ipc(), expected, change);
     check("there is no message queue 1", &|m| {

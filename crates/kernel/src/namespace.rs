@@ -1,6 +1,6 @@
 //! User, PID, mount and IPC namespaces: setting a new one up from inside, and joining those of another process.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -103,4 +103,110 @@ pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(format!("/proc/{pid}/ns/{kind}"))?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Brings the loopback interface of our network namespace up, and with it its addresses.
+pub fn raise_loopback() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: ifreq is a structure of integers and a union of such, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *slot = *byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq at the address given, which is that of a local one that outlives the call.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Moves this process into a new network namespace, with no interface but a loopback that is down. It must have one
+/// thread.
+pub fn leave_network() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET only gives this thread another namespace; no memory or descriptor changes.
+    let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// MOUNT_ATTR_RDONLY of mount_setattr(2).
+const ATTRIBUTE_READ_ONLY: u64 = 1;
+
+/// Makes the mount at `path` read-only or writable; `below`: with all mounts below it.
+pub fn set_read_only(path: &CStr, read_only: bool, below: bool) -> io::Result<()> {
+    // struct mount_attr: set, clear, propagation, user namespace.
+    let attributes: [u64; 4] = match read_only {
+        true => [ATTRIBUTE_READ_ONLY, 0, 0, 0],
+        false => [0, ATTRIBUTE_READ_ONLY, 0, 0],
+    };
+    let flags = if below { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `path` is NUL-terminated and the kernel reads exactly the size given of `attributes`; both outlive the call.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Mounts an empty file system in memory at `path`.
+pub fn mount_memory(path: &CStr) -> io::Result<()> {
+    mount(c"none", path, Some(c"tmpfs"), libc::MS_NOSUID | libc::MS_NODEV)
+}
+
+/// Mounts a file system over the directory `lower` that shows what is in it, and takes all changes into the directory
+/// `upper`; `work` is an empty directory beside `upper`. Both are names relative to the working directory.
+pub fn mount_overlay(lower: BorrowedFd<'_>, upper: &str, work: &str) -> io::Result<()> {
+    let place = CString::new(format!("/proc/self/fd/{}", lower.as_raw_fd()))?;
+    let options = CString::new(format!(
+        "lowerdir=/proc/self/fd/{},upperdir={upper},workdir={work}",
+        lower.as_raw_fd()
+    ))?;
+    // SAFETY: all strings are NUL-terminated and outlive the call; overlayfs takes its data as such a string.
+    let rc = unsafe {
+        libc::mount(
+            c"overlay".as_ptr(),
+            place.as_ptr(),
+            c"overlay".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV,
+            options.as_ptr().cast(),
+        )
+    };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Shows what is mounted at `from`, with all mounts below it, at the directory or file `to`, too.
+pub fn bind(from: BorrowedFd<'_>, to: &CStr) -> io::Result<()> {
+    let from = CString::new(format!("/proc/self/fd/{}", from.as_raw_fd()))?;
+    mount(&from, to, None, libc::MS_BIND | libc::MS_REC)
+}
+
+/// Takes the mount at `path` out of sight; it lives on as long as something in it is in use.
+pub fn detach_mount(path: &CStr) -> io::Result<()> {
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    let rc = unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -9,7 +9,7 @@ use cpr_types::{Error, ErrorKind, Result};
 
 use crate::Blocker;
 use crate::files::Target;
-use crate::freeze::Scope;
+use crate::freeze::{Members, Scope};
 
 /// What memory shared with another process is called; vfork(2) makes it for moments.
 pub const MEMORY: &str = "memory";
@@ -45,9 +45,9 @@ pub struct Home {
 impl Home {
     /// Looks at the job with this scope and root process.
     pub fn of(scope: Scope, root: i32) -> Self {
-        let init = match scope {
-            Scope::Namespace => 1,
-            Scope::Tree(_) => root,
+        let init = match scope.members {
+            Members::Namespace => 1,
+            Members::Tree(_) | Members::Session(_) => root,
         };
         let proc = ProcDir::open(init);
         let namespaces = NAMESPACES.map(|(file, _)| {

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, Checkpoint, Manifest, Uname};
+use cpr_image::model::{Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
 use cpr_image::{Compression, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
@@ -29,11 +29,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
-use crate::files::{self, SaveContext, Target};
-use crate::freeze::{self, Frozen, Scope};
+use crate::files::{self, PolicyState, SaveContext, Target};
+use crate::freeze::{self, Frozen, Members, Scope};
+use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
-use crate::memory::{self, FlagTable, MappedFiles};
+use crate::memory::{self, FlagTable, MappedFiles, Shared};
 use crate::pipeline::{Pipeline, nobody_waits};
+use crate::policy::FileRule;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::{Blocker, TcpPolicy, blockers, ipc, state};
 
@@ -63,6 +65,11 @@ pub struct CheckpointRequest {
     pub own_pid_namespace: bool,
     /// Nobody but the job uses the caller's IPC namespace.
     pub own_ipc_namespace: bool,
+    /// The job is everything in this POSIX session; `pid` is its leader, or any process of it.
+    pub session: Option<i32>,
+    /// Our parent, which waits for us, where it may be a process of the job itself. It is left alone, and is in the image
+    /// as a process that has just ended.
+    pub requester: Option<Requester>,
     /// How long to wait for the job to stop.
     pub stop_timeout: Duration,
     /// Compress page data.
@@ -73,6 +80,19 @@ pub struct CheckpointRequest {
     pub keep_tracking: bool,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// How the contents of files are treated; later ones win.
+    pub files: Vec<FileRule>,
+    /// What is saved of programs and libraries.
+    pub keep: Keep,
+}
+
+/// Who asks for a checkpoint from inside the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requester {
+    /// PID, in our PID namespace.
+    pub pid: i32,
+    /// Exit code that its parent gets to see after a restart.
+    pub exit_code: u8,
 }
 
 /// Where the image goes.
@@ -138,8 +158,16 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] when there is no such process.
-pub fn check(pid: i32, own_ipc_namespace: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
-    let scope = if pid == 1 { Scope::Namespace } else { Scope::Tree(pid) };
+pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+    let members = match session {
+        Some(sid) => Members::Session(sid),
+        None if pid == 1 => Members::Namespace,
+        None => Members::Tree(pid),
+    };
+    let scope = Scope {
+        members,
+        requester: None,
+    };
     find_blockers(scope, pid, own_ipc_namespace, tcp)
 }
 
@@ -188,7 +216,7 @@ fn look(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Bl
     }
     found.extend(blockers::sharing(&targets));
     found.extend(ipc::blockers(&targets, own_ipc));
-    found.extend(files::check(&targets, root, own_ipc, tcp));
+    found.extend(files::check(&targets, root, own_ipc, tcp, scope.requester()?));
     Ok(found)
 }
 
@@ -226,10 +254,14 @@ pub fn checkpoint(
     observer: &mut Observer<'_>,
 ) -> Result<(CheckpointReport, Vec<Tracked>)> {
     let begun = Instant::now();
-    let scope = if request.own_pid_namespace {
-        Scope::Namespace
-    } else {
-        Scope::Tree(request.pid)
+    let members = match request.session {
+        Some(sid) => Members::Session(sid),
+        None if request.own_pid_namespace => Members::Namespace,
+        None => Members::Tree(request.pid),
+    };
+    let scope = Scope {
+        members,
+        requester: request.requester.map(|requester| requester.pid),
     };
     block_child_signals().context(|| "block SIGCHLD")?;
     // First: a callback may do away with what else would be refused (LBNL-2.4.1).
@@ -275,6 +307,14 @@ pub fn checkpoint(
     };
     let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
     let mut writer = Pipeline::start(writer, observer, expected)?;
+    let mut libraries = Libraries::new(request.keep);
+    if request.keep != Keep::default() {
+        for pid in freeze::members(scope)? {
+            if let Ok(proc) = ProcDir::open(pid) {
+                libraries.save_early(&proc, &mut writer)?;
+            }
+        }
+    }
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut first_stop_ns = 0;
     let mut live = false;
@@ -315,7 +355,16 @@ pub fn checkpoint(
     manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
     manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
     manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
-    let sockets = collect(&mut frozen, request, &mut flags, &copied, &mut manifest, &mut writer)?;
+    let mut looked = Looked {
+        flags,
+        libraries,
+        copied,
+    };
+    let requester = scope.requester()?;
+    let sockets = collect(&mut frozen, request, requester, &mut looked, &mut manifest, &mut writer)?;
+    if let Some(requester) = request.requester.filter(|r| Some(r.pid) == requester) {
+        ended(requester, &mut manifest)?;
+    }
     let parent = known.ancestors.first().map(|ancestor| hexadecimal(&ancestor.id.0));
     manifest.ancestors = known.ancestors;
     let stopped_bytes = writer.placed() - before_stop;
@@ -370,7 +419,7 @@ pub fn checkpoint(
         stopped_bytes,
     };
     let kept = if request.keep_tracking && request.after == After::Continue {
-        copied.into_iter().map(Copied::into_tracked).collect()
+        looked.copied.into_iter().map(Copied::into_tracked).collect()
     } else {
         Vec::new()
     };
@@ -459,16 +508,24 @@ fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
         page_size: PAGE_SIZE as u32,
         own_pid_namespace: request.own_pid_namespace,
         own_ipc_namespace: request.own_ipc_namespace,
+        session: request.session.unwrap_or(0),
         ..Checkpoint::default()
     })
+}
+
+/// What was found out before the stop.
+struct Looked {
+    flags: FlagTable,
+    libraries: Libraries,
+    copied: Vec<Copied>,
 }
 
 /// Reads the whole state of the stopped job.
 fn collect(
     frozen: &mut Frozen,
     request: &CheckpointRequest,
-    flags: &mut FlagTable,
-    copied: &[Copied],
+    requester: Option<i32>,
+    looked: &mut Looked,
     manifest: &mut Manifest,
     sink: &mut dyn PageSink,
 ) -> Result<HeldSockets> {
@@ -502,6 +559,10 @@ fn collect(
         .filter(|p| p.space.is_none())
         .map(|p| p.pid)
         .collect();
+    // A user's own files are opened with the user's rights, also where root asked.
+    let owner = owner_of(manifest).filter(|(uid, _)| *uid != rustix::process::geteuid().as_raw());
+    context.requester = requester;
+    context.policies = PolicyState::new(&request.files, owner);
     let descriptors = files::save(&mut context)?;
     for &index in &live {
         let directory = files::save_deleted_cwd(&frozen.processes[index].proc, &mut context.saved)?;
@@ -522,10 +583,24 @@ fn collect(
     let mut mapped = MappedFiles::new(ipc::segment_ids(&manifest.ipc));
     for &index in &live {
         let process = &frozen.processes[index];
+        if let Some(space) = &process.space {
+            looked.libraries.note(&process.proc, &space.maps);
+        }
+    }
+    let mut shared = Shared {
+        flags: &mut looked.flags,
+        files: &mut mapped,
+        saved: &mut context.saved,
+        policies: &mut context.policies,
+        libraries: &mut looked.libraries,
+        keep_executables: request.keep.executables,
+    };
+    for &index in &live {
+        let process = &frozen.processes[index];
         let layout = std::mem::take(&mut layouts[index]);
         let id = cpr_image::model::AddressSpaceId(manifest.address_spaces.len() as u32);
-        let copy = copied.iter().find(|c| c.pid() == process.pid);
-        let space = memory::save(process, layout, flags, &mut mapped, &mut context.saved, copy, sink)?;
+        let copy = looked.copied.iter().find(|c| c.pid() == process.pid);
+        let space = memory::save(process, layout, &mut shared, copy, sink)?;
         manifest.address_spaces.push(space);
         manifest.processes[index].address_space = Some(id);
     }
@@ -548,6 +623,7 @@ fn collect(
             other => other.context(|| format!("read the memory of process {pid} at {address:#x}")),
         }
     };
+    manifest.file_policies = std::mem::take(&mut context.policies).finish(&mut context.saved)?;
     manifest.saved_files = context.saved.write_contents(sink, &mut read)?;
     manifest.files = context.files;
     manifest.pipes = context.pipes;
@@ -577,20 +653,67 @@ fn root(frozen: &Frozen, request: &CheckpointRequest) -> i32 {
     }
 }
 
+/// Adds who asked as a process that has ended and waits for its parent to notice.
+fn ended(requester: Requester, manifest: &mut Manifest) -> Result<()> {
+    let pid = requester.pid;
+    let what = || format!("look at process {pid}, which asks for the checkpoint");
+    let proc = ProcDir::open(pid).context(what)?;
+    let stat = proc.stat().context(what)?;
+    let uid = proc.status().context(what)?.uids[0];
+    let exit_code = i32::from(requester.exit_code);
+    if let Some(parent) = manifest.processes.iter_mut().find(|p| p.pid == stat.ppid) {
+        let signal_of = |info: &Bytes| info.0.first_chunk().map(|raw| i32::from_ne_bytes(*raw));
+        if !parent
+            .pending_signals
+            .iter()
+            .any(|info| signal_of(info) == Some(libc::SIGCHLD))
+        {
+            // siginfo_t of a child that has exited: signal, error, code, and from byte 16 on PID, user and exit code.
+            let mut info = vec![0u8; 128];
+            for (at, value) in [
+                (0, libc::SIGCHLD),
+                (8, libc::CLD_EXITED),
+                (16, pid),
+                (20, uid as i32),
+                (24, exit_code),
+            ] {
+                info[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+            }
+            parent.pending_signals.push(Bytes(info));
+        }
+    }
+    manifest.processes.push(Process {
+        pid,
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        state: ProcessState::Zombie(exit_code << 8),
+        ..Process::default()
+    });
+    Ok(())
+}
+
+/// The first thread of the root process, or of the first process that lives.
+fn leading_thread(manifest: &Manifest) -> Option<&Thread> {
+    let root = manifest.checkpoint.root_pid;
+    let mut living = manifest.processes.iter().filter(|p| !p.threads.is_empty());
+    let saved = living.clone().find(|p| p.pid == root).or_else(|| living.next());
+    saved.and_then(|process| process.threads.first())
+}
+
+/// The user and group the image belongs to.
+fn owner_of(manifest: &Manifest) -> Option<(u32, u32)> {
+    let credentials = &leading_thread(manifest)?.credentials;
+    Some((credentials.uids[0], credentials.gids[0]))
+}
+
 /// What the restart machine must have in common with this one, and to whom the image belongs.
 fn machine(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
-    let root = manifest.checkpoint.root_pid;
+    let owner = owner_of(manifest);
+    let features = leading_thread(manifest).map(|thread| xstate_features(&thread.cpu.extended.0));
     let checkpoint = &mut manifest.checkpoint;
-    let saved = manifest
-        .processes
-        .iter()
-        .find(|p| p.pid == root && !p.threads.is_empty());
-    let saved = saved.or_else(|| manifest.processes.iter().find(|p| !p.threads.is_empty()));
-    if let Some(thread) = saved.and_then(|p| p.threads.first()) {
-        checkpoint.owner_uid = thread.credentials.uids[0];
-        checkpoint.owner_gid = thread.credentials.gids[0];
-        checkpoint.xstate_features = xstate_features(&thread.cpu.extended.0);
-    }
+    (checkpoint.owner_uid, checkpoint.owner_gid) = owner.unwrap_or_default();
+    checkpoint.xstate_features = features.unwrap_or_default();
     let Some(space) = frozen.processes.iter().find_map(|p| p.space.as_ref()) else {
         return Ok(());
     };

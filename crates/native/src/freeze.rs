@@ -104,24 +104,95 @@ pub struct Frozen {
 
 /// Which processes belong to the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub enum Members {
     /// This process and its descendants.
     Tree(i32),
     /// All descendants of the PID namespace's init, which itself stays out.
     Namespace,
+    /// Everything in this POSIX session, with all descendants.
+    Session(i32),
 }
 
-/// PIDs of the job, every parent before its children.
+/// What is checkpointed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope {
+    /// Which processes belong to the job.
+    pub members: Members,
+    /// Our parent, where it asks for the checkpoint from inside the job: it has to go on and waits for us.
+    pub requester: Option<i32>,
+}
+
+impl Scope {
+    /// The process that asks from inside the job, if there is one.
+    ///
+    /// # Errors
+    /// The processes cannot be listed.
+    pub fn requester(self) -> Result<Option<i32>> {
+        let Some(pid) = self.live_requester() else {
+            return Ok(None);
+        };
+        Ok(everybody(self.members)?.contains(&pid).then_some(pid))
+    }
+
+    /// A requester that has ended is our parent no longer, and its number may be anybody's.
+    fn live_requester(self) -> Option<i32> {
+        let parent = i32::try_from(std::os::unix::process::parent_id()).ok();
+        self.requester.filter(|pid| Some(*pid) == parent)
+    }
+}
+
+/// PIDs of the job, every parent before its children; without us, and without who asks.
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] when the root is not there.
 pub fn members(scope: Scope) -> Result<Vec<i32>> {
-    let all = match scope {
-        Scope::Tree(root) => descendants(root)?,
-        Scope::Namespace => inhabitants()?,
-    };
     let own = std::process::id() as i32;
-    Ok(all.into_iter().filter(|&pid| pid != own).collect())
+    let requester = scope.live_requester();
+    let mut all = everybody(scope.members)?;
+    all.retain(|&pid| pid != own && Some(pid) != requester);
+    Ok(all)
+}
+
+fn everybody(members: Members) -> Result<Vec<i32>> {
+    match members {
+        Members::Tree(root) => descendants(root),
+        Members::Namespace => inhabitants(),
+        Members::Session(sid) => session(sid),
+    }
+}
+
+/// The processes of a session and all below them. Zombies that a process outside has to wait for are left to it.
+fn session(sid: i32) -> Result<Vec<i32>> {
+    let mut parents: HashMap<i32, i32> = HashMap::new();
+    let mut inside: Vec<i32> = Vec::new();
+    for pid in cpr_kernel::proc::pids().context(|| "list /proc")? {
+        if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
+            parents.insert(pid, stat.ppid);
+            if stat.session == sid && !is_zombie(&stat) {
+                inside.push(pid);
+            }
+        }
+    }
+    if inside.is_empty() {
+        return Err(Error::new(ErrorKind::Gone, format!("session {sid} has no process")));
+    }
+    // Nobody can be below himself, but what was read one after the other may say so.
+    let is_root = |pid: &i32| parents.get(pid).is_none_or(|parent| !inside.contains(parent));
+    let mut all: Vec<i32> = inside.iter().copied().filter(is_root).collect();
+    all.sort_unstable();
+    let mut next = 0;
+    while next < all.len() {
+        let pid = all[next];
+        next += 1;
+        let mut children: Vec<i32> = parents
+            .iter()
+            .filter(|(child, parent)| **parent == pid && !all.contains(child))
+            .map(|(child, _)| *child)
+            .collect();
+        children.sort_unstable();
+        all.extend(children);
+    }
+    Ok(all)
 }
 
 /// A process and all below it, found downwards.

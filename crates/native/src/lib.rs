@@ -13,16 +13,21 @@ mod checkpoint;
 pub mod files;
 mod freeze;
 mod ipc;
+mod libraries;
 mod live;
 mod mapped;
 mod memory;
 mod pipeline;
+pub mod policy;
 mod restart;
 mod sink;
 mod state;
 
 pub use callbacks::Rebirth;
-pub use checkpoint::{After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, check, checkpoint};
+pub use checkpoint::{
+    After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, Requester, check, checkpoint,
+};
+pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};
 pub use restart::{RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
-use cpr_image::model::{ByteString, SavedFileKind};
+use cpr_image::model::{ByteString, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{
     PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
 };
@@ -12,8 +12,9 @@ use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
-use crate::files::{SavedFiles, find_shared_memory};
+use crate::files::{PolicyState, SavedFiles, find_shared_memory};
 use crate::freeze::{Process, Space};
+use crate::libraries::{Libraries, overlay};
 use crate::live::{Copied, Place};
 use crate::mapped;
 use crate::sink::{PAGE_SIZE, PageSink};
@@ -140,6 +141,24 @@ fn is_device(map: &MapEntry) -> bool {
 struct Plan {
     mapping: Mapping,
     pages: Pages,
+    /// The pages of the file below the process's own are in the image.
+    library: bool,
+}
+
+/// What saving the memory of all processes has in common.
+pub struct Shared<'a> {
+    /// Flags of mappings.
+    pub flags: &'a mut FlagTable,
+    /// Files that are mapped.
+    pub files: &'a mut MappedFiles,
+    /// Files whose contents are saved.
+    pub saved: &'a mut SavedFiles,
+    /// Files with a policy of their own.
+    pub policies: &'a mut PolicyState,
+    /// Programs and libraries that are saved.
+    pub libraries: &'a mut Libraries,
+    /// The programs that processes run are saved.
+    pub keep_executables: bool,
 }
 
 enum Pages {
@@ -158,9 +177,7 @@ enum Pages {
 pub fn save(
     process: &Process,
     layout: MemoryLayout,
-    flags: &mut FlagTable,
-    files: &mut MappedFiles,
-    saved: &mut SavedFiles,
+    shared: &mut Shared<'_>,
     copied: Option<&Copied>,
     sink: &mut dyn PageSink,
 ) -> Result<AddressSpace> {
@@ -168,22 +185,32 @@ pub fn save(
     let Some(space) = &process.space else {
         return Ok(AddressSpace::default());
     };
-    if space.maps.iter().any(|map| !flags.has(pid, map)) {
-        flags.add(&process.proc);
+    if space.maps.iter().any(|map| !shared.flags.has(pid, map)) {
+        shared.flags.add(&process.proc);
     }
-    let executable = executable(process, files)?;
+    let (executable, saved_executable) = executable(process, shared)?;
     let mut mappings = Vec::new();
     for map in &space.maps {
-        let Some(plan) = plan(process, map, flags, files, saved)? else {
+        let Some(plan) = plan(process, map, shared)? else {
             continue;
         };
-        let Plan { mut mapping, pages } = plan;
-        copy(process, &mut mapping, pages, copied, sink).context(|| format!("process {pid}: save {}", label(map)))?;
+        let Plan {
+            mut mapping,
+            pages,
+            library,
+        } = plan;
+        let what = || format!("process {pid}: save {}", label(map));
+        copy(process, &mut mapping, pages, library, copied, sink).context(what)?;
+        if library {
+            let file = shared.libraries.save(map, sink).context(what)?;
+            mapping.extents = overlay(file, &mapping.extents, map.start, map.end, map.offset);
+        }
         mappings.push(mapping);
     }
     Ok(AddressSpace {
         layout,
         executable,
+        saved_executable,
         mappings,
         lock_future: lock_future(process)?,
     })
@@ -207,25 +234,42 @@ fn lock_future(process: &Process) -> Result<u32> {
     Ok(MCL_FUTURE | if on_fault { MCL_ONFAULT } else { 0 })
 }
 
-fn executable(process: &Process, files: &mut MappedFiles) -> Result<Option<MappedFileId>> {
+/// The program a process runs: by name, or with its contents where those are wanted or have no name any more.
+fn executable(process: &Process, shared: &mut Shared<'_>) -> Result<(Option<MappedFileId>, Option<SavedFileId>)> {
     let pid = process.pid;
     let path = process
         .proc
         .read_link("exe")
         .context(|| format!("read /proc/{pid}/exe"))?;
-    if path.ends_with(b" (deleted)") {
-        return Ok(None);
+    let deleted = path.strip_suffix(b" (deleted)");
+    if deleted.is_none() && !shared.keep_executables {
+        return Ok((Some(shared.files.intern(&path, false, true)?), None));
     }
-    files.intern(&path, false, true).map(Some)
+    let name = deleted.unwrap_or(&path);
+    let name = name.rsplit(|b| *b == b'/').next().unwrap_or(name);
+    let name = name.strip_prefix(b"memfd:").unwrap_or(name);
+    let what = || format!("process {pid}: save its program");
+    let file = rustix::fs::open(
+        format!("/proc/{pid}/exe"),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(std::io::Error::from)
+    .context(what)?;
+    // What memfd_create(2) allows.
+    let name = &name[..name.len().min(200)];
+    Ok((None, Some(shared.saved.intern_program(file, name).context(what)?)))
 }
 
-fn plan(
-    process: &Process,
-    map: &MapEntry,
-    flags: &FlagTable,
-    files: &mut MappedFiles,
-    saved: &mut SavedFiles,
-) -> Result<Option<Plan>> {
+fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Option<Plan>> {
+    let Shared {
+        flags,
+        files,
+        saved,
+        policies,
+        libraries,
+        ..
+    } = shared;
     let pid = process.pid;
     let unsupported = |reason: &str| {
         Error::new(
@@ -251,6 +295,11 @@ fn plan(
     if has(b"ss") {
         return Err(unsupported("shadow stacks are not supported"));
     }
+    let library = map.kind() == MapKind::File
+        && !map.shared
+        && !map.deleted
+        && (libraries.wants(map) || policies.is_anonymous(&map.path))
+        && !replaced(map);
     let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);
     let anonymous = if has(b"gd") {
         MappingKind::Stack
@@ -300,6 +349,14 @@ fn plan(
             }
         }
         (MapKind::File, None) if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
+        (MapKind::File, None) if map.shared && !map.deleted && policies.is_anonymous(&map.path) && !replaced(map) => {
+            let kind = SavedFileKind::Deleted {
+                path: ByteString(map.path.clone()),
+            };
+            policies.note_path(ByteString(map.path.clone()).as_path(), saved)?;
+            let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
+            (MappingKind::SharedSaved(id), Pages::None)
+        }
         (MapKind::File, None) if map.deleted || replaced(map) => {
             if let Some(other) = crate::files::other_name(&map.path, map.inode).filter(|_| map.shared) {
                 let id = files.intern(&other, has(b"mw"), false)?;
@@ -323,9 +380,11 @@ fn plan(
             (MappingKind::SysvSegment(*id), Pages::None)
         }
         (MapKind::File, None) if map.shared => {
+            policies.note_path(ByteString(map.path.clone()).as_path(), saved)?;
             let id = files.intern(&map.path, has(b"mw"), false)?;
             (MappingKind::SharedFile(id), Pages::None)
         }
+        (MapKind::File, None) if library => (MappingKind::Anonymous, Pages::Own),
         (MapKind::File, None) => (
             MappingKind::PrivateFile(files.intern(&map.path, false, true)?),
             Pages::Own,
@@ -354,6 +413,7 @@ fn plan(
             guards: Vec::new(),
         },
         pages,
+        library,
     }))
 }
 
@@ -386,6 +446,7 @@ fn copy(
     process: &Process,
     mapping: &mut Mapping,
     pages: Pages,
+    library: bool,
     copied: Option<&Copied>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
@@ -436,7 +497,8 @@ fn copy(
             }
         }
     }
-    let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack);
+    // A page of zeros hides what the file has there.
+    let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack) && !library;
     let mut buffer = Vec::new();
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut extents = Vec::new();
@@ -469,7 +531,7 @@ fn copy(
                 }
                 Err(error) => {
                     // Write protection marks pages beyond the end of a mapped file, too: there is nothing in them.
-                    let readable = match file_end(space, mapping) {
+                    let readable = match file_end(space, mapping, library) {
                         Some(end) if end < at + length => end.saturating_sub(at),
                         _ => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
                     };
@@ -490,8 +552,8 @@ fn copy(
 
 /// Where the last page of the file lies that is mapped privately here. Truncating a file takes private copies of its
 /// pages away as well (truncate_pagecache in mm/truncate.c), so that nothing can be behind it.
-fn file_end(space: &Space, mapping: &Mapping) -> Option<u64> {
-    if !matches!(mapping.kind, MappingKind::PrivateFile(_)) {
+fn file_end(space: &Space, mapping: &Mapping, library: bool) -> Option<u64> {
+    if !library && !matches!(mapping.kind, MappingKind::PrivateFile(_)) {
         return None;
     }
     let map = space.maps.iter().find(|map| map.start == mapping.start)?;

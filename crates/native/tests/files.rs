@@ -719,7 +719,7 @@ fn shared_memory_without_descriptor_is_read_from_its_mappings() {
         saved_files: files,
         ..Default::default()
     };
-    let made = files::create_saved(&manifest, &pages).unwrap();
+    let made = files::create_saved(&manifest, &pages, &mut files::Backups::default()).unwrap();
     let text = std::fs::read(Path::new("/proc/self/fd").join(made[0].as_raw_fd().to_string())).unwrap();
     assert!(text.iter().enumerate().all(|(i, b)| usize::from(*b) == i / 4096));
     assert_eq!(text.len(), 0x6000);

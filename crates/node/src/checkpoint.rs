@@ -9,11 +9,12 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
-    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, PendingImage,
-    TcpPolicy, check, checkpoint,
+    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
+    Keep, PendingImage, Requester, TcpPolicy, check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::state::now_ms;
+use crate::suspend::refuse_suspended;
 use crate::target::{self, Target};
 use crate::vault::{self, Kept, Link, Vault};
 use crate::wire::WireError;
@@ -55,6 +56,12 @@ pub struct CheckpointOptions {
     pub basis: Basis,
     /// What becomes of TCP connections to outside; as the job was started with, unless given.
     pub tcp: Option<TcpPolicy>,
+    /// How the contents of files are treated, after what the job was started with; later ones win.
+    pub files: Vec<FileRule>,
+    /// What is saved of programs and libraries, besides what the job was started with.
+    pub keep: Keep,
+    /// Exit code that this process has for its parent in a restarted job, where it is a process of the job.
+    pub restarted_exit_code: u8,
     /// Shows progress.
     pub progress: Option<Progress>,
 }
@@ -69,6 +76,9 @@ impl Default for CheckpointOptions {
             compression: None,
             basis: Basis::Full,
             tcp: None,
+            files: Vec::new(),
+            keep: Keep::default(),
+            restarted_exit_code: 0,
             progress: None,
         }
     }
@@ -94,6 +104,8 @@ pub(crate) struct Task<'a> {
     stop: bool,
     /// We are the job's supervisor, and cannot wait for our own end.
     of_supervisor: bool,
+    /// We are a process of the job ourselves.
+    inside: bool,
     result: Option<Result<CheckpointReport>>,
 }
 
@@ -137,8 +149,13 @@ impl<'a> Task<'a> {
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
+        let inside = job.is_around_us(&state);
         let tcp = options.tcp.unwrap_or(job.spec().tcp);
         let mut request = request(options, inner, name, state.init.is_some(), tcp);
+        request.files = job.spec().files.iter().chain(&options.files).cloned().collect();
+        request.keep.libraries |= job.spec().keep_files.libraries;
+        request.keep.executables |= job.spec().keep_files.executables;
+        request.requester = inside.then(|| requester(options));
         let (link, kept) = match vault {
             Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
             None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
@@ -161,12 +178,13 @@ impl<'a> Task<'a> {
             in_job_directory: options.output.is_none(),
             stop,
             of_supervisor: false,
+            inside,
             result: None,
         })
     }
 
-    /// Starts a checkpoint of the process `pid` and its descendants.
-    fn for_pid(pid: i32, options: &CheckpointOptions) -> Result<Task<'a>> {
+    /// Starts a checkpoint of processes that are no job.
+    fn for_bare(bare: Bare, options: &CheckpointOptions) -> Result<Task<'a>> {
         if options.basis != Basis::Full {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -174,24 +192,23 @@ impl<'a> Task<'a> {
             )
             .with_hint("start the program with `cpr run`"));
         }
-        let (target, inner, foreign) = outsider(pid)?;
-        let tcp = options.tcp.unwrap_or_default();
-        let own_path = || Ok(PathBuf::from(format!("cpr-{pid}.cpr")));
+        refuse_suspended(bare)?;
+        let found = outsider(bare)?;
+        let own_path = || Ok(PathBuf::from(format!("cpr-{}.cpr", bare.number())));
         let (destination, image) = destination(options.output.as_ref(), own_path)?;
+        let tcp = options.tcp.unwrap_or_default();
+        let mut request = request(options, found.inner, "", found.foreign, tcp);
+        request.session = found.session;
+        request.requester = (!found.foreign).then(|| requester(options));
         Ok(Task {
-            worker: start(
-                &target,
-                request(options, inner, "", foreign, tcp),
-                destination,
-                None,
-                None,
-            )?,
+            worker: start(&found.target, request, destination, None, None)?,
             _lock: None,
             job: None,
             image,
             in_job_directory: false,
             stop: ends_job(options),
             of_supervisor: false,
+            inside: false,
             result: None,
         })
     }
@@ -254,7 +271,8 @@ impl<'a> Task<'a> {
         let noted = job.set_last_checkpoint(&last);
         let report = result?;
         noted?;
-        if self.stop && !self.of_supervisor {
+        // A job does not end before its processes do, and we may be one.
+        if self.stop && !self.of_supervisor && !self.inside {
             // The supervisor notes the end; until it has, the job counts as running.
             job.wait(Some(STOP_TIMEOUT)).map(drop)?;
         }
@@ -322,11 +340,23 @@ fn request(
         initiator_uid: rustix::process::getuid().as_raw(),
         own_pid_namespace,
         own_ipc_namespace: false,
+        session: None,
+        requester: None,
         stop_timeout: options.timeout,
         compression: options.compression,
         basis: options.basis,
         keep_tracking: false,
         tcp,
+        files: options.files.clone(),
+        keep: options.keep,
+    }
+}
+
+/// Us, for a worker that sees our PID as we do.
+fn requester(options: &CheckpointOptions) -> Requester {
+    Requester {
+        pid: std::process::id() as i32,
+        exit_code: options.restarted_exit_code,
     }
 }
 
@@ -350,10 +380,75 @@ fn destination(
     Ok((Destination::File(PendingImage::create(&path)?), Some(path)))
 }
 
-/// A process addressed by its PID here: held, with its PID in its own namespace, and whether that is not ours.
-fn outsider(pid: i32) -> Result<(Target, i32, bool)> {
-    let target = Target::open(pid)?;
-    target.require_may_signal()?;
+/// Processes that are no job, by numbers as seen from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bare {
+    /// A process with all its descendants, by its PID.
+    Process(i32),
+    /// A POSIX session with all descendants of its processes, by its ID.
+    Session(i32),
+}
+
+impl Bare {
+    /// The PID or session ID.
+    pub fn number(self) -> i32 {
+        match self {
+            Bare::Process(number) | Bare::Session(number) => number,
+        }
+    }
+
+    /// One of its processes, held, that stands for all: the root, or the session's leader where it lives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where there is none; [`ErrorKind::Denied`] where one of them may not be signalled.
+    pub(crate) fn representative(self) -> Result<Target> {
+        match self {
+            Bare::Process(pid) => {
+                let target = Target::open(pid)?;
+                target.require_may_signal()?;
+                Ok(target)
+            }
+            Bare::Session(sid) => {
+                let own = std::process::id() as i32;
+                let members = target::session_members(sid)?;
+                for member in &members {
+                    match member.require_may_signal() {
+                        // It has ended meanwhile.
+                        Err(error) if error.kind() == ErrorKind::Gone => {}
+                        result => result?,
+                    }
+                }
+                let first = members.into_iter().find(|member| member.pid != own);
+                first.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no session {sid}")))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Bare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bare::Process(pid) => write!(f, "process {pid}"),
+            Bare::Session(sid) => write!(f, "session {sid}"),
+        }
+    }
+}
+
+/// Processes of somebody else's making, as the engine needs them.
+struct Outsider {
+    /// One of them, held.
+    target: Target,
+    /// Its PID in its own namespace.
+    inner: i32,
+    /// The session in that namespace, where one was named.
+    session: Option<i32>,
+    /// That namespace is not ours.
+    foreign: bool,
+}
+
+fn outsider(bare: Bare) -> Result<Outsider> {
+    let target = bare.representative()?;
+    let pid = target.pid;
     if pid == std::process::id() as i32 {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -371,9 +466,18 @@ fn outsider(pid: i32) -> Result<(Target, i32, bool)> {
         )
         .with_hint("name the job, or the process below it"));
     }
+    let session = match bare {
+        Bare::Process(_) => None,
+        Bare::Session(_) => Some(target::inner_session(pid)?),
+    };
     // The pidfd was opened first: if the process still lives, what was read is of it.
     target.require_may_signal()?;
-    Ok((target, inner, foreign))
+    Ok(Outsider {
+        target,
+        inner,
+        session,
+        foreign,
+    })
 }
 
 fn run(mut task: Task<'_>, progress: Option<Progress>) -> Result<Checkpointed> {
@@ -382,15 +486,17 @@ fn run(mut task: Task<'_>, progress: Option<Progress>) -> Result<Checkpointed> {
     task.finish()
 }
 
-/// Checkpoints the process `pid` and its descendants.
-pub fn checkpoint_pid(pid: i32, mut options: CheckpointOptions) -> Result<Checkpointed> {
+/// Checkpoints a process with its descendants, or a session.
+pub fn checkpoint_bare(bare: Bare, mut options: CheckpointOptions) -> Result<Checkpointed> {
     let progress = options.progress.take();
-    run(Task::for_pid(pid, &options)?, progress)
+    run(Task::for_bare(bare, &options)?, progress)
 }
 
-fn blockers(target: &Target, inner: i32, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+fn blockers(target: &Target, inner: i32, session: Option<i32>, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
     let own_ipc = worker::plan(target)?.ipc;
-    let mut worker = Worker::start(target, move |_| check(inner, own_ipc, tcp).map(Message::Blockers))?;
+    let mut worker = Worker::start(target, move |_| {
+        check(inner, session, own_ipc, tcp).map(Message::Blockers)
+    })?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {
         worker.reports.wait(None).context(|| "listen to the worker")?;
@@ -409,10 +515,10 @@ fn blockers(target: &Target, inner: i32, tcp: TcpPolicy) -> Result<Vec<Blocker>>
     }
 }
 
-/// Names everything that would keep the process `pid` and its descendants from being checkpointed. Stops nothing.
-pub fn check_pid(pid: i32) -> Result<Vec<Blocker>> {
-    let (target, inner, _) = outsider(pid)?;
-    blockers(&target, inner, TcpPolicy::default())
+/// Names everything that would keep a process with its descendants, or a session, from being checkpointed. Stops nothing.
+pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
+    let found = outsider(bare)?;
+    blockers(&found.target, found.inner, found.session, TcpPolicy::default())
 }
 
 impl Job {
@@ -427,7 +533,7 @@ impl Job {
         let state = self.living()?;
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
-        let mut found = blockers(&root, state.root.unwrap_or(root.pid), self.spec().tcp)?;
+        let mut found = blockers(&root, state.root.unwrap_or(root.pid), None, self.spec().tcp)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

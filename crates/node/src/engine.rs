@@ -2,6 +2,7 @@
 
 pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
-    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Observer, Rebirth,
-    RestartRequest, Restarted, TcpPolicy, Tracked, check, check_restart, checkpoint, restart,
+    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Keep, Observer, Rebirth,
+    Requester, RestartRequest, Restarted, TcpPolicy, Tracked, check, check_restart, checkpoint, policy::FileRule,
+    restart,
 };

@@ -97,8 +97,8 @@ pub(crate) fn ipc_limits() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// Sets up a new IPC namespace: the limits of the one we come from, as far as we may, and its queues at /dev/mqueue.
-fn prepare_ipc(setting: &Setting<'_>) -> Result<()> {
-    for (name, value) in &setting.ipc_limits {
+pub(crate) fn prepare_ipc(limits: &[(&'static str, Vec<u8>)]) -> Result<()> {
+    for (name, value) in limits {
         // Only root may; a user's job has the kernel's own limits then.
         let path = format!("/proc/sys/{name}");
         if std::fs::read(&path).is_ok_and(|now| now != *value) {
@@ -147,7 +147,7 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
             )
         })?;
     if setting.own_ipc {
-        prepare_ipc(setting)?;
+        prepare_ipc(&setting.ipc_limits)?;
     }
     // A name only helps whoever lists processes.
     let _ = rustix::thread::set_name(c"cpr-init");

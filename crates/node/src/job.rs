@@ -10,7 +10,8 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
-use crate::engine::{Basis, Image, TcpPolicy};
+use crate::engine::{Basis, FileRule, Image, Keep, TcpPolicy};
+use crate::known::record_of;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
@@ -85,6 +86,10 @@ pub struct JobSpec {
     pub share_ipc: bool,
     /// What checkpoints do with TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// How the contents of files are treated in its checkpoints; later ones win.
+    pub files: Vec<FileRule>,
+    /// What its checkpoints save of programs and libraries.
+    pub keep_files: Keep,
 }
 
 /// Where a job is in its life.
@@ -118,6 +123,9 @@ pub(crate) struct State {
     pub(crate) init: Option<Identity>,
     /// PID of the root process in the job's PID namespace.
     pub(crate) root: Option<i32>,
+    /// The job's own PID namespace, as [`cpr_kernel::namespace::identity`] has it.
+    #[serde(default)]
+    pub(crate) pid_namespace: Option<(u64, u64)>,
     /// The same process here, where the job lives in our PID namespace.
     #[serde(default)]
     pub(crate) root_here: Option<Identity>,
@@ -272,6 +280,11 @@ impl Job {
             terminal: stored.terminal,
             share_ipc: stored.share_ipc,
             tcp: stored.tcp,
+            files: stored.files.clone(),
+            keep_files: Keep {
+                libraries: stored.save_libraries,
+                executables: stored.save_executable,
+            },
         };
         Job {
             jobs,
@@ -371,6 +384,16 @@ impl Job {
             }
             return Target::open_same(state.root_here.ok_or_else(gone)?).map_err(|_| gone());
         };
+        if self.shares_namespace(state) {
+            // Its number is as recorded, and is taken while the namespace's init has not seen it end.
+            let adopted = |pid: &i32| target::parent(*pid) == Some(1) && target::state(*pid).is_ok_and(|s| s != 'Z');
+            let pid = if ended {
+                target::all_pids()?.into_iter().find(adopted).ok_or_else(gone)?
+            } else {
+                inner
+            };
+            return Target::open(pid).map_err(|_| gone());
+        }
         let held = Target::open_same(init)?;
         let find = || -> Result<Option<i32>> {
             let mut members = target::members(init.pid)?;
@@ -390,10 +413,28 @@ impl Job {
         Ok(target)
     }
 
+    /// Whether we are in the job's own PID namespace: numbers recorded outside mean nothing here.
+    fn shares_namespace(&self, state: &State) -> bool {
+        let own = cpr_kernel::namespace::identity("self", "pid").ok();
+        state.init.is_some() && own.is_some() && state.pid_namespace == own
+    }
+
+    /// Whether we are a process of the job.
+    pub(crate) fn is_around_us(&self, state: &State) -> bool {
+        match state.init {
+            Some(_) => self.shares_namespace(state),
+            None => {
+                let own = std::process::id() as i32;
+                state.root_here.is_some_and(|root| target::descends_from(own, root.pid))
+            }
+        }
+    }
+
     /// Those of its processes that somebody outside its PID namespace traces.
     pub(crate) fn traced(&self, state: &State) -> Result<Vec<Traced>> {
         match state.init {
-            Some(init) => target::traced(init.pid, WORKER_NAME),
+            Some(_) if self.shares_namespace(state) => target::traced(None, WORKER_NAME),
+            Some(init) => target::traced(Some(init.pid), WORKER_NAME),
             // The engine sees for itself.
             None => Ok(Vec::new()),
         }
@@ -505,6 +546,9 @@ impl Job {
                 && let Some(name) = name.to_str()
             {
                 directory.remove(name)?;
+                if let Some(record) = record_of(name) {
+                    directory.remove(&record)?;
+                }
             }
         }
         Ok(())

@@ -9,7 +9,7 @@
 //! when the command that asked is killed.
 //!
 //! Processes are forked without exec, which is safe only while the calling process has a single thread: call [`run`],
-//! [`restart_job`], [`restart_image`], [`checkpoint_pid`], [`Job::checkpoint`], [`check_pid`] and [`Job::check`] from
+//! [`restart_job`], [`restart_image`], [`checkpoint_bare`], [`Job::checkpoint`], [`check_bare`] and [`Job::check`] from
 //! a process that has started no thread; they fail otherwise.
 //!
 //! The exit code of a command that ran a job in the foreground is the job's own ([`Outcome::exit_code`]), 128 + signal
@@ -20,9 +20,11 @@ mod directory;
 pub mod engine;
 mod init;
 mod job;
+mod known;
 mod outcome;
 mod requests;
 mod restart;
+mod sandbox;
 mod state;
 mod supervisor;
 mod suspend;
@@ -32,11 +34,15 @@ mod vault;
 mod wire;
 mod worker;
 
-pub use checkpoint::{CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_pid, checkpoint_pid};
-pub use engine::{Basis, Blocker, CheckpointReport, Compression, TcpPolicy};
+pub use checkpoint::{
+    Bare, CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_bare, checkpoint_bare,
+};
+pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
+pub use known::ImageState;
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};
+pub use sandbox::{Proof, prove};
 pub use state::{StateDir, check_name};
-pub use suspend::SuspendReport;
+pub use suspend::{SuspendReport, resume_bare, suspend_bare};
 pub use terminal::DETACH_KEY;

@@ -259,7 +259,9 @@ fn restart_into(
         restarted_from: path.map(PathBuf::from),
         start: Start::Image(Box::new(image)),
     };
-    if let Err(error) = require_owner(&launch) {
+    if let Start::Image(image) = &launch.start
+        && let Err(error) = require_owner(image)
+    {
         if new {
             job.discard();
         }
@@ -273,10 +275,7 @@ fn restart_into(
 }
 
 /// Only a user who may signal the processes of an image may restart it (LBNL-3.6.2.2).
-fn require_owner(launch: &Launch<'_>) -> Result<()> {
-    let Start::Image(image) = &launch.start else {
-        return Ok(());
-    };
+pub(crate) fn require_owner(image: &Image) -> Result<()> {
     let own = rustix::process::geteuid();
     let owner = image.manifest().checkpoint.owner_uid;
     if own.is_root() || own.as_raw() == owner {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
-use crate::engine::TcpPolicy;
+use crate::engine::{FileRule, TcpPolicy};
 use crate::job::{Job, JobSpec};
 
 /// Longest job name.
@@ -44,6 +44,12 @@ pub(crate) struct StoredSpec {
     pub(crate) share_ipc: bool,
     #[serde(default)]
     pub(crate) tcp: TcpPolicy,
+    #[serde(default)]
+    pub(crate) files: Vec<FileRule>,
+    #[serde(default)]
+    pub(crate) save_libraries: bool,
+    #[serde(default)]
+    pub(crate) save_executable: bool,
     pub(crate) created_ms: u64,
 }
 
@@ -143,6 +149,11 @@ impl StateDir {
         self.root.path()
     }
 
+    /// Where it is noted which processes that are no jobs are suspended.
+    pub(crate) fn suspended(&self) -> Result<Directory> {
+        self.root.ensure_sub("suspended")
+    }
+
     /// All jobs, by name.
     pub fn jobs(&self) -> Result<Vec<Job>> {
         let mut jobs = Vec::new();
@@ -193,6 +204,9 @@ impl StateDir {
             terminal: spec.terminal,
             share_ipc: spec.share_ipc,
             tcp: spec.tcp,
+            files: spec.files.clone(),
+            save_libraries: spec.keep_files.libraries,
+            save_executable: spec.keep_files.executables,
             created_ms: now_ms(),
         };
         let made = directory

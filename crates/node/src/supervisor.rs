@@ -85,6 +85,7 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         supervisor: Some(Identity::own()?),
         init: None,
         root: None,
+        pid_namespace: None,
         root_here: None,
         started_ms: now_ms(),
         finished_ms: None,
@@ -144,6 +145,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
             }
         }
         state.init = Some(Identity::of(pid)?);
+        let namespace = namespace::identity(&pid.to_string(), "pid");
+        state.pid_namespace = Some(namespace.context(|| "look at the job's namespace")?);
         init = Some((channel, pid));
     } else {
         let Start::Image(image) = &launch.start else {

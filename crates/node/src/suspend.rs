@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Bare;
+use crate::directory::Directory;
 use crate::job::{CHECKPOINT_LOCK, Job, State};
-use crate::state::{read_json, write_json};
+use crate::state::{StateDir, read_json, write_json};
 use crate::target::{self, Identity, Target};
 
 const FILE: &str = "suspend.json";
@@ -34,6 +36,172 @@ enum Method {
     },
     /// SIGSTOP, to these processes (those that stood still before are not among them).
     Signal { stopped: Vec<Identity> },
+}
+
+/// Processes that stand still together.
+enum Whole<'a> {
+    Job(&'a Job, &'a State),
+    Bare(Bare),
+}
+
+impl Whole<'_> {
+    fn processes(&self) -> Result<Vec<Target>> {
+        match self {
+            Whole::Job(job, state) => job.processes(state),
+            Whole::Bare(Bare::Process(pid)) => target::tree(Target::open(*pid)?),
+            Whole::Bare(Bare::Session(sid)) => {
+                let mut found: Vec<Target> = Vec::new();
+                for member in target::session_members(*sid)? {
+                    for process in target::tree(member)? {
+                        if !found.iter().any(|known| known.pid == process.pid) {
+                            found.push(process);
+                        }
+                    }
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    /// Name of the cgroup they get.
+    fn group(&self) -> String {
+        match self {
+            Whole::Job(job, state) => {
+                let supervisor = state.supervisor.map_or(0, |s| s.pid);
+                format!("gridcpr-{}-{supervisor}", job.name())
+            }
+            Whole::Bare(bare) => format!("gridcpr-{}", record(*bare).trim_end_matches(".json")),
+        }
+    }
+}
+
+/// Name of the file that says how processes that are no job were suspended.
+fn record(bare: Bare) -> String {
+    match bare {
+        Bare::Process(pid) => format!("process-{pid}.json"),
+        Bare::Session(sid) => format!("session-{sid}.json"),
+    }
+}
+
+/// `suspended/process-PID.json`, `suspended/session-SID.json`: there while the processes are suspended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct BareSuspension {
+    /// The processes at that time; numbers may be others' by now.
+    members: Vec<Identity>,
+    method: Method,
+}
+
+/// How processes that are no job were suspended, if they are. What was said of others that had the number is removed.
+fn bare_suspension(directory: &Directory, bare: Bare) -> Result<Option<BareSuspension>> {
+    let name = record(bare);
+    let Some(suspension) = read_json::<BareSuspension>(directory, &name)? else {
+        return Ok(None);
+    };
+    if suspension
+        .members
+        .iter()
+        .any(|member| Target::open_same(*member).is_ok())
+    {
+        return Ok(Some(suspension));
+    }
+    undo(&suspension.method)?;
+    directory.remove(&name)?;
+    Ok(None)
+}
+
+/// Refuses processes in a frozen cgroup: they cannot be stopped in a way that could be saved.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] for those.
+pub(crate) fn refuse_suspended(bare: Bare) -> Result<()> {
+    // A user without a place for jobs has suspended nothing.
+    let Ok(directory) = StateDir::open().and_then(|state| state.suspended()) else {
+        return Ok(());
+    };
+    match bare_suspension(&directory, bare)? {
+        Some(BareSuspension {
+            method: Method::Cgroup { .. },
+            ..
+        }) => Err(Error::new(ErrorKind::Busy, format!("{bare} is suspended")).with_hint("`cpr resume` it first")),
+        _ => Ok(()),
+    }
+}
+
+/// Stops a process with its descendants, or a session, and frees the memory as far as the machine allows.
+pub fn suspend_bare(state: &StateDir, bare: Bare) -> Result<SuspendReport> {
+    bare.representative()?;
+    let whole = Whole::Bare(bare);
+    let own = std::process::id() as i32;
+    let processes = whole.processes()?;
+    for process in &processes {
+        match process.require_may_signal() {
+            // It has ended meanwhile.
+            Err(error) if error.kind() == ErrorKind::Gone => {}
+            result => result?,
+        }
+    }
+    if processes.iter().any(|process| process.pid == own) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("{bare} cannot be suspended by one of its own processes"),
+        ));
+    }
+    let directory = state.suspended()?;
+    if bare_suspension(&directory, bare)?.is_some() {
+        return Err(Error::new(ErrorKind::Busy, format!("{bare} is suspended already")));
+    }
+    let method = freeze(&whole).or_else(|_| stop_by_signal(&whole))?;
+    let stopped = whole.processes()?;
+    let suspension = BareSuspension {
+        members: stopped.iter().filter_map(|p| Identity::of(p.pid).ok()).collect(),
+        method,
+    };
+    if let Err(error) = write_json(&directory, &record(bare), &suspension) {
+        undo(&suspension.method)?;
+        return Err(error);
+    }
+    Ok(free(&suspension.method, &stopped))
+}
+
+/// Lets processes that [`suspend_bare`] has stopped go on.
+pub fn resume_bare(state: &StateDir, bare: Bare) -> Result<()> {
+    bare.representative()?;
+    let directory = state.suspended()?;
+    let suspension = bare_suspension(&directory, bare)?;
+    let suspension =
+        suspension.ok_or_else(|| Error::new(ErrorKind::Usage, format!("{bare} was not suspended by `cpr suspend`")))?;
+    undo(&suspension.method)?;
+    directory.remove(&record(bare))
+}
+
+/// Pages out what stands still.
+fn free(method: &Method, processes: &[Target]) -> SuspendReport {
+    let resident = || processes.iter().map(|p| resident(p.pid)).sum();
+    let resident_before = resident();
+    let mut note = None;
+    for process in processes {
+        if let Err(error) = page_out(process) {
+            note = Some(match error.kind() {
+                ErrorKind::Denied => {
+                    "paging out memory of other processes needs CAP_SYS_NICE (root): none was freed".to_string()
+                }
+                _ => error.chain(),
+            });
+        }
+    }
+    if note.is_none() && !has_swap() {
+        note = Some("there is no swap: only memory that mirrors files could be freed".to_string());
+    }
+    SuspendReport {
+        method: match method {
+            Method::Cgroup { .. } => "cgroup",
+            Method::Signal { .. } => "signal",
+        },
+        processes: processes.len(),
+        resident_before,
+        resident_after: resident(),
+        note,
+    }
 }
 
 /// `suspend.json`: there while the job is suspended.
@@ -104,10 +272,8 @@ impl Job {
         for process in self.processes(&state)? {
             process.require_may_signal()?;
         }
-        let method = match self.freeze(&state) {
-            Ok(method) => method,
-            Err(_) => self.stop_by_signal(&state)?,
-        };
+        let whole = Whole::Job(self, &state);
+        let method = freeze(&whole).or_else(|_| stop_by_signal(&whole))?;
         let suspension = Suspension {
             supervisor: state.supervisor,
             method,
@@ -117,32 +283,7 @@ impl Job {
             return Err(error);
         }
         let processes = self.processes(&state)?;
-        let resident = || processes.iter().map(|p| resident(p.pid)).sum();
-        let resident_before = resident();
-        let mut note = None;
-        for process in &processes {
-            if let Err(error) = page_out(process) {
-                note = Some(match error.kind() {
-                    ErrorKind::Denied => {
-                        "paging out memory of other processes needs CAP_SYS_NICE (root): none was freed".to_string()
-                    }
-                    _ => error.chain(),
-                });
-            }
-        }
-        if note.is_none() && !has_swap() {
-            note = Some("there is no swap: only memory that mirrors files could be freed".to_string());
-        }
-        Ok(SuspendReport {
-            method: match suspension.method {
-                Method::Cgroup { .. } => "cgroup",
-                Method::Signal { .. } => "signal",
-            },
-            processes: processes.len(),
-            resident_before,
-            resident_after: resident(),
-            note,
-        })
+        Ok(free(&suspension.method, &processes))
     }
 
     /// Lets a suspended job go on.
@@ -165,73 +306,72 @@ impl Job {
         }
         Ok(())
     }
+}
 
-    /// Puts the processes into a cgroup below their present one and freezes it.
-    fn freeze(&self, state: &State) -> Result<Method> {
-        let processes = self.processes(state)?;
-        let first = processes
-            .first()
-            .ok_or_else(|| Error::new(ErrorKind::Gone, "no process is left"))?;
-        let (parent, version) = cgroup_of(first.pid)?;
-        let supervisor = state.supervisor.map_or(0, |s| s.pid);
-        let group = parent.join(format!("gridcpr-{}-{supervisor}", self.name()));
-        std::fs::create_dir(&group).context(|| format!("make cgroup {}", group.display()))?;
-        let method = Method::Cgroup {
-            group: group.clone(),
-            parent,
-            version,
-        };
-        let frozen = self.fill_and_freeze(state, &group, version);
-        match frozen {
-            Ok(()) => Ok(method),
-            Err(error) => {
-                undo(&method)?;
-                Err(error)
-            }
+/// Puts the processes into a cgroup below their present one and freezes it.
+fn freeze(whole: &Whole<'_>) -> Result<Method> {
+    let processes = whole.processes()?;
+    let first = processes
+        .first()
+        .ok_or_else(|| Error::new(ErrorKind::Gone, "no process is left"))?;
+    let (parent, version) = cgroup_of(first.pid)?;
+    let group = parent.join(whole.group());
+    std::fs::create_dir(&group).context(|| format!("make cgroup {}", group.display()))?;
+    let method = Method::Cgroup {
+        group: group.clone(),
+        parent,
+        version,
+    };
+    let frozen = fill_and_freeze(whole, &group, version);
+    match frozen {
+        Ok(()) => Ok(method),
+        Err(error) => {
+            undo(&method)?;
+            Err(error)
         }
     }
+}
 
-    fn fill_and_freeze(&self, state: &State, group: &Path, version: u8) -> Result<()> {
-        // Children of processes moved are born in the group; two rounds without a newcomer are enough.
-        let mut quiet = 0;
-        while quiet < 2 {
-            let inside = std::fs::read_to_string(group.join("cgroup.procs")).context(|| "read the cgroup")?;
-            let inside: Vec<i32> = inside.lines().filter_map(|l| l.parse().ok()).collect();
-            quiet += 1;
-            for process in self.processes(state)? {
-                if !inside.contains(&process.pid) && target::state(process.pid).is_ok_and(|s| s != 'Z') {
-                    quiet = 0;
-                    match std::fs::write(group.join("cgroup.procs"), process.pid.to_string()) {
-                        Err(error) if error.raw_os_error() != Some(3) => {
-                            return Err(error).context(|| format!("move process {} to a cgroup", process.pid));
-                        }
-                        _ => {}
+fn fill_and_freeze(whole: &Whole<'_>, group: &Path, version: u8) -> Result<()> {
+    // Children of processes moved are born in the group; two rounds without a newcomer are enough.
+    let mut quiet = 0;
+    while quiet < 2 {
+        let inside = std::fs::read_to_string(group.join("cgroup.procs")).context(|| "read the cgroup")?;
+        let inside: Vec<i32> = inside.lines().filter_map(|l| l.parse().ok()).collect();
+        quiet += 1;
+        for process in whole.processes()? {
+            if !inside.contains(&process.pid) && target::state(process.pid).is_ok_and(|s| s != 'Z') {
+                quiet = 0;
+                match std::fs::write(group.join("cgroup.procs"), process.pid.to_string()) {
+                    Err(error) if error.raw_os_error() != Some(3) => {
+                        return Err(error).context(|| format!("move process {} to a cgroup", process.pid));
                     }
+                    _ => {}
                 }
             }
         }
-        set_frozen(group, version, true)
     }
+    set_frozen(group, version, true)
+}
 
-    fn stop_by_signal(&self, state: &State) -> Result<Method> {
-        let mut stopped: Vec<Identity> = Vec::new();
-        loop {
-            let mut news = false;
-            for process in self.processes(state)? {
-                let Ok(identity) = Identity::of(process.pid) else {
-                    continue;
-                };
-                if stopped.contains(&identity) || target::state(process.pid).is_ok_and(|s| "TZX".contains(s)) {
-                    continue;
-                }
-                if process.signal(STOP).is_ok() {
-                    stopped.push(identity);
-                    news = true;
-                }
+fn stop_by_signal(whole: &Whole<'_>) -> Result<Method> {
+    let mut stopped: Vec<Identity> = Vec::new();
+    loop {
+        let mut news = false;
+        for process in whole.processes()? {
+            let Ok(identity) = Identity::of(process.pid) else {
+                continue;
+            };
+            if stopped.contains(&identity) || target::state(process.pid).is_ok_and(|s| "TZX".contains(s)) {
+                continue;
             }
-            if !news {
-                return Ok(Method::Signal { stopped });
+            if process.signal(STOP).is_ok() {
+                stopped.push(identity);
+                news = true;
             }
+        }
+        if !news {
+            return Ok(Method::Signal { stopped });
         }
     }
 }

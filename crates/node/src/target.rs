@@ -1,6 +1,7 @@
 //! Processes held by pidfd, and what /proc says of them. A PID alone is never trusted across a gap: the pidfd is opened
 //! first, then the identity is compared.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -133,6 +134,71 @@ fn start_time(pid: i32) -> Result<u64> {
     Ok(stat(pid)?.1)
 }
 
+/// The session a process is in, as its number here.
+pub(crate) fn session(pid: i32) -> Result<i32> {
+    let text = read(pid, "stat")?;
+    let field = text
+        .rfind(')')
+        .and_then(|at| text[at + 1..].split_ascii_whitespace().nth(3));
+    field
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/stat is not understood")))
+}
+
+/// The processes of a session, held; its leader first, where that lives.
+pub(crate) fn session_members(sid: i32) -> Result<Vec<Target>> {
+    let mut found = Vec::new();
+    for pid in all_pids()? {
+        if !session(pid).is_ok_and(|s| s == sid) {
+            continue;
+        }
+        // Held first, and asked again: the number may have gone to another process.
+        if let Ok(target) = Target::open(pid)
+            && session(pid).is_ok_and(|s| s == sid)
+            && state(pid).is_ok_and(|s| s != 'Z')
+        {
+            found.push(target);
+        }
+    }
+    found.sort_by_key(|target| (target.pid != sid, target.pid));
+    Ok(found)
+}
+
+/// A process and all below it, held.
+pub(crate) fn tree(root: Target) -> Result<Vec<Target>> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in all_pids()? {
+        if let Some(parent) = parent(pid) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(above) = found.get(next).map(|target| target.pid) {
+        next += 1;
+        for pid in children.remove(&above).unwrap_or_default() {
+            if let Ok(target) = Target::open(pid)
+                && parent(pid) == Some(above)
+            {
+                found.push(target);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `pid` is `ancestor` or below it.
+pub(crate) fn descends_from(pid: i32, ancestor: i32) -> bool {
+    let mut at = Some(pid);
+    while let Some(pid) = at.filter(|pid| *pid > 0) {
+        if pid == ancestor {
+            return true;
+        }
+        at = parent(pid);
+    }
+    false
+}
+
 /// State letter of /proc/PID/stat: `R`, `S`, `T`, `Z`…
 pub(crate) fn state(pid: i32) -> Result<char> {
     Ok(stat(pid)?.0)
@@ -160,6 +226,13 @@ pub(crate) fn namespace_pids(pid: i32) -> Result<Vec<i32>> {
         return Err(crate::wire::internal(format!("/proc/{pid}/status has no NSpid")));
     }
     Ok(pids)
+}
+
+/// The session of a process, as its number in the process's own PID namespace.
+pub(crate) fn inner_session(pid: i32) -> Result<i32> {
+    let line = status_line(pid, "NSsid")?.unwrap_or_default();
+    let last = line.split_ascii_whitespace().last().and_then(|n| n.parse().ok());
+    last.ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/status has no NSsid")))
 }
 
 /// All process IDs in /proc.
@@ -216,9 +289,15 @@ pub(crate) struct Traced {
 
 /// The processes in the PID namespace of `init` that somebody traces. Inside the namespace a tracer that lives outside
 /// cannot be seen: its PID reads as 0 there. Workers of ours do not count, they are gone in a moment.
-pub(crate) fn traced(init: i32, worker_name: &str) -> Result<Vec<Traced>> {
+///
+/// Without `init`, those of our own PID namespace.
+pub(crate) fn traced(init: Option<i32>, worker_name: &str) -> Result<Vec<Traced>> {
+    let members = match init {
+        Some(init) => members(init)?,
+        None => all_pids()?.into_iter().map(|pid| Member { pid, inner: pid }).collect(),
+    };
     let mut found = Vec::new();
-    for member in members(init)? {
+    for member in members {
         // What ends meanwhile is traced no longer.
         let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", member.pid)) else {
             continue;

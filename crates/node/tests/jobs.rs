@@ -101,7 +101,7 @@ fn helper(arguments: &[String]) -> ExitCode {
             .job(rest[0])
             .and_then(|j| j.checkpoint(CheckpointOptions::default()))
             .map(|_| 0),
-        "check" => cpr_node::check_pid(rest[0].parse().unwrap()).map(|_| 0),
+        "check" => cpr_node::check_bare(cpr_node::Bare::Process(rest[0].parse().unwrap())).map(|_| 0),
         "status" => state.job(rest[0]).and_then(|j| j.status()).map(|s| {
             println!("{}", serde_json::to_string(&s).unwrap());
             0

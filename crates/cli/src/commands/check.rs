@@ -8,19 +8,20 @@ use serde_json::{Value, json};
 
 use crate::args::{Check, Namespace};
 use crate::output::{Output, clean};
-use crate::target::{Live, is_image, job_or_pid};
+use crate::target::{Live, is_image, live};
 
 pub fn check(output: Output, args: &Check) -> Result<u8> {
-    let (verdict, what, kind, blockers) = if is_image(&args.target) {
-        let mut image = Image::open(&args.target)?;
+    let image = args.target.as_deref().filter(|target| is_image(target));
+    let (verdict, what, kind, blockers) = if let Some(path) = image {
+        let mut image = Image::open(path)?;
         image.open_ancestors()?;
-        let what = format!("image {}", args.target.display());
+        let what = format!("image {}", path.display());
         let blockers = cpr_native::check_restart(&image, own_namespace(&image, args.namespace))?;
         ("restartable", what, ErrorKind::Incompatible, blockers)
     } else {
-        let (what, blockers) = match job_or_pid(&args.target)? {
+        let (what, blockers) = match live(args.target.as_deref(), args.session)? {
             Live::Job(job) => (format!("job {}", job.name()), job.check()?),
-            Live::Pid(pid) => (format!("process {pid}"), cpr_node::check_pid(pid)?),
+            Live::Bare(bare) => (bare.to_string(), cpr_node::check_bare(bare)?),
         };
         ("checkpointable", what, ErrorKind::Unsupported, blockers)
     };

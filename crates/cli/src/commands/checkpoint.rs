@@ -2,13 +2,13 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_node::{Basis, CheckpointOptions, Checkpointed, Output as Destination};
+use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Output as Destination};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::Checkpoint;
 use crate::output::{Output, clean, duration, milliseconds, size};
-use crate::target::{Live, job_or_pid};
+use crate::target::{Live, live};
 
 pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
     if args.output.as_deref().is_none_or(|path| path.as_os_str() != "-") {
@@ -44,33 +44,39 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
             Basis::Full
         },
         tcp: args.tcp.map(Into::into),
+        files: args.contents.files.clone(),
+        keep: args.contents.keep(),
+        restarted_exit_code: args.restarted_code,
         progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
     };
-    let (job, pid, made) = match job_or_pid(&args.target)? {
+    let (name, job, pid, made) = match live(args.target.as_deref(), args.session)? {
         Live::Job(job) => {
             // Only JSON tells it, and finding it takes time.
             let pid = if output.is_json() { job.status()?.pid } else { None };
-            (Some(job.name().to_string()), pid, job.checkpoint(options)?)
+            let name = job.name().to_string();
+            (name.clone(), Some(name), pid, job.checkpoint(options)?)
         }
-        Live::Pid(pid) => (None, Some(pid), cpr_node::checkpoint_pid(pid, options)?),
+        Live::Bare(bare) => {
+            let pid = match bare {
+                Bare::Process(pid) => Some(pid),
+                Bare::Session(_) => None,
+            };
+            (bare.to_string(), None, pid, cpr_node::checkpoint_bare(bare, options)?)
+        }
     };
     output.done(
-        || report_json(job.as_deref(), pid, &made),
-        || {
-            let name = job
-                .clone()
-                .unwrap_or_else(|| format!("process {}", args.target.display()));
-            report_text(&name, &made)
-        },
+        || report_json(job.as_deref(), pid, args.session, &made),
+        || report_text(&name, &made),
     )
 }
 
-fn report_json(job: Option<&str>, pid: Option<i32>, made: &Checkpointed) -> Value {
+fn report_json(job: Option<&str>, pid: Option<i32>, session: Option<i32>, made: &Checkpointed) -> Value {
     let report = &made.report;
     json!({
         "image": made.image,
         "job": job,
         "pid": pid,
+        "session": session,
         "image_id": report.image_id,
         "bytes": report.image_bytes,
         "data_bytes": report.data_bytes,
@@ -136,7 +142,7 @@ mod tests {
         let section = text.split("\n## cpr checkpoint\n").nth(1).unwrap();
         let example = section.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
         let example: Value = serde_json::from_str(example).unwrap();
-        assert_eq!(report_json(Some("sim"), Some(4711), &made), example);
+        assert_eq!(report_json(Some("sim"), Some(4711), None, &made), example);
         let text = report_text("sim", &made);
         assert!(
             text.ends_with("000002.cpr: 5.25 MB, 1 process, 1 thread; stopped for 4.3 ms, 12.5 ms in all\n"),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpr_image::{Image, ImageId};
-use cpr_node::{ImageEntry, Job, StateDir};
+use cpr_node::{ImageEntry, ImageState, Job, StateDir};
 use cpr_types::{ErrorKind, Result};
 use serde_json::json;
 
@@ -23,6 +23,7 @@ struct Found {
     parent: Option<ImageId>,
     /// In a tree, how many images are above it.
     depth: usize,
+    state: Option<ImageState>,
 }
 
 pub fn images(output: Output, args: &Images) -> Result<u8> {
@@ -32,7 +33,7 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
     };
     let mut entries = Vec::new();
     for job in &jobs {
-        entries.extend(list(job)?.into_iter().map(|entry| (job.name(), entry)));
+        entries.extend(list(job)?.into_iter().map(|entry| (job, entry)));
     }
     if output.is_quiet() && !output.is_json() {
         output.answer(
@@ -60,6 +61,7 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
                     "valid": image.processes.is_some(),
                     "image_id": image.id.map(|id| id.to_string()),
                     "parent": image.parent.map(|id| id.to_string()),
+                    "state": image.state,
                 })
             });
             json!({"images": images.collect::<Vec<_>>()})
@@ -78,17 +80,25 @@ fn list(job: &Job) -> Result<Vec<ImageEntry>> {
 }
 
 /// None where it has been removed just now.
-fn examine(job: &str, entry: ImageEntry) -> Option<Found> {
-    let image = match Image::open(&entry.path) {
+fn examine(job: &Job, entry: ImageEntry) -> Option<Found> {
+    let mut image = match Image::open(&entry.path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         result => result.ok(),
     };
+    let state = image.as_mut().map(|image| {
+        // What an increment needs belongs to it: without that nothing is known of it.
+        let known = image
+            .open_ancestors()
+            .and_then(|()| job.image_state(image, &entry.path));
+        known.unwrap_or(ImageState::Written)
+    });
     let time = match &image {
         Some(image) => Duration::from_nanos(image.manifest().checkpoint.time_ns),
         None => Duration::from_secs(u64::try_from(entry.time).unwrap_or(0)),
     };
     Some(Found {
-        job: job.to_string(),
+        job: job.name().to_string(),
+        state,
         time: UNIX_EPOCH.checked_add(time).unwrap_or(UNIX_EPOCH),
         processes: image.as_ref().map(|image| image.manifest().processes.len()),
         id: image.as_ref().map(Image::id),
@@ -126,14 +136,21 @@ fn tree(found: Vec<Found>) -> Vec<Found> {
 }
 
 fn table(found: &[Found]) -> String {
-    let mut table = Table::new(&["JOB", "TIME", "SIZE", "PROCESSES", "IMAGE"], &[2, 3]);
+    let mut table = Table::new(&["JOB", "TIME", "SIZE", "PROCESSES", "STATE", "IMAGE"], &[2, 3]);
     let now = SystemTime::now();
     for image in found {
         table.row([
             image.job.clone(),
             ago(image.time, now),
             size(image.entry.bytes),
-            image.processes.map_or_else(|| "damaged".to_string(), |n| n.to_string()),
+            image.processes.map_or_else(|| "-".to_string(), |n| n.to_string()),
+            match image.state {
+                None => "damaged",
+                Some(ImageState::Written) => "written",
+                Some(ImageState::Verified) => "verified",
+                Some(ImageState::Proven) => "proven",
+            }
+            .to_string(),
             format!("{}{}", "  ".repeat(image.depth), image.entry.path.display()),
         ]);
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use cpr_image::Image;
+use cpr_node::StateDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde_json::json;
 
@@ -42,5 +43,7 @@ fn remove_image(path: &Path, force: bool) -> Result<()> {
         )
         .with_hint("`cpr merge` makes a full image of that one; --force removes this one all the same"));
     }
-    std::fs::remove_file(path).context(|| format!("remove {}", path.display()))
+    std::fs::remove_file(path).context(|| format!("remove {}", path.display()))?;
+    // A user without a place for jobs has noted nothing.
+    StateDir::open().map_or(Ok(()), |state| state.forget_image(path))
 }

@@ -21,6 +21,8 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
     }
     let spec = JobSpec {
         name: name.clone(),
+        keep_files: args.contents.keep(),
+        files: args.contents.files,
         command: args.command,
         every: args.every,
         sequence: args.sequence,

@@ -1,19 +1,27 @@
 //! `cpr suspend`
 
+use cpr_node::{Bare, StateDir};
 use cpr_types::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::args::JobName;
+use crate::args::Stand;
 use crate::output::{Output, size};
-use crate::target;
+use crate::target::{Live, live};
 
-pub fn suspend(output: Output, args: &JobName) -> Result<u8> {
-    let job = target::job(&args.job)?;
-    let report = job.suspend()?;
+pub fn suspend(output: Output, args: &Stand) -> Result<u8> {
+    let (name, numbers, report) = match live(args.target.as_deref(), args.session)? {
+        Live::Job(job) => (job.name().to_string(), json!({"job": job.name()}), job.suspend()?),
+        Live::Bare(bare) => {
+            let report = cpr_node::suspend_bare(&StateDir::open()?, bare)?;
+            (bare.to_string(), numbers(bare), report)
+        }
+    };
     output.done(
         || {
             json!({
-                "job": job.name(),
+                "job": numbers["job"],
+                "pid": numbers["pid"],
+                "session": numbers["session"],
                 "processes": report.processes,
                 "method": report.method,
                 "resident_before": report.resident_before,
@@ -24,7 +32,7 @@ pub fn suspend(output: Output, args: &JobName) -> Result<u8> {
         || {
             format!(
                 "{} suspended; resident memory {} before, {} now\n",
-                job.name(),
+                name,
                 size(report.resident_before),
                 size(report.resident_after)
             )
@@ -34,4 +42,12 @@ pub fn suspend(output: Output, args: &JobName) -> Result<u8> {
         output.note(note);
     }
     Ok(0)
+}
+
+/// What processes that are no job are known by.
+pub fn numbers(bare: Bare) -> Value {
+    match bare {
+        Bare::Process(pid) => json!({"pid": pid}),
+        Bare::Session(sid) => json!({"session": sid}),
+    }
 }

@@ -58,6 +58,7 @@ pub fn manifest() -> Manifest {
             ..MemoryLayout::default()
         },
         executable: Some(MappedFileId(0)),
+        saved_executable: None,
         mappings: vec![
             text.clone(),
             heap,
@@ -372,6 +373,7 @@ pub fn manifest() -> Manifest {
             ..Terminal::default()
         }],
         ipc: Ipc::default(),
+        file_policies: vec![],
     }
 }
 

@@ -40,10 +40,19 @@ impl Seen<'_> {
 }
 
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
-/// left out. `own_ipc_namespace`: nobody else uses the IPC namespace.
-pub fn check(targets: &[Target], root_pid: i32, own_ipc_namespace: bool, tcp: TcpPolicy) -> Vec<Blocker> {
+/// left out. `own_ipc_namespace`: nobody else uses the IPC namespace. `requester`: see [`super::SaveContext::requester`].
+pub fn check(
+    targets: &[Target],
+    root_pid: i32,
+    own_ipc_namespace: bool,
+    tcp: TcpPolicy,
+    requester: Option<i32>,
+) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     let (mut streams, mut ends) = (Streams::default(), Ends::default());
+    if let Some(pid) = requester {
+        ends.add_pipes_of(pid);
+    }
     let mut all = Vec::new();
     for target in targets {
         match look(target) {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 
-use cpr_kernel::proc::{FdInfo, FdInfoKind, LockKind};
+use cpr_kernel::proc::{FdInfo, FdInfoKind, LockKind, ProcDir};
 use cpr_types::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags, Stat};
@@ -256,6 +256,21 @@ impl Ends {
                 self.sockets.insert(stat.st_ino as u32);
             }
             _ => {}
+        }
+    }
+
+    /// Counts the ends of pipes that process `pid` has open, as far as it can be looked at: where it cannot, they lead out
+    /// of the job.
+    pub fn add_pipes_of(&mut self, pid: i32) {
+        let Ok(proc) = ProcDir::open(pid) else { return };
+        for fd in proc.descriptors().unwrap_or_default() {
+            let (Ok(link), Ok(info), Ok(stat)) = (proc.fd_link(fd), proc.fdinfo(fd), proc.fd_stat(fd)) else {
+                continue;
+            };
+            let kind = classify(pid, fd, &link, &info, &stat);
+            if kind == Kind::Pipe {
+                self.add(&kind, &info, &stat);
+            }
         }
     }
 

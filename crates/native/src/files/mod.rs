@@ -25,6 +25,7 @@ mod check;
 mod kind;
 mod locks;
 mod pipe;
+mod policies;
 mod regular;
 mod restore;
 mod save;
@@ -37,7 +38,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cpr_image::model::{
-    ByteString, FileId, InetSocket, Manifest, OpenFile, Pipe, PipeId, SavedFileId, Terminal, UnixSocket,
+    ByteString, FileId, FilePolicy, InetSocket, Manifest, OpenFile, Pipe, PipeId, SavedFileId, Terminal, UnixSocket,
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
@@ -45,10 +46,11 @@ use crate::TcpPolicy;
 use crate::sink::PageSource;
 
 pub use check::check;
+pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{other_name, save_deleted_cwd};
-pub use restore::{break_leases, cut_back, finish, open_all};
+pub use restore::{break_leases, finish, open_all};
 pub use save::save;
-pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, create_saved, seal_last};
+pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, open_saved, seal_last};
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
 
 /// A process being saved (zombies excluded).
@@ -121,6 +123,10 @@ pub struct SaveContext<'a> {
     pub terminals: Vec<Terminal>,
     /// Open file descriptions; complete when [`save`] returns.
     pub files: Vec<OpenFile>,
+    /// Files with a policy of their own.
+    pub policies: policies::SaveState,
+    /// The process of the job that asks for the checkpoint: its ends of pipes count as closed by the job.
+    pub requester: Option<i32>,
     /// UNIX sockets noted so far.
     pub socket_state: unix::SaveState,
     /// IP sockets noted so far.
@@ -154,6 +160,8 @@ impl<'a> SaveContext<'a> {
             deaf: Vec::new(),
             terminals: Vec::new(),
             files: Vec::new(),
+            policies: policies::SaveState::default(),
+            requester: None,
             socket_state: unix::SaveState::default(),
             inet_state: inet::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
@@ -214,6 +222,7 @@ pub struct RestoreContext<'a> {
     dead: HashMap<u64, OwnedFd>,
     /// Memfds whose first description a descriptor has got.
     memfds_given: HashSet<SavedFileId>,
+    policies: HashMap<&'a ByteString, &'a FilePolicy>,
 }
 
 impl<'a> RestoreContext<'a> {
@@ -240,6 +249,7 @@ impl<'a> RestoreContext<'a> {
             written: regular::written(manifest),
             dead: HashMap::new(),
             memfds_given: HashSet::new(),
+            policies: policies::by_path(manifest),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use cpr_image::model::{ByteString, Manifest, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind};
+use cpr_image::model::{ByteString, FileContent, Manifest, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind};
 use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
@@ -50,10 +50,18 @@ fn described(stat: &Stat, link: &[u8]) -> RegularFile {
 /// A deleted file cannot be read.
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     let Description { link, stat, .. } = description;
-    if stat.st_nlink > 0 && has_path(description)? {
-        return Ok(Object::Regular(described(stat, link)));
+    let named = stat.st_nlink > 0 && has_path(description)?;
+    if named {
+        let handle = description.handle.as_fd();
+        context
+            .policies
+            .note(link, stat, handle, &mut context.saved)
+            .context(|| description.label())?;
+        if !context.policies.is_anonymous(link) {
+            return Ok(Object::Regular(described(stat, link)));
+        }
     }
-    if stat.st_nlink > 0 {
+    if stat.st_nlink > 0 && !named {
         if let Some(other) = other_name(link, stat.st_ino) {
             return Ok(Object::Regular(described(stat, &other)));
         }
@@ -270,7 +278,7 @@ pub fn save_proc(
 }
 
 /// Opens `path` without doing anything to it, not following a symbolic link at its end.
-fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
+pub(super) fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let what = || format!("open {path}");
     let node = rustix::fs::open(path.as_path(), flags, Mode::empty())
@@ -284,7 +292,7 @@ fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
     Ok((node, stat))
 }
 
-fn changed(path: &ByteString, was: &str) -> Error {
+pub(super) fn changed(path: &ByteString, was: &str) -> Error {
     Error::new(
         ErrorKind::Incompatible,
         format!("{path} was {was} and is another kind of file now"),
@@ -328,12 +336,18 @@ fn set_position(fd: BorrowedFd<'_>, path: &ByteString, position: u64) -> Result<
 
 /// Opens a regular file, or whatever was open with O_PATH.
 ///
-/// A file that has grown since is cut back later, by [`cut_back`], if the job writes to it.
+/// A file that has grown since is cut back later, by [`super::Changes`], if the job writes to it.
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] when the file is missing, of another kind, or of a size the job cannot go on with.
 pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     let path = &regular.path;
+    let policy = context.policies.get(path).copied();
+    if let Some(id) = policy.and_then(|policy| policy.saved)
+        && !kind::is_path(file.flags)
+    {
+        return restore_saved(file, id, path, context);
+    }
     let (node, stat) = locate(path)?;
     let now = FileType::from_raw_mode(stat.st_mode);
     if kind::is_path(file.flags) {
@@ -346,9 +360,13 @@ pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreCont
         return Err(changed(path, "a regular file"));
     }
     let size = stat.st_size as u64;
-    if !is_pseudo(node.as_fd()) && size != regular.size {
-        let is_written = kind::writable(file.flags) || context.written.contains(path);
-        if size < regular.size || !is_written {
+    let content = policy.map_or(FileContent::Default, |policy| policy.content);
+    // The others have been looked at, or may have changed.
+    if content == FileContent::Default && !is_pseudo(node.as_fd()) && size != regular.size {
+        let may_grow = kind::writable(file.flags)
+            || context.written.contains(path)
+            || policy.is_some_and(|policy| policy.truncate.is_some());
+        if size < regular.size || !may_grow {
             return Err(Error::new(
                 ErrorKind::Incompatible,
                 format!("{path} has {size} bytes now and had {} at the checkpoint", regular.size),
@@ -357,7 +375,12 @@ pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreCont
         }
     }
     let fd = open_node(node.as_fd(), path, file.flags)?;
-    set_position(fd.as_fd(), path, file.position)?;
+    let position = if content == FileContent::Append {
+        size
+    } else {
+        file.position
+    };
+    set_position(fd.as_fd(), path, position)?;
     Ok(fd)
 }
 
@@ -370,27 +393,8 @@ pub(super) fn written(manifest: &Manifest) -> std::collections::HashSet<ByteStri
     manifest.files.iter().filter_map(open_for_writing).collect()
 }
 
-/// Cuts a file that the job writes to back to its size at the checkpoint: what was written later will be written again.
-///
-/// # Errors
-/// The file cannot be cut.
-pub(super) fn cut_back(fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
-    let Object::Regular(regular) = &file.object else {
-        return Ok(());
-    };
-    if !kind::writable(file.flags) || is_pseudo(fd) {
-        return Ok(());
-    }
-    let what = || format!("cut {} back to {} bytes", regular.path, regular.size);
-    let stat = rustix::fs::fstat(fd).map_err(io).context(what)?;
-    if stat.st_size as u64 > regular.size {
-        rustix::fs::ftruncate(fd, regular.size).map_err(io).context(what)?;
-    }
-    Ok(())
-}
-
 /// Whether a file's size means nothing because the kernel makes its contents.
-fn is_pseudo(fd: BorrowedFd<'_>) -> bool {
+pub(super) fn is_pseudo(fd: BorrowedFd<'_>) -> bool {
     const MAGIC: [u64; 5] = [SYSFS_MAGIC, CGROUP_MAGIC, CGROUP2_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC];
     rustix::fs::fstatfs(fd).is_ok_and(|statfs| MAGIC.contains(&(statfs.f_type as u32 as u64)))
 }

@@ -16,7 +16,7 @@ fn io(error: rustix::io::Errno) -> std::io::Error {
 
 /// Opens all files of the image, in the order of [`FileId`]. All processes must exist.
 ///
-/// Nothing that was written since the checkpoint is touched yet: see [`cut_back`].
+/// Nothing that was written since the checkpoint is touched yet: see [`super::Changes`].
 ///
 /// # Errors
 /// The first file that cannot be opened as it was, with process and descriptor.
@@ -52,18 +52,6 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(files)
-}
-
-/// Cuts files that have grown since the checkpoint back to their saved size: what was written after it will be written
-/// again. The only step of a restart that changes files, so to be made when nothing else can fail any more.
-///
-/// # Errors
-/// A file cannot be cut.
-pub fn cut_back(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
-    for (index, (file, fd)) in manifest.files.iter().zip(files).enumerate() {
-        regular::cut_back(fd.as_fd(), file).context(|| user(manifest, FileId(index as u32)))?;
-    }
-    Ok(())
 }
 
 /// Has the leases a process has taken ([`finish`]) broken again where they were being broken.
@@ -123,6 +111,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
                     SavedFileKind::Deleted { path }
                     | SavedFileKind::SharedMemory { path }
                     | SavedFileKind::DeletedDirectory { path }
+                    | SavedFileKind::Backup { path }
                     | SavedFileKind::DeletedLink { path, .. },
                 ) => path.clone(),
                 Some(SavedFileKind::Memfd { name, .. }) => ByteString([b"memfd:", name.0.as_slice()].concat()),

@@ -80,6 +80,9 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     }
     context.table_of_parent = tables.with_parent;
     let mut processes = collect(context)?;
+    if let Some(pid) = context.requester {
+        context.ends.add_pipes_of(pid);
+    }
     // Sockets first, since messages under way can hold any other file.
     for index in 0..context.entries.len() {
         if context.entries[index].kind == Kind::Socket {

@@ -9,6 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use super::policies::Backups;
 use crate::sink::{PAGE_SIZE, PageSink, PageSource};
 
 /// Bytes copied at a time.
@@ -202,6 +203,57 @@ impl SavedFiles {
         self.push(key, entry)
     }
 
+    /// An entry of its own for the file at `path`, which `handle` is open on: it is put back in place at restart.
+    ///
+    /// # Errors
+    /// The file cannot be opened for reading.
+    pub fn add_backup(&mut self, stat: &Stat, handle: BorrowedFd<'_>, path: ByteString) -> Result<SavedFileId> {
+        let label = path.to_string();
+        let (fd, ours) = open_readable(handle).context(|| format!("{label}: save the contents"))?;
+        let id = SavedFileId(self.entries.len() as u32);
+        self.entries.push(Entry {
+            kind: SavedFileKind::Backup { path },
+            size: stat.st_size as u64,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime_ns: Some(mtime_ns(stat)),
+            label,
+            source: Source::File(fd, ours),
+        });
+        Ok(id)
+    }
+
+    /// The entry for a program that `file` is open on; `name` is shown where its path was.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn intern_program(&mut self, file: OwnedFd, name: &[u8]) -> Result<SavedFileId> {
+        let label = format!("program {}", String::from_utf8_lossy(name));
+        let stat = rustix::fs::fstat(&file)
+            .map_err(io)
+            .context(|| format!("look at {label}"))?;
+        // Apart from mappings and descriptors of the same file: nobody may have it open for writing at restart.
+        let key = (stat.st_dev, !stat.st_ino);
+        if let Some(id) = self.by_inode.get(&key) {
+            return Ok(*id);
+        }
+        let entry = Entry {
+            kind: SavedFileKind::Memfd {
+                name: ByteString(name.to_vec()),
+                seals: 0,
+            },
+            size: stat.st_size as u64,
+            mode: 0o755,
+            uid: UNKNOWN,
+            gid: UNKNOWN,
+            mtime_ns: None,
+            label,
+            source: Source::File(file, true),
+        };
+        Ok(self.push(key, entry))
+    }
+
     fn push(&mut self, key: (u64, u64), entry: Entry) -> SavedFileId {
         let id = SavedFileId(self.entries.len() as u32);
         self.entries.push(entry);
@@ -295,7 +347,11 @@ fn append(data: &mut Vec<u8>, start: u64, extents: &mut Vec<Extent>, sink: &mut 
     Ok(())
 }
 
-fn copy_file(file: BorrowedFd<'_>, ours: bool, size: u64, sink: &mut dyn PageSink) -> Result<Vec<Extent>> {
+/// Appends the first `size` bytes of a file, without holes and pages of zeros; `ours` tells that its offset may be moved.
+///
+/// # Errors
+/// The file cannot be read, or `sink` fails.
+pub fn copy_file(file: BorrowedFd<'_>, ours: bool, size: u64, sink: &mut dyn PageSink) -> Result<Vec<Extent>> {
     let page = PAGE_SIZE as u64;
     let mut extents = Vec::new();
     let mut buffer = Vec::new();
@@ -364,14 +420,15 @@ fn copy_memory(
 }
 
 /// Makes all saved files of the image with their contents; by [`SavedFileId`]. All are open for reading and writing.
+/// `backups` keeps those that are to take the place of others.
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] when the directory a deleted file was in is missing.
-pub fn create_saved(manifest: &Manifest, source: &dyn PageSource) -> Result<Vec<OwnedFd>> {
+pub fn create_saved(manifest: &Manifest, source: &dyn PageSource, backups: &mut Backups) -> Result<Vec<OwnedFd>> {
     manifest
         .saved_files
         .iter()
-        .map(|file| create(file, source).context(|| format!("make {} again", describe(&file.kind))))
+        .map(|file| create(file, source, backups).context(|| format!("make {} again", describe(&file.kind))))
         .collect()
 }
 
@@ -383,10 +440,11 @@ fn describe(kind: &SavedFileKind) -> String {
         SavedFileKind::Memfd { name, .. } => format!("memfd {name}"),
         SavedFileKind::SharedMemory { path } => format!("shared memory {path}"),
         SavedFileKind::SharedAnonymous => "shared anonymous memory".to_owned(),
+        SavedFileKind::Backup { path } => path.to_string(),
     }
 }
 
-fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
+fn create(file: &SavedFile, source: &dyn PageSource, backups: &mut Backups) -> Result<OwnedFd> {
     let memfd = |name: &[u8], flags: MemfdFlags| {
         rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC)
             .map_err(io)
@@ -407,6 +465,7 @@ fn create(file: &SavedFile, source: &dyn PageSource) -> Result<OwnedFd> {
         }
         SavedFileKind::Memfd { name, .. } => memfd(&name.0, MemfdFlags::ALLOW_SEALING)?,
         SavedFileKind::SharedAnonymous => memfd(SHARED_ANONYMOUS_NAME, MemfdFlags::empty())?,
+        SavedFileKind::Backup { path } => backups.create(path)?,
     };
     rustix::fs::ftruncate(&fd, file.size)
         .map_err(io)
@@ -627,7 +686,7 @@ fn create_deleted(path: &Path) -> Result<OwnedFd> {
 ///
 /// # Errors
 /// It cannot be opened that way.
-pub(super) fn open_saved(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+pub fn open_saved(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
     let gone = OFlags::TMPFILE | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
     let flags = (OFlags::from_bits_retain(flags as u32) - gone) | OFlags::CLOEXEC;
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

@@ -1,11 +1,11 @@
 //! Whether an image can restart here, and why not (LBNL-3.6.1.9), without starting anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use cpr_image::Image;
-use cpr_image::model::{Manifest, MappingKind, Object, Seccomp};
+use cpr_image::model::{ByteString, FileContent, Manifest, MappingKind, Object, Seccomp};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{self, MapKind, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -57,8 +57,13 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
     if let Err(error) = machine(manifest) {
         add(0, "machine".to_owned(), error);
     }
+    for (path, error) in files::violations(manifest) {
+        add(0, format!("file {path}"), error);
+    }
+    let policies: HashMap<_, _> = manifest.file_policies.iter().map(|p| (&p.path, p.content)).collect();
+    let is_saved = |path: &ByteString| policies.get(path) == Some(&FileContent::BackupRestore);
     for file in &manifest.mapped_files {
-        if files::has_shared_memory(manifest, &file.path) {
+        if files::has_shared_memory(manifest, &file.path) || is_saved(&file.path) {
             continue;
         }
         if let Err(error) = mapped::open(file) {
@@ -98,7 +103,7 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                 Object::Directory { path } | Object::Device { path, .. } => path,
                 _ => continue,
             };
-            if files::has_shared_memory(manifest, path) {
+            if files::has_shared_memory(manifest, path) || is_saved(path) {
                 continue;
             }
             let size = match std::fs::metadata(path.as_path()).context(|| "look at it") {
@@ -108,8 +113,12 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                     continue;
                 }
             };
+            let any_size = policies
+                .get(path)
+                .is_some_and(|content| *content != FileContent::Default);
             if let Object::Regular(saved) = &file.object
                 && size < saved.size
+                && !any_size
             {
                 let error = Error::new(
                     ErrorKind::Incompatible,

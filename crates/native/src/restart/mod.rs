@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
-use cpr_image::model::{AddressSpace, Manifest, MappingKind, Process, ProcessState};
+use cpr_image::model::{AddressSpace, Manifest, MappedFile, MappingKind, Process, ProcessState};
 use cpr_kernel::arch::Registers;
 use cpr_kernel::batch::{Arg, Batch, OutId};
 use cpr_kernel::memory::PAGE;
@@ -97,9 +97,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let deadline = begun + STEP_LIMIT;
     std::thread::scope(|scope| {
         let identity = as_owner();
+        if let Some((_, error)) = files::violations(manifest).into_iter().next() {
+            return Err(error);
+        }
         let shared_memory = SharedMemory::create(manifest, image)?;
-        let mapped = open_mapped(manifest)?;
-        let saved = files::create_saved(manifest, image)?;
+        let mut backups = files::Backups::default();
+        let mut saved = files::create_saved(manifest, image, &mut backups)?;
+        close_programs(manifest, &mut saved)?;
+        let mapped = open_mapped(manifest, &saved)?;
         drop(identity);
         let bodies = image
             .bodies()
@@ -137,6 +142,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW;
         let modest = Without::capabilities(network & !rights.capabilities).context(|| "give capabilities up")?;
         let opened = files::open_all(&mut context)?;
+        let mut changes = files::Changes::prepare(manifest, &opened, &saved, backups)?;
         drop((modest, identity));
         for process in living(manifest) {
             built.rebuild(&workshop, manifest, process, &sources)?;
@@ -164,11 +170,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         for process in living(manifest) {
             tell_restart(manifest, process, &workshop.stub(process.pid)?.memory, &rebirth)?;
         }
-        files::cut_back(manifest, &opened)?;
+        let identity = as_owner();
+        changes.apply()?;
+        drop(identity);
         shared_memory.keep(manifest, &saved, image)?;
         ipc::remove_again(&manifest.ipc)?;
         objects.keep();
         let_go(&mut workshop, manifest, plans)?;
+        changes.keep();
         drop(context);
         Ok(Restarted {
             root_pid: checkpoint.root_pid,
@@ -197,8 +206,33 @@ fn rights() -> Result<Rights> {
     })
 }
 
-fn open_mapped(manifest: &Manifest) -> Result<Vec<OwnedFd>> {
-    manifest.mapped_files.iter().map(mapped::open).collect()
+/// Opens all mapped files; those whose contents are put back, as they will be.
+fn open_mapped(manifest: &Manifest, saved: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+    let open = |file: &MappedFile| {
+        let policy = manifest.file_policies.iter().find(|policy| policy.path == file.path);
+        match policy.and_then(|policy| saved.get(policy.saved?.index())) {
+            Some(saved) => {
+                let flags = if file.writable { libc::O_RDWR } else { libc::O_RDONLY };
+                files::open_saved(saved.as_fd(), flags).context(|| format!("open mapped file {}", file.path))
+            }
+            None => mapped::open(file),
+        }
+    };
+    manifest.mapped_files.iter().map(open).collect()
+}
+
+/// Opens programs from the image for reading only: the kernel takes no file for one that can be written.
+fn close_programs(manifest: &Manifest, saved: &mut [OwnedFd]) -> Result<()> {
+    for id in manifest
+        .address_spaces
+        .iter()
+        .filter_map(|space| space.saved_executable)
+    {
+        if let Some(file) = saved.get_mut(id.index()) {
+            *file = files::open_saved(file.as_fd(), libc::O_RDONLY).context(|| "open the saved program")?;
+        }
+    }
+    Ok(())
 }
 
 /// Whose memory each stub has: its own once that is rebuilt, until then what it was born with, if anything.
@@ -261,7 +295,8 @@ fn make_processes(
 ) -> Result<Built> {
     let mut built = Built::default();
     let root = manifest.checkpoint.root_pid;
-    for step in plan::plan(&manifest.processes, manifest.checkpoint.own_pid_namespace, root)? {
+    let whole = manifest.checkpoint.own_pid_namespace || manifest.checkpoint.session != 0;
+    for step in plan::plan(&manifest.processes, whole, root)? {
         match step {
             Step::Create { pid, by: None, .. } => workshop.spawn(pid)?,
             Step::Create { pid, by: Some(by), .. } => {

@@ -62,11 +62,11 @@ struct Planner<'a> {
     external: HashSet<i32>,
 }
 
-/// Plans the creation of `processes`.
+/// Plans the creation of `processes`; `whole` tells that the sessions they are in are the job's own.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] when no order of steps leads to the saved relations.
-pub fn plan(processes: &[Process], own_pid_namespace: bool, root: i32) -> Result<Vec<Step>> {
+pub fn plan(processes: &[Process], whole: bool, root: i32) -> Result<Vec<Step>> {
     let by_pid: HashMap<i32, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
     for process in processes {
@@ -75,7 +75,7 @@ pub fn plan(processes: &[Process], own_pid_namespace: bool, root: i32) -> Result
         }
     }
     let mut external: HashSet<i32> = [0, 1].into();
-    if !own_pid_namespace && let Some(root) = by_pid.get(&root) {
+    if !whole && let Some(root) = by_pid.get(&root) {
         // The session and group it was started in stay behind; it gets the restarter's (LBNL-3.9.5.3.6, LBNL-3.9.5.4.3).
         external.extend([root.sid, root.pgid].into_iter().filter(|id| !by_pid.contains_key(id)));
     }

@@ -437,6 +437,7 @@ pub fn finish(workshop: &Workshop, space: &AddressSpace, sources: &Sources<'_>, 
     let executable = space
         .executable
         .and_then(|id| sources.mapped.get(id.index()))
+        .or_else(|| space.saved_executable.and_then(|id| sources.saved.get(id.index())))
         .map_or(-1, number);
     raw[96..100].copy_from_slice(&(layout.auxv.0.len() as u32).to_ne_bytes());
     raw[100..104].copy_from_slice(&executable.to_ne_bytes());

@@ -109,7 +109,7 @@ impl Program {
     }
 
     pub fn check(&self) -> Vec<Blocker> {
-        files::check(&self.targets, self.root(), false, cpr_native::TcpPolicy::Refuse)
+        files::check(&self.targets, self.root(), false, cpr_native::TcpPolicy::Refuse, None)
     }
 
     /// Ends all processes.
@@ -173,10 +173,13 @@ impl Restored {
             );
             assert!(process.descriptors.windows(2).all(|w| w[0].fd < w[1].fd));
         }
-        let saved = files::create_saved(&manifest, pages)?;
+        let mut backups = files::Backups::default();
+        let saved = files::create_saved(&manifest, pages, &mut backups)?;
         let mut context = RestoreContext::new(&manifest, pages, streams, terminal, saved);
         let files = files::open_all(&mut context)?;
-        files::cut_back(context.manifest, &files)?;
+        let mut changes = files::Changes::prepare(context.manifest, &files, &context.saved, backups)?;
+        changes.apply()?;
+        changes.keep();
         let saved = std::mem::take(&mut context.saved);
         drop(context);
         files::seal_last(&manifest, &saved)?;
