@@ -173,8 +173,10 @@ pub(super) fn take_own(process: &Process, manifest: &Manifest, batch: &mut Batch
         };
         let what = |object: &str| {
             format!(
-                "process {}, descriptor {}: take the {object} again",
-                process.pid, descriptor.fd
+                "process {}, descriptor {}{}: take the {object} again",
+                process.pid,
+                descriptor.fd,
+                super::restore::path_of(file)
             )
         };
         if let Some(kind) = file.flock {

@@ -83,7 +83,8 @@ fn user(manifest: &Manifest, id: FileId) -> String {
     found.unwrap_or_else(|| "a descriptor in a message under way".to_owned())
 }
 
-fn path_of(file: &OpenFile) -> String {
+/// The path of what has one, for messages.
+pub(super) fn path_of(file: &OpenFile) -> String {
     match &file.object {
         Object::Regular(regular) => format!(" ({})", regular.path),
         Object::Directory { path } | Object::Device { path, .. } => format!(" ({path})"),
