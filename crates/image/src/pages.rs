@@ -5,6 +5,7 @@
 //! that goes into a pipe could not be read back).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use cpr_types::{Error, ErrorKind, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -15,11 +16,34 @@ const SECRET: usize = 192;
 /// Pages in one generation: with two of them, at most 64 MiB are used for what was seen last (4 GiB of distinct pages).
 const GENERATION: usize = 1 << 19;
 
+/// The keys are hashes already.
+#[derive(Default)]
+struct Low(u64);
+
+impl Hasher for Low {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not used: the only keys are u128.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+}
+
+type Positions = HashMap<u128, u64, BuildHasherDefault<Low>>;
+
 /// Positions in an image by contents, of the pages that were appended last.
 pub struct PageIndex {
     secret: [u8; SECRET],
-    new: HashMap<u128, u64>,
-    old: HashMap<u128, u64>,
+    new: Positions,
+    old: Positions,
 }
 
 impl PageIndex {
@@ -39,8 +63,8 @@ impl PageIndex {
         }
         Ok(PageIndex {
             secret,
-            new: HashMap::new(),
-            old: HashMap::new(),
+            new: Positions::default(),
+            old: Positions::default(),
         })
     }
 

@@ -36,9 +36,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Pipeline<'a, 'b> {
     /// Never holds more than [`BUFFERED`]: every piece takes a receipt first.
     pieces: Option<Sender<Vec<u8>>>,
-    receipts: Receiver<()>,
+    /// Pieces that have been written, to be used again: fresh memory costs a page fault for each page.
+    receipts: Receiver<Vec<u8>>,
     /// Pieces sent for which no receipt was taken.
     under_way: usize,
+    spare: Vec<Vec<u8>>,
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
     piece: Vec<u8>,
     next: u64,
@@ -66,6 +68,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             pieces: Some(pieces),
             receipts,
             under_way: 0,
+            spare: Vec::new(),
             thread: Some(thread),
             piece: Vec::with_capacity(PIECE),
             next,
@@ -118,7 +121,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
     fn settle(&mut self, allowed: usize) -> Result<()> {
         while self.under_way > allowed {
             match self.receipts.recv_timeout(PATIENCE) {
-                Ok(()) => self.under_way -= 1,
+                Ok(piece) => self.take_back(piece),
                 Err(RecvTimeoutError::Timeout) => self.tell()?,
                 // The thread ends early only when it failed.
                 Err(RecvTimeoutError::Disconnected) => return self.join().map(drop),
@@ -127,12 +130,22 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         Ok(())
     }
 
+    fn take_back(&mut self, mut piece: Vec<u8>) {
+        self.under_way -= 1;
+        piece.clear();
+        self.spare.push(piece);
+    }
+
     fn send(&mut self) -> Result<()> {
         if self.piece.is_empty() {
             return Ok(());
         }
         self.settle(BUFFERED / PIECE - 1)?;
-        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        while let Ok(piece) = self.receipts.try_recv() {
+            self.take_back(piece);
+        }
+        let next = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PIECE));
+        let piece = std::mem::replace(&mut self.piece, next);
         self.under_way += 1;
         let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
         if sent { Ok(()) } else { self.join().map(drop) }
@@ -170,12 +183,12 @@ impl<'a, 'b> Pipeline<'a, 'b> {
 fn write_pieces(
     mut writer: ImageWriter<File>,
     pieces: &Receiver<Vec<u8>>,
-    written: &Sender<()>,
+    written: &Sender<Vec<u8>>,
 ) -> Result<ImageWriter<File>> {
     for piece in pieces {
         writer.append(&piece)?;
         // Who asked may have given up.
-        let _ = written.send(());
+        let _ = written.send(piece);
     }
     Ok(writer)
 }
