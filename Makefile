@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: compat help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,10 @@ bench: build setup ## Measure freeze, checkpoint and restart times; BENCH="--qui
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }
 	scripts/zdtm $(ZDTM) --cpr target/release/cpr --json target/zdtm.json
+
+compat: build setup ## Try kernel objects and stock programs, and compare with docs/coverage.md
+	@scripts/install-packages --programs
+	@scripts/compat target/release/cpr $(or $(COMPAT),--check)
 
 lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check

@@ -26,6 +26,9 @@ const EINTR: i64 = -4;
 /// each); with more, relative timeouts start anew after a restart.
 const SLEEPERS: usize = 64;
 
+/// How long a thread that is woken from a call may take to sleep in it again.
+const SETTLING: Duration = Duration::from_millis(50);
+
 /// How long a thread that does not stop is waited for before it is asked whether it waits for a child it has
 /// stopped with: vfork(2).
 const VFORK_PATIENCE: Duration = Duration::from_millis(50);
@@ -334,6 +337,9 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     for pid in members(scope)? {
         let process = describe(pid, &seized, &order, &stopped)?;
         frozen.processes.push(process);
+    }
+    for process in &mut frozen.processes {
+        process.settle_restarts(deadline)?;
     }
     Ok(frozen)
 }
@@ -669,6 +675,20 @@ impl Thread {
         registers
     }
 
+    /// Whether the kernel restarts a call for the thread, or is about to, and nothing tells which.
+    fn restarts_unknown_call(&self, memory: &Memory) -> bool {
+        let Some(number) = self.registers.interrupted_syscall() else {
+            let mut code = [0u8; arch::SYSCALL_INSTRUCTION.len()];
+            return self.registers.syscall_result() == libc::SYS_restart_syscall
+                && memory.read(self.registers.program_counter(), &mut code).is_ok()
+                && code == arch::SYSCALL_INSTRUCTION;
+        };
+        number == libc::SYS_restart_syscall
+            && self.has_restart_block()
+            && self.asleep_in.is_none()
+            && loaded_number(memory, self.registers.program_counter()).is_none()
+    }
+
     /// Whether the thread was in a system call whose timeout only the kernel knows.
     pub fn has_restart_block(&self) -> bool {
         self.registers.interrupted_syscall().is_some() && self.registers.syscall_result() == ERESTART_RESTARTBLOCK
@@ -716,6 +736,47 @@ impl Thread {
 }
 
 impl Process {
+    /// A thread may not have run since a stop before this one, and so not be asleep again in the call the kernel is to
+    /// restart. Nothing would tell then which call that is: each such thread is let go until it sleeps.
+    fn settle_restarts(&mut self, deadline: Instant) -> Result<()> {
+        let pid = self.pid;
+        let Some(space) = self.space.as_ref().filter(|_| self.stopped_by.is_none()) else {
+            return Ok(());
+        };
+        let mut ended = Vec::new();
+        for (index, thread) in self.threads.iter_mut().enumerate() {
+            if !thread.restarts_unknown_call(&space.memory) {
+                continue;
+            }
+            let (tracee, tid) = (thread.tracee, thread.tracee.tid());
+            let what = || format!("let thread {tid} of process {pid} go back to sleep");
+            let task = ProcDir::open_task(pid, tid).context(what)?;
+            tracee.cont(0).context(what)?;
+            let until = deadline.min(Instant::now() + SETTLING);
+            while thread.asleep_in.is_none() && Instant::now() < until {
+                std::thread::yield_now();
+                thread.asleep_in = task.wchan().ok().flatten();
+            }
+            // ESRCH: it ended; the wait tells.
+            let _ = tracee.interrupt();
+            match wait_stopped(pid, tracee, deadline)? {
+                Stopped::Here { group } => {
+                    self.stopped_by = self.stopped_by.or(group);
+                    thread.registers = tracee.registers().context(what)?;
+                    thread.mask = tracee.signal_mask().context(what)?;
+                }
+                Stopped::Gone => ended.push(index),
+            }
+        }
+        for index in ended.into_iter().rev() {
+            self.threads.remove(index);
+        }
+        if self.threads.first().is_none_or(|thread| thread.tracee.tid() != pid) {
+            return Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")));
+        }
+        Ok(())
+    }
+
     /// Maps an arena for batches of up to `capacity` bytes.
     pub fn map_arena(&mut self, capacity: u64, deadline: Instant) -> Result<()> {
         let pid = self.pid;
@@ -899,6 +960,15 @@ fn let_go(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::
         tracee.set_registers(&registers)?;
     }
     tracee.detach(if stop { libc::SIGSTOP } else { 0 })
+}
+
+/// The number of a system call that returns to `counter`, where the instruction before it loads it as a constant:
+/// mov eax, imm32; syscall.
+pub fn loaded_number(memory: &Memory, counter: u64) -> Option<i64> {
+    let mut code = [0u8; 7];
+    memory.read(counter.checked_sub(7)?, &mut code).ok()?;
+    (code[0] == 0xb8 && code[5..] == arch::SYSCALL_INSTRUCTION)
+        .then(|| i64::from(u32::from_ne_bytes([code[1], code[2], code[3], code[4]])))
 }
 
 impl Drop for Frozen {

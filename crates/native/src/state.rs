@@ -13,7 +13,7 @@ use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::blockers::{self, Home};
-use crate::freeze::{Process, interrupts};
+use crate::freeze::{Process, interrupts, loaded_number};
 
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
@@ -572,15 +572,10 @@ fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
     let mut number = registers.interrupted_syscall()?;
     if number == libc::SYS_restart_syscall {
         // A stop before this one made the kernel restart the call under another number; the program's own is in the
-        // instruction that loaded it: mov eax, imm32 right before the call.
-        let mut code = [0u8; 7];
-        memory
-            .read(registers.program_counter().checked_sub(7)?, &mut code)
-            .ok()?;
-        number = if code[0] == 0xb8 && code[5..] == [0x0f, 0x05] {
-            i64::from(u32::from_ne_bytes([code[1], code[2], code[3], code[4]]))
-        } else {
-            restarted_call(thread)?
+        // instruction that loaded it.
+        number = match loaded_number(memory, registers.program_counter()) {
+            Some(number) => number,
+            None => restarted_call(thread)?,
         };
     }
     let arguments = registers.syscall_arguments();
