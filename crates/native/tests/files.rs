@@ -558,7 +558,12 @@ time.sleep(1000)
     let mut attributes = cpr_kernel::terminal::attributes(old.slave.as_fd()).unwrap();
     attributes.local &= !libc::ECHO;
     cpr_kernel::terminal::set_attributes(old.slave.as_fd(), &attributes).unwrap();
-    assert!(program.check().is_empty(), "{:?}", program.check());
+    // It closes the pipe to us after it has said that it is ready.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !program.check().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "{:?}", program.check());
+        std::thread::yield_now();
+    }
     let (manifest, pages) = program.save().unwrap();
     program.kill();
     assert_eq!(manifest.terminals.len(), 1);
