@@ -106,6 +106,7 @@ impl CloneArguments {
 /// in the PID namespace's user namespace.
 pub fn spawn_stub(pid: i32) -> io::Result<i32> {
     let tids = [pid];
+    let parent = i64::from(std::process::id());
     let arguments = CloneArguments {
         exit_signal: libc::SIGCHLD as u64,
         set_tid: if pid == 0 { 0 } else { tids.as_ptr() as u64 },
@@ -119,10 +120,14 @@ pub fn spawn_stub(pid: i32) -> io::Result<i32> {
     match child {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: raw system calls with number arguments only; pause returns only for signals, and the loop never
-            // ends, so nothing of the parent's state is ever used in the child.
+            // SAFETY: raw system calls with number arguments only; pause returns only for signals, and the loop ends
+            // with the process alone, so nothing of the parent's state but a number is ever used in the child.
             unsafe {
                 libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                // A parent that died before the call above sends nothing any more.
+                if libc::syscall(libc::SYS_getppid) != parent {
+                    libc::syscall(libc::SYS_exit_group, 1);
+                }
                 loop {
                     libc::syscall(libc::SYS_pause);
                 }
