@@ -48,6 +48,8 @@ pub struct Case {
     pub processes: u64,
     /// Belongs to `--quick`.
     pub quick: bool,
+    /// It is restarted with `--lazy`.
+    pub lazy: bool,
 }
 
 impl Case {
@@ -62,6 +64,7 @@ impl Case {
             threads: 1,
             processes: 1,
             quick: false,
+            lazy: false,
         }
     }
 
@@ -152,6 +155,14 @@ pub fn all() -> Vec<Case> {
         },
         gib("1gib", "1 GiB"),
         Case::new("4gib", "4 GiB", 4 * GIB),
+        Case {
+            lazy: true,
+            ..gib("lazy1gib", "1 GiB, lazy restart")
+        },
+        Case {
+            lazy: true,
+            ..Case::new("lazy4gib", "4 GiB, lazy restart", 4 * GIB)
+        },
         Case {
             content: Content::Zero,
             ..gib("zero", "1 GiB, 90 % zero pages")

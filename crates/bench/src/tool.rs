@@ -43,6 +43,7 @@ pub trait Tool {
 pub struct Cpr {
     program: PathBuf,
     state: PathBuf,
+    lazy: bool,
     victim: Option<Alive>,
 }
 
@@ -50,11 +51,12 @@ pub struct Cpr {
 const JOB: &str = "bench";
 
 impl Cpr {
-    /// A victim with its images below `place`.
-    pub fn new(program: &Path, place: &Path) -> Cpr {
+    /// A victim with its images below `place`, restarted with `--lazy` or not.
+    pub fn new(program: &Path, place: &Path, lazy: bool) -> Cpr {
         Cpr {
             program: program.to_owned(),
             state: place.join("state"),
+            lazy,
             victim: None,
         }
     }
@@ -124,7 +126,11 @@ impl Tool for Cpr {
     }
 
     fn restart(&mut self) -> Result<Command> {
-        Ok(self.command(&["restart", "--detach", JOB]))
+        let mut command = self.command(&["restart", "--detach", JOB]);
+        if self.lazy {
+            command.arg("--lazy");
+        }
+        Ok(command)
     }
 
     fn restarted(&mut self) -> Result<()> {

@@ -295,6 +295,13 @@ pub struct Restart {
     /// Whether the job gets a PID namespace of its own
     #[arg(long, value_enum, default_value_t = Namespace::Auto)]
     pub namespace: Namespace,
+    /// Let the job run at once: memory comes when it is touched, the rest behind it
+    ///
+    /// Takes root and a PID namespace of the job's own; otherwise all memory is read first, as without this. The images
+    /// must stay unchanged until all is read: should one be found damaged after the job has begun to run, the job is
+    /// ended. A checkpoint waits until all is read.
+    #[arg(long)]
+    pub lazy: bool,
 }
 
 /// Whether a job gets a PID namespace of its own.

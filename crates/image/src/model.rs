@@ -224,8 +224,16 @@ pub struct Manifest {
 impl Manifest {
     /// All extents: of mappings, saved files and System V segments.
     pub fn extents(&self) -> impl Iterator<Item = &Extent> {
-        let spaces = self.address_spaces.iter().flat_map(|space| &space.mappings);
-        let mapped = spaces.flat_map(|mapping| &mapping.extents);
+        self.extents_but(|_, _| false)
+    }
+
+    /// The same without those of mappings that `skip` tells of, given the number of the address space and the mapping.
+    pub fn extents_but(&self, skip: impl Fn(usize, &Mapping) -> bool) -> impl Iterator<Item = &Extent> {
+        let spaces = self.address_spaces.iter().enumerate();
+        let mappings = spaces.flat_map(|(number, space)| space.mappings.iter().map(move |mapping| (number, mapping)));
+        let mapped = mappings
+            .filter(move |(number, mapping)| !skip(*number, mapping))
+            .flat_map(|(_, mapping)| &mapping.extents);
         let segments = self.ipc.segments.iter().flat_map(|segment| &segment.extents);
         mapped
             .chain(self.saved_files.iter().flat_map(|file| &file.extents))

@@ -19,7 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cbor;
 use crate::format::{ANCESTOR_STRIDE, INCREMENTAL, PACKED_ENTRY, PAGE, ZSTD, damaged, start, truncated, u32_at};
 use crate::format::{HASH_CHUNK, HASH_LENGTH, HEADER_LENGTH, Header, ImageId, Start, TRAILER_LENGTH, Trailer};
-use crate::model::{Ancestor, Manifest};
+use crate::model::{Ancestor, Extent, Manifest};
 use crate::writer::full;
 
 /// Most threads that verify page data.
@@ -484,26 +484,42 @@ impl Image {
     /// [`ErrorKind::Damaged`] with the offset of the first altered piece of [`HASH_CHUNK`] bytes; [`ErrorKind::Io`]
     /// when reading fails.
     pub fn verify_data(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let mut used = self.used_chunks(self.manifest.extents())?;
+        used[0] = (0..self.body.chunks()).collect();
+        self.verify_chunks(&used, progress)
+    }
+
+    /// The same for the page data of some extents only.
+    ///
+    /// # Errors
+    /// As [`Image::verify_data`].
+    pub fn verify_extents<'a>(&self, extents: impl Iterator<Item = &'a Extent>) -> Result<()> {
+        self.verify_chunks(&self.used_chunks(extents)?, &mut |_, _| {})
+    }
+
+    /// The chunks of this image and of each ancestor that extents have pages in.
+    fn used_chunks<'a>(&self, extents: impl Iterator<Item = &'a Extent>) -> Result<Vec<BTreeSet<u64>>> {
         if self.ancestors.len() != self.manifest.ancestors.len() {
             return Err(Error::new(ErrorKind::Internal, "the images it refers to are not open"));
         }
         let mut used: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); self.ancestors.len() + 1];
-        used[0].extend(0..self.body.chunks());
-        for extent in self.manifest.extents() {
+        for extent in extents {
             let (index, start) = (
                 (extent.offset / ANCESTOR_STRIDE) as usize,
                 extent.offset % ANCESTOR_STRIDE,
             );
-            if index > 0
-                && let Some(used) = used.get_mut(index)
-            {
+            if let Some(used) = used.get_mut(index) {
                 let start = start - HEADER_LENGTH as u64;
                 used.extend(start / HASH_CHUNK..(start + extent.length).div_ceil(HASH_CHUNK));
             }
         }
+        Ok(used)
+    }
+
+    fn verify_chunks(&self, used: &[BTreeSet<u64>], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let work: Vec<(&Body, u64)> = self
             .all_bodies()
-            .zip(&used)
+            .zip(used)
             .flat_map(|(body, used)| used.iter().map(move |&chunk| (body, chunk)))
             .collect();
         let total = work.iter().map(|(body, chunk)| body.chunk_place(*chunk).1).sum();
@@ -524,6 +540,24 @@ impl Image {
         )?;
         progress(total, total);
         Ok(())
+    }
+
+    /// The piece of page data, up to [`HASH_CHUNK`] bytes, that the position `offset` is in: where it begins, and its
+    /// bytes, whose hash was compared.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] outside the page data or where they are altered; [`ErrorKind::Io`].
+    pub fn checked_chunk(&self, offset: u64) -> Result<(u64, Vec<u8>)> {
+        let body = self.body_of(offset)?;
+        let index = body.inside(offset % ANCESTOR_STRIDE, 1)? / HASH_CHUNK;
+        let begin = offset / ANCESTOR_STRIDE * ANCESTOR_STRIDE + HEADER_LENGTH as u64 + index * HASH_CHUNK;
+        let mut bytes = Vec::new();
+        if body.packed.is_some() {
+            let unpacked = body.unpack(index, &mut bytes)?;
+            return Ok((begin, unpacked));
+        }
+        body.stored_chunk(index, &mut bytes)?;
+        Ok((begin, bytes))
     }
 
     /// Reads page data at a position as [`crate::model::Extent::offset`] gives it. Hashes are checked of compressed

@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod batch;
 pub mod control;
+pub mod demand_paging;
 pub mod event;
 pub mod fd;
 pub mod inet;

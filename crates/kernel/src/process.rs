@@ -137,6 +137,23 @@ pub fn spawn_stub(pid: i32) -> io::Result<i32> {
     }
 }
 
+/// Sends SIGKILL to every other process of the PID namespace whose first process the caller is.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] when the caller is not PID 1.
+pub fn kill_all_others() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    // SAFETY: kill(2) takes two numbers and touches no memory. With -1 it signals all processes that can be, which for
+    // PID 1 of a namespace are those of the namespace, but not PID 1 itself.
+    let result = unsafe { libc::kill(-1, libc::SIGKILL) };
+    match io::Error::last_os_error() {
+        error if result < 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A pidfd of a process that has ended and been waited for.
 ///
 /// # Errors

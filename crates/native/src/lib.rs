@@ -5,7 +5,8 @@
 //! then: what cannot be saved is found by [`check()`] before anything is stopped, where it can be.
 //!
 //! Invariants: a failed checkpoint leaves the job running as before, with nothing in it; a failed restart leaves no
-//! process behind; nothing of the job runs before everything is in place and every byte of the image was verified.
+//! process behind; nothing of the job runs before everything is in place and every byte of the image was verified (of
+//! memory that comes later, before it comes).
 
 mod blockers;
 mod callbacks;
@@ -29,7 +30,7 @@ pub use checkpoint::{
 };
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};
-pub use restart::{RestartRequest, Restarted, check_restart, restart};
+pub use restart::{LazyRequest, Pages, RestartRequest, Restarted, check_restart, restart};
 pub use sink::{PAGE_SIZE, PageSink, PageSource};
 
 use serde::{Deserialize, Serialize};

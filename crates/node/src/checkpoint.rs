@@ -13,6 +13,7 @@ use crate::engine::{
     Keep, PendingImage, Requester, TcpPolicy, check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
+use crate::paging::await_pages;
 use crate::state::now_ms;
 use crate::suspend::refuse_suspended;
 use crate::target::{self, Target};
@@ -120,6 +121,9 @@ impl<'a> Task<'a> {
                 Error::new(ErrorKind::Usage, "an increment cannot be written to standard output")
                     .with_hint("write a full image there, or the increment to a file"),
             );
+        }
+        if vault.is_none() {
+            await_pages(&job.directory)?;
         }
         let state = job.living()?;
         if job.is_suspended()? {

@@ -7,8 +7,10 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cpr_kernel::process::kill_all_others;
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
 use cpr_kernel::{namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -16,7 +18,7 @@ use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, Rebirth, RestartRequest, restart};
+use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
 use crate::wire::{Receiver, WireError, send, wait};
 
 /// SIGCHLD and SIGPIPE.
@@ -34,8 +36,10 @@ const WORKER_GRACE: Duration = Duration::from_secs(10);
 pub(crate) enum Report {
     /// The job runs; PID of its root process.
     Started { root: i32 },
-    /// It could not be started.
+    /// It could not be started, or cannot go on.
     Failed(WireError),
+    /// All memory of a lazily restarted job is there.
+    Complete,
     /// The root process has ended with this wait(2) status.
     RootEnded { status: i32 },
 }
@@ -52,7 +56,7 @@ pub(crate) enum Start {
     /// A program.
     Command(Vec<OsString>),
     /// An image.
-    Image(Box<Image>),
+    Image(Arc<Image>),
 }
 
 /// Everything a new job needs from outside its namespace.
@@ -72,6 +76,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) ipc_limits: Vec<(&'static str, Vec<u8>)>,
     /// What the job is told of itself.
     pub(crate) about: Rebirth,
+    /// Restart lazily; the pager's descriptors are sent here.
+    pub(crate) keeper: Option<OwnedFd>,
 }
 
 /// Limits that every IPC namespace has its own of, in the order they are set.
@@ -89,6 +95,22 @@ const IPC_LIMITS: [&str; 12] = [
     "fs/mqueue/msg_default",
     "fs/mqueue/msgsize_default",
 ];
+
+/// A job that runs.
+struct Started {
+    /// PID of its root process.
+    root: i32,
+    /// Memory that is still missing.
+    pages: Option<Pages>,
+}
+
+/// Whether we die with our supervisor. While memory of the job is missing we must not: the kernel closes what we have
+/// open before it ends the job. The end of the channel tells of the supervisor's then, and we end the job first.
+fn tie_to_supervisor(tie: bool) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(tie.then_some(Signal::KILL))
+        .map_err(std::io::Error::from)
+        .context(|| "tie the job to its supervisor")
+}
 
 /// The limits of our IPC namespace.
 pub(crate) fn ipc_limits() -> Vec<(&'static str, Vec<u8>)> {
@@ -114,9 +136,14 @@ pub(crate) fn prepare_ipc(limits: &[(&'static str, Vec<u8>)]) -> Result<()> {
 /// Runs init until the job has ended; gives the exit code of the process.
 pub(crate) fn run(setting: &Setting<'_>, channel: OwnedFd) -> i32 {
     match prepare(setting, &channel).and_then(|signals| Ok((begin(setting)?, signals))) {
-        Ok((root, signals)) => match attend(root, signals, channel) {
+        Ok((mut started, signals)) => match attend(&mut started, signals, &channel) {
             Ok(()) => 0,
-            Err(_) => 1,
+            Err(error) => {
+                // Not one step more, before the pager ends with us: memory that is missing would read as zeros.
+                let _ = kill_all_others();
+                let _ = send(channel.as_fd(), &Report::Failed(WireError::from(&error)));
+                1
+            }
         },
         Err(error) => {
             // Without supervisor there is nobody to tell.
@@ -130,9 +157,7 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
     if let Some((uid, gid)) = setting.map {
         namespace::map_only(uid, gid).context(|| "set up the job's user namespace")?;
     }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(std::io::Error::from)
-        .context(|| "tie the job to its supervisor")?;
+    tie_to_supervisor(true)?;
     // Had the supervisor died before that call, its end of the channel would be closed by now.
     let hung_up = wait(&[(channel.as_fd(), PollFlags::IN)], Some(Instant::now())).context(|| "test the supervisor")?;
     if hung_up[0] {
@@ -162,11 +187,30 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
     Ok(signals)
 }
 
-fn begin(setting: &Setting<'_>) -> Result<i32> {
-    match setting.start {
-        Start::Command(command) => start_command(command, setting),
-        Start::Image(image) => start_image(image, setting.terminal, true, setting.about.clone()),
+fn begin(setting: &Setting<'_>) -> Result<Started> {
+    let image = match setting.start {
+        Start::Command(command) => {
+            return start_command(command, setting).map(|root| Started { root, pages: None });
+        }
+        Start::Image(image) => image,
+    };
+    let keeper = setting.keeper.as_ref().map(OwnedFd::try_clone).transpose();
+    let keeper = keeper.context(|| "copy a descriptor")?;
+    if keeper.is_some() {
+        tie_to_supervisor(false)?;
     }
+    let lazy = keeper.map(|keeper| LazyRequest {
+        image: Arc::clone(image),
+        keeper,
+    });
+    let restarted = start_image(image, setting.terminal, true, setting.about.clone(), lazy)?;
+    if restarted.pages.is_none() {
+        tie_to_supervisor(true)?;
+    }
+    Ok(Started {
+        root: restarted.root_pid,
+        pages: restarted.pages,
+    })
 }
 
 /// Restarts from an image; this process becomes the parent of the root process.
@@ -175,7 +219,8 @@ pub(crate) fn start_image(
     terminal: Option<BorrowedFd<'_>>,
     own_pid_namespace: bool,
     rebirth: Rebirth,
-) -> Result<i32> {
+    lazy: Option<LazyRequest>,
+) -> Result<Restarted> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let own = [
         duplicate(std::io::stdin().as_fd()),
@@ -190,14 +235,14 @@ pub(crate) fn start_image(
             (own, terminal)
         }
     };
-    let restarted = restart(RestartRequest {
+    restart(RestartRequest {
         image,
         streams,
         terminal,
         own_pid_namespace,
         rebirth,
-    })?;
-    Ok(restarted.root_pid)
+        lazy,
+    })
 }
 
 /// Why the program could not be run, as one line of its pipe.
@@ -264,10 +309,15 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
 }
 
 /// Reaps and obeys until no process of the job is left.
-fn attend(root: i32, signals: OwnedFd, channel: OwnedFd) -> Result<()> {
+fn attend(started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<()> {
+    let root = started.root;
+    let channel = channel.try_clone().context(|| "copy a descriptor")?;
     let mut channel = Receiver::new(channel).context(|| "talk to the supervisor")?;
     let tell = |channel: &Receiver, report: &Report| send(channel.as_fd(), report).context(|| "talk to the supervisor");
     tell(&channel, &Report::Started { root })?;
+    if started.pages.is_none() {
+        tell(&channel, &Report::Complete)?;
+    }
     let mut root_alive = true;
     loop {
         loop {
@@ -287,11 +337,16 @@ fn attend(root: i32, signals: OwnedFd, channel: OwnedFd) -> Result<()> {
                 Err(_) => return wait_for_workers(),
             }
         }
-        let ready = wait(
-            &[(signals.as_fd(), PollFlags::IN), (channel.as_fd(), PollFlags::IN)],
-            None,
-        )
-        .context(|| "wait for the job")?;
+        let mut polled = vec![(signals.as_fd(), PollFlags::IN), (channel.as_fd(), PollFlags::IN)];
+        polled.extend(started.pages.iter().map(|pages| (pages.as_fd(), PollFlags::IN)));
+        let ready = wait(&polled, None).context(|| "wait for the job")?;
+        if ready.get(2) == Some(&true)
+            && let Some(pages) = started.pages.take()
+        {
+            pages.finish()?;
+            tie_to_supervisor(true)?;
+            tell(&channel, &Report::Complete)?;
+        }
         if ready[0] {
             while spawn::read_signal(signals.as_fd())
                 .context(|| "read a signal")?

@@ -22,6 +22,7 @@ mod init;
 mod job;
 mod known;
 mod outcome;
+mod paging;
 mod requests;
 mod restart;
 mod sandbox;

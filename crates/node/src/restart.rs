@@ -2,10 +2,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use cpr_kernel::namespace;
 use cpr_kernel::spawn::{self, Namespaces};
+use cpr_kernel::{demand_paging, namespace};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct RestartOptions {
     pub namespace: NamespaceChoice,
     /// Give it a new terminal of its own.
     pub terminal: bool,
+    /// Let it run at once; memory comes when it is touched, the rest behind it. Takes root and a PID namespace of its
+    /// own, and is not done otherwise, which a line on standard error says.
+    pub lazy: bool,
 }
 
 /// What a daemon tells the command that started it.
@@ -66,6 +70,7 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         detached: detach,
         terminal: job.spec().terminal,
         restarted_from: None,
+        lazy: false,
     };
     launch_new(&launch)
 }
@@ -257,7 +262,8 @@ fn restart_into(
         detached: options.detach,
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
-        start: Start::Image(Box::new(image)),
+        lazy: options.lazy && may_be_lazy(own_namespace),
+        start: Start::Image(Arc::new(image)),
     };
     if let Start::Image(image) = &launch.start
         && let Err(error) = require_owner(image)
@@ -272,6 +278,19 @@ fn restart_into(
     } else {
         launch_any(&launch, &mut false)
     }
+}
+
+/// Whether memory can come later; says why not.
+fn may_be_lazy(own_namespace: bool) -> bool {
+    let reason = if !own_namespace {
+        "the job gets no PID namespace of its own"
+    } else if !demand_paging::is_available() {
+        "that takes root (CAP_SYS_PTRACE in the initial user namespace)"
+    } else {
+        return true;
+    };
+    eprintln!("cpr: note: all memory is read before the job runs: {reason}");
+    false
 }
 
 /// Only a user who may signal the processes of an image may restart it (LBNL-3.6.2.2).

@@ -170,7 +170,9 @@ fn inside(
         pair.as_ref().map(|pair| pair.slave.as_fd()),
         true,
         Rebirth::default(),
-    )?;
+        None,
+    )?
+    .root_pid;
     let threads = first_steps(manifest, root, front)?;
     Ok((manifest.processes.len(), threads))
 }

@@ -20,7 +20,8 @@ use crate::engine::{Basis, Rebirth};
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::outcome::Outcome;
-use crate::requests::{self, Requests};
+use crate::paging::Paging;
+use crate::requests::{self, Request, Requests};
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
 use crate::terminal::{Relay, Source, WINDOW};
@@ -31,6 +32,9 @@ use crate::wire::{Receiver, send, wait};
 const FORWARDED: [i32; 6] = [1, 2, 3, 10, 12, 15];
 /// Those a terminal sends to its whole foreground group, and so to the job directly: HUP, INT, QUIT.
 const FROM_TERMINAL: [i32; 3] = [1, 2, 3];
+
+/// Most requests that wait until all memory is there.
+const POSTPONED: usize = 16;
 
 /// How a job is to be started.
 pub(crate) struct Launch<'a> {
@@ -45,6 +49,8 @@ pub(crate) struct Launch<'a> {
     /// Give the job a terminal of its own.
     pub(crate) terminal: bool,
     pub(crate) restarted_from: Option<PathBuf>,
+    /// Let it run before its memory is there; in a PID namespace of its own only.
+    pub(crate) lazy: bool,
 }
 
 struct Supervisor<'a> {
@@ -64,6 +70,10 @@ struct Supervisor<'a> {
     /// The request that the running task is for.
     nonce: Option<String>,
     vault: Vault,
+    /// Memory of the job is still coming.
+    paging: Option<Paging>,
+    /// Requests that wait for it.
+    postponed: Vec<Request>,
     /// Checkpoints of its own begun so far.
     count: usize,
     next: Option<Instant>,
@@ -129,18 +139,32 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
     let requests = Requests::listen(job)?;
     let mut init = None;
     let mut ended = None;
+    let mut paging = None;
+    let mut complete = false;
     if launch.own_namespace {
-        let (channel, pid) = start_init(launch, terminal, mask)?;
+        let keeper = match launch.lazy {
+            true => {
+                let (ours, theirs) = Paging::begin(&job.directory)?;
+                paging = Some(ours);
+                Some(theirs)
+            }
+            false => None,
+        };
+        let (channel, pid) = start_init(launch, terminal, mask, &mut paging, keeper)?;
         let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
         let result = await_start(&mut channel);
         match result {
-            Ok((root, status)) => {
+            Ok((root, status, is_complete)) => {
                 state.root = Some(root);
                 ended = status;
+                complete = is_complete;
             }
             Err(error) => {
                 // It has ended or is about to: nothing of a job is left that did not start.
                 reap(pid);
+                if let Some(paging) = paging {
+                    paging.end(&job.directory)?;
+                }
                 return Err(error);
             }
         }
@@ -159,7 +183,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
-        let root = init::start_image(image, terminal, false, about(job))?;
+        let root = init::start_image(image, terminal, false, about(job), None)?.root_pid;
         state.root = Some(root);
         // It may have ended by now; it was not waited for, so that its PID is still its own.
         state.root_here = Some(Identity::of(root)?);
@@ -178,12 +202,17 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         requests,
         nonce: None,
         vault: Vault::open(&job.directory)?,
+        paging,
+        postponed: Vec::new(),
         count: 0,
         next: job.spec().every.map(|every| Instant::now() + every),
         complaint: None,
     };
     if let Some(status) = ended {
         supervisor.root_ended(status);
+    }
+    if complete {
+        supervisor.memory_complete();
     }
     Ok(supervisor)
 }
@@ -202,6 +231,8 @@ fn start_init(
     launch: &Launch<'_>,
     terminal: Option<std::os::fd::BorrowedFd<'_>>,
     mask: SignalMask,
+    paging: &mut Option<Paging>,
+    keeper: Option<OwnedFd>,
 ) -> Result<(OwnedFd, i32)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -219,7 +250,9 @@ fn start_init(
         ipc_limits: if launch.own_ipc { init::ipc_limits() } else { Vec::new() },
         own_ipc: launch.own_ipc,
         about: about(launch.job),
+        keeper,
     };
+    let mut held = paging.take();
     let namespaces = Namespaces {
         user: unprivileged,
         pid: true,
@@ -229,6 +262,8 @@ fn start_init(
     let child = spawn::fork(namespaces, || {
         // In the child: with our end open here too, the supervisor's death would not show.
         ours.take();
+        // Else its end would show nobody that all memory is there.
+        held.take();
         match theirs.take() {
             Some(channel) => init::run(&setting, channel),
             None => spawn::PANIC_CODE,
@@ -243,27 +278,30 @@ fn start_init(
         _ => error,
     })?;
     drop(theirs);
+    *paging = held;
     match ours {
         Some(ours) => Ok((ours, child.pid)),
         None => Err(crate::wire::internal("the channel is gone")),
     }
 }
 
-/// PID of the root process, and its wait(2) status where it has ended already.
-fn await_start(channel: &mut Receiver) -> Result<(i32, Option<i32>)> {
+/// PID of the root process, its wait(2) status where it has ended already, and whether all memory is there.
+fn await_start(channel: &mut Receiver) -> Result<(i32, Option<i32>, bool)> {
     let what = || "wait for the job to start";
     loop {
         let mut started = None;
         let mut ended = None;
+        let mut complete = false;
         for report in channel.receive().context(what)? {
             match report {
                 Report::Started { root } => started = Some(root),
                 Report::RootEnded { status } => ended = Some(status),
                 Report::Failed(error) => return Err(error.into()),
+                Report::Complete => complete = true,
             }
         }
         if let Some(root) = started {
-            return Ok((root, ended));
+            return Ok((root, ended, complete));
         }
         if channel.ended() {
             return Err(crate::wire::internal("the job's init ended without a word"));
@@ -338,7 +376,7 @@ impl Supervisor<'_> {
             tags.push(Tag::Terminal(source));
             polled.push((fd, flags));
         }
-        let deadline = if self.task.is_none() && self.root_status.is_none() {
+        let deadline = if self.task.is_none() && self.root_status.is_none() && self.paging.is_none() {
             self.next
         } else {
             None
@@ -396,11 +434,30 @@ impl Supervisor<'_> {
         };
         let reports: Vec<Report> = channel.receive().context(|| "listen to the job's init")?;
         for report in reports {
-            if let Report::RootEnded { status } = report {
-                self.root_ended(status);
+            match report {
+                Report::RootEnded { status } => self.root_ended(status),
+                Report::Complete => self.memory_complete(),
+                Report::Failed(error) => {
+                    let error = Error::from(error);
+                    self.complain("going on", &error);
+                    self.state.error = Some(error.chain());
+                }
+                Report::Started { .. } => {}
             }
         }
         Ok(())
+    }
+
+    /// Checkpoints can be made from now on.
+    fn memory_complete(&mut self) {
+        if let Some(paging) = self.paging.take()
+            && let Err(error) = paging.end(&self.job.directory)
+        {
+            self.complain("tidying up after a lazy restart", &error);
+        }
+        for request in std::mem::take(&mut self.postponed) {
+            self.begin_requested(request);
+        }
     }
 
     fn root_ended(&mut self, status: i32) {
@@ -438,7 +495,11 @@ impl Supervisor<'_> {
 
     fn checkpoint_when_due(&mut self) {
         let Some(every) = self.job.spec().every else { return };
-        if self.task.is_some() || self.root_status.is_some() || self.next.is_none_or(|next| next > Instant::now()) {
+        if self.task.is_some()
+            || self.root_status.is_some()
+            || self.paging.is_some()
+            || self.next.is_none_or(|next| next > Instant::now())
+        {
             return;
         }
         self.next = Some(Instant::now() + every.max(Duration::from_millis(1)));
@@ -493,23 +554,31 @@ impl Supervisor<'_> {
     /// A program of the job asks for a checkpoint.
     fn hear_requests(&mut self) -> Result<()> {
         while let Some(request) = self.requests.receive()? {
-            let options = CheckpointOptions {
-                stop: request.stop,
-                ..CheckpointOptions::default()
-            };
-            let task = match &self.task {
-                Some(_) => Err(requests::busy(self.job)),
-                None => Task::for_job(self.job, &options, Some(&mut self.vault)),
-            };
-            match task {
-                Ok(task) => {
-                    self.task = Some(task.of_supervisor());
-                    self.nonce = Some(request.nonce);
-                }
-                Err(error) => self.answer(&request.nonce, &Err(error)),
+            if self.paging.is_some() && self.postponed.len() < POSTPONED {
+                self.postponed.push(request);
+            } else {
+                self.begin_requested(request);
             }
         }
         Ok(())
+    }
+
+    fn begin_requested(&mut self, request: Request) {
+        let options = CheckpointOptions {
+            stop: request.stop,
+            ..CheckpointOptions::default()
+        };
+        let task = match self.task.is_some() || self.paging.is_some() {
+            true => Err(requests::busy(self.job)),
+            false => Task::for_job(self.job, &options, Some(&mut self.vault)),
+        };
+        match task {
+            Ok(task) => {
+                self.task = Some(task.of_supervisor());
+                self.nonce = Some(request.nonce);
+            }
+            Err(error) => self.answer(&request.nonce, &Err(error)),
+        }
     }
 
     /// Says why something failed, once until the reason changes. Standard error of a detached job is its log.

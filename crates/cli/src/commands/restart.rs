@@ -18,6 +18,7 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
         name: args.name,
         namespace: args.namespace.into(),
         terminal: args.terminal,
+        lazy: args.lazy,
     };
     if args.source.as_os_str() == "-" {
         if io::stdin().is_terminal() {

@@ -3,7 +3,8 @@
 //! # Order
 //! Look at everything that could fail; make all processes as stopped stubs, parents first; open all files in our own
 //! process; rebuild memory, descriptors, threads and kernel state of each process by batches of system calls run in
-//! it; check every byte of the image; only then let all threads go at once.
+//! it; check every byte of the image; only then let all threads go at once. A lazy restart leaves memory out and
+//! has it come later ([`lazy`]).
 //!
 //! # Crash consistency
 //! Until then every stub dies with us (PTRACE_O_EXITKILL), and an error kills them all ([`stub::Workshop`]).
@@ -12,17 +13,18 @@ mod check;
 mod identity;
 mod inherit;
 mod ipc;
+mod lazy;
 mod plan;
 mod space;
 mod stub;
 mod trust;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
-use cpr_image::model::{AddressSpace, Manifest, MappedFile, MappingKind, Process, ProcessState};
+use cpr_image::model::{AddressSpace, Manifest, MappedFile, Mapping, MappingKind, Process, ProcessState};
 use cpr_kernel::arch::Registers;
 use cpr_kernel::batch::{Arg, Batch, OutId};
 use cpr_kernel::memory::PAGE;
@@ -40,6 +42,7 @@ use space::Sources;
 use stub::Workshop;
 
 pub use check::check_restart;
+pub use lazy::{LazyRequest, Pages};
 
 /// Longest any single step of a restart may take.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
@@ -62,10 +65,12 @@ pub struct RestartRequest<'a> {
     pub own_pid_namespace: bool,
     /// What programs that use libgridcpr are told; the image is put in here.
     pub rebirth: Rebirth,
+    /// Let the job run before its memory is there.
+    pub lazy: Option<LazyRequest>,
 }
 
 /// What runs again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Restarted {
     /// The root process.
     pub root_pid: i32,
@@ -73,6 +78,8 @@ pub struct Restarted {
     pub processes: usize,
     /// From the request until the job ran.
     pub total_ns: u64,
+    /// Brings the memory that is still missing; to be held until it has ended, or the job has.
+    pub pages: Option<Pages>,
 }
 
 /// Restarts a job. The caller becomes the parent of its root process.
@@ -136,7 +143,19 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut built = make_processes(&mut workshop, manifest, &context, &sources)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
-        let verification = scope.spawn(|| image.verify_data(&mut |_, _| {}));
+        let later = match &request.lazy {
+            Some(_) => built.untouched(manifest),
+            None => HashSet::new(),
+        };
+        let skipped = later.clone();
+        let verification = scope.spawn(move || {
+            if skipped.is_empty() {
+                return image.verify_data(&mut |_, _| {});
+            }
+            // The pager compares the rest.
+            let is_later = |space: usize, mapping: &Mapping| skipped.contains(&space) && lazy::is_lazy(mapping);
+            image.verify_extents(manifest.extents_but(is_later))
+        });
         let identity = as_owner();
         // An image whose word is not enough for capabilities gets no sockets that take them.
         let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW;
@@ -144,9 +163,23 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let opened = files::open_all(&mut context)?;
         let mut changes = files::Changes::prepare(manifest, &opened, &saved, backups)?;
         drop((modest, identity));
+        let mut absent = Vec::new();
         for process in living(manifest) {
-            built.rebuild(&workshop, manifest, process, &sources)?;
+            let is_lazy = process.address_space.is_some_and(|id| later.contains(&id.index()));
+            built.rebuild(&workshop, manifest, process, is_lazy, &sources)?;
+            if is_lazy {
+                absent.extend(lazy::register(
+                    &workshop,
+                    process.pid,
+                    address_space(manifest, process)?,
+                )?);
+            }
         }
+        // From here on the kernel may look at memory of the job.
+        let pages = match request.lazy {
+            Some(lazy) if !absent.is_empty() => Some(Pages::start(lazy, absent)?),
+            _ => None,
+        };
         files::seal_last(manifest, &saved)?;
         ipc::operate(&workshop, manifest)?;
         for process in living(manifest) {
@@ -183,6 +216,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             root_pid: checkpoint.root_pid,
             processes: manifest.processes.len(),
             total_ns: begun.elapsed().as_nanos() as u64,
+            pages,
         })
     })
 }
@@ -254,7 +288,7 @@ impl Built {
             && self.0.get(&by) != Some(&by)
             && inherit::is_worth_it(address_space(manifest, parent)?, address_space(manifest, child)?)
         {
-            self.rebuild(workshop, manifest, parent, sources)?;
+            self.rebuild(workshop, manifest, parent, false, sources)?;
         }
         if let Some(owner) = self.0.get(&by).copied() {
             self.0.insert(child, owner);
@@ -262,12 +296,21 @@ impl Built {
         Ok(())
     }
 
-    /// Gives a process its memory, unless it has it.
+    /// The address spaces of processes that have nothing of their memory so far, nor anything of another's.
+    fn untouched(&self, manifest: &Manifest) -> HashSet<usize> {
+        living(manifest)
+            .filter(|process| !self.0.contains_key(&process.pid))
+            .filter_map(|process| process.address_space.map(|id| id.index()))
+            .collect()
+    }
+
+    /// Gives a process its memory, unless it has it; `is_lazy` leaves out what may come later.
     fn rebuild(
         &mut self,
         workshop: &Workshop,
         manifest: &Manifest,
         process: &Process,
+        is_lazy: bool,
         sources: &Sources<'_>,
     ) -> Result<()> {
         let owner = self.0.insert(process.pid, process.pid);
@@ -281,6 +324,7 @@ impl Built {
             process.pid,
             address_space(manifest, process)?,
             origin,
+            is_lazy,
             sources,
         )
     }

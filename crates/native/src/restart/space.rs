@@ -11,8 +11,8 @@ use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::inherit;
 use super::stub::{Workshop, number};
+use super::{inherit, lazy};
 
 /// Most bytes one pread(2) is asked for.
 const READ_MAX: u64 = 1 << 30;
@@ -161,12 +161,14 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
 /// # Errors
 /// What cannot be mapped, by address.
 ///
-/// `born_with` is the address space of an ancestor, if it was born with that one's memory.
+/// `born_with` is the address space of an ancestor, if it was born with that one's memory. With `is_lazy`, mappings whose
+/// pages may come later are left empty.
 pub fn rebuild(
     workshop: &Workshop,
     pid: i32,
     space: &AddressSpace,
     born_with: Option<&AddressSpace>,
+    is_lazy: bool,
     sources: &Sources<'_>,
 ) -> Result<()> {
     let mut builder = Builder {
@@ -208,7 +210,7 @@ pub fn rebuild(
                 let differences = inherit::differences(origin, mapping, sources.image)?;
                 adopt(&mut builder, mapping, origin, &differences)?;
             }
-            None => map(&mut builder, mapping, sources)?,
+            None => map(&mut builder, mapping, is_lazy && lazy::is_lazy(mapping), sources)?,
         }
         builder.make_room()?;
     }
@@ -258,7 +260,7 @@ fn adopt(
     Ok(())
 }
 
-fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, sources: &'a Sources<'a>) -> Result<()> {
+fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sources: &'a Sources<'a>) -> Result<()> {
     let damaged = || {
         Error::new(
             ErrorKind::Damaged,
@@ -286,7 +288,7 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, sources: &'a Sources<'a
         flags |= libc::MAP_NORESERVE;
     }
     let wanted = mapping.protection as i32 & (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
-    let filled = !mapping.extents.is_empty();
+    let filled = !mapping.extents.is_empty() && !stays_empty;
     let first = if filled {
         libc::PROT_READ | libc::PROT_WRITE
     } else {
@@ -312,8 +314,10 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, sources: &'a Sources<'a
     if has(mapping, "nh") {
         builder.advise(mapping, libc::MADV_NOHUGEPAGE);
     }
-    for extent in &mapping.extents {
-        builder.fill(extent, &place)?;
+    if filled {
+        for extent in &mapping.extents {
+            builder.fill(extent, &place)?;
+        }
     }
     if first != wanted {
         builder.protect(mapping);
