@@ -66,6 +66,8 @@ pub enum Verb {
     /// Let a job go on from its newest good image, or start one from an image
     #[command(visible_alias = "restore")]
     Restart(Restart),
+    /// Move a running job to another host
+    Migrate(Migrate),
     /// Stop a job, process or session for a while and free its memory, without an image
     Suspend(Stand),
     /// Let a suspended job, process or session go on
@@ -236,6 +238,11 @@ pub struct Checkpoint {
     /// End the job as soon as the image is complete and on disk
     #[arg(long, conflicts_with = "signal")]
     pub stop: bool,
+    /// With --stop or --signal: copy memory while the job still runs, so that it stands still for less time
+    ///
+    /// It takes longer in all. A job that goes on is always saved like this.
+    #[arg(long)]
+    pub live: bool,
     /// Write the image to this file, or to standard output where it is `-`
     ///
     /// Without this option the image of a job is kept with the job, and that of a process is cpr-PID.cpr in the
@@ -302,6 +309,59 @@ pub struct Restart {
     /// ended. A checkpoint waits until all is read.
     #[arg(long)]
     pub lazy: bool,
+}
+
+/// `cpr migrate`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr migrate sim node7
+  cpr migrate --lazy --ssh 'ssh -p 2222' sim ada@node7
+
+The job's image streams to a `cpr restart` on the other host while the job still runs; it stands still for what it writes \
+last, and for the restart. Only when it runs there it ends here; where that fails it goes on here. Its files must be there, \
+too, under the same names.")]
+pub struct Migrate {
+    /// Name of a job
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// The host to move it to, as ssh knows it
+    #[arg(value_name = "HOST", value_hint = ValueHint::Hostname)]
+    pub host: OsString,
+    /// Name of the job there, instead of the same one
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Let it run there before its memory is in place, as `cpr restart --lazy` does
+    #[arg(long)]
+    pub lazy: bool,
+    /// Compress memory on the way with zstd
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "fast",
+        value_parser = parse_compression)]
+    pub compress: Option<Compression>,
+    /// The program that reaches the host, with its arguments
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        env = "GRIDCPR_SSH",
+        hide_env_values = true,
+        default_value = "ssh"
+    )]
+    pub ssh: String,
+    /// The `cpr` of the other host
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        env = "GRIDCPR_REMOTE_CPR",
+        hide_env_values = true,
+        default_value = "cpr"
+    )]
+    pub cpr: OsString,
+    /// Give up, and let the job go on, where it cannot be stopped within this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// Give up where nothing moves for this time, or the restart there takes longer
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10m")]
+    pub patience: Duration,
 }
 
 /// Whether a job gets a PID namespace of its own.

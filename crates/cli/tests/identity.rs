@@ -123,7 +123,8 @@ fn an_image_lists_what_the_process_had() {
                 .into_owned()
         })
         .collect();
-    tids.sort_by_key(|tid| tid.parse::<i64>().ok());
+    // Outside, numbers may have begun anew in between.
+    tids.sort_by_key(|tid| status(pid, tid, "NSpid", 10).last().copied());
     let threads = process["threads"].as_array().expect("threads");
     assert_eq!(threads.len(), tids.len());
     for (thread, tid) in threads.iter().zip(&tids) {

@@ -6,9 +6,9 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command};
 
-use support::{As, Cpr, Ended, PATIENCE, wait_until};
+use support::net::Net;
+use support::{As, Cpr, PATIENCE, wait_until};
 
 const JOB: &str = "net";
 /// The job uses something that cannot be checkpointed.
@@ -231,43 +231,6 @@ fn outside_connections_as_user() {
     outside("outside_connections_as_user", As::User);
 }
 
-/// A network namespace, as long as it lives.
-struct Net(Child);
-
-impl Net {
-    fn new() -> Net {
-        let child = Command::new("unshare").args(["-n", "sleep", "1000"]).spawn();
-        let net = Net(child.expect("unshare can be run"));
-        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
-        wait_until(PATIENCE, "there is a network namespace", || {
-            of(&net.pid()).is_some_and(|theirs| Some(theirs) != of("self"))
-        });
-        net
-    }
-
-    fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-
-    fn command<'a>(&'a self, words: &[&'a str]) -> Vec<String> {
-        let enter = ["nsenter", "-t", &self.pid(), "-n"].map(str::to_owned);
-        enter.into_iter().chain(words.iter().map(|w| (*w).to_owned())).collect()
-    }
-
-    fn run(&self, cpr: &Cpr, words: &[&str]) -> Ended {
-        let line = self.command(words);
-        let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        cpr.program(&line)
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A connection between two machines goes on after a restart when the network was quiet in between.
 #[test]
 fn outside_connections_can_be_kept() {
@@ -311,17 +274,7 @@ print("DONE", number)
     };
     let served = cpr.work.join("server.py");
     fs::write(&served, server).expect("the test's directory can be written");
-    let (here, there) = (Net::new(), Net::new());
-    let (pid_here, pid_there) = (here.pid(), there.pid());
-    let veth = [
-        "ip", "link", "add", "name", "va", "netns", &pid_here, "type", "veth", "peer", "name", "vb", "netns",
-        &pid_there,
-    ];
-    cpr.program(&veth).good();
-    for (net, name, address) in [(&here, "va", "10.97.0.1/24"), (&there, "vb", "10.97.0.2/24")] {
-        net.run(&cpr, &["ip", "addr", "add", address, "dev", name]).good();
-        net.run(&cpr, &["ip", "link", "set", name, "up"]).good();
-    }
+    let [here, there] = Net::pair(&cpr, "10.97.0");
     let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
     let mut peer = cpr
         .command(&line[0])

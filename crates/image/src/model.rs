@@ -281,6 +281,9 @@ pub struct Checkpoint {
     pub engine: String,
     /// Name of the job, empty for a checkpoint of a bare process.
     pub job: String,
+    /// File that the output of a job in the background went into; restarted as another job, it goes to that one's. Empty
+    /// where there is none.
+    pub log: ByteString,
     /// Real user ID of who asked for the checkpoint.
     pub initiator_uid: u32,
     /// User the image belongs to: the real user ID of the root process.

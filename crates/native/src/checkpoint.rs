@@ -7,7 +7,8 @@
 //!
 //! While the job is stopped, page data go into memory (up to [`crate::pipeline::BUFFERED`]) and are hashed and written
 //! by a second thread; the job goes on when all is read, and the rest is written behind it. Only when the image is durable is the
-//! job ended or signalled, where that was asked.
+//! job ended or signalled, where that was asked. A job that is handed over stays stopped until the other side has said
+//! that it runs there; only then it is ended here.
 //!
 //! # Crash consistency
 //! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
@@ -15,15 +16,17 @@
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
+use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
 use cpr_image::{Compression, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
 use cpr_kernel::ptrace::block_child_signals;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +60,10 @@ pub struct CheckpointRequest {
     pub pid: i32,
     /// What becomes of the job.
     pub after: After,
+    /// Copy memory while the job runs, also where it does not go on.
+    pub live: bool,
+    /// What a job in the background prints goes into this file; empty where there is none.
+    pub log: ByteString,
     /// Name of the job, for the image; may be empty.
     pub job: String,
     /// Who asked.
@@ -102,6 +109,39 @@ pub enum Destination {
     File(PendingImage),
     /// A stream, such as a pipe.
     Stream(File),
+    /// Somebody who is to take the job over.
+    Handover(Handover),
+}
+
+/// Where a job goes that is to end here only when it runs elsewhere.
+#[derive(Debug)]
+pub struct Handover {
+    /// The image goes here.
+    pub stream: File,
+    /// One byte is read from here when the image has gone: the [`Verdict`].
+    pub word: OwnedFd,
+}
+
+/// Whether a job was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It runs elsewhere, and is to end here.
+    Taken,
+    /// It does not, and goes on here.
+    Refused,
+    /// Nobody knows. It is stopped (SIGSTOP), so that it never runs twice.
+    Unknown,
+}
+
+impl Verdict {
+    /// The byte that says it.
+    pub fn byte(self) -> u8 {
+        match self {
+            Verdict::Taken => b'y',
+            Verdict::Refused => b'n',
+            Verdict::Unknown => b'u',
+        }
+    }
 }
 
 /// What happened.
@@ -171,6 +211,8 @@ pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPo
     find_blockers(scope, pid, own_ipc_namespace, tcp)
 }
 
+/// Why a job that was handed over is stopped.
+const NOBODY_KNOWS: &str = "nobody said whether the job was taken over; it is stopped here";
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
@@ -281,15 +323,16 @@ pub fn checkpoint(
         checkpoint: about(request)?,
         ..Manifest::default()
     };
-    let (pending, stream) = match destination {
+    let (pending, stream, word) = match destination {
         Destination::File(pending) => {
             let file = pending
                 .file()
                 .try_clone()
                 .context(|| "copy the descriptor of the image")?;
-            (Some(pending), file)
+            (Some(pending), file, None)
         }
-        Destination::Stream(file) => (None, file),
+        Destination::Stream(file) => (None, file, None),
+        Destination::Handover(Handover { stream, word }) => (None, stream, Some(word)),
     };
     let mut known = Known::default();
     let mut copied = Vec::new();
@@ -318,7 +361,7 @@ pub fn checkpoint(
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut first_stop_ns = 0;
     let mut live = false;
-    if request.after == After::Continue || !copied.is_empty() {
+    if request.after == After::Continue || request.live || !copied.is_empty() {
         writer.enter("copy")?;
         let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
         if freeze::members(scope)?
@@ -374,7 +417,7 @@ pub fn checkpoint(
         frozen.resume()?;
     }
     // The longest time without a step of the job.
-    let freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
+    let mut freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
     writer.enter("write")?;
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
@@ -383,6 +426,18 @@ pub fn checkpoint(
     match pending {
         Some(pending) => pending.publish(Some(owner))?,
         None => stream.flush().context(|| "write the image")?,
+    }
+    if let Some(word) = word {
+        // Its end tells the other side that it has all.
+        drop(stream);
+        match await_verdict(&word, observer)? {
+            Verdict::Taken => freeze_ns = freeze_ns.max(frozen.since.elapsed().as_nanos() as u64),
+            Verdict::Refused => return Err(Error::new(ErrorKind::Cancelled, "the job was not taken over")),
+            Verdict::Unknown => {
+                frozen.resume_stopped()?;
+                return Err(Error::new(ErrorKind::Cancelled, NOBODY_KNOWS));
+            }
+        }
     }
     // From here on the image is there, and what was asked is done to the end.
     let _ = observer(Event::Durable);
@@ -424,6 +479,38 @@ pub fn checkpoint(
         Vec::new()
     };
     Ok((report, kept))
+}
+
+/// Waits for the word of the other side. Where there is none because its speaker has ended, nobody knows.
+fn await_verdict(word: &OwnedFd, observer: &mut Observer<'_>) -> Result<Verdict> {
+    /// How often it is seen that somebody still waits.
+    const LOOK: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    let what = || "wait until the job was taken over";
+    let _ = waited_for(observer, "hand over");
+    loop {
+        let mut polled = [PollFd::new(word, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&LOOK)) {
+            Ok(0) => {
+                if waited_for(observer, "hand over").is_err() {
+                    return Ok(Verdict::Unknown);
+                }
+            }
+            Ok(_) => {
+                let mut byte = [0];
+                let got = rustix::io::retry_on_intr(|| rustix::io::read(word, &mut byte));
+                return Ok(match got.map_err(std::io::Error::from).context(what)? {
+                    1 if byte[0] == Verdict::Taken.byte() => Verdict::Taken,
+                    1 if byte[0] == Verdict::Refused.byte() => Verdict::Refused,
+                    _ => Verdict::Unknown,
+                });
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(std::io::Error::from(error)).context(what),
+        }
+    }
 }
 
 fn is_zombie(pid: i32) -> bool {
@@ -509,6 +596,7 @@ fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
         own_pid_namespace: request.own_pid_namespace,
         own_ipc_namespace: request.own_ipc_namespace,
         session: request.session.unwrap_or(0),
+        log: request.log.clone(),
         ..Checkpoint::default()
     })
 }

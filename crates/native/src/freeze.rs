@@ -12,6 +12,7 @@ use cpr_kernel::arch::{self, Registers};
 use cpr_kernel::batch::{Batch, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
 use cpr_kernel::proc::{MapEntry, ProcDir, Stat, Status};
+use cpr_kernel::process::PidFd;
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK, Runner};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -880,6 +881,15 @@ impl Frozen {
 
     /// Lets everything go on. Returns the first failure; the rest is let go all the same.
     pub fn resume(&mut self) -> Result<()> {
+        self.let_go(false)
+    }
+
+    /// The same, but all processes are stopped by SIGSTOP before they have done anything.
+    pub fn resume_stopped(&mut self) -> Result<()> {
+        self.let_go(true)
+    }
+
+    fn let_go(&mut self, stopped: bool) -> Result<()> {
         let deadline = self.deadline();
         let mut first: Result<()> = Ok(());
         for process in &mut self.processes {
@@ -891,12 +901,23 @@ impl Frozen {
         for process in self.processes.drain(..) {
             let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
             let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();
-            for thread in &process.threads {
-                let result =
-                    let_go(thread, &shared, deadline).context(|| format!("let thread {} go on", thread.tracee.tid()));
+            let mut stop = stopped && !process.threads.is_empty();
+            let mut note = |result: std::io::Result<()>, thread: &Thread| {
+                let result = result.context(|| format!("let thread {} go on", thread.tracee.tid()));
                 if first.is_ok() {
                     first = result;
                 }
+            };
+            for thread in &process.threads {
+                let result = put_right(thread, &shared, deadline).map(|came| stop |= came);
+                note(result, thread);
+            }
+            // One that came while it was held was taken away from it.
+            if stop && let Some(leader) = process.threads.first() {
+                note(PidFd::open(process.pid).and_then(|fd| fd.signal(libc::SIGSTOP)), leader);
+            }
+            for thread in &process.threads {
+                note(thread.tracee.detach(0), thread);
             }
         }
         first
@@ -910,7 +931,7 @@ impl Frozen {
             if process.threads.is_empty() {
                 continue;
             }
-            let result = cpr_kernel::process::PidFd::open(process.pid)
+            let result = PidFd::open(process.pid)
                 .and_then(|fd| fd.signal(libc::SIGKILL))
                 .context(|| format!("kill process {}", process.pid));
             killed.push(process);
@@ -944,7 +965,8 @@ pub fn interrupts(pending: &[[u8; 128]], mask: u64) -> bool {
     })
 }
 
-fn let_go(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<()> {
+/// Gives a thread back what it had. Tells whether a SIGSTOP came for it meanwhile.
+fn put_right(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<bool> {
     let tracee = thread.tracee;
     let own = tracee.pending_signals(false).unwrap_or_default();
     let pending = interrupts(shared, thread.mask) || interrupts(&own, thread.mask);
@@ -959,7 +981,7 @@ fn let_go(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::
     if thread.injected || registers != thread.registers {
         tracee.set_registers(&registers)?;
     }
-    tracee.detach(if stop { libc::SIGSTOP } else { 0 })
+    Ok(stop)
 }
 
 /// The number of a system call that returns to `counter`, where the instruction before it loads it as a constant:

@@ -26,7 +26,8 @@ mod state;
 
 pub use callbacks::Rebirth;
 pub use checkpoint::{
-    After, CheckpointReport, CheckpointRequest, Destination, Event, Observer, Requester, check, checkpoint,
+    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Observer, Requester, Verdict, check,
+    checkpoint,
 };
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};

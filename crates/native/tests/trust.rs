@@ -52,6 +52,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
         terminal: None,
         own_pid_namespace: false,
         rebirth: Default::default(),
+        log: None,
         lazy: None,
     })
     .unwrap_err()

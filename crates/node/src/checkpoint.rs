@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cpr_image::model::ByteString;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
-    Keep, PendingImage, Requester, TcpPolicy, check, checkpoint,
+    Handover, Keep, PendingImage, Requester, TcpPolicy, check, checkpoint,
 };
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
 use crate::paging::await_pages;
@@ -47,6 +48,9 @@ pub struct CheckpointOptions {
     pub stop: bool,
     /// Send this signal to every process once the image is complete and durable.
     pub signal: Option<i32>,
+    /// Copy memory while the job runs, also where it does not go on: it takes longer in all, and the job stands still for
+    /// less of it.
+    pub live: bool,
     /// Where the image goes; the job's own directory, or for a bare process `cpr-PID.cpr` here, unless given.
     pub output: Option<Output>,
     /// How long stopping all threads may take.
@@ -72,6 +76,7 @@ impl Default for CheckpointOptions {
         CheckpointOptions {
             stop: false,
             signal: None,
+            live: false,
             output: None,
             timeout: STOP_TIMEOUT,
             compression: None,
@@ -115,13 +120,32 @@ impl<'a> Task<'a> {
     ///
     /// What is tracked is with `vault`, or else with the job's supervisor.
     pub(crate) fn for_job(job: &'a Job, options: &CheckpointOptions, vault: Option<&mut Vault>) -> Result<Task<'a>> {
-        let name = job.name();
         if options.basis != Basis::Full && options.output == Some(Output::Stdout) {
             return Err(
                 Error::new(ErrorKind::Usage, "an increment cannot be written to standard output")
                     .with_hint("write a full image there, or the increment to a file"),
             );
         }
+        let own_path = || -> Result<PathBuf> {
+            let number = job.images()?.last().map_or(1, |image| image.number + 1);
+            Ok(job.image_directory()?.path().join(image_name(number)))
+        };
+        let destination = || destination(options.output.as_ref(), own_path);
+        Task::begin(job, options, destination, vault)
+    }
+
+    /// Starts the last checkpoint of a job here, which somebody else takes over.
+    pub(crate) fn for_handover(job: &'a Job, options: &CheckpointOptions, handover: Handover) -> Result<Task<'a>> {
+        Task::begin(job, options, || Ok((Destination::Handover(handover), None)), None)
+    }
+
+    fn begin(
+        job: &'a Job,
+        options: &CheckpointOptions,
+        destination: impl FnOnce() -> Result<(Destination, Option<PathBuf>)>,
+        vault: Option<&mut Vault>,
+    ) -> Result<Task<'a>> {
+        let name = job.name();
         if vault.is_none() {
             await_pages(&job.directory)?;
         }
@@ -144,11 +168,7 @@ impl<'a> Task<'a> {
         // What is left then is in nobody's way.
         let _ = job.remove_parts();
         let inner = state.root.unwrap_or(root.pid);
-        let own_path = || -> Result<PathBuf> {
-            let number = job.images()?.last().map_or(1, |image| image.number + 1);
-            Ok(job.image_directory()?.path().join(image_name(number)))
-        };
-        let (destination, image) = destination(options.output.as_ref(), own_path)?;
+        let (destination, image) = destination()?;
         let stop = ends_job(options);
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
@@ -160,6 +180,9 @@ impl<'a> Task<'a> {
         request.keep.libraries |= job.spec().keep_files.libraries;
         request.keep.executables |= job.spec().keep_files.executables;
         request.requester = inside.then(|| requester(options));
+        request.log = std::fs::canonicalize(job.log_path())
+            .map(|path| ByteString::from(&path))
+            .unwrap_or_default();
         let (link, kept) = match vault {
             Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
             None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
@@ -340,6 +363,8 @@ fn request(
     CheckpointRequest {
         pid,
         after,
+        live: options.live,
+        log: ByteString::default(),
         job: job.to_string(),
         initiator_uid: rustix::process::getuid().as_raw(),
         own_pid_namespace,

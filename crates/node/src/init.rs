@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
+use crate::job::LOG;
 use crate::wire::{Receiver, WireError, send, wait};
 
 /// SIGCHLD and SIGPIPE.
@@ -235,11 +237,13 @@ pub(crate) fn start_image(
             (own, terminal)
         }
     };
+    let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     restart(RestartRequest {
         image,
         streams,
         terminal,
         own_pid_namespace,
+        log: std::fs::canonicalize(directory.join(LOG)).ok(),
         rebirth,
         lazy,
     })

@@ -21,6 +21,7 @@ pub mod engine;
 mod init;
 mod job;
 mod known;
+mod migrate;
 mod outcome;
 mod paging;
 mod requests;
@@ -41,6 +42,7 @@ pub use checkpoint::{
 pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;
+pub use migrate::{MigrateOptions, Migrated};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};
 pub use sandbox::{Proof, prove};

@@ -35,6 +35,7 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
     let options = CheckpointOptions {
         stop: args.stop,
         signal: args.signal,
+        live: args.live,
         output: destination,
         timeout: args.timeout,
         compression: args.compress,

@@ -11,6 +11,7 @@ mod kill;
 mod logs;
 mod man;
 mod merge;
+mod migrate;
 mod ps;
 mod restart;
 mod resume;
@@ -47,6 +48,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Ps(args) => ps::ps(output, &args),
         Verb::Checkpoint(args) => checkpoint::checkpoint(output, args),
         Verb::Restart(args) => restart::restart(output, args),
+        Verb::Migrate(args) => migrate::migrate(output, args),
         Verb::Suspend(args) => suspend::suspend(output, &args),
         Verb::Resume(args) => resume::resume(output, &args),
         Verb::Attach(args) => attach::attach(output, &args),

@@ -16,6 +16,7 @@
     reason = "each test program uses its own part of this module"
 )]
 
+pub mod net;
 pub mod victim;
 
 use std::ffi::{OsStr, OsString};

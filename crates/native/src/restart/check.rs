@@ -10,6 +10,7 @@ use cpr_kernel::arch;
 use cpr_kernel::proc::{self, MapKind, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::log;
 use crate::{Blocker, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
@@ -99,6 +100,8 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                 continue;
             };
             let path = match &file.object {
+                // Restarted as another job, it does without.
+                object if log::is_log(manifest, object) => continue,
                 Object::Regular(file) => &file.path,
                 Object::Directory { path } | Object::Device { path, .. } => path,
                 _ => continue,

@@ -14,6 +14,7 @@ mod identity;
 mod inherit;
 mod ipc;
 mod lazy;
+mod log;
 mod plan;
 mod space;
 mod stub;
@@ -21,6 +22,7 @@ mod trust;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
@@ -65,6 +67,9 @@ pub struct RestartRequest<'a> {
     pub own_pid_namespace: bool,
     /// What programs that use libgridcpr are told; the image is put in here.
     pub rebirth: Rebirth,
+    /// Where the output of this job goes when it is in the background. What went into the log of the job that was saved
+    /// goes to the standard streams of this one, unless it is the same file.
+    pub log: Option<PathBuf>,
     /// Let the job run before its memory is there.
     pub lazy: Option<LazyRequest>,
 }
@@ -90,7 +95,8 @@ pub struct Restarted {
 pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let begun = Instant::now();
     let image = request.image;
-    let manifest = image.manifest();
+    let redirected = log::redirect(image.manifest(), request.log.as_deref());
+    let manifest = redirected.as_ref().unwrap_or(image.manifest());
     block_child_signals().context(|| "block SIGCHLD")?;
     check::machine(manifest)?;
     process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;

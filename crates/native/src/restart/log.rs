@@ -1,0 +1,52 @@
+//! The log of a job in the background when the job restarts as another one.
+//!
+//! Its output is to go where that one's goes: the old log belongs to the old job, and may not exist on this host. The file
+//! becomes a standard stream of whoever restarts, as a terminal does.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use cpr_image::model::{Manifest, Object, OpenFile};
+
+/// Whether an open file is the log of the job that was saved.
+pub(super) fn is_log(manifest: &Manifest, object: &Object) -> bool {
+    let log = &manifest.checkpoint.log;
+    matches!(object, Object::Regular(file) if !log.0.is_empty() && file.path == *log)
+}
+
+/// The same image with its log replaced by standard streams; none where nothing is to be replaced. `own` is the log of the
+/// job that the image becomes.
+pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manifest> {
+    if own == Some(manifest.checkpoint.log.as_path()) {
+        return None;
+    }
+    let logs = |file: &OpenFile| is_log(manifest, &file.object);
+    if !manifest.files.iter().any(logs) {
+        return None;
+    }
+    // Standard error where nobody has it as standard output.
+    let output: HashSet<usize> = manifest
+        .processes
+        .iter()
+        .flat_map(|process| &process.descriptors)
+        .filter(|descriptor| descriptor.fd == 1)
+        .map(|descriptor| descriptor.file.index())
+        .collect();
+    let mut redirected = manifest.clone();
+    for (index, file) in redirected.files.iter_mut().enumerate() {
+        if is_log(manifest, &file.object) {
+            let stream = if output.contains(&index) { 1 } else { 2 };
+            *file = OpenFile {
+                flags: file.flags,
+                position: 0,
+                owner: None,
+                flock: None,
+                locker: 0,
+                lease: None,
+                ofd_locks: Vec::new(),
+                object: Object::Inherited { stream },
+            };
+        }
+    }
+    Some(redirected)
+}
