@@ -314,8 +314,9 @@ fn a_program_checkpoints_its_own_job() {
         let id = cpr.cpr(["inspect", "--json", images[0]]).good().json()["header"]["id"].clone();
         cpr.cpr(["restart", "-d", "--name", "k", images[0]]).good();
         assert_eq!(cpr.wait("k"), 0);
-        // Its output is still the file that it had open, cut back to what it was.
-        let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
+        // Its output goes into its own log, and not into that of the job it was.
+        assert_eq!(String::from_utf8_lossy(&cpr.logs("j")), said);
+        let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
         let first = said.lines().next().unwrap_or_default();
         assert!(first.starts_with("1 restarted 1 ") && first.ends_with(" k"), "{said}");
         assert!(id.as_str().is_some_and(|id| first.contains(id)), "{said} {id}");
@@ -411,8 +412,8 @@ fn images_are_read_and_edited_from_c() {
         cpr.cpr(["restart", "-d", "--name", "k", &new]).good();
         fs::write(cpr.work.join("one.end"), "").expect("a file can be made");
         assert_eq!(cpr.wait("k"), 0);
-        let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
-        assert_eq!(said, "ready\nred\nword: after the edit;;;\n77\n");
+        let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+        assert_eq!(said, "red\nword: after the edit;;;\n77\n");
         assert_eq!(fs::read_to_string(&one).ok().as_deref(), Some("first\n"));
         assert_eq!(fs::read_to_string(&two).ok().as_deref(), Some("first\nsecond\n"));
     }
@@ -472,8 +473,8 @@ fn the_command_edits_images() {
     cpr.cpr(["restart", "-d", "--name", "k", "./new.cpr"]).good();
     fs::write(format!("{one}.end"), "").expect("a file can be made");
     assert_eq!(cpr.wait("k"), 0);
-    let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
-    assert_eq!(said, "ready\nblue\nword: before the edit;;\n22\n");
+    let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+    assert_eq!(said, "blue\nword: before the edit;;\n22\n");
     assert_eq!(fs::read_to_string(&two).ok().as_deref(), Some("first\nsecond\n"));
 }
 

@@ -27,7 +27,7 @@ pub use packer::Compression;
 pub use pages::PageIndex;
 pub use pending::PendingImage;
 pub use reader::{Image, TakePiece};
-pub use writer::{ImageSummary, ImageWriter, WriteOptions};
+pub use writer::{Hashing, ImageSummary, ImageWriter, WriteOptions};
 
 /// BLAKE3 of `data`, the hash images use throughout.
 pub fn hash(data: &[u8]) -> [u8; 32] {

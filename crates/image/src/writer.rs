@@ -56,13 +56,26 @@ pub struct ImageWriter<W: Write> {
 /// The page data so far.
 enum PageData {
     Plain(Box<Chunks>),
+    /// Their length; somebody else hashes them.
+    Apart(u64),
     Packed(Box<Packer>),
+}
+
+/// The hashing of the page data of one image, apart from their writing, so that another thread can do it.
+pub struct Hashing(Box<Chunks>);
+
+impl Hashing {
+    /// Hashes page data, in the order in which they are written.
+    pub fn add(&mut self, pages: &[u8]) {
+        self.0.add(pages);
+    }
 }
 
 impl PageData {
     fn length(&self) -> u64 {
         match self {
             PageData::Plain(chunks) => chunks.length,
+            PageData::Apart(length) => *length,
             PageData::Packed(packer) => packer.length,
         }
     }
@@ -149,6 +162,34 @@ impl<W: Write> ImageWriter<W> {
         self.data.length()
     }
 
+    /// Takes the hashing away from the writer. Whoever has it must be given the same page data, and give it back
+    /// ([`ImageWriter::give_back`]) before [`ImageWriter::finish`]. None for a compressed image.
+    pub fn take_hashing(&mut self) -> Option<Hashing> {
+        let apart = PageData::Apart(self.data.length());
+        match std::mem::replace(&mut self.data, apart) {
+            PageData::Plain(chunks) => Some(Hashing(chunks)),
+            other => {
+                self.data = other;
+                None
+            }
+        }
+    }
+
+    /// Gives the hashing back that was taken away.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where it has not seen what was written.
+    pub fn give_back(&mut self, hashing: Hashing) -> Result<()> {
+        if !matches!(self.data, PageData::Apart(length) if length == hashing.0.length) {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "what was hashed is not what was written",
+            ));
+        }
+        self.data = PageData::Plain(hashing.0);
+        Ok(())
+    }
+
     /// Appends whole pages and returns their position, which extents name.
     ///
     /// # Errors
@@ -176,6 +217,11 @@ impl<W: Write> ImageWriter<W> {
         let Self { sink, data, failed, .. } = self;
         let chunks = match data {
             PageData::Plain(chunks) => chunks,
+            PageData::Apart(length) => {
+                write(sink, failed, pages, what)?;
+                *length += pages.len() as u64;
+                return Ok(offset);
+            }
             PageData::Packed(packer) => {
                 refuse_failed(*failed, what)?;
                 return match packer.append(pages, sink) {
@@ -241,6 +287,12 @@ impl<W: Write> ImageWriter<W> {
                 }
                 let trailer = Trailer::for_lengths(data_bytes, encoded.len() as u64);
                 (std::mem::take(&mut chunks.table), trailer)
+            }
+            PageData::Apart(_) => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "the page data of the image were not hashed",
+                ));
             }
             PageData::Packed(packer) => {
                 refuse_failed(self.failed, || "write the page data of the image".to_string())?;

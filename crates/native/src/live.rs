@@ -361,6 +361,14 @@ fn copy(
             at += length;
             continue;
         }
+        if !buffer.chunks_exact(PAGE_SIZE).any(is_zero) {
+            let mut places = area.places[first..first + pages].iter_mut();
+            *buffer = sink.place_buffer(std::mem::take(buffer), &mut |length, offset| {
+                note(&mut places, length, offset);
+            })?;
+            at += length;
+            continue;
+        }
         let zero = |page: usize| is_zero(&buffer[page * PAGE_SIZE..(page + 1) * PAGE_SIZE]);
         let mut page = 0;
         while page < pages {
@@ -375,18 +383,23 @@ fn copy(
             }
             let mut places = area.places[first + from..first + page].iter_mut();
             sink.place(&buffer[from * PAGE_SIZE..page * PAGE_SIZE], &mut |length, offset| {
-                for (place, at) in places
-                    .by_ref()
-                    .take(length / PAGE_SIZE)
-                    .zip((offset..).step_by(PAGE_SIZE))
-                {
-                    *place = at;
-                }
+                note(&mut places, length, offset);
             })?;
         }
         at += length;
     }
     Ok(())
+}
+
+/// Notes where the next pages are.
+fn note(places: &mut std::slice::IterMut<'_, u64>, length: usize, offset: u64) {
+    for (place, at) in places
+        .by_ref()
+        .take(length / PAGE_SIZE)
+        .zip((offset..).step_by(PAGE_SIZE))
+    {
+        *place = at;
+    }
 }
 
 /// Makes the tracking descriptors in a stopped job, for processes that have none. A process in which that fails is left

@@ -525,7 +525,16 @@ fn copy(
             let length = (end - at).min(CHUNK);
             buffer.resize(length as usize, 0);
             match space.memory.read(at, &mut buffer) {
-                Ok(()) => append(&buffer, at, skip_zeros, &mut extents, sink)?,
+                Ok(()) if skip_zeros && buffer.chunks_exact(PAGE_SIZE).any(is_zero) => {
+                    append(&buffer, at, true, &mut extents, sink)?;
+                }
+                Ok(()) => {
+                    let mut start = at;
+                    buffer = sink.place_buffer(buffer, &mut |length, offset| {
+                        push(&mut extents, start, length as u64, offset);
+                        start += length as u64;
+                    })?;
+                }
                 Err(_) if matches!(pages, Pages::All) => {
                     readable_pages(process, at, &mut buffer, &mut extents, sink)?;
                 }

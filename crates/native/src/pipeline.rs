@@ -1,4 +1,4 @@
-//! The way of page data from the job to the image: read by one thread, hashed and written by another.
+//! The way of page data from the job to the image: read by one thread, written by another, hashed by a third.
 //!
 //! Between them is room for [`BUFFERED`] bytes, so that a stopped job waits for its memory to be read and not for a
 //! disk. Nothing here waits for longer than [`PATIENCE`] without asking whether anybody still wants the image: a reader
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cpr_image::model::Manifest;
-use cpr_image::{ImageSummary, ImageWriter, PageIndex};
+use cpr_image::{Hashing, ImageSummary, ImageWriter, PageIndex};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::checkpoint::{Event, Observer};
@@ -42,6 +42,8 @@ pub struct Pipeline<'a, 'b> {
     under_way: usize,
     spare: Vec<Vec<u8>>,
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
+    /// Where the image is not compressed.
+    hashing: Option<JoinHandle<Hashing>>,
     piece: Vec<u8>,
     next: u64,
     index: PageIndex,
@@ -55,11 +57,24 @@ pub struct Pipeline<'a, 'b> {
 }
 
 impl<'a, 'b> Pipeline<'a, 'b> {
-    /// Starts the writing thread. About `expected` bytes of page data will come.
-    pub fn start(writer: ImageWriter<File>, observer: &'a mut Observer<'b>, expected: u64) -> Result<Self> {
+    /// Starts the threads. About `expected` bytes of page data will come.
+    pub fn start(mut writer: ImageWriter<File>, observer: &'a mut Observer<'b>, expected: u64) -> Result<Self> {
         let next = cpr_image::PAGE + writer.data_bytes();
         let (pieces, incoming) = channel();
-        let (written, receipts) = channel();
+        let (used, receipts) = channel();
+        let mut written = used.clone();
+        let hashing = match writer.take_hashing() {
+            Some(hashing) => {
+                let (to_hash, arriving) = channel();
+                written = to_hash;
+                let hashing = std::thread::Builder::new()
+                    .name("cpr-hash".to_owned())
+                    .spawn(move || hash_pieces(hashing, &arriving, &used))
+                    .context(|| "start the hashing thread")?;
+                Some(hashing)
+            }
+            None => None,
+        };
         let thread = std::thread::Builder::new()
             .name("cpr-write".to_owned())
             .spawn(move || write_pieces(writer, &incoming, &written))
@@ -70,6 +85,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             under_way: 0,
             spare: Vec::new(),
             thread: Some(thread),
+            hashing,
             piece: Vec::with_capacity(PIECE),
             next,
             index: PageIndex::new()?,
@@ -130,25 +146,35 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         Ok(())
     }
 
-    fn take_back(&mut self, mut piece: Vec<u8>) {
+    fn take_back(&mut self, piece: Vec<u8>) {
         self.under_way -= 1;
-        piece.clear();
         self.spare.push(piece);
     }
 
+    /// Sends what was gathered.
     fn send(&mut self) -> Result<()> {
         if self.piece.is_empty() {
             return Ok(());
         }
+        let piece = std::mem::take(&mut self.piece);
+        self.piece = self.send_piece(piece)?;
+        self.piece.clear();
+        Ok(())
+    }
+
+    /// Sends a piece, and gives a buffer with anything in it.
+    fn send_piece(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
         self.settle(BUFFERED / PIECE - 1)?;
         while let Ok(piece) = self.receipts.try_recv() {
             self.take_back(piece);
         }
         let next = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PIECE));
-        let piece = std::mem::replace(&mut self.piece, next);
         self.under_way += 1;
         let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
-        if sent { Ok(()) } else { self.join().map(drop) }
+        if !sent {
+            self.join()?;
+        }
+        Ok(next)
     }
 
     /// Waits until everything so far has been written, so that all room is free when the job is stopped.
@@ -162,10 +188,16 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         let Some(thread) = self.thread.take() else {
             return Err(Error::new(ErrorKind::Internal, "the writing thread has ended"));
         };
-        match thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
+        let mut writer = match thread.join() {
+            Ok(result) => result?,
+            Err(_) => return Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
+        };
+        match self.hashing.take().map(JoinHandle::join) {
+            Some(Ok(hashing)) => writer.give_back(hashing)?,
+            Some(Err(_)) => return Err(Error::new(ErrorKind::Internal, "the hashing thread panicked")),
+            None => {}
         }
+        Ok(writer)
     }
 
     /// Writes the rest and the manifest, and makes the image durable. It has no name yet.
@@ -191,6 +223,15 @@ fn write_pieces(
         let _ = written.send(piece);
     }
     Ok(writer)
+}
+
+fn hash_pieces(mut hashing: Hashing, pieces: &Receiver<Vec<u8>>, hashed: &Sender<Vec<u8>>) -> Hashing {
+    for piece in pieces {
+        hashing.add(&piece);
+        // As above.
+        let _ = hashed.send(piece);
+    }
+    hashing
 }
 
 impl PageSink for Pipeline<'_, '_> {
@@ -250,6 +291,31 @@ impl PageSink for Pipeline<'_, '_> {
             placed(pages.len() - from, offset);
         }
         Ok(())
+    }
+
+    fn place_buffer(&mut self, pages: Vec<u8>, placed: &mut dyn FnMut(usize, u64)) -> Result<Vec<u8>> {
+        let offset = self.next;
+        let mut known = None;
+        if self.shared < MOST_SHARED {
+            let mut all = pages.chunks_exact(PAGE_SIZE).zip((offset..).step_by(PAGE_SIZE));
+            known = all.position(|(page, fresh)| self.index.find_or_note(page, fresh).is_some());
+        }
+        if let Some(first) = known {
+            let (fresh, rest) = pages.split_at(first * PAGE_SIZE);
+            if !fresh.is_empty() {
+                let offset = self.append(fresh)?;
+                placed(fresh.len(), offset);
+            }
+            self.place(rest, placed)?;
+            return Ok(pages);
+        }
+        self.send()?;
+        let length = pages.len();
+        self.next += length as u64;
+        let next = self.send_piece(pages)?;
+        self.count(length)?;
+        placed(length, offset);
+        Ok(next)
     }
 }
 

@@ -26,6 +26,15 @@ pub trait PageSink {
         placed(pages.len(), offset);
         Ok(())
     }
+
+    /// The same for a buffer that is given away and need not be copied; gives another one, with anything in it.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    fn place_buffer(&mut self, pages: Vec<u8>, placed: &mut dyn FnMut(usize, u64)) -> Result<Vec<u8>> {
+        self.place(&pages, placed)?;
+        Ok(pages)
+    }
 }
 
 /// Gives page data back.
