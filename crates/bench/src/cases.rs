@@ -50,6 +50,9 @@ pub struct Case {
     pub quick: bool,
     /// It is restarted with `--lazy`.
     pub lazy: bool,
+    /// Where not zero, the checkpoint after which the victim goes on is an increment, made when so many percent of the
+    /// memory have been written since an image before.
+    pub rewrite_percent: u64,
 }
 
 impl Case {
@@ -65,6 +68,7 @@ impl Case {
             processes: 1,
             quick: false,
             lazy: false,
+            rewrite_percent: 0,
         }
     }
 
@@ -87,6 +91,7 @@ impl Case {
                     ("--bytes", self.bytes.to_string()),
                     ("--content", content.to_owned()),
                     ("--write-mb-s", self.write_mb_s.to_string()),
+                    ("--rewrite-percent", self.rewrite_percent.to_string()),
                     ("--threads", self.threads.to_string()),
                     ("--processes", self.processes.to_string()),
                 ] {
@@ -155,6 +160,14 @@ pub fn all() -> Vec<Case> {
         },
         gib("1gib", "1 GiB"),
         Case::new("4gib", "4 GiB", 4 * GIB),
+        Case {
+            rewrite_percent: 1,
+            ..gib("increment1", "1 GiB, increment of 1 %")
+        },
+        Case {
+            rewrite_percent: 10,
+            ..gib("increment10", "1 GiB, increment of 10 %")
+        },
         Case {
             lazy: true,
             ..gib("lazy1gib", "1 GiB, lazy restart")

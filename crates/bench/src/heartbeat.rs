@@ -57,6 +57,8 @@ pub enum Order {
     End = 1,
     /// Compare all memory with what it has to be.
     Verify = 2,
+    /// Write the share of the memory anew that the victim was started with (`--rewrite-percent`).
+    Rewrite = 3,
 }
 
 /// Both sides' view of the page.

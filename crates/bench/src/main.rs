@@ -321,7 +321,7 @@ fn measure_one(
     let mut cpr;
     let mut criu;
     let tool: &mut dyn Tool = if is_own {
-        cpr = Cpr::new(program, place.path(), case.lazy);
+        cpr = Cpr::new(program, place.path(), case);
         &mut cpr
     } else {
         criu = Criu::new(program, place.path())?;

@@ -1,6 +1,6 @@
 //! One case with one tool in one place: the rounds, and what came out of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -141,7 +141,7 @@ impl Measurement<'_> {
             page.get(Word::Ready) == processes
         })?;
         // Costs are sampled in a round of their own, which warms everything up besides.
-        let usage = self.sample()?;
+        let usage = self.sample(page)?;
         let mut rounds = Vec::new();
         for _ in 0..self.runs {
             rounds.push(self.round(page)?);
@@ -156,14 +156,28 @@ impl Measurement<'_> {
         }
     }
 
+    /// Where the case is about increments: makes the image before, has memory written, and gives that image.
+    fn base(&mut self, page: &Heartbeat) -> Result<Option<PathBuf>> {
+        if self.case.rewrite_percent == 0 {
+            return Ok(None);
+        }
+        let command = self.tool.checkpoint(false)?;
+        let ended = run(command, PATIENCE)?;
+        let image = self.tool.checkpointed(&ended.output, false)?;
+        page.order(self.tool.victim()?, Order::Rewrite, self.case.processes, SETTLE)?;
+        Ok(Some(image))
+    }
+
     /// A checkpoint under the eyes of the sampler.
-    fn sample(&mut self) -> Result<Usage> {
+    fn sample(&mut self, page: &Heartbeat) -> Result<Usage> {
+        let base = self.base(page)?;
         let command = self.tool.checkpoint(false)?;
         let sampler = Sampler::start(self.tool.program())?;
         let ended = run(command, PATIENCE);
         let usage = sampler.finish()?;
         let image = self.tool.checkpointed(&ended?.output, false)?;
         limit::remove(&image)?;
+        base.map_or(Ok(()), |base| limit::remove(&base))?;
         Ok(usage)
     }
 
@@ -177,6 +191,7 @@ impl Measurement<'_> {
 
     /// A checkpoint after which the victim goes on, and as much time without one.
     fn live(&mut self, page: &Heartbeat, round: &mut Round) -> Result<()> {
+        let base = self.base(page)?;
         let command = self.tool.checkpoint(false)?;
         page.watch(self.tool.victim()?)?;
         let (written, begun) = (page.get(Word::Written), Instant::now());
@@ -188,6 +203,7 @@ impl Measurement<'_> {
         round.sync = limit::sync(&image)?;
         round.image_bytes = limit::length(&image)?;
         limit::remove(&image)?;
+        base.map_or(Ok(()), |base| limit::remove(&base))?;
 
         let time = ended.wall.clamp(SHORTEST_WATCH, LONGEST_WATCH);
         page.watch(self.tool.victim()?)?;

@@ -9,6 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::{WaitOptions, wait};
 use serde_json::Value;
 
+use crate::cases::Case;
 use crate::command::{Alive, run, run_regardless};
 
 /// How long any one command may take.
@@ -44,6 +45,7 @@ pub struct Cpr {
     program: PathBuf,
     state: PathBuf,
     lazy: bool,
+    incremental: bool,
     victim: Option<Alive>,
 }
 
@@ -51,12 +53,13 @@ pub struct Cpr {
 const JOB: &str = "bench";
 
 impl Cpr {
-    /// A victim with its images below `place`, restarted with `--lazy` or not.
-    pub fn new(program: &Path, place: &Path, lazy: bool) -> Cpr {
+    /// The victim of a case, with its images below `place`.
+    pub fn new(program: &Path, place: &Path, case: &Case) -> Cpr {
         Cpr {
             program: program.to_owned(),
             state: place.join("state"),
-            lazy,
+            lazy: case.lazy,
+            incremental: case.rewrite_percent > 0,
             victim: None,
         }
     }
@@ -109,6 +112,8 @@ impl Tool for Cpr {
         let mut command = self.command(&["checkpoint", "--json", JOB]);
         if stop {
             command.arg("--stop");
+        } else if self.incremental {
+            command.arg("--incremental");
         }
         Ok(command)
     }

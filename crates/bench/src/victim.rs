@@ -37,6 +37,9 @@ pub struct Victim {
     /// Rewrite so many megabytes (10^6) a second
     #[arg(long, default_value_t = 0)]
     pub write_mb_s: u64,
+    /// Rewrite so many percent of the memory, spread over it, when told to
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub rewrite_percent: u64,
     /// Threads
     #[arg(long, default_value_t = 1)]
     pub threads: u64,
@@ -90,7 +93,7 @@ pub fn run(victim: &Victim) -> Result<()> {
         let wanted = page.get(Word::Order);
         if wanted != order {
             order = wanted;
-            if obey(&page, &memory, order) {
+            if obey(&page, &memory, order, victim.rewrite_percent) {
                 return Ok(());
             }
         }
@@ -98,11 +101,19 @@ pub fn run(victim: &Victim) -> Result<()> {
 }
 
 /// Carries out an order; true when it is to end.
-fn obey(page: &Heartbeat, memory: &Mutex<Memory>, order: u64) -> bool {
+fn obey(page: &Heartbeat, memory: &Mutex<Memory>, order: u64, rewrite_percent: u64) -> bool {
     if order & 0xff == Order::End as u64 {
         return true;
     }
-    page.add(Word::Wrong, lock(memory).wrong_pages());
+    let mut memory = lock(memory);
+    if order & 0xff == Order::Rewrite as u64 {
+        let pages = memory.pages() as u64 * rewrite_percent / 100;
+        for number in 0..pages {
+            memory.rewrite((number * 100 / rewrite_percent) as usize);
+        }
+    } else {
+        page.add(Word::Wrong, memory.wrong_pages());
+    }
     page.add(Word::Done, 1);
     false
 }
@@ -122,6 +133,7 @@ fn start_other(victim: &Victim, process: u64) -> Result<()> {
         .arg(&victim.heartbeat)
         .args(["--bytes", &victim.bytes.to_string()])
         .args(["--processes", &victim.processes.to_string()])
+        .args(["--rewrite-percent", &victim.rewrite_percent.to_string()])
         .args(["--process", &process.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
