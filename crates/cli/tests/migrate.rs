@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -154,19 +154,6 @@ impl Hosts {
         wait_until(PATIENCE, "the job is stopped", || self.state() == "T");
         self.cpr.cpr(["kill", "--signal", "CONT", "job"]).good();
         self.goes_on_here();
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for job in fs::read_dir(self.there.join("jobs")).into_iter().flatten().flatten() {
-            let name = job.file_name();
-            let mut command = self.cpr.command(self.cpr.binary());
-            command
-                .args(["rm".as_ref(), "--force".as_ref(), name.as_os_str()])
-                .env("GRIDCPR_STATE_DIR", &self.there);
-            let _ = command.stderr(Stdio::null()).stdout(Stdio::null()).status();
-        }
     }
 }
 
@@ -331,6 +318,45 @@ fn a_killed_command_leaves_the_job_running_or_stopped() {
     }
 }
 
+/// LBNL-2.4.7: the other host has a copy of the files, under the same names and with other inodes, and no file system in
+/// common.
+#[test]
+fn a_job_moves_to_a_copy_of_its_files() {
+    let Some(hosts) = Hosts::new("a_job_moves_to_a_copy_of_its_files", As::Root) else {
+        return;
+    };
+    let cpr = &hosts.cpr;
+    let image = cpr.work.join("image.cpr");
+    let image = image.to_str().expect("our paths are text");
+    cpr.checkpoint("job", &["--stop", "-o", image]);
+    let before = hosts.out();
+    let base = cpr.work.parent().expect("it is below a directory");
+    let (copy, state) = (base.join("copy"), base.join("other"));
+    support::copy_tree(&cpr.work, &copy);
+    fs::create_dir(&state).expect("the test's directory can be written");
+    let inode = |path: PathBuf| fs::metadata(path).expect("the file is there").ino();
+    assert_ne!(inode(cpr.work.join("out")), inode(copy.join("out")));
+    let elsewhere = |words: &str| {
+        let script = format!(
+            "mount --bind {0} {1} && cd {1} && GRIDCPR_STATE_DIR={2} exec {3} {words}",
+            copy.display(),
+            cpr.work.display(),
+            state.display(),
+            cpr.binary().display()
+        );
+        cpr.program(&["unshare", "-m", "sh", "-c", &script])
+    };
+    elsewhere("restart -d --name job image.cpr").good();
+    let counted = || fs::read_to_string(copy.join("out")).unwrap_or_default().lines().count();
+    wait_until(PATIENCE, "the job counts there", || counted() > before.len() + 3);
+    fs::write(copy.join("enough"), "").expect("the test's directory can be written");
+    elsewhere("wait job").good();
+    let expected: Vec<String> = (1..=counted()).map(|number| number.to_string()).collect();
+    let out = fs::read_to_string(copy.join("out")).expect("the file is there");
+    assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(hosts.out(), before);
+}
+
 /// A daemon that ends with the test.
 struct Daemon(std::process::Child);
 
@@ -341,7 +367,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Two hosts with a wire between them, and ssh.
+/// LBNL-1.2.4.1.e: two hosts with a wire between them, and ssh.
 #[test]
 fn a_job_moves_over_ssh_between_two_hosts() {
     let test = "a_job_moves_over_ssh_between_two_hosts";

@@ -345,15 +345,15 @@ impl Cpr {
         assert!(self.kill_all(), "processes of the test survive SIGKILL");
     }
 
-    /// PIDs of everything that runs with our state directory in its environment, oldest first.
+    /// PIDs of everything that runs with a state directory of the test in its environment, oldest first.
     fn processes(&self) -> Vec<String> {
-        let mark = [b"GRIDCPR_STATE_DIR=", self.state_dir.as_os_str().as_encoded_bytes()].concat();
+        let mark = [b"GRIDCPR_STATE_DIR=", self.base.as_os_str().as_encoded_bytes(), b"/"].concat();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(pid) = name.parse::<u32>() else { continue };
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.split(|b| *b == 0).any(|v| v == mark) {
+            if environment.split(|b| *b == 0).any(|v| v.starts_with(&mark)) {
                 found.push(pid);
             }
         }
