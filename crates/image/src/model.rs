@@ -539,7 +539,7 @@ pub struct TimedSleep {
 pub struct Cpu {
     /// NT_PRSTATUS register set: `struct user_regs_struct`.
     pub general: Bytes,
-    /// NT_X86_XSTATE register set: XSAVE area in standard format.
+    /// NT_X86_XSTATE register set: XSAVE area in standard format, without the zeros at its end.
     pub extended: Bytes,
     /// Program counter, for listings.
     pub program_counter: u64,

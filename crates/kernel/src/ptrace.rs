@@ -5,9 +5,10 @@
 //! wait can sleep on it.
 
 use std::io;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::arch::{EXTENDED_MAX, NT_EXTENDED, REGISTERS_SIZE, Registers};
+use crate::arch::{EXTENDED_MAX, EXTENDED_MIN, NT_EXTENDED, REGISTERS_SIZE, Registers};
 
 /// The largest interval a wait sleeps before it looks again, whatever the notifications say.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -269,14 +270,38 @@ impl Tracee {
         self.set_register_set(libc::NT_PRSTATUS as u32, &registers.to_bytes())
     }
 
-    /// Floating-point, vector and further extended state, in the XSAVE standard format.
+    /// Floating-point, vector and further extended state, in the XSAVE standard format, without the zeros at its end:
+    /// most of it belongs to registers that few programs use.
     pub fn extended(self) -> io::Result<Vec<u8>> {
-        self.register_set(NT_EXTENDED, EXTENDED_MAX)
+        let mut area = self.whole_extended()?;
+        let used = area.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        area.truncate(used.max(EXTENDED_MIN).next_multiple_of(8));
+        area.shrink_to_fit();
+        Ok(area)
     }
 
-    /// Sets the extended state.
+    /// Sets the extended state; what `area` does not reach is zero.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where this processor has less of it.
     pub fn set_extended(self, area: &[u8]) -> io::Result<()> {
-        self.set_register_set(NT_EXTENDED, area)
+        // The kernel takes the whole area only, as long as it is on this machine.
+        let mut whole = self.whole_extended()?;
+        if area.len() > whole.len() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let (used, rest) = whole.split_at_mut(area.len());
+        used.copy_from_slice(area);
+        rest.fill(0);
+        self.set_register_set(NT_EXTENDED, &whole)
+    }
+
+    fn whole_extended(self) -> io::Result<Vec<u8>> {
+        /// It is as long for every thread of the machine.
+        static LENGTH: OnceLock<usize> = OnceLock::new();
+        let area = self.register_set(NT_EXTENDED, LENGTH.get().copied().unwrap_or(EXTENDED_MAX))?;
+        LENGTH.get_or_init(|| area.len());
+        Ok(area)
     }
 
     fn register_set(self, kind: u32, size: usize) -> io::Result<Vec<u8>> {

@@ -17,6 +17,9 @@ pub const NT_EXTENDED: u32 = 0x202;
 /// Largest XSAVE area we accept (XSAVE with AMX tiles is 11 KiB; leave room for the future).
 pub const EXTENDED_MAX: usize = 64 * 1024;
 
+/// Of that the legacy region and the header, which are always there, bytes.
+pub const EXTENDED_MIN: usize = 576;
+
 /// General registers as PTRACE_GETREGSET(NT_PRSTATUS) gives them: `struct user_regs_struct`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
