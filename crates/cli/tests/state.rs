@@ -74,7 +74,9 @@ survive! {
     pipes;
     // LBNL-3.9.1.M10
     sockets;
+    // LBNL-2.2.4B.5, LBNL-3.9.1.M11
     tcp;
+    // LBNL-3.9.1.M11
     udp;
     netlink;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
@@ -92,6 +94,10 @@ survive! {
     ptys;
     registered;
     tables;
+    // LBNL-2.2.4B.16, LBNL-2.2.4B.18, LBNL-3.9.8.4.2, LBNL-3.9.8.4.4, LBNL-3.9.8.4.5, LBNL-3.9.8.4.6, LBNL-3.9.8.4.7
+    devices;
+    // LBNL-3.9.1.M4, LBNL-3.9.10.4.2
+    layout;
     // LBNL-2.2.4B.15, LBNL-2.2.4B.21, LBNL-2.2.4B.22, LBNL-3.9.1.M19, LBNL-3.9.8.5.1, LBNL-3.9.8.5.2, LBNL-3.9.10.6A.3,
     // LBNL-3.9.10.3.2, LBNL-3.9.10.6A.2, LBNL-3.9.10.6B.2, LBNL-3.9.10.6B.3
     memory;
