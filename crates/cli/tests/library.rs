@@ -112,7 +112,7 @@ impl Run {
 
 const USERS: [As; 2] = [As::Root, As::User];
 
-// LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
+// LBNL-3.6.7 LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
 #[test]
 fn callbacks_run_in_a_thread_in_their_order() {
     for user in USERS {
@@ -211,7 +211,7 @@ fn a_hung_callback_times_out_and_the_job_goes_on() {
     run.end();
 }
 
-// LBNL-3.6.7.4 LBNL-3.6.7.5
+// LBNL-2.1.2 LBNL-3.6.7.4 LBNL-3.6.7.5
 #[test]
 fn a_checkpoint_waits_for_critical_sections() {
     for user in USERS {
@@ -345,7 +345,7 @@ fn a_program_ends_its_own_job_with_a_checkpoint() {
     assert!(alone.contains("not part of a job"), "{alone}");
 }
 
-// LBNL-3.6.3.1 LBNL-3.6.3.4.a LBNL-3.6.3.4.b LBNL-3.6.3.4.c LBNL-3.6.3.4.d LBNL-3.6.3.2
+// LBNL-3.6.3.1 LBNL-3.6.3.4 LBNL-3.6.3.4.a LBNL-3.6.3.4.b LBNL-3.6.3.4.c LBNL-3.6.3.4.d LBNL-3.6.3.2
 #[test]
 fn images_are_read_and_edited_from_c() {
     for user in USERS {
