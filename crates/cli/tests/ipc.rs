@@ -225,6 +225,7 @@ mod refused {
         refused("secret", &["secret memory"]);
     }
 
+    // LBNL-2.4.12
     #[test]
     fn asynchronous_io() {
         refused("aio", &["asynchronous I/O"]);

@@ -301,6 +301,7 @@ refused! {
     shared_memory_space [root user]: ["clone_vm"]; "memory", "it shares its memory with process";
     shared_working_directory [root user]: ["clone_fs"]; "working directory", "it shares its working directory with process";
     main_thread_ended [root user]: ["leader"]; "main thread", "its main thread has ended while others run";
+    // LBNL-3.2.2.1
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     pid_namespace [root user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";

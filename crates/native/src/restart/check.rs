@@ -16,7 +16,8 @@ use crate::{Blocker, files, mapped};
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
 /// are left out.
 const INSTRUCTIONS: [&str; 22] = [
-    "sse3",
+    // SSE3, as Linux calls it.
+    "pni",
     "ssse3",
     "sse4_1",
     "sse4_2",

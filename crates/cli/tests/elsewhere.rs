@@ -1,0 +1,324 @@
+//! Jobs that go on where something is not as it was: on another host, on another processor; and jobs whose parts
+//! are held together by libraries, pipes and message passing.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cpr_image::model::Manifest;
+use cpr_image::{Image, ImageWriter, PendingImage};
+use support::{As, Cpr, PATIENCE, skip, wait_until};
+
+/// `Incompatible` of docs/exit-codes.md.
+const INCOMPATIBLE: i32 = 78;
+const PYTHON: &str = "/usr/bin/python3";
+const JOB: &str = "job";
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
+}
+
+fn put(cpr: &Cpr, name: &str, content: &str) {
+    let path = cpr.work.join(name);
+    fs::write(&path, content).expect("the test's directory can be written");
+    cpr.give(&path);
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Numbers from 1, one a line.
+fn numbers(to: usize) -> String {
+    (1..=to).map(|n| format!("{n}\n")).collect()
+}
+
+/// The same image after `edit`, sealed again.
+fn edited(from: &Path, edit: impl FnOnce(&mut Manifest)) -> PathBuf {
+    let image = Image::open(from).expect("the image is good");
+    let mut manifest = image.manifest().clone();
+    edit(&mut manifest);
+    let path = from.with_file_name("edited.cpr");
+    let pending = PendingImage::create(&path).expect("the directory can be written");
+    let mut writer = ImageWriter::new(&pending, "x86_64").expect("the image can be written");
+    let mut page = vec![0; 4096];
+    for at in (0..image.data_bytes()).step_by(page.len()) {
+        image.read_data(4096 + at, &mut page).expect("the image is good");
+        writer.append(&page).expect("the image can be written");
+    }
+    writer.finish(&manifest).expect("the image can be written");
+    pending.publish(None).expect("the image can be written");
+    path
+}
+
+/// Copies numbered lines from a file to another, and waits halfway.
+const COPY: &str = "import os, time
+with open('in') as source, open('out', 'w') as target:
+    for line in source:
+        target.write(line)
+        if line == '5000\\n':
+            target.flush()
+            while not os.path.exists('go'): time.sleep(0.01)
+";
+
+/// LBNL-2.4.7, LBNL-3.8.1: namespaces of all kinds with a file system of their own are the other host. Of the first
+/// one it has the image and a copy of the working directory, under the same name and with other inode numbers.
+#[test]
+fn a_job_goes_on_on_another_host() {
+    let test = "a_job_goes_on_on_another_host";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    put(&cpr, "in", &numbers(10_000));
+    cpr.run_detached(JOB, &[], &[PYTHON, "-c", COPY]);
+    wait_until(PATIENCE, "half of it is copied", || {
+        read(&cpr.work.join("out")).ends_with("\n5000\n")
+    });
+    // Neither is below what the other host does not have.
+    let place = tempfile::tempdir().expect("a temporary directory can be made");
+    let image = place.path().join("image.cpr");
+    cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
+    cpr.cpr(["rm", JOB]).good();
+    let script = r#"set -e
+place=$1 work=$2 cpr=$3 state=$4
+ip link set lo up
+hostname elsewhere
+cp -r "$work" "$place/files"
+before=$(stat -c %i "$work/in")
+mount -t tmpfs none "$work"
+mount -t tmpfs none "$state"
+cp -r "$place/files/." "$work"
+cd "$work"
+[ "$(stat -c %d:%i in)" != "$(stat -c %d "$place"):$before" ]
+: >go
+"$cpr" restart --name there "$place/image.cpr"
+cp out "$place/out"
+"#;
+    cpr.program(&[
+        "unshare",
+        "--mount",
+        "--pid",
+        "--net",
+        "--uts",
+        "--ipc",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        text(place.path()),
+        text(&cpr.work),
+        text(cpr.binary()),
+        text(&cpr.state_dir),
+    ])
+    .good();
+    assert_eq!(read(&place.path().join("out")), numbers(10_000));
+    assert_eq!(
+        read(&cpr.work.join("out")),
+        numbers(5_000),
+        "the first host has what it had"
+    );
+}
+
+/// LBNL-3.9.1.M23: an image of a machine whose processor can do more, or whose kernel has another vdso.
+#[test]
+fn what_another_machine_lacks_is_named() {
+    let test = "what_another_machine_lacks_is_named";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    cpr.run_detached(JOB, &[], &["sleep", "1000"]);
+    let image = cpr.work.join("image.cpr");
+    cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
+    let here = read(Path::new("/proc/cpuinfo"));
+    let known = ["amx_tile", "avx512f", "sha_ni", "rdseed", "avx2"];
+    let lacking = known.iter().find(|flag| !here.split_whitespace().any(|f| f == **flag));
+    let refused = |edit: &dyn Fn(&mut Manifest), named: &str| {
+        let image = edited(&image, edit);
+        cpr.give(&image);
+        for command in [&["check"][..], &["restart", "-d", "--name", "again"]] {
+            let ended = cpr.cpr(command.iter().copied().chain([text(&image)]));
+            assert_eq!(ended.code, INCOMPATIBLE, "{command:?}: {}", ended.stderr);
+            let said = ended.text() + &ended.stderr;
+            assert!(said.contains(named), "{named}: {said}");
+        }
+        assert_eq!(cpr.cpr(["ps", "--json"]).good().json()["jobs"], serde_json::json!([]));
+    };
+    match lacking {
+        Some(flag) => refused(&|manifest| manifest.checkpoint.cpu_flags.push((*flag).to_owned()), flag),
+        None => support::note_skip(test, "this processor has every feature"),
+    }
+    refused(
+        &|manifest| manifest.checkpoint.vdso_hash.0.iter_mut().for_each(|byte| *byte ^= 1),
+        "vdso",
+    );
+    // The image itself is one of this machine.
+    cpr.cpr(["restart", "-d", "--name", "again", text(&image)]).good();
+    assert!(cpr.is_running("again"));
+}
+
+/// Writes numbers, and waits halfway.
+const WRITER: &str = "import os, time
+for n in range(1, 200001):
+    print(n)
+    if n == 100000:
+        open('half', 'w').close()
+        while not os.path.exists('go'): time.sleep(0.01)
+";
+/// Says each line twice.
+const BOTH: &str = "import sys
+for line in sys.stdin:
+    sys.stdout.write(line)
+    sys.stderr.write(line)
+";
+
+fn pipes(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    put(&cpr, "writer.py", WRITER);
+    put(&cpr, "both.py", BOTH);
+    let script = format!(
+        "mkfifo named; {PYTHON} writer.py >named & cat <named | tail -n +1 | {PYTHON} both.py >out 2>err; wait $!"
+    );
+    cpr.run_detached(JOB, &[], &["sh", "-c", &script]);
+    wait_until(PATIENCE, "half of it is written", || cpr.work.join("half").exists());
+    cpr.checkpoint(JOB, &["--stop"]);
+    assert!(read(&cpr.work.join("out")).len() < numbers(200_000).len());
+    cpr.restart(JOB);
+    put(&cpr, "go", "");
+    assert_eq!(cpr.wait(JOB), 0);
+    for name in ["out", "err"] {
+        assert!(
+            read(&cpr.work.join(name)) == numbers(200_000),
+            "{name} is not what it should be"
+        );
+    }
+}
+
+// A named pipe and pipes between members of a session, whose streams are pipes and files:
+// LBNL-3.9.6.1.3, LBNL-3.9.6.2.3, LBNL-3.9.8.3.1, LBNL-3.9.8.3.2, LBNL-3.9.8.3.3
+#[test]
+fn pipes_connect_as_they_did_as_root() {
+    pipes("pipes_connect_as_they_did_as_root", As::Root);
+}
+
+#[test]
+fn pipes_connect_as_they_did_as_user() {
+    pipes("pipes_connect_as_they_did_as_user", As::User);
+}
+
+/// A program that counts with ten libraries and three plug-ins, each of which has a counter.
+fn libraries(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let compile = |arguments: &[&str]| {
+        let mut line = vec!["cc", "-O1", "-Wall", "-Werror"];
+        line.extend(arguments);
+        cpr.program(&line).good();
+    };
+    let declared: String = (0..10).map(|n| format!("int next{n}(void);\n")).collect();
+    let calls: String = (0..10).map(|n| format!("    sum += next{n}();\n")).collect();
+    for n in 0..13 {
+        let source = format!("library{n}.c");
+        put(
+            &cpr,
+            &source,
+            &format!("static int count = {n}; int next{n}(void) {{ return ++count; }}\n"),
+        );
+        compile(&["-fPIC", "-shared", "-o", &format!("lib{n}.so"), &source]);
+    }
+    let program = format!(
+        r#"#include <dlfcn.h>
+#include <stdio.h>
+#include <unistd.h>
+{declared}
+int main(void) {{
+    int (*plugin[3])(void);
+    for (int i = 0; i < 3; i++) {{
+        char name[32], symbol[32];
+        snprintf(name, sizeof name, "./lib%d.so", 10 + i);
+        snprintf(symbol, sizeof symbol, "next%d", 10 + i);
+        void *library = dlopen(name, RTLD_NOW);
+        plugin[i] = library ? (int (*)(void))dlsym(library, symbol) : 0;
+        if (!plugin[i]) return 1;
+    }}
+    for (int round = 0; round < 2; round++) {{
+        int sum = 0;
+{calls}        for (int i = 0; i < 3; i++) sum += plugin[i]();
+        printf("%d\n", sum);
+        fflush(stdout);
+        while (round == 0 && access("go", F_OK) != 0) usleep(10000);
+    }}
+    return dlopen("./lib12.so", RTLD_NOW | RTLD_NOLOAD) ? 0 : 2;
+}}
+"#
+    );
+    put(&cpr, "program.c", &program);
+    let names: Vec<String> = (0..10).map(|n| format!("./lib{n}.so")).collect();
+    let mut line = vec!["-Wl,--no-as-needed", "-Wl,-rpath,.", "-o", "program", "program.c"];
+    line.extend(names.iter().map(String::as_str));
+    compile(&line);
+    cpr.run_detached(JOB, &[], &["./program"]);
+    // 0 to 12, each and one more.
+    wait_until(PATIENCE, "all libraries were called", || cpr.logs(JOB) == b"91\n");
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    put(&cpr, "go", "");
+    assert_eq!(cpr.wait(JOB), 0);
+    assert_eq!(cpr.logs(JOB), b"91\n104\n");
+}
+
+// LBNL-3.9.10.5.1, LBNL-3.9.10.5.2, LBNL-3.9.10.1.1
+#[test]
+fn libraries_and_plug_ins_go_on_as_root() {
+    libraries("libraries_and_plug_ins_go_on_as_root", As::Root);
+}
+
+#[test]
+fn libraries_and_plug_ins_go_on_as_user() {
+    libraries("libraries_and_plug_ins_go_on_as_user", As::User);
+}
+
+/// Four ranks that pass messages around over shared memory.
+fn mpi(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    for program in ["mpirun", "mpicc"] {
+        if cpr.program(&["sh", "-c", r#"command -v "$1""#, "sh", program]).code != 0 {
+            skip!(test, "{program} not found");
+        }
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/workloads/mpi_ring/ring.c");
+    cpr.program(&["mpicc", "-O1", "-o", "ring", text(&source)]).good();
+    let mut command = vec!["mpirun", "--oversubscribe", "-np", "4", "--mca", "btl", "self,vader"];
+    if user == As::Root {
+        command.push("--allow-run-as-root");
+    }
+    command.push("./ring");
+    put(&cpr, "go", "");
+    let plain = cpr.program(&command).good().text();
+    fs::remove_file(cpr.work.join("go")).expect("the file is there");
+    fs::remove_file(cpr.work.join("half")).expect("the file is there");
+    cpr.run_detached(JOB, &[], &command);
+    wait_until(PATIENCE, "half of it is done", || cpr.work.join("half").exists());
+    let report = cpr.checkpoint(JOB, &["--stop"]);
+    assert_eq!(report["processes"], 5, "the ranks and their starter: {report}");
+    cpr.restart(JOB);
+    cpr.checkpoint(JOB, &[]);
+    put(&cpr, "go", "");
+    assert_eq!(cpr.wait(JOB), 0);
+    let sorted = |said: &str| {
+        let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let said = String::from_utf8_lossy(&cpr.logs(JOB)).into_owned();
+    assert_eq!(sorted(&said), sorted(&plain));
+    assert_eq!(said.lines().count(), 4, "{said}");
+}
+
+// LBNL-3.3.4
+#[test]
+fn ranks_of_open_mpi_over_shared_memory_as_user() {
+    mpi("ranks_of_open_mpi_over_shared_memory_as_user", As::User);
+}
+
+#[test]
+fn ranks_of_open_mpi_over_shared_memory_as_root() {
+    mpi("ranks_of_open_mpi_over_shared_memory_as_root", As::Root);
+}
