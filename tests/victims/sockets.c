@@ -1,5 +1,6 @@
 /* UNIX socket pairs with queued data, message boundaries and descriptors in flight. */
 #include "victim.h"
+#include <sys/un.h>
 
 static void send_fd(int socket, int fd, const char *text) {
     struct iovec part = {(void *)text, strlen(text)};
@@ -51,7 +52,16 @@ int main(int argc, char **argv) {
     CHECK(setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) == 0);
     CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0);
     CHECK(setsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) == 0);
+    /* Never connected; one of them has a name. */
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    socklen_t named = sizeof name;
+    int server = socket(AF_UNIX, SOCK_SEQPACKET, 0), caller = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    CHECK(bind(server, (struct sockaddr *)&name, sizeof name.sun_family) == 0);
+    CHECK(getsockname(server, (struct sockaddr *)&name, &named) == 0);
     ready();
+    CHECK(listen(server, 1) == 0 && connect(caller, (struct sockaddr *)&name, named) == 0);
+    int accepted = accept(server, NULL, NULL);
+    CHECK(accepted >= 0 && write(caller, "here", 4) == 4 && read(accepted, &name, 4) == 4);
     CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &effective, &length) == 0);
     SAME(effective, buffer);
     CHECK(getsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &effective, &length) == 0 && effective == 1);

@@ -3,6 +3,7 @@
 #include "victim.h"
 #include <netinet/in.h>
 #include <arpa/inet.h>
+#include <linux/filter.h>
 
 static struct sockaddr_in own(int fd) {
     struct sockaddr_in name;
@@ -64,7 +65,39 @@ int main(int argc, char **argv) {
     if (geteuid() == 0) raw = socket(AF_INET, SOCK_RAW, 253);
     if (raw >= 0) CHECK(setsockopt(raw, IPPROTO_IP, IP_HDRINCL, &(int){1}, sizeof(int)) == 0);
 
+    /* One that takes only what begins with y (after eight bytes of header), for good. */
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 8),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 'y', 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0xffff),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog program = {4, code};
+    int picky = bound(INADDR_LOOPBACK);
+    uint16_t picky_port = own(picky).sin_port;
+    send_to(other, own(picky), "no: sent before the filter came");
+    CHECK(setsockopt(picky, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+    CHECK(setsockopt(picky, SOL_SOCKET, SO_LOCK_FILTER, &(int){1}, sizeof(int)) == 0);
+    CHECK(setsockopt(picky, SOL_SOCKET, SO_NO_CHECK, &(int){1}, sizeof(int)) == 0);
+    /* One that is shut down, and one that takes nothing any more. */
+    int shut = socket(AF_INET, SOCK_DGRAM, 0), taking_none = socket(AF_INET, SOCK_DGRAM, 0);
+    CHECK(connect(shut, (struct sockaddr *)&one, sizeof one) == 0 && shutdown(shut, SHUT_RDWR) == 0);
+    CHECK(connect(taking_none, (struct sockaddr *)&one, sizeof one) == 0 && shutdown(taking_none, SHUT_RD) == 0);
+
     ready();
+
+    struct sockaddr_in picky_name = own(picky);
+    SAME(picky_name.sin_port, picky_port);
+    expect(picky, "no: sent before the filter came", known);
+    send_to(other, picky_name, "no");
+    send_to(other, picky_name, "yes");
+    expect(picky, "yes", known);
+    CHECK(setsockopt(picky, SOL_SOCKET, SO_DETACH_FILTER, &(int){0}, sizeof(int)) == -1 && errno == EPERM);
+    int unchecked;
+    length = sizeof unchecked;
+    CHECK(getsockopt(picky, SOL_SOCKET, SO_NO_CHECK, &unchecked, &length) == 0 && unchecked == 1);
+    CHECK(recv(shut, &unchecked, 1, 0) == 0 && send(shut, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    CHECK(recv(taking_none, &unchecked, 1, 0) == 0);
 
     CHECK(own(any).sin_port == any_name.sin_port && own(local).sin_port == local_name.sin_port);
     CHECK(own(client).sin_port == client_name.sin_port);

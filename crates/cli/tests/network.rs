@@ -316,6 +316,102 @@ print("DONE", number)
     assert!(peer.wait().expect("the server ends").success());
 }
 
+/// Connections whose other side has said that it sends no more: one that can still be written to (CLOSE_WAIT), and one
+/// whose own end is under way, too (LAST_ACK).
+#[test]
+fn half_closed_outside_connections_can_be_kept() {
+    let test = "half_closed_outside_connections_can_be_kept";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    if cpr.program(&["ip", "-V"]).code != 0 {
+        skip!(test, "ip not found");
+    }
+    let server = r#"
+import socket
+listener = socket.create_server(("10.98.0.2", 7000))
+for want in (b"a late answer", b"early"):
+    peer, _ = listener.accept()
+    peer.sendall(b"all there is")
+    peer.shutdown(socket.SHUT_WR)
+    peer.settimeout(60)
+    got = b""
+    while part := peer.recv(100):
+        got += part
+    assert got == want, got
+"#;
+    let client = r#"
+import os, socket, time
+def until(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+def state(s):
+    return s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+def half(s):
+    while state(s) != 8:
+        time.sleep(0.01)
+first = socket.create_connection(("10.98.0.2", 7000))
+half(first)
+print("HALF CLOSED")
+until("first")
+assert state(first) == 8, state(first)
+first.settimeout(60)
+assert first.makefile("rb").read() == b"all there is"
+first.sendall(b"a late answer")
+first.close()
+second = socket.create_connection(("10.98.0.2", 7000))
+half(second)
+print("HALF CLOSED AGAIN")
+until("cut")
+second.sendall(b"early")
+second.shutdown(socket.SHUT_WR)
+assert state(second) == 9, state(second)
+print("ENDING")
+until("second")
+assert second.makefile("rb").read() == b"all there is"
+while state(second) != 7:
+    time.sleep(0.01)
+"#;
+    let Some(command) = python(&cpr, client) else {
+        skip!(test, "python3 not found");
+    };
+    let served = cpr.work.join("server.py");
+    let touch = |name: &str| fs::write(cpr.work.join(name), "").expect("the test's directory can be written");
+    fs::write(&served, server).expect("the test's directory can be written");
+    let [here, there] = Net::pair(&cpr, "10.98.0");
+    let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
+    let mut peer = cpr
+        .command(&line[0])
+        .args(&line[1..])
+        .spawn()
+        .expect("the server starts");
+    let listens = || {
+        let table = there.run(&cpr, &["cat", "/proc/self/net/tcp"]);
+        table.text().contains(":1B58 ")
+    };
+    wait_until(PATIENCE, "the server listens", listens);
+    let binary = cpr.binary().to_str().expect("our paths are text").to_owned();
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let options = [&binary, "run", "-d", "--tcp", "keep", "--name", JOB, "--"];
+    here.run(&cpr, &[&options[..], &words[..]].concat()).good();
+    await_said(&cpr, "HALF CLOSED");
+    let again = || {
+        here.run(&cpr, &[&binary, "checkpoint", JOB, "--stop"]).good();
+        here.run(&cpr, &[&binary, "restart", "-d", JOB]).good();
+    };
+    // The second time it is a restarted connection that is saved.
+    again();
+    again();
+    touch("first");
+    await_said(&cpr, "HALF CLOSED AGAIN");
+    there.run(&cpr, &["ip", "link", "set", "vb", "down"]).good();
+    touch("cut");
+    await_said(&cpr, "ENDING");
+    again();
+    there.run(&cpr, &["ip", "link", "set", "vb", "up"]).good();
+    touch("second");
+    assert_eq!(cpr.wait(JOB), 0);
+    assert!(peer.wait().expect("the server ends").success());
+}
+
 /// What cannot be saved is named, and the job goes on.
 #[test]
 fn unsupported_sockets_are_named() {

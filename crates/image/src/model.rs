@@ -1345,6 +1345,22 @@ pub struct TcpConnection {
     /// `struct tcp_repair_window`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
     #[serde(default)]
     pub window: [u32; 5],
+    /// Whether the other side has sent its end. `receive_sequence` does not count it.
+    #[serde(default)]
+    pub peer_end: PeerEnd,
+}
+
+/// The end of what the other side of a connection sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerEnd {
+    /// It has not come.
+    #[default]
+    Open,
+    /// It came before our own was sent, if that was: CLOSE_WAIT, LAST_ACK.
+    First,
+    /// It came when our own was under way: CLOSING.
+    Crossed,
 }
 
 /// A netlink socket.

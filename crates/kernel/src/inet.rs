@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use crate::socket::{INVALID, checked, diagnose, u32_at};
 
+/// Bytes of a `struct sock_filter`.
+const INSTRUCTION: usize = 8;
+
 /// TCP_ESTABLISHED and the other states of TCP_INFO and inet_diag, <net/tcp_states.h>.
 pub mod state {
     #![allow(missing_docs)]
@@ -282,18 +285,28 @@ pub fn peek_datagram(socket: BorrowedFd<'_>) -> io::Result<Option<Datagram>> {
 
 /// SO_ATTACH_FILTER of a program that drops everything that comes in, unseen and unacknowledged.
 pub fn drop_incoming(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut code = [libc::sock_filter {
-        code: 0x06, // BPF_RET | BPF_K
-        jt: 0,
-        jf: 0,
-        k: 0,
-    }];
+    // One instruction, BPF_RET | BPF_K, of zero bytes.
+    attach_filter(socket, &[0x06, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// Attaches a classic filter, given as `struct sock_filter`s.
+pub fn attach_filter(socket: BorrowedFd<'_>, code: &[u8]) -> io::Result<()> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    let instruction = |bytes: &[u8]| {
+        let [code0, code1, jt, jf, k @ ..] = <[u8; INSTRUCTION]>::try_from(bytes).ok()?;
+        let code = u16::from_ne_bytes([code0, code1]);
+        let k = u32::from_ne_bytes(k);
+        Some(libc::sock_filter { code, jt, jf, k })
+    };
+    let code: Option<Vec<libc::sock_filter>> = code.chunks(INSTRUCTION).map(instruction).collect();
+    let mut code = code.ok_or_else(invalid)?;
     let program = libc::sock_fprog {
-        len: 1,
+        len: u16::try_from(code.len()).map_err(|_| invalid())?,
         filter: code.as_mut_ptr(),
     };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: `program` describes `code`, one instruction; both live through the call, which copies them.
+    // SAFETY: `program` describes `code`, as many instructions as it says; both live through the call, which copies
+    // them.
     checked(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -306,20 +319,31 @@ pub fn drop_incoming(socket: BorrowedFd<'_>) -> io::Result<()> {
     .map(drop)
 }
 
-/// Number of instructions of the classic filter attached to a socket; EACCES for one of another kind.
-pub fn filter_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
+/// The classic filter attached to a socket, as `struct sock_filter`s; EACCES for one of another kind.
+pub fn filter(socket: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
+    let get = |code: *mut libc::c_void, length: &mut libc::socklen_t| {
+        // SAFETY: the kernel stores at most `length` instructions at `code`, for which both callers below have room
+        // (the first has none and says so), and their number in `length`.
+        checked(unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER, // SO_GET_FILTER
+                code,
+                length,
+            )
+        })
+    };
     let mut length: libc::socklen_t = 0;
-    // SAFETY: with a length of zero the kernel stores nothing but the number of instructions, in `length`.
-    checked(unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER, // SO_GET_FILTER
-            std::ptr::null_mut(),
-            &mut length,
-        )
-    })?;
-    Ok(length as usize)
+    get(std::ptr::null_mut(), &mut length)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut code = vec![0u8; length as usize * INSTRUCTION];
+    // Fails with EINVAL when the program is a longer one by now.
+    get(code.as_mut_ptr().cast(), &mut length)?;
+    code.truncate(length as usize * INSTRUCTION);
+    Ok(Some(code))
 }
 
 /// What inet_diag says of a TCP socket.
@@ -491,9 +515,9 @@ mod tests {
             network_cookie(one.as_fd()).unwrap(),
             network_cookie(other.as_fd()).unwrap()
         );
-        assert_eq!(filter_length(one.as_fd()).unwrap(), 0);
+        assert_eq!(filter(one.as_fd()).unwrap(), None);
         drop_incoming(one.as_fd()).unwrap();
-        assert_eq!(filter_length(one.as_fd()).unwrap(), 1);
+        assert_eq!(filter(one.as_fd()).unwrap().unwrap(), [6, 0, 0, 0, 0, 0, 0, 0]);
         netlink_bind(other.as_fd(), NetlinkAddress { port: 0, groups: 1 }).unwrap();
         let name = netlink_name(other.as_fd()).unwrap();
         assert!(name.port != 0 && name.groups == 1);

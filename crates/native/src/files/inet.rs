@@ -342,9 +342,6 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     if found.contains(PollFlags::IN) && found.contains(PollFlags::ERR) {
         return Err(entry.refuse("has unread data and an error that the program does not know yet", again));
     }
-    if found.contains(PollFlags::RDHUP) {
-        return Err(entry.refuse("was shut down, which is not supported", super::socket::HINT));
-    }
     if found.contains(PollFlags::IN) {
         refuse_queue(entry, entries)?;
         for datagram in peek_all(handle).context(what)? {
@@ -371,6 +368,12 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     };
     let mut image = entry.image(state)?;
     image.queue = queue;
+    // Whether only the sending side is shut down, the kernel does not tell.
+    image.shutdown = match (found.contains(PollFlags::RDHUP), found.contains(PollFlags::HUP)) {
+        (_, true) => tcp::RECEIVE | tcp::SEND,
+        (true, false) => tcp::RECEIVE,
+        (false, false) => 0,
+    };
     Ok(image)
 }
 
@@ -498,6 +501,9 @@ impl Sockets {
                 rustix::net::connect(end, &address(remote)?)
                     .map_err(std::io::Error::from)
                     .context(what)?;
+            }
+            if socket.kind != STREAM && socket.shutdown != 0 {
+                tcp::shut_down(end.as_fd(), socket.shutdown).context(what)?;
             }
             sockopt::set(end.as_fd(), &socket.options, Phase::Late).context(what)?;
         }

@@ -14,6 +14,7 @@ pub mod inotify;
 pub mod mqueue;
 pub mod netlink;
 pub mod pidfd;
+mod segment;
 pub mod signalfd;
 pub mod socket;
 pub mod tcp;

@@ -3,7 +3,7 @@
 //! Only what differs from a new socket of the same kind is saved. Nothing is set that is not in [`KNOWN`], whatever an
 //! image says.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use cpr_image::model::{Bytes, SocketOption};
 use cpr_kernel::inet as kernel;
@@ -25,6 +25,9 @@ const SNDBUF_LOCK: i32 = 1;
 const RCVBUF_LOCK: i32 = 2;
 const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
+/// A classic BPF program, whose instructions are the option's value here.
+const SO_ATTACH_FILTER: i32 = libc::SO_ATTACH_FILTER;
+const SO_LOCK_FILTER: i32 = 44;
 /// Most a buffer is enlarged to while queues are filled.
 const FILL_BUFFER: i32 = 64 << 20;
 
@@ -46,6 +49,7 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (SOCKET, libc::SO_REUSEPORT, Early),
     (SOCKET, libc::SO_BINDTODEVICE, Early),
     (SOCKET, libc::SO_MARK, Early),
+    (SOCKET, libc::SO_NO_CHECK, Early),
     (IP, 15, Early),     // IP_FREEBIND
     (IP, 19, Early),     // IP_TRANSPARENT
     (IP, 24, Early),     // IP_BIND_ADDRESS_NO_PORT
@@ -154,6 +158,8 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (SOCKET, libc::SO_PEEK_OFF, Late),
     (UDP, 1, Late), // UDP_CORK
     (TCP, libc::TCP_CORK, Late),
+    (SOCKET, SO_ATTACH_FILTER, Late),
+    (SOCKET, SO_LOCK_FILTER, Late),
     (SOCKET, libc::SO_RCVTIMEO, Late),
     (SOCKET, libc::SO_SNDTIMEO, Late),
 ];
@@ -191,6 +197,11 @@ pub(super) fn save(socket: BorrowedFd<'_>, new: BorrowedFd<'_>, connected: bool)
             || (connected && belongs_to_connection(level, name))
             || (stream && is_multicast(level, name))
         {
+            continue;
+        }
+        if (level, name) == (SOCKET, SO_ATTACH_FILTER) {
+            let filter = kernel::filter(socket).context(|| "ask for the socket's filter program")?;
+            options.extend(filter.map(|code| (level, name, Bytes(code))));
             continue;
         }
         let value = match kernel::option(socket, level, name) {
@@ -237,6 +248,10 @@ pub(super) fn set(socket: BorrowedFd<'_>, options: &[SocketOption], phase: Phase
             continue;
         };
         let what = || format!("set socket option {name} of level {level}");
+        if (*level, *name) == (SOCKET, SO_ATTACH_FILTER) {
+            kernel::attach_filter(socket, value).context(|| "attach the socket's filter program")?;
+            continue;
+        }
         let buffer = match (*level, *name) {
             (SOCKET, libc::SO_SNDBUF) => Some(SO_SNDBUFFORCE),
             (SOCKET, libc::SO_RCVBUF) => Some(SO_RCVBUFFORCE),
@@ -308,17 +323,18 @@ pub(super) fn new_socket(family: i32, kind: i32, protocol: i32) -> Result<std::o
         .context(|| format!("make a socket of family {family}, type {kind}, protocol {protocol}"))
 }
 
-/// Refuses what the options do not show: attached programs.
+/// Forgets the saved filter program, which is one of ours.
+pub(super) fn forget_filter(options: &mut Vec<SocketOption>) {
+    options.retain(|(level, name, _)| (*level, *name) != (SOCKET, SO_ATTACH_FILTER));
+}
+
+/// Refuses what the options do not show: an attached eBPF program.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for a socket filter.
+/// [`ErrorKind::Unsupported`] for one.
 pub(super) fn refuse_filter(socket: BorrowedFd<'_>, label: &str) -> Result<()> {
-    let attached = match kernel::filter_length(socket.as_fd()) {
-        Ok(length) => length > 0,
-        Err(error) => error.raw_os_error() == Some(libc::EACCES),
-    };
-    if attached {
-        let text = format!("{label}: a socket with a filter program is not supported");
+    if kernel::filter(socket).is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)) {
+        let text = format!("{label}: a socket with an eBPF filter program is not supported");
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
     Ok(())

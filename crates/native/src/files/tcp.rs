@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, TcpConnection};
+use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, PeerEnd, TcpConnection};
 use cpr_kernel::inet::{self as kernel, Queue, Repair, TcpDiag, plain, state};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -23,7 +23,7 @@ use rustix::fs::OFlags;
 
 use super::inet::{Entry, LOCAL_LIMIT, STREAM, Sockets, address, describe, endpoint, in_use};
 use super::sockopt::{self, Enlarged, Phase};
-use super::{SaveContext, netlink};
+use super::{SaveContext, netlink, segment};
 use crate::TcpPolicy;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
@@ -45,8 +45,8 @@ const HAS_WINDOW_SCALE: u8 = 4;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 
 /// shutdown(2) of the receiving and of the sending side.
-const RECEIVE: u32 = 1;
-const SEND: u32 = 2;
+pub(super) const RECEIVE: u32 = 1;
+pub(super) const SEND: u32 = 2;
 
 /// How long data may be on their way within this machine while the job is stopped.
 const ARRIVAL: Duration = Duration::from_millis(300);
@@ -297,6 +297,9 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
         Link::Ended { reset } => (InetState::Ended { reset }, peek(entry).context(what)?),
         Link::Outside if context.tcp == TcpPolicy::Keep => {
             silent = true;
+            if kernel::filter(handle).context(what)?.is_some() {
+                return Err(entry.refuse("to outside has a filter program, which is not supported", ""));
+            }
             let deaf = context.ends_job.then(|| Deaf::make(handle)).transpose().context(what)?;
             let (connection, received) = outer(entry).context(what)?;
             context.deaf.extend(deaf);
@@ -316,6 +319,9 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
     let mut image = entry.image(state)?;
     image.received = Bytes(received);
     image.shutdown = shutdown;
+    if silent {
+        sockopt::forget_filter(&mut image.options);
+    }
     if matches!(link, Link::Ended { .. }) || (*link == Link::Outside && !silent) {
         // Of a connection that is no more the address is not needed, and might be somebody else's by then.
         (image.local, image.shutdown) = (None, 0);
@@ -431,7 +437,15 @@ fn outer(entry: &Entry) -> Result<(TcpConnection, Vec<u8>)> {
         .sequence(Queue::Send)
         .context(what)?
         .wrapping_sub(u32::from(finished));
-    let receive_sequence = repair.sequence(Queue::Receive).context(what)?;
+    let peer_end = match entry.info.state {
+        state::CLOSING => PeerEnd::Crossed,
+        other if knows_end(other) => PeerEnd::First,
+        _ => PeerEnd::Open,
+    };
+    let receive_sequence = repair
+        .sequence(Queue::Receive)
+        .context(what)?
+        .wrapping_sub(u32::from(peer_end != PeerEnd::Open));
     let mut window = [0u8; 20];
     kernel::option_with(handle, TCP, TCP_REPAIR_WINDOW, &mut window).context(what)?;
     let max_segment = kernel::number(handle, TCP, libc::TCP_MAXSEG).context(what)?;
@@ -441,6 +455,10 @@ fn outer(entry: &Entry) -> Result<(TcpConnection, Vec<u8>)> {
     let mut words = [0u32; 5];
     for (word, bytes) in words.iter_mut().zip(window.chunks_exact(4)) {
         *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    // rcv_wup, the last sequence number acknowledged, may count the end, too.
+    if peer_end != PeerEnd::Open && words[4] == receive_sequence.wrapping_add(1) {
+        words[4] = receive_sequence;
     }
     let connection = TcpConnection {
         remote,
@@ -454,6 +472,7 @@ fn outer(entry: &Entry) -> Result<(TcpConnection, Vec<u8>)> {
         max_segment: max_segment as u32,
         timestamp: timestamp as u32,
         window: words,
+        peer_end,
     };
     Ok((connection, received))
 }
@@ -796,9 +815,10 @@ fn delivered(socket: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-fn shut_down(end: BorrowedFd<'_>, mask: u32) -> Result<()> {
+/// Shuts down the sides of the mask; of a socket that is not connected, too.
+pub(super) fn shut_down(end: BorrowedFd<'_>, mask: u32) -> Result<()> {
     match cpr_kernel::socket::shutdown(end, mask) {
-        // The other side has ended already.
+        // The other side has ended already; of sockets without connections the kernel says so when it is done.
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
         other => other.context(|| "shut a connection down"),
     }
@@ -854,7 +874,18 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket]) -> Result<()> {
                 wait(end, PollFlags::RDHUP, Instant::now() + LOCAL_LIMIT).context(what)?;
                 shut_down(end, socket.shutdown).context(what)?;
             }
-            (InetState::Inner { .. } | InetState::Outer(_), _) => {
+            (InetState::Outer(connection), _) => {
+                let hear = || end_of_peer(end, socket, connection).context(|| "repeat the other side's end");
+                match connection.peer_end {
+                    PeerEnd::First => hear().context(what)?,
+                    PeerEnd::Open | PeerEnd::Crossed => {}
+                }
+                shut_down(end, socket.shutdown).context(what)?;
+                if connection.peer_end == PeerEnd::Crossed {
+                    hear().context(what)?;
+                }
+            }
+            (InetState::Inner { .. }, _) => {
                 shut_down(end, socket.shutdown).context(what)?;
             }
             _ => {}
@@ -870,6 +901,35 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets a connection to outside hear once more that the other side has ended: that side's segment, sent by this machine
+/// to itself. The other side gets an acknowledgement that it has had before.
+fn end_of_peer(end: BorrowedFd<'_>, socket: &InetSocket, connection: &TcpConnection) -> Result<()> {
+    let damaged = || Error::new(ErrorKind::Damaged, "it has no address");
+    let local = plain(address(socket.local.as_ref().ok_or_else(damaged)?)?);
+    let remote = plain(address(&connection.remote)?);
+    let sent = connection.send_queue.0.len() as u32;
+    let window = connection.window[1].checked_shr(connection.send_scale).unwrap_or(0);
+    let end_segment = segment::Segment {
+        from: remote,
+        to: local,
+        sequence: connection.receive_sequence,
+        acknowledged: connection.send_sequence.wrapping_sub(sent),
+        window: u16::try_from(window).unwrap_or(u16::MAX),
+    };
+    let packet = end_segment.packet().ok_or_else(damaged)?;
+    let what = || "send a packet as the other side";
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let raw = kernel::create(family, libc::SOCK_RAW, libc::IPPROTO_RAW)
+        .context(what)
+        .map_err(|e| e.with_hint("it takes CAP_NET_RAW over the network namespace"))?;
+    let mut to = local;
+    to.set_port(0);
+    rustix::net::sendto(&raw, &packet, rustix::net::SendFlags::empty(), &to)
+        .map_err(io::Error::from)
+        .context(what)?;
+    wait(end, PollFlags::RDHUP, Instant::now() + LOCAL_LIMIT)
 }
 
 /// Makes a connection to outside as if it had never been gone. The other side is told nothing.

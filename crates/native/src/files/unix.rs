@@ -425,7 +425,14 @@ fn peek_datagrams(handle: BorrowedFd<'_>, can_end: bool) -> Result<Vec<Queued>> 
     let mut offset: i32 = 0;
     let mut size = DATAGRAM;
     kernel::set_option(handle, SO_PEEK_OFF, 0).context(|| "set the peek offset")?;
-    while let Some(message) = kernel::peek(handle, size).context(|| "peek")? {
+    loop {
+        let message = match kernel::peek(handle, size) {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            // A SOCK_SEQPACKET socket that was never connected has no queue.
+            Err(error) if can_end && error.raw_os_error() == Some(libc::ENOTCONN) => break,
+            Err(error) => return Err(error).context(|| "peek"),
+        };
         if message.length > size {
             size = message.length;
             kernel::set_option(handle, SO_PEEK_OFF, offset).context(|| "set the peek offset")?;
