@@ -4,10 +4,10 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cpr_image::model::Manifest;
-use cpr_image::{Image, ImageWriter, PendingImage};
+use support::image::edited;
 use support::{As, Cpr, PATIENCE, skip, wait_until};
 
 /// `Incompatible` of docs/exit-codes.md.
@@ -32,24 +32,6 @@ fn read(path: &Path) -> String {
 /// Numbers from 1, one a line.
 fn numbers(to: usize) -> String {
     (1..=to).map(|n| format!("{n}\n")).collect()
-}
-
-/// The same image after `edit`, sealed again.
-fn edited(from: &Path, edit: impl FnOnce(&mut Manifest)) -> PathBuf {
-    let image = Image::open(from).expect("the image is good");
-    let mut manifest = image.manifest().clone();
-    edit(&mut manifest);
-    let path = from.with_file_name("edited.cpr");
-    let pending = PendingImage::create(&path).expect("the directory can be written");
-    let mut writer = ImageWriter::new(&pending, "x86_64").expect("the image can be written");
-    let mut page = vec![0; 4096];
-    for at in (0..image.data_bytes()).step_by(page.len()) {
-        image.read_data(4096 + at, &mut page).expect("the image is good");
-        writer.append(&page).expect("the image can be written");
-    }
-    writer.finish(&manifest).expect("the image can be written");
-    pending.publish(None).expect("the image can be written");
-    path
 }
 
 /// Copies numbered lines from a file to another, and waits halfway.
@@ -132,7 +114,7 @@ fn what_another_machine_lacks_is_named() {
     let known = ["amx_tile", "avx512f", "sha_ni", "rdseed", "avx2"];
     let lacking = known.iter().find(|flag| !here.split_whitespace().any(|f| f == **flag));
     let refused = |edit: &dyn Fn(&mut Manifest), named: &str| {
-        let image = edited(&image, edit);
+        let image = edited(&image, None, edit);
         cpr.give(&image);
         for command in [&["check"][..], &["restart", "-d", "--name", "again"]] {
             let ended = cpr.cpr(command.iter().copied().chain([text(&image)]));

@@ -153,6 +153,7 @@ fn a_damaged_image_ends_the_job() {
     let said = String::from_utf8_lossy(&cpr.logs("again")).into_owned();
     assert!(said.contains("altered"), "{said}");
     assert!(!said.contains("FAIL") && !said.contains("OK"), "{said}");
+    assert!(!is_coming(&cpr, "again"), "nobody is to wait for a job that has ended");
     // Without --lazy it is found before anything runs.
     assert_eq!(cpr.cpr(["restart", "-d", "--name", "eager", &image]).code, DAMAGED);
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -275,6 +275,7 @@ fn a_job_that_may_run_elsewhere_is_stopped() {
     let test = "a_job_that_may_run_elsewhere_is_stopped";
     for (ssh, options) in [
         ("cat >/dev/null; exit 255", &[][..]),
+        ("cat >/dev/null; exit 137", &[]),
         ("cat >/dev/null; exec sleep 1000", &["--patience", "1s"]),
     ] {
         let Some(hosts) = Hosts::new(test, As::User) else {
@@ -316,45 +317,6 @@ fn a_killed_command_leaves_the_job_running_or_stopped() {
             hosts.goes_on_here();
         }
     }
-}
-
-/// LBNL-2.4.7: the other host has a copy of the files, under the same names and with other inodes, and no file system in
-/// common.
-#[test]
-fn a_job_moves_to_a_copy_of_its_files() {
-    let Some(hosts) = Hosts::new("a_job_moves_to_a_copy_of_its_files", As::Root) else {
-        return;
-    };
-    let cpr = &hosts.cpr;
-    let image = cpr.work.join("image.cpr");
-    let image = image.to_str().expect("our paths are text");
-    cpr.checkpoint("job", &["--stop", "-o", image]);
-    let before = hosts.out();
-    let base = cpr.work.parent().expect("it is below a directory");
-    let (copy, state) = (base.join("copy"), base.join("other"));
-    support::copy_tree(&cpr.work, &copy);
-    fs::create_dir(&state).expect("the test's directory can be written");
-    let inode = |path: PathBuf| fs::metadata(path).expect("the file is there").ino();
-    assert_ne!(inode(cpr.work.join("out")), inode(copy.join("out")));
-    let elsewhere = |words: &str| {
-        let script = format!(
-            "mount --bind {0} {1} && cd {1} && GRIDCPR_STATE_DIR={2} exec {3} {words}",
-            copy.display(),
-            cpr.work.display(),
-            state.display(),
-            cpr.binary().display()
-        );
-        cpr.program(&["unshare", "-m", "sh", "-c", &script])
-    };
-    elsewhere("restart -d --name job image.cpr").good();
-    let counted = || fs::read_to_string(copy.join("out")).unwrap_or_default().lines().count();
-    wait_until(PATIENCE, "the job counts there", || counted() > before.len() + 3);
-    fs::write(copy.join("enough"), "").expect("the test's directory can be written");
-    elsewhere("wait job").good();
-    let expected: Vec<String> = (1..=counted()).map(|number| number.to_string()).collect();
-    let out = fs::read_to_string(copy.join("out")).expect("the file is there");
-    assert_eq!(out.lines().collect::<Vec<_>>(), expected);
-    assert_eq!(hosts.out(), before);
 }
 
 /// A daemon that ends with the test.

@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Child;
 
 use support::net::Net;
 use support::{As, Cpr, PATIENCE, wait_until};
@@ -231,6 +232,20 @@ fn outside_connections_as_user() {
     outside("outside_connections_as_user", As::User);
 }
 
+/// Runs a Python program in a namespace, and waits until it listens at port 7000.
+fn serve(cpr: &Cpr, there: &Net, program: &str) -> Child {
+    let served = cpr.work.join("server.py");
+    fs::write(&served, program).expect("the test's directory can be written");
+    let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
+    let peer = cpr.command(&line[0]).args(&line[1..]).spawn();
+    let peer = peer.expect("the server starts");
+    wait_until(PATIENCE, "the server listens", || {
+        let table = there.run(cpr, &["cat", "/proc/self/net/tcp"]);
+        table.text().contains(":1B58 ")
+    });
+    peer
+}
+
 /// A connection between two machines goes on after a restart when the network was quiet in between.
 #[test]
 fn outside_connections_can_be_kept() {
@@ -272,22 +287,8 @@ print("DONE", number)
     let Some(command) = python(&cpr, client) else {
         skip!(test, "python3 not found");
     };
-    let served = cpr.work.join("server.py");
-    fs::write(&served, server).expect("the test's directory can be written");
     let [here, there] = Net::pair(&cpr, "10.97.0");
-    let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
-    let mut peer = cpr
-        .command(&line[0])
-        .args(&line[1..])
-        .spawn()
-        .expect("the server starts");
-    let listens = || {
-        there
-            .run(&cpr, &["cat", "/proc/self/net/tcp"])
-            .text()
-            .contains(":1B58 ")
-    };
-    wait_until(PATIENCE, "the server listens", listens);
+    let mut peer = serve(&cpr, &there, server);
     let binary = cpr.binary().to_str().expect("our paths are text").to_owned();
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     let start = [
@@ -373,21 +374,9 @@ while state(second) != 7:
     let Some(command) = python(&cpr, client) else {
         skip!(test, "python3 not found");
     };
-    let served = cpr.work.join("server.py");
     let touch = |name: &str| fs::write(cpr.work.join(name), "").expect("the test's directory can be written");
-    fs::write(&served, server).expect("the test's directory can be written");
     let [here, there] = Net::pair(&cpr, "10.98.0");
-    let line = there.command(&["python3", "-u", served.to_str().expect("our paths are text")]);
-    let mut peer = cpr
-        .command(&line[0])
-        .args(&line[1..])
-        .spawn()
-        .expect("the server starts");
-    let listens = || {
-        let table = there.run(&cpr, &["cat", "/proc/self/net/tcp"]);
-        table.text().contains(":1B58 ")
-    };
-    wait_until(PATIENCE, "the server listens", listens);
+    let mut peer = serve(&cpr, &there, server);
     let binary = cpr.binary().to_str().expect("our paths are text").to_owned();
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     let options = [&binary, "run", "-d", "--tcp", "keep", "--name", JOB, "--"];

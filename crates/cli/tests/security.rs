@@ -8,8 +8,8 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use cpr_image::model::{Manifest, Object};
-use cpr_image::{Image, ImageWriter, PendingImage};
+use cpr_image::model::Object;
+use support::image::edited;
 use support::{As, Cpr, PATIENCE, am_root, finish, skip, wait_until};
 
 /// `Denied` of docs/exit-codes.md.
@@ -56,24 +56,6 @@ fn stopped_image(cpr: &Cpr) -> PathBuf {
     image
 }
 
-/// The same image after `edit`, sealed again, belonging to `USER`.
-fn edited(from: &Path, edit: impl FnOnce(&mut Manifest)) -> PathBuf {
-    let image = Image::open(from).expect("the image is good");
-    let mut manifest = image.manifest().clone();
-    edit(&mut manifest);
-    let path = from.with_file_name("edited.cpr");
-    let pending = PendingImage::create(&path).expect("the directory can be written");
-    let mut writer = ImageWriter::new(&pending, "x86_64").expect("the image can be written");
-    let mut page = vec![0; 4096];
-    for at in (0..image.data_bytes()).step_by(page.len()) {
-        image.read_data(4096 + at, &mut page).expect("the image is good");
-        writer.append(&page).expect("the image can be written");
-    }
-    writer.finish(&manifest).expect("the image can be written");
-    pending.publish(Some((USER, USER))).expect("the image can be written");
-    path
-}
-
 /// The value of a line of /proc/PID/status.
 fn status(pid: i64, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
@@ -116,7 +98,7 @@ fn an_edited_image_gives_a_user_no_rights() {
     const TEST: &str = "an_edited_image_gives_a_user_no_rights";
     let Some(cpr) = Cpr::new(TEST, As::User) else { return };
     let image = stopped_image(&cpr);
-    let image = edited(&image, |manifest| {
+    let image = edited(&image, Some((USER, USER)), |manifest| {
         for thread in manifest.processes.iter_mut().flat_map(|p| &mut p.threads) {
             let credentials = &mut thread.credentials;
             credentials.uids = [0; 4];
@@ -168,7 +150,7 @@ fn a_users_image_makes_root_touch_nothing_of_roots() {
     let secret = root.work.join("secret");
     fs::write(&secret, "x".repeat(100_000)).expect("the directory can be written");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("root can do that");
-    let image = edited(&image, |manifest| {
+    let image = edited(&image, Some((USER, USER)), |manifest| {
         for file in &mut manifest.files {
             if let Object::Regular(regular) = &mut file.object
                 && regular.path.0.ends_with(b"/out")

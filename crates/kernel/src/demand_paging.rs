@@ -8,16 +8,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::batch::{Arg, Batch, CallId};
+use crate::batch::{Batch, CallId};
 use crate::memory::PAGE;
+use crate::userfaultfd::{self, UFFD_API, UFFDIO_API};
 
-const UFFD_API: u64 = 0xaa;
 /// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP.
 const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
-/// _IOWR(0xAA, 0x3F, struct uffdio_api).
-const UFFDIO_API: u64 = 0xc018_aa3f;
-/// _IOWR(0xAA, 0x00, struct uffdio_register).
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// _IOR(0xAA, 0x01, struct uffdio_range).
 const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
@@ -31,15 +27,6 @@ const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
 /// `struct uffd_msg`, and how many are read at a time.
 const MESSAGE: usize = 32;
 const MESSAGES: usize = 32;
-
-/// `struct uffdio_register`.
-#[repr(C)]
-struct Register {
-    start: u64,
-    length: u64,
-    mode: u64,
-    ioctls: u64,
-}
 
 /// `struct uffdio_range`.
 #[repr(C)]
@@ -84,20 +71,13 @@ pub fn is_available() -> bool {
 
 /// Adds the call that makes the descriptor in a process; it gives its number there.
 pub fn open_calls(batch: &mut Batch) -> CallId {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    batch.must(libc::SYS_userfaultfd, &[flags.into()], "make a userfaultfd")
+    userfaultfd::open_calls(batch, 0)
 }
 
 /// Adds the call that asks descriptor `number` to tell of forks and of memory that moves or goes.
 pub fn setup_calls(batch: &mut Batch, number: u64) {
-    let words = [UFFD_API, FEATURES, 0];
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-    let api = batch.data(&bytes);
-    batch.must(
-        libc::SYS_ioctl,
-        &[Arg::from(number), UFFDIO_API.into(), api],
-        "ask for page faults and changes of memory",
-    );
+    let what = "ask for page faults and changes of memory";
+    userfaultfd::setup_calls(batch, number, FEATURES, what);
 }
 
 /// What happens in the process. Addresses are its own.
@@ -146,15 +126,7 @@ impl DemandPager {
     /// # Errors
     /// EINVAL for mappings of other kinds, EBUSY where the process uses userfaultfd itself.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
-        let mut register = Register {
-            start,
-            length: end - start,
-            mode: UFFDIO_REGISTER_MODE_MISSING,
-            ioctls: 0,
-        };
-        // SAFETY: UFFDIO_REGISTER reads and writes one struct uffdio_register, which `register` is laid out as and
-        // which outlives the call. The addresses are those of the other process and are not used here.
-        self.checked(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) })
+        userfaultfd::register(self.fd.as_fd(), start, end, UFFDIO_REGISTER_MODE_MISSING)
     }
 
     /// The kernel serves faults there again; who waits is woken.

@@ -1,8 +1,11 @@
 //! What there is to ask and set about open file descriptions beyond the ordinary calls.
 
 use std::cmp::Ordering;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -10,6 +13,24 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     } else {
         Ok(result)
     }
+}
+
+/// Most descriptors that are sent at a time; the kernel allows 253 (SCM_MAX_FD).
+pub const SENT_TOGETHER: usize = 100;
+
+/// Sends a byte through a UNIX socket, with up to [`SENT_TOGETHER`] descriptors. Never waits.
+///
+/// # Errors
+/// EAGAIN where the other side is behind, EPIPE where it is closed, [`io::ErrorKind::InvalidInput`] for more descriptors.
+pub fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_TOGETHER))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, &[IoSlice::new(b"+")], &mut control, flags))?;
+    Ok(())
 }
 
 /// kcmp(2) with KCMP_FILE: how two descriptors' open file descriptions compare. `Equal` is the same description; the

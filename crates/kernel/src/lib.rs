@@ -25,4 +25,5 @@ pub mod spawn;
 pub mod sysv;
 pub mod terminal;
 pub mod terminal_relay;
+mod userfaultfd;
 pub mod write_tracking;

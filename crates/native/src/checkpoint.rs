@@ -211,8 +211,6 @@ pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPo
     find_blockers(scope, pid, own_ipc_namespace, tcp)
 }
 
-/// Why a job that was handed over is stopped.
-const NOBODY_KNOWS: &str = "nobody said whether the job was taken over; it is stopped here";
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
@@ -435,7 +433,8 @@ pub fn checkpoint(
             Verdict::Refused => return Err(Error::new(ErrorKind::Cancelled, "the job was not taken over")),
             Verdict::Unknown => {
                 frozen.resume_stopped()?;
-                return Err(Error::new(ErrorKind::Cancelled, NOBODY_KNOWS));
+                let text = "nobody said whether the job was taken over; it is stopped here";
+                return Err(Error::new(ErrorKind::Cancelled, text));
             }
         }
     }

@@ -23,6 +23,7 @@ pub mod policy;
 mod restart;
 mod sink;
 mod state;
+mod userfault;
 
 pub use callbacks::Rebirth;
 pub use checkpoint::{

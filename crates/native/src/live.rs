@@ -19,20 +19,18 @@ use std::time::Instant;
 
 use cpr_image::model::{AddressSpace, Ancestor, ByteString, Bytes};
 use cpr_image::{ANCESTOR_STRIDE, Image};
-use cpr_kernel::batch::Batch;
 use cpr_kernel::memory::{
     Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN,
     PageRegion, Pagemap, ScanFilter,
 };
 use cpr_kernel::proc::{MapKind, ProcDir};
-use cpr_kernel::process::PidFd;
 use cpr_kernel::write_tracking::{self, WriteTracker};
 use cpr_types::{Context, Result};
-use rustix::process::PidfdGetfdFlags;
 
 use crate::freeze::Frozen;
 use crate::memory::is_zero;
 use crate::sink::{PAGE_SIZE, PageSink};
+use crate::userfault;
 
 /// Most rounds of copying.
 const ROUNDS: usize = 6;
@@ -419,23 +417,9 @@ pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, deadline: Instant) 
 fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Result<Copied> {
     let pid = process.pid;
     process.map_arena(16 * 1024, deadline)?;
-    let mut batch = Batch::new();
-    let call = write_tracking::open_calls(&mut batch);
-    let outcome = process.run(0, &batch, deadline)?;
-    let number = outcome.result(call).context(|| "make a userfaultfd")?;
-    let result = (|| {
-        let mut batch = Batch::new();
-        write_tracking::setup_calls(&mut batch, number);
-        process.run(0, &batch, deadline)?;
-        let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
-        rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
-            .map_err(std::io::Error::from)
-            .context(|| format!("take a descriptor of process {pid}"))
-    })();
-    let mut batch = Batch::new();
-    batch.call(libc::SYS_close, &[number.into()]);
-    process.run(0, &batch, deadline)?;
-    Copied::new(&process.proc, process.stat.starttime, WriteTracker::new(result?))
+    let (open, set_up) = (write_tracking::open_calls, write_tracking::setup_calls);
+    let descriptor = userfault::make(pid, open, set_up, |batch| process.run(0, batch, deadline))?;
+    Copied::new(&process.proc, process.stat.starttime, WriteTracker::new(descriptor))
 }
 
 /// Registers what is mapped now. Processes in which that cannot be done, because their memory is that of another program

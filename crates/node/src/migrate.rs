@@ -29,6 +29,8 @@ const LONGEST: u64 = 64 << 10;
 const FAREWELL: Duration = Duration::from_secs(10);
 /// The exit code of ssh(1) when the connection failed.
 const NO_CONNECTION: i32 = 255;
+/// From this exit code of a shell on, a signal ended the `cpr` there, perhaps when the job ran.
+const KILLED: i32 = 128;
 
 /// How to move a job.
 pub struct MigrateOptions {
@@ -260,7 +262,7 @@ fn attend(
             running = connection.running();
             verdict = match status.code() {
                 Some(0) if running.is_some() => Verdict::Taken,
-                Some(NO_CONNECTION) | None => Verdict::Unknown,
+                Some(KILLED..) | None => Verdict::Unknown,
                 Some(_) => Verdict::Refused,
             };
             if let Some(mut speaker) = speaker.take() {
@@ -320,21 +322,9 @@ mod tests {
         let line = shell_command(&["a b".as_ref(), "it's".as_ref(), "$(x)".as_ref()]);
         let told = Command::new("sh")
             .arg("-c")
-            .arg(["printf '%s|' ".as_ref(), line.as_os_str()].concat_os())
+            .arg(format!("printf '%s|' {}", line.display()))
             .output()
             .unwrap();
         assert_eq!(told.stdout, b"a b|it's|$(x)|");
-    }
-
-    trait Concat {
-        fn concat_os(&self) -> OsString;
-    }
-
-    impl Concat for [&OsStr; 2] {
-        fn concat_os(&self) -> OsString {
-            let mut all = self[0].to_owned();
-            all.push(self[1]);
-            all
-        }
     }
 }

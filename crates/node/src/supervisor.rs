@@ -450,13 +450,17 @@ impl Supervisor<'_> {
 
     /// Checkpoints can be made from now on.
     fn memory_complete(&mut self) {
+        self.end_paging();
+        for request in std::mem::take(&mut self.postponed) {
+            self.begin_requested(request);
+        }
+    }
+
+    fn end_paging(&mut self) {
         if let Some(paging) = self.paging.take()
             && let Err(error) = paging.end(&self.job.directory)
         {
             self.complain("tidying up after a lazy restart", &error);
-        }
-        for request in std::mem::take(&mut self.postponed) {
-            self.begin_requested(request);
         }
     }
 
@@ -600,6 +604,7 @@ impl Supervisor<'_> {
         }
         // Restores the caller's terminal before anything more is said.
         self.relay = None;
+        self.end_paging();
         if let Some(task) = self.task.take() {
             match task.finish_waiting() {
                 Err(error) if error.kind() == ErrorKind::Gone => {}

@@ -6,19 +6,19 @@
 //! file in memory with a description as JSON, then one descriptor for each process), ended by one without.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::io::{self, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,6 @@ use crate::engine::{CheckpointReport, Earlier, Image, Tracked};
 use crate::wire::wait;
 
 const SOCKET: &str = "tracking.sock";
-/// Descriptors in one message; the kernel allows 253 (SCM_MAX_FD).
-const TOGETHER: usize = 100;
 /// Most descriptors taken from anybody.
 const MOST: usize = 1 << 16;
 /// Longest description.
@@ -124,27 +122,16 @@ impl Link {
             let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(memory.as_fd())
                 .chain(kept.descriptors.iter().map(AsFd::as_fd))
                 .collect();
-            for together in descriptors.chunks(TOGETHER) {
-                self.send(together).context(what)?;
+            for together in descriptors.chunks(SENT_TOGETHER) {
+                send_descriptors(self.socket.as_fd(), together).context(what)?;
             }
         }
-        self.send(&[]).context(what)
-    }
-
-    fn send(&self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.socket, &[IoSlice::new(b"+")], &mut control, flags))?;
-        Ok(())
+        send_descriptors(self.socket.as_fd(), &[]).context(what)
     }
 
     fn receive(&mut self) -> Arrival {
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_TOGETHER))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut byte = [0];
             let mut buffers = [IoSliceMut::new(&mut byte)];

@@ -1,7 +1,5 @@
 //! Hosts that are network namespaces.
 
-#![allow(dead_code)]
-
 use std::fs;
 use std::process::{Child, Command};
 

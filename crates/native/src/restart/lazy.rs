@@ -9,24 +9,20 @@
 //! that somebody else holds and never reads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use cpr_image::Image;
 use cpr_image::model::{AddressSpace, Mapping, MappingKind};
-use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::demand_paging::{self, DemandPager, PageEvent};
+use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
 use cpr_kernel::memory::PAGE;
-use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use rustix::process::PidfdGetfdFlags;
 
 use super::stub::Workshop;
+use crate::userfault;
 
 /// Mappings with fewer bytes of page data are filled at once.
 const LEAST: u64 = 256 << 10;
@@ -36,8 +32,6 @@ const EAGER: [&str; 4] = ["lo", "lf", "sl", "wf"];
 const WINDOW: u64 = 64 << 10;
 /// Pieces of the image that are kept for other processes, and for the faults nearby.
 const KEPT: usize = 4;
-/// Descriptors in one message; the kernel allows 253 (SCM_MAX_FD).
-const TOGETHER: usize = 100;
 
 /// What a lazy restart needs.
 #[derive(Debug)]
@@ -76,23 +70,8 @@ pub(super) fn register(workshop: &Workshop, pid: i32, space: &AddressSpace) -> R
     if lazy.is_empty() {
         return Ok(None);
     }
-    let mut batch = Batch::new();
-    let call = demand_paging::open_calls(&mut batch);
-    let number = workshop
-        .run(pid, &batch)?
-        .result(call)
-        .context(|| "make a userfaultfd")?;
-    let mut batch = Batch::new();
-    demand_paging::setup_calls(&mut batch, number);
-    workshop.run(pid, &batch)?;
-    let what = || format!("take a descriptor of process {pid}");
-    let pidfd = PidFd::open(pid).context(what)?;
-    let descriptor = rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
-        .map_err(std::io::Error::from)
-        .context(what)?;
-    let mut batch = Batch::new();
-    batch.call(libc::SYS_close, &[Arg::from(number)]);
-    workshop.run(pid, &batch)?;
+    let open = demand_paging::open_calls;
+    let descriptor = userfault::make(pid, open, demand_paging::setup_calls, |batch| workshop.run(pid, batch))?;
     let pager = DemandPager::from(descriptor);
     for mapping in &lazy {
         pager
@@ -130,9 +109,9 @@ impl Pages {
         let copy = |fd: &OwnedFd| fd.try_clone().context(|| "copy a descriptor");
         let (ended, stop) = (eventfd()?, eventfd()?);
         let (tell, asked) = (copy(&ended)?, copy(&stop)?);
-        for together in absent.chunks(TOGETHER) {
+        for together in absent.chunks(SENT_TOGETHER) {
             let descriptors: Vec<BorrowedFd<'_>> = together.iter().map(|absent| absent.pager.as_fd()).collect();
-            keep(&request.keeper, &descriptors).context(|| "have descriptors of the pager kept")?;
+            send_descriptors(request.keeper.as_fd(), &descriptors).context(|| "have descriptors of the pager kept")?;
         }
         let thread = std::thread::Builder::new()
             .name("cpr-pager".to_string())
@@ -183,17 +162,6 @@ impl Drop for Pages {
             let _ = thread.join();
         }
     }
-}
-
-fn keep(keeper: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::io::retry_on_intr(|| rustix::net::sendmsg(keeper, &[IoSlice::new(b"p")], &mut control, flags))?;
-    Ok(())
 }
 
 /// How putting pages went.
@@ -272,7 +240,7 @@ impl Pager {
                 PageEvent::Fault(page) => process.waiting.push(page),
                 PageEvent::Fork(pager) => {
                     // Without it only we hold the descriptor: enough as long as we live.
-                    let _ = keep(&self.keeper, &[pager.as_fd()]);
+                    let _ = send_descriptors(self.keeper.as_fd(), &[pager.as_fd()]);
                     children.push(Absent {
                         pid: process.pid,
                         pager,

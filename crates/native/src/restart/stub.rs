@@ -1,21 +1,19 @@
 //! Processes under construction: stopped, traced, and running nothing but our batches.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use cpr_image::model::{Manifest, MappingKind};
 use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
 use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
+use cpr_kernel::fd::send_descriptors;
 use cpr_kernel::memory::{Memory, PAGE};
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir};
 use cpr_kernel::process::{CLONE_ARGUMENTS_SIZE, CloneArguments, PidFd, spawn_stub};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 /// Room for one batch in a stub.
 pub const BATCH_ROOM: u64 = 1 << 20;
@@ -315,16 +313,7 @@ impl Workshop {
 
     /// Sends a descriptor to whichever stub receives next.
     pub fn send(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [fd];
-        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(Error::new(ErrorKind::Internal, "no room for a descriptor"));
-        }
-        rustix::net::sendmsg(&self.channel, &[IoSlice::new(b"f")], &mut control, SendFlags::DONTWAIT)
-            .map_err(std::io::Error::from)
-            .context(|| "hand a descriptor over")
-            .map(drop)
+        send_descriptors(self.channel.as_fd(), &[fd]).context(|| "hand a descriptor over")
     }
 
     /// Adds the receiving of one descriptor to a batch; [`received`] tells its number afterwards.

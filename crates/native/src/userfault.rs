@@ -1,0 +1,38 @@
+//! Making a userfaultfd(2) in a stopped process, and taking it.
+
+use std::os::fd::OwnedFd;
+
+use cpr_kernel::batch::{Batch, CallId, Outcome};
+use cpr_kernel::process::PidFd;
+use cpr_types::{Context, Result};
+use rustix::process::PidfdGetfdFlags;
+
+/// Has process `pid` make a userfaultfd and set it up, by batches that `run` runs in it. Gives a duplicate; the process
+/// itself keeps none, also where that fails.
+///
+/// # Errors
+/// The kernel has no such descriptor, or the process may not have one.
+pub fn make(
+    pid: i32,
+    open: impl FnOnce(&mut Batch) -> CallId,
+    set_up: impl FnOnce(&mut Batch, u64),
+    mut run: impl FnMut(&Batch) -> Result<Outcome>,
+) -> Result<OwnedFd> {
+    let mut batch = Batch::new();
+    let call = open(&mut batch);
+    let number = run(&batch)?.result(call).context(|| "make a userfaultfd")?;
+    let take = || {
+        let mut batch = Batch::new();
+        set_up(&mut batch, number);
+        run(&batch)?;
+        let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
+        rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
+            .map_err(std::io::Error::from)
+            .context(|| format!("take a descriptor of process {pid}"))
+    };
+    let taken = take();
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_close, &[number.into()]);
+    run(&batch)?;
+    taken
+}
