@@ -272,6 +272,11 @@ pub struct Checkpoint {
     pub tcp: Option<Tcp>,
     #[command(flatten)]
     pub contents: Contents,
+    /// Compare the image with a copy of the job's memory made in the same stop, and fail where a page differs
+    ///
+    /// For those who doubt. The stop lasts longer by the time fork(2) takes. The image has to go into a file.
+    #[arg(long)]
+    pub compare: bool,
     /// Where this command is a process of what is saved: its exit code in a restarted job, for its parent there
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub restarted_code: u8,

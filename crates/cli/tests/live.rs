@@ -81,6 +81,84 @@ fn goes_on_from_each(test: &str, user: As, name: &str, mode: &str, options: &[&s
     }
 }
 
+/// A job that writes faster than can be copied goes on while its memory is copied from a snapshot, of which it notices
+/// nothing.
+fn faster_than_copied(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "flood");
+    let victim = Victim::start(&cpr, &program, "job", &[]);
+    let images: Vec<String> = (0..3).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
+    let modes: Vec<String> = images
+        .iter()
+        .map(|image| {
+            cpr.checkpoint(victim.job, &["-o", image])["mode"]
+                .as_str()
+                .expect("a mode")
+                .to_owned()
+        })
+        .collect();
+    assert!(modes.iter().any(|mode| mode == "snapshot"), "{modes:?}");
+    victim.check();
+    for (number, image) in images.iter().enumerate() {
+        let name = format!("again{number}");
+        cpr.cpr(["restart", "-d", "--name", &name, image]).good();
+        let code = cpr.wait(&name);
+        let said = String::from_utf8_lossy(&cpr.logs(&name)).into_owned();
+        assert_eq!(code, 0, "{image}: {said}");
+    }
+}
+
+#[test]
+fn a_writer_faster_than_copying_as_user() {
+    faster_than_copied("a_writer_faster_than_copying_as_user", As::User);
+}
+
+#[test]
+fn a_writer_faster_than_copying_as_root() {
+    faster_than_copied("a_writer_faster_than_copying_as_root", As::Root);
+}
+
+/// Images of hostile writers are compared, byte for byte, with a copy made by fork(2) in the same stop.
+fn compared(test: &str, user: As, name: &str, mode: &str, options: &[&str]) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, name);
+    let victim = Victim::start(&cpr, &program, "job", &[mode]);
+    let images: Vec<String> = (0..6).map(|n| format!("{}/{n}.cpr", cpr.work.display())).collect();
+    for image in &images {
+        let made = cpr.checkpoint(victim.job, &[options, &["--compare", "-o", image]].concat());
+        assert!(made["compared_pages"].as_u64() > Some(200), "{made}");
+    }
+    victim.check();
+}
+
+#[test]
+fn images_of_discarded_memory_are_exact_as_user() {
+    compared(
+        "images_of_discarded_memory_are_exact_as_user",
+        As::User,
+        "discard",
+        "",
+        &[],
+    );
+}
+
+#[test]
+fn images_of_many_patches_are_exact_as_user() {
+    let test = "images_of_many_patches_are_exact_as_user";
+    compared(test, As::User, "patches", "3000", &["--incremental"]);
+}
+
+#[test]
+fn images_of_a_fast_writer_are_exact_as_root() {
+    compared(
+        "images_of_a_fast_writer_are_exact_as_root",
+        As::Root,
+        "flood",
+        "",
+        &["--incremental"],
+    );
+}
+
 /// Memory given back while it was copied is empty after the restart.
 #[test]
 fn memory_given_back_as_user() {

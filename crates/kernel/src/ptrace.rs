@@ -157,6 +157,11 @@ impl Tracee {
         Ok(Tracee { tid })
     }
 
+    /// Replaces the options of the stopped thread.
+    pub fn set_options(self, options: SeizeOptions) -> io::Result<()> {
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, options.flags() as usize).map(drop)
+    }
+
     /// Suspends the seccomp filters of the stopped thread for as long as it is attached to. To be asked for only while
     /// nothing but calls of ours run in it. Other options become these.
     ///

@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
-use cpr_image::{Compression, ImageWriter, PendingImage, WriteOptions};
+use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
@@ -35,11 +35,13 @@ use crate::callbacks::{self, Asked, GoOn};
 use crate::files::{self, PolicyState, SaveContext, Target};
 use crate::freeze::{self, Frozen, Members, Scope};
 use crate::libraries::{Keep, Libraries};
-use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
-use crate::memory::{self, FlagTable, MappedFiles, Shared};
+use crate::live::{self, Basis, Copied, Earlier, Known, Rounds, Tracked};
+use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::policy::FileRule;
+use crate::restart::available_memory;
 use crate::sink::{PAGE_SIZE, PageSink};
+use crate::snapshot::{self, Snapshot};
 use crate::{Blocker, TcpPolicy, blockers, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
@@ -91,6 +93,8 @@ pub struct CheckpointRequest {
     pub files: Vec<FileRule>,
     /// What is saved of programs and libraries.
     pub keep: Keep,
+    /// Compare the image with a copy of the job's memory made in the same stop.
+    pub compare: bool,
 }
 
 /// Who asks for a checkpoint from inside the job.
@@ -165,11 +169,25 @@ pub struct CheckpointReport {
     pub parent: Option<String>,
     /// Hash that stands for the image as a whole, in hexadecimal.
     pub root_hash: String,
-    /// Memory was copied while the job ran, all but what it wrote last; else while it was stopped, because that cannot
-    /// be done here, or because it wrote as fast as was copied.
-    pub live: bool,
+    /// How the job's memory was copied.
+    pub method: Method,
     /// Page data copied while the job was stopped, bytes.
     pub stopped_bytes: u64,
+    /// Pages that were compared with a copy of the job's memory, where that was asked for.
+    pub compared_pages: Option<u64>,
+}
+
+/// How a job's memory is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// While it ran, all but what it wrote last.
+    Live,
+    /// It wrote faster than could be copied: what was left, from a snapshot made while it was stopped.
+    Snapshot,
+    /// While it was stopped: because it is about to end, nothing better can be done here, or so little of it is written
+    /// so fast that it takes no longer than a snapshot.
+    Stop,
 }
 
 /// Told while a checkpoint is under way.
@@ -210,6 +228,9 @@ pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPo
     };
     find_blockers(scope, pid, own_ipc_namespace, tcp)
 }
+
+/// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
+const UNMEASURED_RATE: u64 = 1 << 30;
 
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
@@ -358,7 +379,13 @@ pub fn checkpoint(
     }
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut first_stop_ns = 0;
-    let mut live = false;
+    let mut method = Method::Stop;
+    // With nothing tracked, everything is left.
+    let mut rounds = Rounds {
+        settled: false,
+        left: expected,
+        rate: UNMEASURED_RATE,
+    };
     if request.after == After::Continue || request.live || !copied.is_empty() {
         writer.enter("copy")?;
         let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
@@ -373,9 +400,16 @@ pub fn checkpoint(
             first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
             live::register(&mut copied, &known);
         }
-        live = live::copy_while_running(&mut copied, &mut writer)? && !copied.is_empty();
+        if !copied.is_empty() {
+            rounds = live::copy_while_running(&mut copied, &mut writer)?;
+            if rounds.settled {
+                method = Method::Live;
+            }
+        }
         writer.drain()?;
     }
+    let pays = || snapshot::pays(rounds.left, rounds.rate, expected, available_memory());
+    let wanted = request.after == After::Continue && !rounds.settled && pays();
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }
@@ -400,6 +434,12 @@ pub fn checkpoint(
         flags,
         libraries,
         copied,
+        snapshots: match () {
+            () if wanted => Snapshots::Wanted,
+            () if request.compare => Snapshots::ToCompare,
+            () => Snapshots::None,
+        },
+        taken: Vec::new(),
     };
     let requester = scope.requester()?;
     let sockets = collect(&mut frozen, request, requester, &mut looked, &mut manifest, &mut writer)?;
@@ -417,10 +457,28 @@ pub fn checkpoint(
     // The longest time without a step of the job.
     let mut freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
+    for taken in &mut looked.taken {
+        let later = std::mem::take(&mut taken.later);
+        if later.is_empty() {
+            continue;
+        }
+        method = Method::Snapshot;
+        writer.enter("copy")?;
+        let space = manifest.address_spaces.get_mut(taken.space.index());
+        let space = space.ok_or_else(|| Error::new(ErrorKind::Internal, "a snapshot is of no address space"))?;
+        memory::save_later(later, &taken.snapshot.memory, space, &mut writer)?;
+    }
+    if !request.compare {
+        looked.taken.clear();
+    }
     writer.enter("write")?;
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
     let processes = manifest.processes.len();
     let (mut stream, summary) = writer.finish(&manifest)?;
+    let compared_pages = match request.compare {
+        true => Some(compare(&looked.taken, &manifest, &stream)?),
+        false => None,
+    };
     match pending {
         Some(pending) => pending.publish(Some(owner))?,
         None => stream.flush().context(|| "write the image")?,
@@ -469,8 +527,9 @@ pub fn checkpoint(
         threads,
         parent,
         root_hash: hexadecimal(&summary.root_hash),
-        live,
+        method,
         stopped_bytes,
+        compared_pages,
     };
     let kept = if request.keep_tracking && request.after == After::Continue {
         looked.copied.into_iter().map(Copied::into_tracked).collect()
@@ -478,6 +537,20 @@ pub fn checkpoint(
         Vec::new()
     };
     Ok((report, kept))
+}
+
+/// Compares the image with the copies that were made of the job's memory; gives the number of pages.
+fn compare(taken: &[Taken], manifest: &Manifest, stream: &File) -> Result<u64> {
+    let file = stream.try_clone().context(|| "copy the descriptor of the image")?;
+    let mut image = Image::from_file(file, "just made").context(|| "read the image back, to compare it")?;
+    image.open_ancestors()?;
+    let mut pages = 0;
+    for taken in taken {
+        if let Some(space) = manifest.address_spaces.get(taken.space.index()) {
+            pages += taken.snapshot.compare(space, &image)?;
+        }
+    }
+    Ok(pages)
 }
 
 /// Waits for the word of the other side. Where there is none because its speaker has ended, nobody knows.
@@ -605,6 +678,27 @@ struct Looked {
     flags: FlagTable,
     libraries: Libraries,
     copied: Vec<Copied>,
+    snapshots: Snapshots,
+    /// Those that were taken.
+    taken: Vec<Taken>,
+}
+
+/// What copies of processes are made for in the stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Snapshots {
+    /// None are made.
+    None,
+    /// To read the memory from. Where one cannot be made, it is read from the process as ever.
+    Wanted,
+    /// To compare the image with.
+    ToCompare,
+}
+
+/// A copy of a process's memory, and what is to be read from it.
+struct Taken {
+    snapshot: Snapshot,
+    space: cpr_image::model::AddressSpaceId,
+    later: Vec<Later>,
 }
 
 /// Reads the whole state of the stopped job.
@@ -682,12 +776,29 @@ fn collect(
         libraries: &mut looked.libraries,
         keep_executables: request.keep.executables,
     };
+    // A copy would become a child of who adopts orphans, and he would be told of its end.
+    let adopted = manifest.processes.iter().any(|process| process.child_subreaper);
     for &index in &live {
+        let snapshot = match looked.snapshots {
+            _ if adopted => None,
+            Snapshots::None => None,
+            Snapshots::Wanted => Snapshot::take(&mut frozen.processes[index], deadline).ok(),
+            Snapshots::ToCompare => Some(Snapshot::take(&mut frozen.processes[index], deadline)?),
+        };
         let process = &frozen.processes[index];
         let layout = std::mem::take(&mut layouts[index]);
         let id = cpr_image::model::AddressSpaceId(manifest.address_spaces.len() as u32);
         let copy = looked.copied.iter().find(|c| c.pid() == process.pid);
-        let space = memory::save(process, layout, &mut shared, copy, sink)?;
+        let mut later = Vec::new();
+        let put_off = (snapshot.is_some() && looked.snapshots == Snapshots::Wanted).then_some(&mut later);
+        let space = memory::save(process, layout, &mut shared, copy, put_off, sink)?;
+        if let Some(snapshot) = snapshot {
+            looked.taken.push(Taken {
+                snapshot,
+                space: id,
+                later,
+            });
+        }
         manifest.address_spaces.push(space);
         manifest.processes[index].address_space = Some(id);
     }

@@ -22,13 +22,14 @@ mod pipeline;
 pub mod policy;
 mod restart;
 mod sink;
+mod snapshot;
 mod state;
 mod userfault;
 
 pub use callbacks::Rebirth;
 pub use checkpoint::{
-    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Observer, Requester, Verdict, check,
-    checkpoint,
+    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester, Verdict,
+    check, checkpoint,
 };
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};

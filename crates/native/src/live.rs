@@ -428,29 +428,49 @@ pub fn register(tracked: &mut Vec<Copied>, known: &Known) {
     tracked.retain_mut(|copied| register_process(copied, known).is_ok());
 }
 
-/// Copies the memory of the running job in rounds. Tells whether what is left became little enough, so that copying it
-/// while the job is stopped takes no time to speak of.
+/// How far copying a running job came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounds {
+    /// What is left became little enough, so that copying it while the job is stopped takes no time to speak of.
+    pub settled: bool,
+    /// About what was written since the last round began, bytes.
+    pub left: u64,
+    /// How fast the last round copied, bytes a second.
+    pub rate: u64,
+}
+
+/// Copies the memory of the running job in rounds.
 ///
 /// # Errors
 /// The image cannot be written.
-pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Result<bool> {
+pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Result<Rounds> {
     let mut before = u64::MAX;
+    let mut rounds = Rounds {
+        settled: true,
+        left: 0,
+        rate: 0,
+    };
     for _ in 0..ROUNDS {
+        let begun = Instant::now();
         let mut pages = 0;
         for copied in tracked.iter_mut() {
             pages += copied.round(sink)?;
             copied.copy_elsewhere(sink)?;
         }
         if pages <= FEW {
-            return Ok(true);
+            break;
         }
+        // As much as it wrote in the time of the round before; it may write less in this one.
+        rounds.left = pages * PAGE;
+        rounds.rate = (u128::from(rounds.left) * 1_000_000_000 / begun.elapsed().as_nanos().max(1)) as u64;
         // Written as fast as it is copied.
         if pages > before / 2 {
-            return Ok(false);
+            rounds.settled = false;
+            break;
         }
         before = pages;
     }
-    Ok(true)
+    Ok(rounds)
 }
 
 /// Registers all private mappings of a process.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
 use cpr_image::model::{ByteString, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{
-    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
+    Memory, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -170,7 +170,65 @@ enum Pages {
     All,
 }
 
-/// Describes and copies the address space of `process`.
+/// Pages of a mapping that are read when the job runs again, from a copy of its memory.
+#[derive(Debug)]
+pub struct Later {
+    /// Index of the mapping in its address space.
+    mapping: usize,
+    runs: Vec<(u64, u64)>,
+    skip_zeros: bool,
+}
+
+/// Reads what was left for later.
+///
+/// # Errors
+/// The memory cannot be read, or the image not be written.
+pub fn save_later(later: Vec<Later>, memory: &Memory, space: &mut AddressSpace, sink: &mut dyn PageSink) -> Result<()> {
+    let mut buffer = Vec::new();
+    for Later {
+        mapping,
+        runs,
+        skip_zeros,
+    } in later
+    {
+        let Some(mapping) = space.mappings.get_mut(mapping) else {
+            continue;
+        };
+        let mut extents = std::mem::take(&mut mapping.extents);
+        for (start, end) in runs {
+            for at in (start..end).step_by(CHUNK as usize) {
+                buffer.resize((end - at).min(CHUNK) as usize, 0);
+                let read = memory.read(at, &mut buffer);
+                read.context(|| format!("read {} bytes at {at:#x} of the copy", buffer.len()))?;
+                place(&mut buffer, at, skip_zeros, &mut extents, sink)?;
+            }
+        }
+        mapping.extents = ordered(extents);
+    }
+    Ok(())
+}
+
+/// Places whole pages; gives another buffer for them.
+fn place(
+    buffer: &mut Vec<u8>,
+    at: u64,
+    skip_zeros: bool,
+    extents: &mut Vec<Extent>,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    if skip_zeros && buffer.chunks_exact(PAGE_SIZE).any(is_zero) {
+        return append(buffer, at, true, extents, sink);
+    }
+    let mut start = at;
+    *buffer = sink.place_buffer(std::mem::take(buffer), &mut |length, offset| {
+        push(extents, start, length as u64, offset);
+        start += length as u64;
+    })?;
+    Ok(())
+}
+
+/// Describes and copies the address space of `process`. With `later`, pages that a copy of the process has as well are
+/// only listed there.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] naming a mapping that cannot be saved.
@@ -179,6 +237,7 @@ pub fn save(
     layout: MemoryLayout,
     shared: &mut Shared<'_>,
     copied: Option<&Copied>,
+    mut later: Option<&mut Vec<Later>>,
     sink: &mut dyn PageSink,
 ) -> Result<AddressSpace> {
     let pid = process.pid;
@@ -200,7 +259,11 @@ pub fn save(
             library,
         } = plan;
         let what = || format!("process {pid}: save {}", label(map));
-        copy(process, &mut mapping, pages, library, copied, sink).context(what)?;
+        let put_off = match &mut later {
+            Some(later) if can_wait(&mapping, &pages, library) => Some((&mut **later, mappings.len())),
+            _ => None,
+        };
+        copy(process, &mut mapping, pages, library, copied, put_off, sink).context(what)?;
         if library {
             let file = shared.libraries.save(map, sink).context(what)?;
             mapping.extents = overlay(file, &mapping.extents, map.start, map.end, map.offset);
@@ -442,12 +505,23 @@ fn replaced(map: &MapEntry) -> bool {
     }
 }
 
+/// Whether a copy that fork(2) makes of the process has these pages, too.
+fn can_wait(mapping: &Mapping, pages: &Pages, library: bool) -> bool {
+    let has = |code: &str| mapping.flags.iter().any(|flag| flag == code);
+    // Not copied (MADV_DONTFORK), or emptied (MADV_WIPEONFORK).
+    let lost = has("dc") || has("wf");
+    // Pages beyond the end of a file would have to be told apart.
+    let anonymous = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack);
+    matches!(pages, Pages::Own) && !library && anonymous && !lost
+}
+
 fn copy(
     process: &Process,
     mapping: &mut Mapping,
     pages: Pages,
     library: bool,
     copied: Option<&Copied>,
+    put_off: Option<(&mut Vec<Later>, usize)>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
     let Some(space) = &process.space else {
@@ -519,22 +593,22 @@ fn copy(
             _ => runs.push((region.start, region.end)),
         }
     }
+    if let Some((later, index)) = put_off {
+        later.push(Later {
+            mapping: index,
+            runs,
+            skip_zeros,
+        });
+        mapping.extents = extents;
+        return Ok(());
+    }
     for (start, end) in runs {
         let mut at = start;
         while at < end {
             let length = (end - at).min(CHUNK);
             buffer.resize(length as usize, 0);
             match space.memory.read(at, &mut buffer) {
-                Ok(()) if skip_zeros && buffer.chunks_exact(PAGE_SIZE).any(is_zero) => {
-                    append(&buffer, at, true, &mut extents, sink)?;
-                }
-                Ok(()) => {
-                    let mut start = at;
-                    buffer = sink.place_buffer(buffer, &mut |length, offset| {
-                        push(&mut extents, start, length as u64, offset);
-                        start += length as u64;
-                    })?;
-                }
+                Ok(()) => place(&mut buffer, at, skip_zeros, &mut extents, sink)?,
                 Err(_) if matches!(pages, Pages::All) => {
                     readable_pages(process, at, &mut buffer, &mut extents, sink)?;
                 }

@@ -65,6 +65,8 @@ pub struct CheckpointOptions {
     pub files: Vec<FileRule>,
     /// What is saved of programs and libraries, besides what the job was started with.
     pub keep: Keep,
+    /// Compare the image with a copy of the job's memory made in the same stop, and fail where a page differs.
+    pub compare: bool,
     /// Exit code that this process has for its parent in a restarted job, where it is a process of the job.
     pub restarted_exit_code: u8,
     /// Shows progress.
@@ -84,6 +86,7 @@ impl Default for CheckpointOptions {
             tcp: None,
             files: Vec::new(),
             keep: Keep::default(),
+            compare: false,
             restarted_exit_code: 0,
             progress: None,
         }
@@ -378,6 +381,7 @@ fn request(
         tcp,
         files: options.files.clone(),
         keep: options.keep,
+        compare: options.compare,
     }
 }
 

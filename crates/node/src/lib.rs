@@ -39,7 +39,7 @@ mod worker;
 pub use checkpoint::{
     Bare, CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_bare, checkpoint_bare,
 };
-pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, TcpPolicy};
+pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, Method, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;
 pub use migrate::{MigrateOptions, Migrated};

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Output as Destination};
+use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
@@ -18,6 +18,13 @@ pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
     if io::stdout().is_terminal() {
         return Err(Error::new(ErrorKind::Usage, "an image is not written to a terminal")
             .with_hint("write it to a file or a pipe: `cpr checkpoint -o - JOB | ssh HOST cpr restart -`"));
+    }
+    if args.compare {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "--compare reads the image back, which cannot be done with a stream",
+        )
+        .with_hint("write the image to a file"));
     }
     // Whoever reads the image from standard output must find nothing else there, error or not.
     let output = output.beside_stream();
@@ -36,6 +43,7 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
         stop: args.stop,
         signal: args.signal,
         live: args.live,
+        compare: args.compare,
         output: destination,
         timeout: args.timeout,
         compression: args.compress,
@@ -86,8 +94,9 @@ fn report_json(job: Option<&str>, pid: Option<i32>, session: Option<i32>, made: 
         "processes": report.processes,
         "threads": report.threads,
         "parent": report.parent,
-        "mode": if report.live { "live" } else { "stop" },
+        "mode": report.method,
         "stopped_bytes": report.stopped_bytes,
+        "compared_pages": report.compared_pages,
     })
 }
 
@@ -97,9 +106,17 @@ fn report_text(name: &str, made: &Checkpointed) -> String {
         Some(path) => path.display().to_string(),
         None => "standard output".to_string(),
     };
+    let how = match report.method {
+        Method::Snapshot => " (snapshot: it writes memory faster than can be copied)",
+        Method::Live | Method::Stop => "",
+    };
+    let compared = match report.compared_pages {
+        Some(pages) => format!("; {pages} pages are what they were in memory"),
+        None => String::new(),
+    };
     let plural = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
     format!(
-        "{}: {}: {}{}, {}, {}; stopped for {}, {} in all\n",
+        "{}: {}: {}{}, {}, {}; stopped for {}{how}, {} in all{compared}\n",
         clean(name),
         clean(&image),
         size(report.image_bytes),
@@ -134,8 +151,9 @@ mod tests {
                 threads: 1,
                 parent: None,
                 root_hash: String::new(),
-                live: true,
+                method: Method::Live,
                 stopped_bytes: 188_416,
+                compared_pages: None,
             },
         };
         let documents = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/commands.md");

@@ -145,7 +145,8 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
     Ok(found)
 }
 
-fn available_memory() -> Option<u64> {
+/// Memory that can be had, bytes.
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)

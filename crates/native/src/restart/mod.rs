@@ -43,7 +43,7 @@ use plan::Step;
 use space::Sources;
 use stub::Workshop;
 
-pub use check::check_restart;
+pub use check::{available_memory, check_restart};
 pub use lazy::{LazyRequest, Pages};
 
 /// Longest any single step of a restart may take.
