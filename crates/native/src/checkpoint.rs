@@ -35,7 +35,7 @@ use crate::callbacks::{self, Asked, GoOn};
 use crate::files::{self, PolicyState, SaveContext, Target};
 use crate::freeze::{self, Frozen, Members, Scope};
 use crate::libraries::{Keep, Libraries};
-use crate::live::{self, Basis, Copied, Earlier, Known, Rounds, Tracked};
+use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::policy::FileRule;
@@ -380,12 +380,7 @@ pub fn checkpoint(
     // A job that goes on is copied while it runs, all but what it writes in the last moments.
     let mut first_stop_ns = 0;
     let mut method = Method::Stop;
-    // With nothing tracked, everything is left.
-    let mut rounds = Rounds {
-        settled: false,
-        left: expected,
-        rate: UNMEASURED_RATE,
-    };
+    let mut rate = UNMEASURED_RATE;
     if request.after == After::Continue || request.live || !copied.is_empty() {
         writer.enter("copy")?;
         let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
@@ -401,15 +396,19 @@ pub fn checkpoint(
             live::register(&mut copied, &known);
         }
         if !copied.is_empty() {
-            rounds = live::copy_while_running(&mut copied, &mut writer)?;
+            let rounds = live::copy_while_running(&mut copied, &mut writer)?;
             if rounds.settled {
                 method = Method::Live;
             }
+            rate = rounds.rate;
         }
         writer.drain()?;
     }
-    let pays = || snapshot::pays(rounds.left, rounds.rate, expected, available_memory());
-    let wanted = request.after == After::Continue && !rounds.settled && pays();
+    let left = match copied.as_slice() {
+        [] => expected,
+        copied => live::written_since(copied),
+    };
+    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, available_memory());
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }

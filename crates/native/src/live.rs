@@ -431,11 +431,9 @@ pub fn register(tracked: &mut Vec<Copied>, known: &Known) {
 /// How far copying a running job came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rounds {
-    /// What is left became little enough, so that copying it while the job is stopped takes no time to speak of.
+    /// Each round left less than the one before; else it writes as fast as is copied.
     pub settled: bool,
-    /// About what was written since the last round began, bytes.
-    pub left: u64,
-    /// How fast the last round copied, bytes a second.
+    /// How fast was copied, bytes a second.
     pub rate: u64,
 }
 
@@ -444,33 +442,51 @@ pub struct Rounds {
 /// # Errors
 /// The image cannot be written.
 pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Result<Rounds> {
-    let mut before = u64::MAX;
-    let mut rounds = Rounds {
-        settled: true,
-        left: 0,
-        rate: 0,
-    };
-    for _ in 0..ROUNDS {
-        let begun = Instant::now();
-        let mut pages = 0;
+    let begun = Instant::now();
+    let (mut before, mut all) = (u64::MAX, 0);
+    let mut settled = true;
+    for round in 0..ROUNDS {
+        if round > 0 {
+            // Looked at first: what is written again at once would be in the image twice.
+            let left = written_since(tracked) / PAGE;
+            settled = left <= before / 4 * 3;
+            if left <= FEW || !settled {
+                break;
+            }
+        }
+        before = 0;
         for copied in tracked.iter_mut() {
-            pages += copied.round(sink)?;
+            before += copied.round(sink)?;
             copied.copy_elsewhere(sink)?;
         }
-        if pages <= FEW {
-            break;
-        }
-        // As much as it wrote in the time of the round before; it may write less in this one.
-        rounds.left = pages * PAGE;
-        rounds.rate = (u128::from(rounds.left) * 1_000_000_000 / begun.elapsed().as_nanos().max(1)) as u64;
-        // Written as fast as it is copied.
-        if pages > before / 2 {
-            rounds.settled = false;
-            break;
-        }
-        before = pages;
+        all += before * PAGE;
     }
-    Ok(rounds)
+    let rate = u128::from(all) * 1_000_000_000 / begun.elapsed().as_nanos().max(1);
+    Ok(Rounds {
+        settled,
+        rate: rate as u64,
+    })
+}
+
+/// About what the running job has written since its pages were copied, bytes.
+pub fn written_since(tracked: &[Copied]) -> u64 {
+    let filter = ScanFilter {
+        all: PAGE_WRITTEN | PAGE_WPALLOWED,
+        any: PAGE_PRESENT | PAGE_SWAPPED,
+        none: PAGE_FILE | PAGE_PFNZERO,
+        ..ScanFilter::default()
+    };
+    let mut bytes = 0;
+    for copied in tracked {
+        for (&start, area) in &copied.areas {
+            let mut regions = Vec::new();
+            // A mapping that has gone is seen when the job has stopped.
+            if copied.pagemap.scan(start, area.end, filter, &mut regions).is_ok() {
+                bytes += regions.iter().map(|region| region.end - region.start).sum::<u64>();
+            }
+        }
+    }
+    bytes
 }
 
 /// Registers all private mappings of a process.

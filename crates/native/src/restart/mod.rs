@@ -10,6 +10,7 @@
 //! Until then every stub dies with us (PTRACE_O_EXITKILL), and an error kills them all ([`stub::Workshop`]).
 
 mod check;
+mod huge;
 mod identity;
 mod inherit;
 mod ipc;
@@ -135,6 +136,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             mapped: &mapped,
             saved: &saved,
             segments: &manifest.ipc.segments,
+            huge_pages: huge::are_allowed(),
         };
         let copies = saved
             .iter()
@@ -327,7 +329,7 @@ impl Built {
         let origin = origin.map(|p| address_space(manifest, p)).transpose()?;
         space::rebuild(
             workshop,
-            process.pid,
+            process,
             address_space(manifest, process)?,
             origin,
             is_lazy,

@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use cpr_image::Image;
-use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Segment};
+use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Process, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::{Workshop, number};
-use super::{inherit, lazy};
+use super::{huge, inherit, lazy};
 
 /// Most bytes one pread(2) is asked for.
 const READ_MAX: u64 = 1 << 30;
@@ -24,6 +24,9 @@ const SYS_MSEAL: i64 = 462;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const MM_MAP_SIZE: usize = 104;
+
+/// Bytes that huge pages are put into by one batch at most.
+const HUGE_AT_A_TIME: usize = 1 << 30;
 
 /// Most bytes of page data unpacked at a time.
 const WINDOW: u64 = 32 << 20;
@@ -42,6 +45,8 @@ pub struct Sources<'a> {
     pub saved: &'a [OwnedFd],
     /// System V segments, which exist.
     pub segments: &'a [Segment],
+    /// The system has huge pages for programs.
+    pub huge_pages: bool,
 }
 
 struct Builder<'a> {
@@ -50,6 +55,8 @@ struct Builder<'a> {
     batch: Batch,
     reads: Vec<(CallId, u64)>,
     sources: &'a Sources<'a>,
+    /// The process may have huge pages.
+    huge_pages: bool,
     /// Compressed page data to be put into the window: position by extent, and length.
     pieces: Vec<(u64, u64)>,
     /// Where in the window each goes.
@@ -165,7 +172,7 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
 /// pages may come later are left empty.
 pub fn rebuild(
     workshop: &Workshop,
-    pid: i32,
+    process: &Process,
     space: &AddressSpace,
     born_with: Option<&AddressSpace>,
     is_lazy: bool,
@@ -173,7 +180,8 @@ pub fn rebuild(
 ) -> Result<()> {
     let mut builder = Builder {
         workshop,
-        pid,
+        pid: process.pid,
+        huge_pages: sources.huge_pages && !process.thp_disabled,
         batch: Batch::new(),
         reads: Vec::new(),
         sources,
@@ -315,6 +323,17 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         builder.advise(mapping, libc::MADV_NOHUGEPAGE);
     }
     if filled {
+        let huge = if builder.huge_pages {
+            huge::ranges(mapping)
+        } else {
+            Vec::new()
+        };
+        for (start, end) in huge {
+            for at in (start..end).step_by(HUGE_AT_A_TIME) {
+                huge::prepare(&mut builder.batch, at, end.min(at + HUGE_AT_A_TIME as u64));
+                builder.make_room()?;
+            }
+        }
         for extent in &mapping.extents {
             builder.fill(extent, &place)?;
         }
