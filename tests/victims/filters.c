@@ -35,7 +35,26 @@ static int filters(void) {
     return atoi(strstr(status, "Seccomp_filters:") + 16);
 }
 
-static atomic_int set, check;
+static atomic_int set, check, synchronised;
+
+/* All threads of this process have the same filters, so that one of them can give all of them another. */
+static void *follower(void *unused) {
+    while (!synchronised) nap(10);
+    CHECK(syscall(SYS_getppid) == -1 && errno == ENOTTY);
+    return unused;
+}
+
+static void together(volatile int *state) {
+    deny(SYS_getuid, EDOM, 0);
+    pthread_t threads[3];
+    for (int i = 0; i < 3; i++) CHECK(pthread_create(&threads[i], NULL, follower, NULL) == 0);
+    state[2] = 1;
+    while (!state[3]) nap(10);
+    deny(SYS_getppid, ENOTTY, SECCOMP_FILTER_FLAG_TSYNC);
+    synchronised = 1;
+    for (int i = 0; i < 3; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+    exit(0);
+}
 
 static void *thread(void *unused) {
     deny(SYS_getuid, EDOM, 0);
@@ -61,6 +80,10 @@ int main(int argc, char **argv) {
         syscall(SYS_exit, 0);
     }
     AWAIT(strict[0]);
+    pid_t group = fork();
+    CHECK(group >= 0);
+    if (group == 0) together(strict);
+    AWAIT(strict[2]);
     deny(SYS_getppid, EUCLEAN, SECCOMP_FILTER_FLAG_LOG);
     pthread_t other;
     CHECK(pthread_create(&other, NULL, thread, NULL) == 0);
@@ -80,6 +103,9 @@ int main(int argc, char **argv) {
     strict[1] = 1;
     int status;
     CHECK(waitpid(child, &status, 0) == child);
+    SAME(status, 0);
+    strict[3] = 1;
+    CHECK(waitpid(group, &status, 0) == group);
     SAME(status, 0);
     ok();
 }

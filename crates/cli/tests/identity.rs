@@ -59,6 +59,27 @@ fn numbers(value: &Value) -> Vec<u64> {
         .collect()
 }
 
+/// A daemon opens what only root may open, and then gives root's rights up. Root's own image of it says so, and is
+/// believed; an image that belongs to the daemon's user is not.
+#[test]
+fn what_was_opened_as_root_is_opened_again_from_roots_image() {
+    let Some(cpr) = Cpr::new("what_was_opened_as_root_is_opened_again_from_roots_image", As::Root) else {
+        return;
+    };
+    let program = support::victim::compile(&cpr, "dropped");
+    let victim = support::victim::Victim::start(&cpr, &program, "dropped", &[]);
+    let image = cpr.work.join("dropped.cpr");
+    let path = image.display().to_string();
+    cpr.checkpoint(victim.job, &["--stop", "-o", &path]);
+    let refused = cpr.cpr(["restart", "-d", "--name", "users", &path]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("Permission denied"), "{}", refused.stderr);
+    std::os::unix::fs::chown(&image, Some(0), Some(0)).expect("root may");
+    cpr.cpr(["restart", "-d", "--name", "roots", &path]).good();
+    fs::write(cpr.work.join("go-dropped"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("roots"), 0, "{}", String::from_utf8_lossy(&cpr.logs("roots")));
+}
+
 /// LBNL-3.9.3.1.2, LBNL-3.9.3.2.2, LBNL-3.9.3.3.2: root restores users and groups, of each thread its own.
 /// LBNL-3.9.7.1.2: accounting starts from zero. LBNL-3.9.7.2.2: limits are restored.
 #[test]

@@ -78,6 +78,7 @@ survive! {
     tcp;
     // LBNL-3.9.1.M11
     udp;
+    given_up;
     netlink;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
     descriptors;

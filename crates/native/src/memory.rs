@@ -26,8 +26,8 @@ const CHUNK: u64 = 1 << 20;
 const TABLE_SPAN: u64 = 2 << 20;
 
 /// VmFlags of /proc/PID/smaps that a restart sets again.
-const KEPT_FLAGS: [&[u8; 2]; 13] = [
-    b"gd", b"lo", b"lf", b"hg", b"nh", b"dc", b"dd", b"wf", b"mg", b"nr", b"sl", b"sr", b"rr",
+const KEPT_FLAGS: [&[u8; 2]; 14] = [
+    b"gd", b"lo", b"lf", b"hg", b"nh", b"dc", b"dd", b"wf", b"mg", b"nr", b"sl", b"sr", b"rr", b"dp",
 ];
 
 /// Mapping flags by address, read before the job is stopped because reading them is slow.
@@ -380,6 +380,8 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
         (MapKind::VvarVclock, None) => (MappingKind::VvarClock, Pages::None),
         (MapKind::Stack, None) => (MappingKind::Stack, Pages::Own),
+        // The kernel may empty it at any time (MAP_DROPPABLE), and so may we.
+        (MapKind::Anonymous | MapKind::AnonNamed(_), None) if has(b"dp") => (anonymous, Pages::None),
         (MapKind::Anonymous | MapKind::Heap | MapKind::AnonNamed(_), None) if !map.shared => (anonymous, Pages::Own),
         (MapKind::SharedAnonymous | MapKind::AnonShmemNamed(_) | MapKind::Anonymous, None) if map.shared => {
             let id = saved.intern_mapping(

@@ -11,6 +11,7 @@
 //! ancillary data of a datagram are those of the second sending. An error that waits at a datagram socket (such as
 //! "connection refused" for an earlier one) is not kept.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -452,6 +453,7 @@ impl Sockets {
     /// [`ErrorKind::InUse`] when a port is taken, [`ErrorKind::Incompatible`] when this machine lacks an address,
     /// [`ErrorKind::Denied`] for what takes a privilege.
     pub fn create(sockets: &[InetSocket]) -> Result<Sockets> {
+        let shared_ports = shared_ports(sockets);
         let mut builder = tcp::Builder::new(sockets);
         // Connections come before listening sockets, which nobody else shall find until they are complete.
         builder.connections()?;
@@ -459,7 +461,8 @@ impl Sockets {
             if builder.is_made(index) {
                 continue;
             }
-            let end = make(socket).context(|| describe(index, socket))?;
+            let end = make(socket, port_of(socket).is_some_and(|port| shared_ports.contains(&port)))
+                .context(|| describe(index, socket))?;
             builder.add(index, end);
         }
         builder.waiting()?;
@@ -495,6 +498,7 @@ impl Sockets {
                     .context(|| format!("put back the datagrams of {}", describe(index, socket)))?;
             }
         }
+        let shared_ports = shared_ports(sockets);
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             let what = || describe(index, socket);
             if let InetState::Associated { remote } = &socket.state {
@@ -506,6 +510,10 @@ impl Sockets {
                 tcp::shut_down(end.as_fd(), socket.shutdown).context(what)?;
             }
             sockopt::set(end.as_fd(), &socket.options, Phase::Late).context(what)?;
+            if port_of(socket).is_some_and(|port| shared_ports.contains(&port)) {
+                let own = sockopt::number(&socket.options, libc::SOL_SOCKET, libc::SO_REUSEPORT);
+                kernel::set_number(end.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, own).context(what)?;
+            }
         }
         Ok(())
     }
@@ -605,20 +613,55 @@ pub(super) fn describe(index: usize, socket: &InetSocket) -> String {
     }
 }
 
-/// Makes and binds a socket that has no connection, and listens.
-fn make(socket: &InetSocket) -> Result<OwnedFd> {
+/// Kind, protocol and port.
+type Port = (i32, i32, u16);
+
+fn port_of(socket: &InetSocket) -> Option<Port> {
+    let local = address(socket.local.as_ref()?).ok()?;
+    (local.port() != 0).then_some((socket.kind, socket.protocol, local.port()))
+}
+
+/// Ports that several sockets of the image have, and that one of them shares with SO_REUSEPORT. (The option counts when
+/// a socket is bound; it may be another one later.)
+fn shared_ports(sockets: &[InetSocket]) -> HashSet<Port> {
+    let mut counts: HashMap<Port, (usize, bool)> = HashMap::new();
+    for socket in sockets {
+        if let Some(port) = port_of(socket) {
+            let (count, shared) = counts.entry(port).or_default();
+            *count += 1;
+            *shared |= sockopt::number(&socket.options, libc::SOL_SOCKET, libc::SO_REUSEPORT) != 0;
+        }
+    }
+    let several = counts.into_iter().filter(|(_, (count, shared))| *count > 1 && *shared);
+    several.map(|(port, _)| port).collect()
+}
+
+/// Makes and binds a socket that has no connection, and listens; `shares_port`: another one has its port, too.
+fn make(socket: &InetSocket, shares_port: bool) -> Result<OwnedFd> {
     let new = sockopt::new_socket(socket.family, socket.kind, socket.protocol)?;
     sockopt::set(new.as_fd(), &socket.options, Phase::Early)?;
     if socket.kind == STREAM {
         // Its connections have the port already. The program's own setting comes last.
         kernel::set_number(new.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).context(|| "share the port")?;
     }
+    if shares_port {
+        // One of them had this only while the port was taken. Here, too, the program's own setting comes last.
+        kernel::set_number(new.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).context(|| "share the port")?;
+    }
     if let Some(local) = &socket.local {
         let mut local = address(local)?;
         if socket.kind == RAW {
             local.set_port(0);
         }
-        rustix::net::bind(&new, &local)
+        let mut bound = rustix::net::bind(&new, &local);
+        if bound == Err(rustix::io::Errno::ADDRNOTAVAIL) {
+            // It had been bound with IP_FREEBIND, which it may have given up since.
+            let own = sockopt::number(&socket.options, libc::IPPROTO_IP, libc::IP_FREEBIND);
+            kernel::set_number(new.as_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, 1).context(|| "set IP_FREEBIND")?;
+            bound = rustix::net::bind(&new, &local);
+            kernel::set_number(new.as_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, own).context(|| "set IP_FREEBIND")?;
+        }
+        bound
             .map_err(std::io::Error::from)
             .context(|| format!("bind to {local}"))
             .map_err(in_use)?;

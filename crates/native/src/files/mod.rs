@@ -49,7 +49,7 @@ use crate::sink::PageSource;
 pub use check::check;
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{other_name, save_deleted_cwd};
-pub use restore::{break_leases, finish, open_all};
+pub use restore::{break_leases, finish, open_all, with_roots_rights};
 pub use save::save;
 pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, open_saved, seal_last};
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
@@ -206,6 +206,8 @@ pub struct RestoreContext<'a> {
     pub streams: &'a [Option<OwnedFd>; 3],
     /// The terminal for the job, if there is one.
     pub terminal: Option<&'a OwnedFd>,
+    /// Root restarts an image that belongs to root.
+    pub roots_own: bool,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
@@ -233,11 +235,13 @@ impl<'a> RestoreContext<'a> {
         image: &'a dyn PageSource,
         streams: &'a [Option<OwnedFd>; 3],
         terminal: Option<&'a OwnedFd>,
+        roots_own: bool,
         saved: Vec<OwnedFd>,
     ) -> Self {
         RestoreContext {
             manifest,
             image,
+            roots_own,
             streams,
             terminal,
             saved,

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use cpr_image::model::{ByteString, FileId, Manifest, Object, OpenFile, Process, SavedFileKind};
 use cpr_kernel::batch::Batch;
-use cpr_types::{Context, Result};
+use cpr_kernel::process::FileIdentity;
+use cpr_types::{Context, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, kind, locks, pipe, regular};
@@ -92,6 +93,18 @@ pub(super) fn path_of(file: &OpenFile) -> String {
     }
 }
 
+/// Opens something that a process may have opened before it gave root's rights up. With an image that is root's own
+/// (`roots_own`), what its user may not open is opened as root.
+pub fn with_roots_rights<T>(roots_own: bool, mut open: impl FnMut() -> Result<T>) -> Result<T> {
+    match open() {
+        Err(error) if roots_own && error.kind() == ErrorKind::Denied => {
+            let _identity = FileIdentity::assume(0, 0);
+            open()
+        }
+        other => other,
+    }
+}
+
 /// Whether an open file is somebody else's too, whose flags are not ours to change.
 fn is_foreign(file: &OpenFile, manifest: &Manifest) -> bool {
     match &file.object {
@@ -103,8 +116,8 @@ fn is_foreign(file: &OpenFile, manifest: &Manifest) -> bool {
 
 fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     match &file.object {
-        Object::Regular(found) => regular::restore(file, found, context),
-        Object::Directory { path } => regular::restore_directory(file, path),
+        Object::Regular(found) => with_roots_rights(context.roots_own, || regular::restore(file, found, context)),
+        Object::Directory { path } => with_roots_rights(context.roots_own, || regular::restore_directory(file, path)),
         Object::Saved(saved) => {
             let image = context.manifest.saved_files.get(saved.index());
             let name = match image.map(|image| &image.kind) {

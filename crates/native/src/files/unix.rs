@@ -497,6 +497,22 @@ impl Drop for Hidden {
     }
 }
 
+/// Such files, the last of which goes first: it may be in a directory that was made for an earlier one.
+#[derive(Debug, Default)]
+struct HiddenFiles(Vec<Hidden>);
+
+impl HiddenFiles {
+    fn remove(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
+impl Drop for HiddenFiles {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
 /// How to connect to a bound socket: by its abstract name, or by its file through the directory.
 #[derive(Debug)]
 struct Reach {
@@ -513,7 +529,7 @@ pub struct Sockets {
     /// The peer a socket has had since it was made.
     paired: Vec<Option<usize>>,
     reach: Vec<Option<Reach>>,
-    hidden: Vec<Hidden>,
+    hidden: HiddenFiles,
 }
 
 struct Builder<'a> {
@@ -522,7 +538,7 @@ struct Builder<'a> {
     temporary: Vec<Option<OwnedFd>>,
     paired: Vec<Option<usize>>,
     reach: Vec<Option<Reach>>,
-    hidden: Vec<Hidden>,
+    hidden: HiddenFiles,
 }
 
 impl Sockets {
@@ -539,7 +555,7 @@ impl Sockets {
             temporary: (0..count).map(|_| None).collect(),
             paired: vec![None; count],
             reach: (0..count).map(|_| None).collect(),
-            hidden: Vec::new(),
+            hidden: HiddenFiles::default(),
         };
         builder.listeners()?;
         builder.connections()?;
@@ -604,7 +620,7 @@ impl Sockets {
             }
             set_options(end.as_fd(), socket).context(|| format!("set options of {}", label(index, socket)))?;
         }
-        self.hidden.clear();
+        self.hidden.remove();
         Ok(())
     }
 
@@ -858,7 +874,7 @@ impl Builder<'_> {
 
     fn bind(&mut self, end: BorrowedFd<'_>, index: usize) -> Result<Reach> {
         let (reach, hidden) = bind(end, &self.sockets[index])?;
-        self.hidden.extend(hidden);
+        self.hidden.0.extend(hidden);
         Ok(reach)
     }
 }

@@ -182,6 +182,28 @@ pub fn enter(cwd: &ByteString, deleted: Option<i32>, root: &ByteString, owner: O
     }
 }
 
+/// Whether threads share system call filters: one can later give all of them another (SECCOMP_FILTER_FLAG_TSYNC) only
+/// if they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// The thread has filters of its own.
+    Alone,
+    /// Its filters are those of all threads of the process, and it is the first to get them.
+    Gives,
+    /// It has been given them.
+    Given,
+}
+
+/// Whether all threads of a process have the same filters.
+pub fn share_filters(threads: &[Thread]) -> bool {
+    let same = |thread: &Thread| {
+        threads.first().is_some_and(|first| {
+            thread.seccomp == first.seccomp && thread.credentials.no_new_privs == first.credentials.no_new_privs
+        })
+    };
+    threads.iter().all(same)
+}
+
 /// Installs the system call filters of a thread (LBNL-3.9.1.M16). They are suspended until the thread is let go.
 ///
 /// # Errors
@@ -190,9 +212,12 @@ pub fn seccomp(
     thread: &Thread,
     tracee: Tracee,
     rights: Rights,
+    share: Share,
     run: &mut dyn FnMut(&Batch) -> Result<()>,
 ) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: i32 = 1;
+    /// SECCOMP_FILTER_FLAG_TSYNC.
+    const FOR_ALL_THREADS: u64 = 1;
     /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation is restored by itself.
     const SPEC_ALLOW: u64 = 4;
     /// SECCOMP_FILTER_FLAG_LOG.
@@ -230,6 +255,11 @@ pub fn seccomp(
         );
         return run(&batch);
     };
+    let sync = match share {
+        Share::Given => return Ok(()),
+        Share::Gives => FOR_ALL_THREADS,
+        Share::Alone => 0,
+    };
     for filter in filters {
         let mut batch = Batch::new();
         // struct sock_fprog: length in instructions, pointer.
@@ -242,7 +272,7 @@ pub fn seccomp(
             libc::SYS_seccomp,
             &[
                 SECCOMP_SET_MODE_FILTER.into(),
-                (filter.flags & LOG | SPEC_ALLOW).into(),
+                (filter.flags & LOG | SPEC_ALLOW | sync).into(),
                 header,
             ],
             format!("install a seccomp filter in thread {tid}"),

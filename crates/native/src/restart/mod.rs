@@ -39,7 +39,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::{self, RestoreContext, SharedMemory};
 use crate::{freeze, mapped};
-use identity::Rights;
+use identity::{Rights, Share};
 use plan::Step;
 use space::Sources;
 use stub::Workshop;
@@ -102,6 +102,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     check::machine(manifest)?;
     process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
     let rights = trust::limit(image, rights()?)?;
+    let roots_own = rights.privileged && trust::is_roots_own(image)?;
     let checkpoint = &manifest.checkpoint;
     // Files are opened with the rights of the image's owner, whoever restarts it.
     let as_owner = || {
@@ -118,7 +119,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut backups = files::Backups::default();
         let mut saved = files::create_saved(manifest, image, &mut backups)?;
         close_programs(manifest, &mut saved)?;
-        let mapped = open_mapped(manifest, &saved)?;
+        let mapped = open_mapped(manifest, &saved, roots_own)?;
         drop(identity);
         let bodies = image
             .bodies()
@@ -143,7 +144,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             .map(OwnedFd::try_clone)
             .collect::<std::io::Result<Vec<_>>>()
             .context(|| "copy descriptors of saved files")?;
-        let mut context = RestoreContext::new(manifest, image, &request.streams, request.terminal.as_ref(), copies);
+        let mut context = RestoreContext::new(
+            manifest,
+            image,
+            &request.streams,
+            request.terminal.as_ref(),
+            roots_own,
+            copies,
+        );
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
@@ -249,7 +257,7 @@ fn rights() -> Result<Rights> {
 }
 
 /// Opens all mapped files; those whose contents are put back, as they will be.
-fn open_mapped(manifest: &Manifest, saved: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+fn open_mapped(manifest: &Manifest, saved: &[OwnedFd], roots_own: bool) -> Result<Vec<OwnedFd>> {
     let open = |file: &MappedFile| {
         let policy = manifest.file_policies.iter().find(|policy| policy.path == file.path);
         match policy.and_then(|policy| saved.get(policy.saved?.index())) {
@@ -257,7 +265,7 @@ fn open_mapped(manifest: &Manifest, saved: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
                 let flags = if file.writable { libc::O_RDWR } else { libc::O_RDONLY };
                 files::open_saved(saved.as_fd(), flags).context(|| format!("open mapped file {}", file.path))
             }
-            None => mapped::open(file),
+            None => files::with_roots_rights(roots_own, || mapped::open(file)),
         }
     };
     manifest.mapped_files.iter().map(open).collect()
@@ -512,10 +520,16 @@ fn rebuild(
             .collect()
     };
     let mut plan = Plan { threads: Vec::new() };
-    for (thread, (tracee, base)) in process.threads.iter().zip(handles) {
+    let shares_filters = identity::share_filters(&process.threads);
+    for (index, (thread, (tracee, base))) in process.threads.iter().zip(handles).enumerate() {
         let stub = workshop.stub(pid)?;
         let mut run = |batch: &Batch| workshop.run_thread(stub, tracee, &base, batch).map(drop);
-        identity::seccomp(thread, tracee, rights, &mut run).context(what)?;
+        let share = match index {
+            _ if !shares_filters => Share::Alone,
+            0 => Share::Gives,
+            _ => Share::Given,
+        };
+        identity::seccomp(thread, tracee, rights, share, &mut run).context(what)?;
         let mut batch = Batch::new();
         if let Some(own) = &thread.directories {
             identity::directories(own, owner, &mut batch);

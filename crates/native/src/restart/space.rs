@@ -18,6 +18,7 @@ use super::{huge, inherit, lazy};
 const READ_MAX: u64 = 1 << 30;
 
 const MADV_GUARD_INSTALL: i32 = 102;
+const MAP_DROPPABLE: i32 = 8;
 const MLOCK_ONFAULT: i32 = 1;
 const SYS_MSEAL: i64 = 462;
 /// PR_SET_MM, PR_SET_MM_MAP and the size of `struct prctl_mm_map`.
@@ -292,6 +293,9 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
             return finish_mapping(builder, mapping);
         }
     };
+    if has(mapping, "dp") {
+        flags = libc::MAP_ANONYMOUS | MAP_DROPPABLE;
+    }
     if has(mapping, "nr") {
         flags |= libc::MAP_NORESERVE;
     }

@@ -9,6 +9,15 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::identity::Rights;
 
+/// Whether the image file belongs to root: nobody else can have written what it says.
+///
+/// # Errors
+/// The file cannot be looked at.
+pub fn is_roots_own(image: &Image) -> Result<bool> {
+    let metadata = image.file().metadata();
+    Ok(metadata.context(|| format!("look at image {}", image.name()))?.uid() == 0)
+}
+
 /// Limits `rights` to those of the user the image file belongs to, where that is not root.
 ///
 /// # Errors
