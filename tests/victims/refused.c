@@ -7,6 +7,7 @@
 #include <linux/seccomp.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 
 enum { KEPT = 7 };
@@ -98,6 +99,8 @@ int main(int argc, char **argv) {
         NEED(syscall(SYS_bpf, BPF_MAP_CREATE, &what, sizeof what) >= 0);
     } else if (IS("fanotify")) {
         NEED(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID, O_RDONLY) >= 0);
+    } else if (IS("mount")) {
+        NEED(mkdir("mounted", 0700) == 0 && mount("none", "mounted", "tmpfs", 0, NULL) == 0);
     } else if (IS("pidfd")) {
         NEED(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else if (IS("thread_pidfd")) {

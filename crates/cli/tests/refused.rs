@@ -306,6 +306,7 @@ refused! {
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     pid_namespace [root user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";
     mount_namespace [root user]: ["namespace", &CLONE_NEWNS.to_string()]; "mount namespace", "of its own";
+    mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
     network_namespace [root user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
     ipc_namespace [root user]: ["namespace", &CLONE_NEWIPC.to_string()]; "IPC namespace", "of its own";
     host_name_namespace [root user]: ["namespace", &CLONE_NEWUTS.to_string()]; "UTS namespace", "of its own";

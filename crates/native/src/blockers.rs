@@ -2,8 +2,9 @@
 //! Nothing is stopped or changed by looking.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
-use cpr_kernel::proc::ProcDir;
+use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
 use cpr_types::{Error, ErrorKind, Result};
 
@@ -114,6 +115,40 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         add("program", "32-bit programs are not supported");
     }
     found
+}
+
+/// Mounts that the job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and
+/// /dev/mqueue are ours.
+pub fn mounts(targets: &[Target], root: i32, outside: &[Mount]) -> Vec<Blocker> {
+    type Place<'a> = ((u32, u32), &'a [u8], &'a [u8]);
+    fn place(mount: &Mount) -> Place<'_> {
+        (mount.dev, &mount.root, &mount.mount_point)
+    }
+    let target = targets.iter().find(|target| target.pid == root).or(targets.first());
+    let Some((pid, inside)) = target.and_then(|target| Some((target.pid, target.proc.mountinfo().ok()?))) else {
+        return Vec::new();
+    };
+    let known: HashSet<Place<'_>> = outside.iter().map(place).collect();
+    let ours = |mount: &Mount| {
+        matches!(
+            (mount.mount_point.as_slice(), mount.fs_type.as_slice()),
+            (b"/proc", b"proc") | (b"/dev/mqueue", b"mqueue")
+        )
+    };
+    let strange = inside
+        .iter()
+        .filter(|mount| !known.contains(&place(mount)) && !ours(mount));
+    strange
+        .map(|mount| Blocker {
+            pid,
+            object: format!("mount {}", String::from_utf8_lossy(&mount.mount_point)),
+            reason: format!(
+                "the job has mounted it ({}), and mounts are not saved",
+                String::from_utf8_lossy(&mount.fs_type)
+            ),
+            hint: Some("mount it before the job is started, or unmount it first".to_owned()),
+        })
+        .collect()
 }
 
 /// Whether the directory that `cwd` or `root` leads to was deleted. Its link count tells; a name may end in anything.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
-use cpr_kernel::proc::{MapKind, ProcDir};
+use cpr_kernel::proc::{MapKind, Mount, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
 use cpr_kernel::ptrace::block_child_signals;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -74,6 +74,8 @@ pub struct CheckpointRequest {
     pub own_pid_namespace: bool,
     /// Nobody but the job uses the caller's IPC namespace.
     pub own_ipc_namespace: bool,
+    /// For a job with a mount namespace of its own: what is mounted where that was made, as in [`Surroundings`].
+    pub mounts: Option<Vec<Mount>>,
     /// The job is everything in this POSIX session; `pid` is its leader, or any process of it.
     pub session: Option<i32>,
     /// Our parent, which waits for us, where it may be a process of the job itself. It is left alone, and is in the image
@@ -95,6 +97,28 @@ pub struct CheckpointRequest {
     pub keep: Keep,
     /// Compare the image with a copy of the job's memory made in the same stop.
     pub compare: bool,
+}
+
+/// What a look at a job has to know of what is around it.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Nobody else uses the job's IPC namespace, which is also ours.
+    pub own_ipc: bool,
+    /// What becomes of TCP connections to outside.
+    pub tcp: TcpPolicy,
+    /// For a job with a mount namespace of its own: what is mounted where a restart makes it a new one. Other mounts
+    /// would be missing then.
+    pub mounts: Option<&'a [Mount]>,
+}
+
+impl CheckpointRequest {
+    fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            own_ipc: self.own_ipc_namespace,
+            tcp: self.tcp,
+            mounts: self.mounts.as_deref(),
+        }
+    }
 }
 
 /// Who asks for a checkpoint from inside the job.
@@ -211,12 +235,11 @@ pub enum Event {
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
 /// Names everything that would make a checkpoint of `pid` and its descendants fail, without stopping anything
-/// (a look at a running job: objects that come and go may be missed). `own_ipc_namespace`: nobody else uses the job's IPC
-/// namespace, which is also ours.
+/// (a look at a running job: objects that come and go may be missed).
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] when there is no such process.
-pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+pub fn check(pid: i32, session: Option<i32>, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
     let members = match session {
         Some(sid) => Members::Session(sid),
         None if pid == 1 => Members::Namespace,
@@ -226,7 +249,7 @@ pub fn check(pid: i32, session: Option<i32>, own_ipc_namespace: bool, tcp: TcpPo
         members,
         requester: None,
     };
-    find_blockers(scope, pid, own_ipc_namespace, tcp)
+    find_blockers(scope, pid, around)
 }
 
 /// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
@@ -236,19 +259,20 @@ const UNMEASURED_RATE: u64 = 1 << 30;
 const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
-fn find_blockers(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
-    let mut found = look(scope, root, own_ipc, tcp)?;
+fn find_blockers(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
+    let mut found = look(scope, root, around)?;
     for _ in 1..LOOKS {
         if found.is_empty() {
             break;
         }
-        let again = look(scope, root, own_ipc, tcp)?;
+        let again = look(scope, root, around)?;
         found.retain(|blocker| again.contains(blocker));
     }
     Ok(found)
 }
 
-fn look(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
+    let Surroundings { own_ipc, tcp, mounts } = around;
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
@@ -278,6 +302,9 @@ fn look(scope: Scope, root: i32, own_ipc: bool, tcp: TcpPolicy) -> Result<Vec<Bl
     found.extend(blockers::sharing(&targets));
     found.extend(ipc::blockers(&targets, own_ipc));
     found.extend(files::check(&targets, root, own_ipc, tcp, scope.requester()?));
+    if let Some(mounts) = mounts {
+        found.extend(blockers::mounts(&targets, root, mounts));
+    }
     Ok(found)
 }
 
@@ -327,7 +354,7 @@ pub fn checkpoint(
     block_child_signals().context(|| "block SIGCHLD")?;
     // First: a callback may do away with what else would be refused (LBNL-2.4.1).
     let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
-    let mut blocked = find_blockers(scope, request.pid, request.own_ipc_namespace, request.tcp)?;
+    let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
     // So is memory that vfork(2) shares.
     blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);

@@ -28,8 +28,8 @@ mod userfault;
 
 pub use callbacks::Rebirth;
 pub use checkpoint::{
-    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester, Verdict,
-    check, checkpoint,
+    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
+    Surroundings, Verdict, check, checkpoint,
 };
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};

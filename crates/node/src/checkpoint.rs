@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cpr_image::model::ByteString;
+use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
-    Handover, Keep, PendingImage, Requester, TcpPolicy, check, checkpoint,
+    Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint,
 };
-use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, StopIntent, image_name};
+use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, State, StopIntent, image_name};
 use crate::paging::await_pages;
 use crate::state::now_ms;
 use crate::suspend::refuse_suspended;
@@ -183,6 +184,7 @@ impl<'a> Task<'a> {
         request.keep.libraries |= job.spec().keep_files.libraries;
         request.keep.executables |= job.spec().keep_files.executables;
         request.requester = inside.then(|| requester(options));
+        request.mounts = job.mounts_outside(&state);
         request.log = std::fs::canonicalize(job.log_path())
             .map(|path| ByteString::from(&path))
             .unwrap_or_default();
@@ -372,6 +374,7 @@ fn request(
         initiator_uid: rustix::process::getuid().as_raw(),
         own_pid_namespace,
         own_ipc_namespace: false,
+        mounts: None,
         session: None,
         requester: None,
         stop_timeout: options.timeout,
@@ -525,10 +528,17 @@ pub fn checkpoint_bare(bare: Bare, mut options: CheckpointOptions) -> Result<Che
     run(Task::for_bare(bare, &options)?, progress)
 }
 
-fn blockers(target: &Target, inner: i32, session: Option<i32>, tcp: TcpPolicy) -> Result<Vec<Blocker>> {
+fn blockers(
+    target: &Target,
+    inner: i32,
+    session: Option<i32>,
+    tcp: TcpPolicy,
+    mounts: Option<Vec<Mount>>,
+) -> Result<Vec<Blocker>> {
     let own_ipc = worker::plan(target)?.ipc;
     let mut worker = Worker::start(target, move |_| {
-        check(inner, session, own_ipc, tcp).map(Message::Blockers)
+        let mounts = mounts.as_deref();
+        check(inner, session, Surroundings { own_ipc, tcp, mounts }).map(Message::Blockers)
     })?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {
@@ -551,10 +561,18 @@ fn blockers(target: &Target, inner: i32, session: Option<i32>, tcp: TcpPolicy) -
 /// Names everything that would keep a process with its descendants, or a session, from being checkpointed. Stops nothing.
 pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
     let found = outsider(bare)?;
-    blockers(&found.target, found.inner, found.session, TcpPolicy::default())
+    blockers(&found.target, found.inner, found.session, TcpPolicy::default(), None)
 }
 
 impl Job {
+    /// What is mounted where a restart would make the job a mount namespace; none where the job has none of its own, or
+    /// its supervisor is gone.
+    fn mounts_outside(&self, state: &State) -> Option<Vec<Mount>> {
+        state.init?;
+        let supervisor = Target::open_same(state.supervisor?).ok()?;
+        ProcDir::open(supervisor.pid).and_then(|proc| proc.mountinfo()).ok()
+    }
+
     /// Checkpoints the job.
     pub fn checkpoint(&self, mut options: CheckpointOptions) -> Result<Checkpointed> {
         let progress = options.progress.take();
@@ -566,7 +584,8 @@ impl Job {
         let state = self.living()?;
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
-        let mut found = blockers(&root, state.root.unwrap_or(root.pid), None, self.spec().tcp)?;
+        let mounts = self.mounts_outside(&state);
+        let mut found = blockers(&root, state.root.unwrap_or(root.pid), None, self.spec().tcp, mounts)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {
