@@ -175,7 +175,7 @@ impl Restored {
         }
         let mut backups = files::Backups::default();
         let saved = files::create_saved(&manifest, pages, &mut backups)?;
-        let mut context = RestoreContext::new(&manifest, pages, streams, terminal, saved);
+        let mut context = RestoreContext::new(&manifest, pages, streams, terminal, false, saved);
         let files = files::open_all(&mut context)?;
         let mut changes = files::Changes::prepare(context.manifest, &files, &context.saved, backups)?;
         changes.apply()?;
