@@ -42,7 +42,7 @@ install: build ## Install command, library, header and man pages below PREFIX
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' crates/gridcpr/gridcpr.pc.in \
 		>$(DESTDIR)$(LIBDIR)/pkgconfig/gridcpr.pc
 	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 crates/gridcpr/gridcpr.3 $(DESTDIR)$(PREFIX)/share/man/man3/gridcpr.3
+	install -m 644 crates/gridcpr/gridcpr.3 crates/gridcpr/gridcpr_app.3 $(DESTDIR)$(PREFIX)/share/man/man3
 
 demo: build ## Watch a simulation survive a crash (two minutes)
 	@scripts/demo target/release/cpr

@@ -93,6 +93,8 @@ pub enum Verb {
     Edit(Edit),
     /// Make one full image of an increment and the images it needs
     Merge(Merge),
+    /// Look after checkpoints that programs write themselves, with libgridcpr
+    App(App),
     /// Remove a job with its images and output, or a single image
     Rm(Rm),
     /// Print a completion script for a shell
@@ -100,6 +102,92 @@ pub enum Verb {
     /// Write the man pages
     #[command(hide = true)]
     Man(Man),
+}
+
+/// `cpr app`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr app list /scratch heat
+  cpr app export /scratch heat temperature -o temperature.npy
+
+What is meant are not images of processes, but the generations that a program has written with gridcpr_app_write() or \
+its like in another language.")]
+pub struct App {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: AppVerb,
+}
+
+/// Which checkpoint.
+#[derive(Debug, Args)]
+pub struct AppStore {
+    /// Base directory
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub base: PathBuf,
+    /// Name of the checkpoint
+    pub name: String,
+}
+
+/// What to do with one.
+#[derive(Debug, Subcommand)]
+pub enum AppVerb {
+    /// List generations, the oldest first
+    List(AppStore),
+    /// Show the variables and attributes of a generation
+    Inspect {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which one; the newest complete one unless given
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+    },
+    /// Compare every hash of a generation, or of all complete ones
+    Verify {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which one; all that are complete unless given
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+    },
+    /// Write a variable to a file that numpy.load() reads
+    Export {
+        #[command(flatten)]
+        place: AppStore,
+        /// Name of the variable
+        variable: String,
+        /// Which generation; the newest complete one unless given
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+        /// Part of which rank
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        rank: u32,
+        /// Write the elements only, without numpy's header
+        #[arg(long)]
+        raw: bool,
+        /// The file, which must not be there yet
+        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: PathBuf,
+    },
+    /// Remove a generation that no other one needs
+    Free {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which one
+        #[arg(long, value_name = "NUMBER")]
+        generation: u64,
+    },
+    /// Copy a generation below another base directory
+    Transfer {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which one; the newest complete one unless given
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+        /// The other base directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        to: PathBuf,
+    },
 }
 
 /// `cpr run`

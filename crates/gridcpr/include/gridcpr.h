@@ -35,6 +35,9 @@ extern "C" {
 /* Why the last function that failed in this thread did; never NULL. Valid until the next call in this thread. */
 const char *gridcpr_error(void);
 
+/* Its number, GRIDCPR_E_*; for functions that give NULL. 0 where none has failed yet. */
+int gridcpr_error_code(void);
+
 /* Version of the library, such as "0.1.0". */
 const char *gridcpr_version(void);
 
@@ -202,6 +205,103 @@ int gridcpr_image_replace_path(gridcpr_image *image, const char *from, const cha
 int gridcpr_image_set(gridcpr_image *image, const char *pointer, const char *json);
 /* Writes a new image with an identifier of its own. An existing file is not replaced. */
 int gridcpr_image_save(const gridcpr_image *image, const char *path);
+
+/* ---- Checkpoints that a program writes itself ------------------------------------------------------------------- */
+
+/* A checkpoint of this kind has a name, and a directory of that name below a base directory with its generations. A
+ * generation holds the variables that were protected, has one part for each rank of the program, and counts when all
+ * parts are on disk. It can be read on a machine with another byte order. See docs/app-format.md for the files. */
+typedef struct gridcpr_app gridcpr_app;
+
+/* Types of elements. */
+#define GRIDCPR_INT8 0
+#define GRIDCPR_INT16 1
+#define GRIDCPR_INT32 2
+#define GRIDCPR_INT64 3
+#define GRIDCPR_UINT8 4
+#define GRIDCPR_UINT16 5
+#define GRIDCPR_UINT32 6
+#define GRIDCPR_UINT64 7
+#define GRIDCPR_FLOAT32 8
+#define GRIDCPR_FLOAT64 9
+#define GRIDCPR_COMPLEX64 10  /* two FLOAT32 */
+#define GRIDCPR_COMPLEX128 11 /* two FLOAT64 */
+#define GRIDCPR_BYTES 12      /* never converted */
+
+/* Order of the elements of an array with several dimensions. */
+#define GRIDCPR_C_ORDER 0       /* the last index runs fastest */
+#define GRIDCPR_FORTRAN_ORDER 1 /* the first index runs fastest */
+
+typedef struct gridcpr_app_options {
+    uint32_t size;        /* sizeof(gridcpr_app_options) */
+    uint32_t rank;        /* Which part is ours, from 0 ... */
+    uint32_t ranks;       /* ... of how many; 0 means 1. */
+    uint32_t keep;        /* How many complete generations are kept; 0: as the environment says, or all. */
+    uint64_t lifetime;    /* Seconds for which one is kept; 0: as the environment says, or for ever. */
+    const char *sequence; /* F: full; I: what changed since the last F; i: since the last one. In turn; may be NULL. */
+    const char *session;  /* The same for all ranks of one run, another in the next; NULL: as the launcher says. */
+} gridcpr_app_options;
+
+/* Opens a checkpoint, and makes its directory if need be; NULL on failure. `options` may be NULL. A `base` that is NULL or
+ * empty is GRIDCPR_APP_BASE or SAGA_CPR_BASE_LOCATION of the environment, or the working directory; GRIDCPR_APP_SEQUENCE,
+ * GRIDCPR_APP_LIFETIME, GRIDCPR_APP_KEEP, SAGA_CPR_SEQUENCE and SAGA_CPR_TIME_TO_LIVE are honoured, too. To be used by
+ * one thread at a time. One process at a time can have a rank open. */
+gridcpr_app *gridcpr_app_open(const char *base, const char *name, const gridcpr_app_options *options);
+/* Waits for a background write, and tells whether it failed. */
+int gridcpr_app_close(gridcpr_app *app);
+
+/* Names a variable; one protected before under that name is forgotten. It has to stay where it is until it is
+ * unprotected or the checkpoint is closed. `shape` has the number of elements along each dimension, none for a single
+ * element. */
+int gridcpr_app_protect(gridcpr_app *app, const char *name, void *data, int type, unsigned dimensions,
+                        const uint64_t *shape, int order);
+/* The same for elements that do not lie one after the other: `strides` are bytes from one index to the next. */
+int gridcpr_app_protect_strided(gridcpr_app *app, const char *name, void *data, int type, unsigned dimensions,
+                                const uint64_t *shape, const uint64_t *strides, int order);
+int gridcpr_app_unprotect(gridcpr_app *app, const char *name);
+/* What generations written from now on remember. */
+int gridcpr_app_set_attribute(gridcpr_app *app, const char *key, const char *value);
+
+/* Writes all protected variables as our part of the next generation, and gives its number, 1 or more. It is on disk when
+ * this returns. What is no longer to be kept is removed. */
+int64_t gridcpr_app_write(gridcpr_app *app);
+/* Copies them, and writes the copy while the program goes on. Every other function waits for its end first, and fails if
+ * it failed. */
+int gridcpr_app_write_begin(gridcpr_app *app);
+/* 1 while one is being written, else 0; bytes done and in all. */
+int gridcpr_app_progress(gridcpr_app *app, uint64_t *done, uint64_t *total);
+/* Waits for its end, and gives its number, or 0 where none was begun. */
+int64_t gridcpr_app_wait(gridcpr_app *app);
+
+/* Fills all protected variables from a generation or, where it is 0, from the newest sound one; gives its number, or 0
+ * where there is none yet. Generations in which a byte is altered or missing are passed over; where none is left that is
+ * GRIDCPR_E_DAMAGED, and the variables may hold anything. GRIDCPR_E_INCOMPATIBLE: a variable is missing there, or has
+ * another type or shape. */
+int64_t gridcpr_app_restore(gridcpr_app *app, uint64_t generation);
+
+typedef struct gridcpr_app_generation {
+    uint64_t generation;
+    uint64_t time_ns;  /* When writing began: nanoseconds since the epoch. */
+    uint64_t bytes;    /* Of all its files. */
+    uint64_t lifetime; /* Seconds, where that was set for this one; else 0. */
+    int32_t state;     /* 0: parts are missing; 1: complete; 2: damaged. */
+    uint32_t parts;    /* Parts that are there ... */
+    uint32_t ranks;    /* ... and how many there have to be. */
+    uint32_t needs;    /* How many other generations it needs. */
+} gridcpr_app_generation;
+
+/* Writes the first `count` generations to `out`, the oldest first; gives how many there are. */
+int gridcpr_app_query(gridcpr_app *app, gridcpr_app_generation *out, size_t count);
+/* What a generation remembers under `key`: its length, and the text itself, cut to `size` bytes. */
+int gridcpr_app_get_attribute(gridcpr_app *app, uint64_t generation, const char *key, char *value, size_t size);
+/* Changes an attribute (where `key` is not NULL) and the lifetime in seconds (where it is not 0). */
+int gridcpr_app_update(gridcpr_app *app, uint64_t generation, const char *key, const char *value, uint64_t lifetime);
+/* Removes a generation. GRIDCPR_E_IN_USE: another one needs it. */
+int gridcpr_app_free(gridcpr_app *app, uint64_t generation);
+/* Compares every hash of a generation. GRIDCPR_E_DAMAGED: gridcpr_error() tells what is wrong. */
+int gridcpr_app_validate(gridcpr_app *app, uint64_t generation);
+/* Copies a complete generation below another base directory; it needs no other one there. */
+int gridcpr_app_transfer(gridcpr_app *app, uint64_t generation, const char *base);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,7 @@
 //! turned into a reference or slice at once. No panic leaves a function.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -112,6 +112,7 @@ type Callback = extern "C" fn(*const CNotice, *mut c_void) -> c_int;
 
 thread_local! {
     static ERROR: RefCell<CString> = RefCell::default();
+    static CODE: Cell<c_int> = const { Cell::new(0) };
 }
 
 /// Keeps the error for `gridcpr_error` and gives its number.
@@ -124,11 +125,23 @@ fn fail(error: &Error) -> c_int {
     }
     let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
     ERROR.with(|slot| slot.replace(text));
-    -c_int::from(error.kind().exit_code())
+    let code = -c_int::from(error.kind().exit_code());
+    CODE.set(code);
+    code
+}
+
+/// Runs a function of the interface that gives a number of 64 bits.
+pub(crate) fn run_wide(work: impl FnOnce() -> Result<i64>) -> i64 {
+    let mut number = 0;
+    let failed = run(|| {
+        number = work()?;
+        Ok(0)
+    });
+    if failed < 0 { i64::from(failed) } else { number }
 }
 
 /// Runs a function of the interface.
-fn run(work: impl FnOnce() -> Result<c_int>) -> c_int {
+pub(crate) fn run(work: impl FnOnce() -> Result<c_int>) -> c_int {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(number)) => number,
         Ok(Err(error)) => fail(&error),
@@ -136,7 +149,7 @@ fn run(work: impl FnOnce() -> Result<c_int>) -> c_int {
     }
 }
 
-fn usage(what: &str) -> Error {
+pub(crate) fn usage(what: &str) -> Error {
     Error::new(ErrorKind::Usage, what)
 }
 
@@ -154,7 +167,7 @@ unsafe fn string<'a>(text: *const c_char) -> Result<&'a CStr> {
 
 /// # Safety
 /// As [`string`].
-unsafe fn utf8<'a>(text: *const c_char) -> Result<&'a str> {
+pub(crate) unsafe fn utf8<'a>(text: *const c_char) -> Result<&'a str> {
     // SAFETY: as for this function.
     let text = unsafe { string(text) }?;
     text.to_str().map_err(|_| usage("a string is not UTF-8"))
@@ -162,7 +175,7 @@ unsafe fn utf8<'a>(text: *const c_char) -> Result<&'a str> {
 
 /// # Safety
 /// As [`string`].
-unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path> {
+pub(crate) unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path> {
     // SAFETY: as for this function.
     Ok(Path::new(OsStr::from_bytes(unsafe { string(text) }?.to_bytes())))
 }
@@ -198,7 +211,7 @@ fn field<const N: usize>(text: &[u8]) -> [u8; N] {
 ///
 /// # Safety
 /// `out` is null, or has room for `count` of them.
-unsafe fn fill<T>(all: impl ExactSizeIterator<Item = T>, out: *mut T, count: usize) -> Result<c_int> {
+pub(crate) unsafe fn fill<T>(all: impl ExactSizeIterator<Item = T>, out: *mut T, count: usize) -> Result<c_int> {
     let total = all.len();
     if count > 0 && out.is_null() {
         return Err(usage("the array is NULL"));
@@ -214,6 +227,12 @@ unsafe fn fill<T>(all: impl ExactSizeIterator<Item = T>, out: *mut T, count: usi
 #[unsafe(no_mangle)]
 pub extern "C" fn gridcpr_error() -> *const c_char {
     ERROR.with(|slot| slot.borrow().as_ptr())
+}
+
+/// See `gridcpr.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn gridcpr_error_code() -> c_int {
+    CODE.get()
 }
 
 /// See `gridcpr.h`.
@@ -324,7 +343,7 @@ pub unsafe extern "C" fn gridcpr_checkpoint(flags: u32, image: *mut c_char, size
 ///
 /// # Safety
 /// `out` is null, or has room for `size` bytes.
-unsafe fn copy_out(text: &[u8], out: *mut c_char, size: usize) {
+pub(crate) unsafe fn copy_out(text: &[u8], out: *mut c_char, size: usize) {
     if out.is_null() || size == 0 {
         return;
     }

@@ -4,6 +4,7 @@
 //! - [`enter`]: critical sections, in which no checkpoint is taken.
 //! - [`checkpoint()`] and [`restarted`]: a checkpoint of the program's own job, and whether this is a restart.
 //! - [`image`]: images, to be read and edited (LBNL-3.6.3).
+//! - [`app`]: checkpoints that a program writes itself (GFD.93, section 2.3).
 //!
 //! Nothing happens before the first call: that maps one page and starts one thread, which sleeps until a checkpointer
 //! wakes it. The library uses no descriptor, no file and no daemon, and a signal only for callbacks that ask for one.
@@ -12,6 +13,7 @@
 mod callbacks;
 mod checkpoint;
 mod ffi;
+mod ffi_app;
 mod process;
 mod run;
 mod sections;
@@ -22,6 +24,11 @@ pub use checkpoint::{CheckpointOptions, Outcome, Restart, checkpoint, restarted}
 pub use cpr_types::{Error, ErrorKind, Result};
 pub use process::start;
 pub use sections::{Section, enter};
+
+/// Checkpoints that a program writes itself: named variables, in generations.
+pub mod app {
+    pub use cpr_app::*;
+}
 
 /// Images: opened, looked into, and edited into new ones.
 pub mod image {

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod app;
 mod attach;
 mod check;
 mod checkpoint;
@@ -61,6 +62,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Edit(args) => edit::edit(output, &args),
         Verb::Verify(args) => verify::verify(output, &args),
         Verb::Merge(args) => merge::merge(output, &args),
+        Verb::App(args) => app::app(output, args),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => man::man(&args),

@@ -1,0 +1,444 @@
+//! Generations are written, read, kept and removed as documented; nothing that is torn, altered or hostile is taken for
+//! a checkpoint.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cpr_app::part::{CHUNK, Part, file_name};
+use cpr_app::{
+    Background, ElementType, GenerationState, Kind, Options, Order, PartInfo, Progress, Store, Target, Variable, part,
+};
+use cpr_types::ErrorKind;
+
+fn bytes(numbers: &[f64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+}
+
+fn field(step: u64, length: u64) -> Vec<u8> {
+    bytes(&(0..length).map(|i| (i * 7 + step) as f64).collect::<Vec<_>>())
+}
+
+/// Writes a step and an array.
+fn write(store: &mut Store, step: u64, data: &[u8]) -> cpr_app::Written {
+    let shape = [data.len() as u64 / 8];
+    let step = step.to_ne_bytes();
+    let variables = [
+        Variable {
+            name: "step",
+            element: ElementType::Uint64,
+            shape: &[],
+            order: Order::C,
+            data: &step,
+        },
+        Variable {
+            name: "field",
+            element: ElementType::Float64,
+            shape: &shape,
+            order: Order::C,
+            data,
+        },
+    ];
+    store.write(&variables).unwrap()
+}
+
+/// Reads them again: the generation, what was skipped, and both.
+fn read(store: &mut Store, length: u64) -> Option<(u64, Vec<u64>, u64, Vec<u8>)> {
+    let mut step = [0u8; 8];
+    let mut data = vec![0u8; length as usize * 8];
+    let shape = [length];
+    let mut targets = [
+        Target {
+            name: "step",
+            element: ElementType::Uint64,
+            shape: &[],
+            order: Order::C,
+            data: &mut step,
+        },
+        Target {
+            name: "field",
+            element: ElementType::Float64,
+            shape: &shape,
+            order: Order::C,
+            data: &mut data,
+        },
+    ];
+    let restored = store.restore(&mut targets).unwrap()?;
+    let skipped = restored.skipped.iter().map(|(g, _)| *g).collect();
+    Some((restored.generation, skipped, u64::from_ne_bytes(step), data))
+}
+
+fn options(base: &Path) -> Options {
+    Options::new(base, "run")
+}
+
+fn part_of(base: &Path, generation: u64, rank: u32) -> PathBuf {
+    base.join("run").join(format!("{generation:06}")).join(file_name(rank))
+}
+
+fn numbers(store: &Store) -> Vec<u64> {
+    store
+        .generations()
+        .unwrap()
+        .iter()
+        .map(|info| info.generation)
+        .collect()
+}
+
+// GFD93-INT-CPRwrite, GFD93-INT-CPRread, GFD93-API-1
+#[test]
+fn the_newest_sound_generation_is_read() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    assert!(read(&mut store, 5).is_none(), "there is none yet");
+    for step in 1..=3 {
+        let written = write(&mut store, step, &field(step, 300_000));
+        assert_eq!(
+            (written.generation, written.complete, written.bytes),
+            (step, true, 2_400_008)
+        );
+    }
+    assert_eq!(read(&mut store, 300_000), Some((3, vec![], 3, field(3, 300_000))));
+    // Altered in the middle of the array: an older one is taken, and the reader learns of it.
+    let path = part_of(base.path(), 3, 0);
+    let mut altered = fs::read(&path).unwrap();
+    altered[1_200_000] ^= 1;
+    fs::write(&path, altered).unwrap();
+    assert_eq!(read(&mut store, 300_000), Some((2, vec![3], 2, field(2, 300_000))));
+    // Torn.
+    let path = part_of(base.path(), 2, 0);
+    fs::write(&path, &fs::read(&path).unwrap()[..1_000_000]).unwrap();
+    assert_eq!(read(&mut store, 300_000), Some((1, vec![3, 2], 1, field(1, 300_000))));
+    // What is written next comes after all of them, and is what is read then.
+    assert_eq!(write(&mut store, 9, &field(9, 300_000)).generation, 4);
+    assert_eq!(read(&mut store, 300_000), Some((4, vec![], 9, field(9, 300_000))));
+    fs::remove_file(part_of(base.path(), 1, 0)).unwrap();
+    fs::remove_dir_all(base.path().join("run/000004")).unwrap();
+    let mut data = vec![0u8; 2_400_000];
+    let mut target = [Target {
+        name: "field",
+        element: ElementType::Float64,
+        shape: &[300_000],
+        order: Order::C,
+        data: &mut data,
+    }];
+    let error = store.restore(&mut target).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+}
+
+// GFD93-INT-CPRread
+#[test]
+fn variables_are_read_in_pieces_and_refused_where_they_differ() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    let data = field(1, 400_000);
+    write(&mut store, 1, &data);
+    let mut part = store.part(1, 0).unwrap();
+    for (offset, length) in [(0, 8), (CHUNK - 16, 32), (3_199_992, 8), (1, 3_000_000)] {
+        let mut piece = vec![0u8; length];
+        part.read(1, offset, &mut piece).unwrap();
+        assert_eq!(piece, data[offset as usize..offset as usize + length]);
+    }
+    assert_eq!(
+        part.read(1, 3_199_999, &mut [0; 2]).unwrap_err().kind(),
+        ErrorKind::Usage
+    );
+    assert_eq!(part.read(2, 0, &mut [0; 2]).unwrap_err().kind(), ErrorKind::Usage);
+    let mut place = vec![0u8; 8];
+    for (name, element, shape) in [
+        ("field", ElementType::Int64, vec![400_000]),
+        ("field", ElementType::Float64, vec![399_999]),
+        ("nothing", ElementType::Float64, vec![400_000]),
+    ] {
+        let mut targets = [Target {
+            name,
+            element,
+            shape: &shape,
+            order: Order::C,
+            data: &mut place,
+        }];
+        assert_eq!(store.restore(&mut targets).unwrap_err().kind(), ErrorKind::Incompatible);
+    }
+}
+
+// XGCP-APPL-1
+#[test]
+fn a_generation_counts_when_every_rank_has_written() {
+    let base = tempfile::tempdir().unwrap();
+    let rank = |rank| Options {
+        rank,
+        ranks: 3,
+        ..options(base.path())
+    };
+    let mut stores: Vec<Store> = (0..3).map(|r| Store::open(rank(r)).unwrap()).collect();
+    assert_eq!(Store::open(rank(1)).unwrap_err().kind(), ErrorKind::Busy);
+    for store in &mut stores {
+        write(store, 1, &field(1, 100));
+    }
+    assert!(!write(&mut stores[2], 2, &field(2, 100)).complete);
+    assert!(!write(&mut stores[0], 2, &field(2, 100)).complete);
+    assert_eq!(stores[0].generation(2).unwrap().state, GenerationState::Incomplete);
+    assert_eq!(
+        stores[0].validate(2).unwrap().len(),
+        2,
+        "incomplete, and a part is missing"
+    );
+    drop(stores);
+    // The program dies here, and starts again.
+    let again = |r| Options {
+        session: "second run".to_owned(),
+        ..rank(r)
+    };
+    let mut stores: Vec<Store> = (0..3).map(|r| Store::open(again(r)).unwrap()).collect();
+    assert_eq!(read(&mut stores[1], 100).unwrap().0, 1);
+    // What rank 2 left behind is of another run.
+    assert!(!write(&mut stores[0], 7, &field(7, 100)).complete);
+    assert!(!write(&mut stores[1], 7, &field(7, 100)).complete);
+    assert!(write(&mut stores[2], 7, &field(7, 100)).complete);
+    for store in &mut stores {
+        assert_eq!(read(store, 100).unwrap(), (2, vec![], 7, field(7, 100)));
+    }
+}
+
+// SAGA-JD-CPRTimeToLive-3, GFD93-INT-CPRfree, GFD93-API-2
+#[test]
+fn increments_hold_only_what_changed_and_keep_what_they_need() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(Options {
+        sequence: Kind::sequence("FIi").unwrap(),
+        keep: Some(1),
+        ..options(base.path())
+    })
+    .unwrap();
+    let mut data = field(1, 1_000_000);
+    let whole = data.len() as u64 + 8;
+    assert_eq!(write(&mut store, 1, &data).bytes, whole);
+    data[5_000_000] ^= 0xff;
+    let second = write(&mut store, 1, &data);
+    assert_eq!((second.kind, second.bytes), (Kind::SinceFull, CHUNK));
+    data[100] ^= 0xff;
+    let third = write(&mut store, 1, &data);
+    assert_eq!((third.kind, third.bytes), (Kind::SinceLast, CHUNK));
+    // Of three only the last is to be kept, but it needs the others.
+    assert_eq!(numbers(&store), [1, 2, 3]);
+    assert_eq!(store.free(1).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(read(&mut store, 1_000_000).unwrap().3, data);
+    assert_eq!(store.validate(3).unwrap(), [""; 0]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    store.transfer(3, elsewhere.path()).unwrap();
+    // A full one makes them superfluous.
+    assert_eq!(write(&mut store, 2, &data).kind, Kind::Full);
+    assert_eq!(numbers(&store), [4]);
+    // GFD93-INT-CPRtransfer: what was brought elsewhere needs nothing.
+    let mut there = Store::open(options(elsewhere.path())).unwrap();
+    assert_eq!(read(&mut there, 1_000_000).unwrap(), (3, vec![], 1, data));
+    store.transfer(4, elsewhere.path()).unwrap();
+    assert_eq!(
+        store.transfer(4, elsewhere.path()).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
+    store.free(4).unwrap();
+    assert_eq!(numbers(&store), [0; 0]);
+    let left = base.path().join("run").read_dir().unwrap().count();
+    assert_eq!(left, 1, "only the lock is left");
+}
+
+// SAGA-JD-CPRTimeToLive-2, SAGA-CP-attr-ttl, GFD93-INT-CPRupdate, GFD93-INT-CPRquery
+#[test]
+fn generations_are_described_updated_and_expire() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(Options {
+        lifetime: Some(Duration::ZERO),
+        ..options(base.path())
+    })
+    .unwrap();
+    store.set_attribute("code", "heat 1.2");
+    write(&mut store, 1, &field(1, 10));
+    store
+        .update(1, &[("step", "400")], Some(Duration::from_secs(3600)))
+        .unwrap();
+    write(&mut store, 2, &field(2, 10));
+    write(&mut store, 3, &field(3, 10));
+    // The first was given an hour; of the others only the newest stays.
+    assert_eq!(numbers(&store), [1, 3]);
+    let first = store.generation(1).unwrap();
+    let expected = BTreeMap::from([("code", "heat 1.2"), ("step", "400")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    assert_eq!(
+        (first.attributes, first.lifetime_s, first.parts),
+        (expected, Some(3600), (1, 1))
+    );
+    assert_eq!(store.update(9, &[], None).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+// GFD93-INT-SMvalidate, GFD93-SM-12
+#[test]
+fn good_altered_and_missing_data_are_told_apart() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    for step in 1..=3 {
+        write(&mut store, step, &field(step, 1000));
+    }
+    let path = part_of(base.path(), 2, 0);
+    let mut altered = fs::read(&path).unwrap();
+    altered[9000] ^= 1;
+    fs::write(&path, altered).unwrap();
+    fs::remove_file(part_of(base.path(), 3, 0)).unwrap();
+    assert_eq!(store.validate(1).unwrap(), [""; 0]);
+    assert!(store.validate(2).unwrap()[0].contains("altered"));
+    assert!(store.validate(3).unwrap()[0].contains("part-00000"));
+    assert_eq!(store.generation(3).unwrap().state, GenerationState::Damaged);
+    assert_eq!(store.validate(4).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn what_a_background_writer_copied_does_not_change_any_more() {
+    let base = tempfile::tempdir().unwrap();
+    let store = Store::open(options(base.path())).unwrap();
+    let mut data = field(1, 500_000);
+    let shape = [500_000];
+    let variables = [Variable {
+        name: "field",
+        element: ElementType::Float64,
+        shape: &shape,
+        order: Order::C,
+        data: &data,
+    }];
+    let writing = Background::start(store, &variables).unwrap();
+    let before = data.clone();
+    data.fill(0);
+    let (store, written) = writing.wait().unwrap();
+    assert!(written.unwrap().complete);
+    assert_eq!(store.progress().get(), (4_000_000, 4_000_000));
+    let mut found = vec![0u8; data.len()];
+    store.part(1, 0).unwrap().read(0, 0, &mut found).unwrap();
+    assert_eq!(found, before);
+}
+
+#[test]
+fn another_byte_order_is_turned_round() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join(file_name(0));
+    let foreign: Vec<u8> = [1.5f32, -2.25, 3.0, 0.5]
+        .iter()
+        .flat_map(|n| {
+            let mut bytes = n.to_ne_bytes();
+            bytes.reverse();
+            bytes
+        })
+        .collect();
+    let info = PartInfo {
+        name: "run".to_owned(),
+        generation: 1,
+        rank: 0,
+        ranks: 1,
+        session: String::new(),
+        created_ns: 0,
+        host: String::new(),
+        little_endian: !cfg!(target_endian = "little"),
+        attributes: BTreeMap::new(),
+        variables: Vec::new(),
+    };
+    let variables = [
+        Variable {
+            name: "z",
+            element: ElementType::Complex64,
+            shape: &[2],
+            order: Order::C,
+            data: &foreign,
+        },
+        Variable {
+            name: "raw",
+            element: ElementType::Bytes,
+            shape: &[16],
+            order: Order::C,
+            data: &foreign,
+        },
+    ];
+    part::write(&path, info, &variables, None, &Progress::default()).unwrap();
+    let mut part = Part::open(&path).unwrap();
+    let mut found = vec![0u8; 16];
+    part.read(0, 0, &mut found).unwrap();
+    let expected: Vec<u8> = [1.5f32, -2.25, 3.0, 0.5].iter().flat_map(|n| n.to_ne_bytes()).collect();
+    assert_eq!(found, expected);
+    part.read(1, 0, &mut found).unwrap();
+    assert_eq!(found, foreign, "bytes stay as they are");
+}
+
+/// No file, however it came to be, makes the reader panic or believe it.
+#[test]
+fn torn_and_altered_parts_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    write(&mut store, 1, &field(1, 20));
+    let path = part_of(base.path(), 1, 0);
+    let sound = fs::read(&path).unwrap();
+    let read = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        Part::open(&path).and_then(|mut part| part.verify())
+    };
+    read(&sound).unwrap();
+    let step = sound.len() / 400 + 1;
+    for length in (0..sound.len()).step_by(step) {
+        assert_eq!(
+            read(&sound[..length]).unwrap_err().kind(),
+            ErrorKind::Damaged,
+            "{length} bytes"
+        );
+    }
+    let mut unnoticed = Vec::new();
+    for at in 0..sound.len() {
+        let mut altered = sound.clone();
+        altered[at] ^= 0x10;
+        if at % 5 == 0 && read(&altered).is_ok() {
+            unnoticed.push(at);
+        }
+    }
+    // Only what fills the gaps between header, variables and metadata is of no account.
+    assert!(
+        unnoticed.iter().all(|at| (12..4096).contains(at) || sound[*at] == 0),
+        "{unnoticed:?}"
+    );
+}
+
+#[test]
+fn names_numbers_and_shapes_that_make_no_sense_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    for name in ["", ".hidden", "a/b", "..", "a\nb"] {
+        let error = Store::open(Options::new(base.path(), name)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage, "{name:?}");
+    }
+    let wrong = Options {
+        rank: 2,
+        ranks: 2,
+        ..options(base.path())
+    };
+    assert_eq!(Store::open(wrong).unwrap_err().kind(), ErrorKind::Usage);
+    assert!(Kind::sequence("IF").is_err() && Kind::sequence("Fx").is_err() && Kind::sequence("").is_err());
+    let mut store = Store::open(options(base.path())).unwrap();
+    let variable = |name, shape| Variable {
+        name,
+        element: ElementType::Int32,
+        shape,
+        order: Order::C,
+        data: &[0; 8],
+    };
+    for variables in [
+        vec![variable("a", &[3])],
+        vec![variable("a", &[u64::MAX, 2])],
+        vec![variable("", &[2])],
+        vec![variable("a", &[2]), variable("a", &[2])],
+    ] {
+        assert_eq!(store.write(&variables).unwrap_err().kind(), ErrorKind::Usage);
+    }
+    assert_eq!(
+        numbers(&store).len(),
+        1,
+        "an empty directory of the generation that failed"
+    );
+    assert!(write(&mut store, 1, &field(1, 10)).complete);
+    let mut looking = Store::look(options(base.path())).unwrap();
+    let error = looking.write(&[variable("a", &[2])]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+}

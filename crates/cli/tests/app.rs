@@ -1,0 +1,290 @@
+//! Checkpoints that programs write themselves: in C, in Python and from the shell, each reading the others' ones. The
+//! programs are killed at any moment, and end with the result of an undisturbed run.
+
+mod support;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use support::{As, Cpr, skip, wait_until};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+const PYTHON: &str = "/usr/bin/python3";
+
+/// libgridcpr.so under the name it is installed with, in the test's directory.
+fn library(cpr: &Cpr) -> PathBuf {
+    // Named so that cargo builds it.
+    let _ = gridcpr::start;
+    let own = std::env::current_exe().expect("a program has a name");
+    let built = own.with_file_name("libgridcpr.so");
+    let library = cpr.work.join("libgridcpr.so.0");
+    fs::copy(built, &library).expect("the library can be copied");
+    library
+}
+
+/// A program that can be started again and again.
+struct Solver {
+    program: Vec<String>,
+    directory: PathBuf,
+    library: PathBuf,
+}
+
+impl Solver {
+    fn c(cpr: &Cpr) -> Solver {
+        let library = library(cpr);
+        let program = cpr.work.join("heat");
+        let status = Command::new("gcc")
+            .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I"])
+            .arg(Path::new(ROOT).join("crates/gridcpr/include"))
+            .arg("-o")
+            .arg(&program)
+            .arg(Path::new(ROOT).join("examples/app/heat.c"))
+            .arg(&library)
+            .arg(format!("-Wl,-rpath,{}", cpr.work.display()))
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "heat.c does not compile");
+        Solver {
+            program: vec![program.display().to_string()],
+            directory: cpr.work.clone(),
+            library,
+        }
+    }
+
+    fn python(cpr: &Cpr) -> Solver {
+        Solver {
+            program: vec![PYTHON.to_owned(), format!("{ROOT}/examples/app/heat.py")],
+            directory: cpr.work.clone(),
+            library: library(cpr),
+        }
+    }
+
+    fn command(&self, base: &str, steps: &str) -> Command {
+        let mut command = Command::new(&self.program[0]);
+        command
+            .args(&self.program[1..])
+            .args([base, steps])
+            .current_dir(&self.directory)
+            .env("GRIDCPR_LIBRARY", &self.library)
+            .env("PYTHONPATH", format!("{ROOT}/bindings/python"))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, base: &str, steps: &str) -> Output {
+        self.command(base, steps).output().expect("it can be started")
+    }
+
+    /// Kills it whenever a new generation has appeared; then lets it run to its end.
+    fn killed_again_and_again(&self, name: &str, steps: &str) {
+        let undisturbed = self.run("undisturbed", steps);
+        assert!(
+            undisturbed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&undisturbed.stderr)
+        );
+        let store = self.directory.join("killed").join(name);
+        let newest = || {
+            let entries = fs::read_dir(&store).into_iter().flatten().flatten();
+            let complete = entries.filter(|entry| entry.path().join("complete").exists());
+            complete
+                .filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok())
+                .max()
+        };
+        for _ in 0..3 {
+            let before = newest();
+            let mut command = self.command("killed", steps);
+            let mut child = command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("it can be started");
+            wait_until(support::PATIENCE, "a generation is written", || newest() > before);
+            child.kill().expect("it can be killed");
+            let status = child.wait().expect("it can be waited for");
+            assert_eq!(status.signal(), Some(9), "it was killed in mid-work");
+        }
+        let again = self.run("killed", steps);
+        let said = String::from_utf8_lossy(&again.stderr).into_owned();
+        assert!(said.contains("going on at step"), "{said}");
+        assert_eq!(again.stdout, undisturbed.stdout);
+    }
+}
+
+// GFD93-INT-CPRwrite
+#[test]
+fn a_solver_in_c_ends_with_the_same_result() {
+    let Some(cpr) = Cpr::new("a_solver_in_c_ends_with_the_same_result", As::Root) else {
+        return;
+    };
+    Solver::c(&cpr).killed_again_and_again("heat", "6000");
+}
+
+#[test]
+fn a_solver_in_python_ends_with_the_same_result() {
+    let Some(cpr) = Cpr::new("a_solver_in_python_ends_with_the_same_result", As::Root) else {
+        return;
+    };
+    Solver::python(&cpr).killed_again_and_again("heat-py", "4000");
+}
+
+// GFD93-LIB-7
+#[test]
+fn the_python_package_passes_its_tests() {
+    let test = "the_python_package_passes_its_tests";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let ended = Command::new(PYTHON)
+        .args(["-m", "unittest", "discover", "-s"])
+        .arg(Path::new(ROOT).join("bindings/python/tests"))
+        .current_dir(&cpr.work)
+        .env("GRIDCPR_LIBRARY", library(&cpr))
+        .env("PYTHONPATH", format!("{ROOT}/bindings/python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("Python can be started");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success() && said.contains("Ran 7 tests"), "{said}");
+    if said.contains("skipped") {
+        skip!(test, "there is no numpy for {PYTHON}: its arrays were not tried");
+    }
+}
+
+/// What the C program has written is seen by the command, and by numpy.
+// GFD93-INT-CPRquery, GFD93-INT-SMvalidate, GFD93-INT-CPRfree, GFD93-INT-CPRtransfer
+#[test]
+fn the_command_looks_after_generations() {
+    let Some(cpr) = Cpr::new("the_command_looks_after_generations", As::Root) else {
+        return;
+    };
+    let solver = Solver::c(&cpr);
+    assert!(solver.run("base", "300").status.success());
+    let listed = cpr.cpr(["app", "list", "base", "heat", "--json"]).good().json();
+    let numbers: Vec<u64> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|g| g["generation"].as_u64())
+        .collect();
+    assert_eq!(numbers, [2, 3], "two are kept: {listed}");
+    assert_eq!(listed[1]["state"], "complete");
+    let shown = cpr.cpr(["app", "inspect", "base", "heat", "--json"]).good().json();
+    let variable = &shown["parts"][0]["variables"][0];
+    assert_eq!(
+        (variable["name"].as_str(), variable["shape"][1].as_u64()),
+        (Some("temperature"), Some(256))
+    );
+    cpr.cpr(["app", "verify", "base", "heat"]).good();
+
+    cpr.cpr(["app", "export", "base", "heat", "temperature", "-o", "t.npy"])
+        .good();
+    cpr.cpr([
+        "app",
+        "export",
+        "base",
+        "heat",
+        "step",
+        "--raw",
+        "--generation",
+        "2",
+        "-o",
+        "step",
+    ])
+    .good();
+    assert_eq!(fs::read(cpr.work.join("step")).expect("a file"), 200i64.to_ne_bytes());
+    assert_eq!(
+        cpr.cpr(["app", "export", "base", "heat", "step", "-o", "step"]).code,
+        67,
+        "it is there already"
+    );
+    assert_eq!(
+        cpr.cpr(["app", "export", "base", "heat", "nothing", "-o", "n"]).code,
+        66
+    );
+    let check =
+        "import numpy; t = numpy.load('t.npy'); assert t.shape == (256, 256) and t[0, 5] == 100 and 0 < t[1, 5] < 100";
+    let numpy = Command::new(PYTHON)
+        .args(["-c", check])
+        .current_dir(&cpr.work)
+        .output()
+        .expect("Python can be started");
+    let said = String::from_utf8_lossy(&numpy.stderr).into_owned();
+    assert!(numpy.status.success() || said.contains("No module named"), "{said}");
+
+    cpr.cpr(["app", "transfer", "base", "heat", "elsewhere"]).good();
+    cpr.cpr(["app", "verify", "elsewhere", "heat", "--generation", "3"])
+        .good();
+    assert_eq!(cpr.cpr(["app", "transfer", "base", "heat", "elsewhere"]).code, 67);
+    // Altered, it is named; the program goes on from the one before.
+    let part = cpr.work.join("base/heat/000003/part-00000");
+    let mut bytes = fs::read(&part).expect("a file");
+    bytes[10_000] ^= 1;
+    fs::write(&part, bytes).expect("a file");
+    let verified = cpr.cpr(["app", "verify", "base", "heat"]);
+    assert_eq!(verified.code, 65, "{}", verified.stderr);
+    assert!(
+        verified.stderr.contains("generation 3") && verified.stderr.contains("altered"),
+        "{}",
+        verified.stderr
+    );
+    let again = solver.run("base", "300");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("going on at step 200"));
+    cpr.cpr(["app", "free", "base", "heat", "--generation", "2"]).good();
+    assert_eq!(cpr.cpr(["app", "free", "base", "heat", "--generation", "2"]).code, 66);
+    assert_eq!(cpr.cpr(["app", "list", "base", "nobody"]).code, 66);
+}
+
+/// The library neither reads nor writes what is not its own, also where it is used wrongly.
+#[test]
+fn a_solver_in_c_is_clean_under_valgrind() {
+    let test = "a_solver_in_c_is_clean_under_valgrind";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let solver = Solver::c(&cpr);
+    for _ in 0..2 {
+        let mut command = Command::new("valgrind");
+        command.args([
+            "--quiet",
+            "--error-exitcode=9",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+        ]);
+        command
+            .args(&solver.program)
+            .args(["base", "100"])
+            .current_dir(&cpr.work)
+            .stdin(Stdio::null());
+        let Ok(ended) = command.output() else {
+            skip!(test, "there is no valgrind");
+        };
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+}
+
+/// Names that programs are linked to: none may go, or come unnoticed.
+// GFD93-LIB-8
+#[test]
+fn the_names_of_the_library_are_those_of_the_list() {
+    let test = "the_names_of_the_library_are_those_of_the_list";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let Ok(ended) = Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(library(&cpr))
+        .output()
+    else {
+        skip!(test, "there is no nm");
+    };
+    let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let mut found: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .filter(|name| name.starts_with("gridcpr_"))
+        .collect();
+    found.sort_unstable();
+    let listed = fs::read_to_string(format!("{ROOT}/tests/library/names.txt")).expect("the list is there");
+    assert_eq!(found, listed.lines().collect::<Vec<_>>());
+    let header = fs::read_to_string(format!("{ROOT}/crates/gridcpr/include/gridcpr.h")).expect("the header is there");
+    for name in found {
+        assert!(header.contains(&format!("{name}(")), "{name} is not in the header");
+    }
+}
