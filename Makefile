@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: compat help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: bench-app compat help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +38,8 @@ install: build ## Install command, library, header and man pages below PREFIX
 	ln -sf libgridcpr.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libgridcpr.so.0
 	ln -sf libgridcpr.so.0 $(DESTDIR)$(LIBDIR)/libgridcpr.so
 	install -m 644 target/release/libgridcpr.a $(DESTDIR)$(LIBDIR)/libgridcpr.a
-	install -m 644 crates/gridcpr/include/gridcpr.h $(DESTDIR)$(PREFIX)/include/gridcpr.h
+	install -m 644 crates/gridcpr/include/gridcpr.h crates/gridcpr/include/gridcpr.hpp bindings/fortran/gridcpr.f90 \
+		$(DESTDIR)$(PREFIX)/include
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' crates/gridcpr/gridcpr.pc.in \
 		>$(DESTDIR)$(LIBDIR)/pkgconfig/gridcpr.pc
 	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
@@ -64,6 +65,12 @@ test-all: setup ## Run all tests: workloads three times as long, and the slow su
 
 bench: build setup ## Measure freeze, checkpoint and restart times; BENCH="--quick" and the like are passed on
 	@target/release/cpr-bench --label "$$(git describe --always --dirty 2>/dev/null || echo unknown)" $(BENCH)
+
+bench-app: build setup ## Measure checkpoints that a program writes itself, in memory and on disk
+	@mkdir -p target/bench-app && cp target/release/libgridcpr.so target/bench-app/libgridcpr.so.0
+	@gcc -O2 -Wall -Wextra -I crates/gridcpr/include -o target/bench-app/bench scripts/bench-app.c \
+		target/bench-app/libgridcpr.so.0 -Wl,-rpath,$(CURDIR)/target/bench-app
+	@for directory in /dev/shm /var/tmp; do echo "$$directory:"; target/bench-app/bench $$directory; done
 
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }

@@ -52,6 +52,29 @@ impl Solver {
         }
     }
 
+    /// By another compiler, with these arguments.
+    fn compiled(cpr: &Cpr, compiler: &str, arguments: &[&str]) -> Option<Solver> {
+        let library = library(cpr);
+        let program = cpr.work.join("heat");
+        let status = Command::new(compiler)
+            .args(arguments)
+            .arg("-I")
+            .arg(Path::new(ROOT).join("crates/gridcpr/include"))
+            .arg("-o")
+            .arg(&program)
+            .arg(&library)
+            .arg(format!("-Wl,-rpath,{}", cpr.work.display()))
+            .current_dir(&cpr.work)
+            .status()
+            .ok()?;
+        assert!(status.success(), "{arguments:?} do not compile");
+        Some(Solver {
+            program: vec![program.display().to_string()],
+            directory: cpr.work.clone(),
+            library,
+        })
+    }
+
     fn python(cpr: &Cpr) -> Solver {
         Solver {
             program: vec![PYTHON.to_owned(), format!("{ROOT}/examples/app/heat.py")],
@@ -128,6 +151,36 @@ fn a_solver_in_python_ends_with_the_same_result() {
         return;
     };
     Solver::python(&cpr).killed_again_and_again("heat-py", "4000");
+}
+
+// GFD93-LIB-3
+#[test]
+fn a_solver_in_cpp_ends_with_the_same_result() {
+    let test = "a_solver_in_cpp_ends_with_the_same_result";
+    let Some(cpr) = Cpr::new(test, As::Root) else {
+        return;
+    };
+    let source = format!("{ROOT}/examples/app/heat.cpp");
+    let options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", &source];
+    match Solver::compiled(&cpr, "g++", &options) {
+        Some(solver) => solver.killed_again_and_again("heat-cpp", "60000"),
+        None => skip!(test, "there is no g++"),
+    }
+}
+
+// GFD93-LIB-4
+#[test]
+fn a_solver_in_fortran_ends_with_the_same_result() {
+    let test = "a_solver_in_fortran_ends_with_the_same_result";
+    let Some(cpr) = Cpr::new(test, As::Root) else {
+        return;
+    };
+    let sources = ["bindings/fortran/gridcpr.f90", "examples/app/heat.f90"].map(|path| format!("{ROOT}/{path}"));
+    let options = ["-std=f2008", "-O1", "-Wall", "-Werror", &sources[0], &sources[1]];
+    match Solver::compiled(&cpr, "gfortran", &options) {
+        Some(solver) => solver.killed_again_and_again("heat-f", "6000"),
+        None => skip!(test, "there is no gfortran"),
+    }
 }
 
 // GFD93-LIB-7
