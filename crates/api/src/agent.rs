@@ -1,0 +1,213 @@
+//! What a node's agent and the grid service say to each other, with every heartbeat: the agent tells all it has, the
+//! service answers with all it wants.
+//!
+//! Both are whole states, not changes: a report or an answer that is lost, repeated or late does no harm, and either
+//! side may be killed and started again at any time.
+
+use cpr_types::ErrorKind;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{JobSpec, NodeInfo, Owner};
+
+/// A start of a job: its number, and how many starts there had been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Incarnation {
+    /// The job.
+    pub job: i64,
+    /// Its how-manieth start, from 1.
+    pub number: u32,
+}
+
+impl std::fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.job, self.number)
+    }
+}
+
+/// `POST /v1/agent/heartbeat`: what a node has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Report {
+    /// What it says of itself.
+    pub info: NodeInfo,
+    /// Tells agents of one name apart.
+    pub instance: String,
+    /// Grows with every report of an agent, also when it is started again; of two reports the lower one is old.
+    pub sequence: u64,
+    /// Every incarnation it has anything of.
+    pub jobs: Vec<JobReport>,
+    /// Checkpoints it was told to make, and has tried to.
+    #[serde(default)]
+    pub checkpoints: Vec<CheckpointReport>,
+    /// Every image it holds whole.
+    #[serde(default)]
+    pub images: Vec<i64>,
+    /// Images it was told to fetch and could not, or holds and found damaged.
+    #[serde(default)]
+    pub bad_images: Vec<BadImage>,
+    /// The mark of the last orders it has seen; the answer comes as soon as there are others.
+    #[serde(default)]
+    pub seen: String,
+}
+
+/// How an incarnation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct JobReport {
+    /// Which.
+    pub incarnation: Incarnation,
+    /// How.
+    pub phase: Phase,
+}
+
+/// How an incarnation is on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Being started.
+    Starting,
+    /// Runs.
+    Running,
+    /// Its program has ended.
+    Exited {
+        /// Exit code, 128 + signal where a signal ended it.
+        code: i32,
+        /// Signal that ended it.
+        signal: Option<i32>,
+    },
+    /// Ended by a checkpoint.
+    Stopped,
+    /// Killed by the agent, on order or because the lease lapsed.
+    Killed,
+    /// Ended with its supervisor or the machine: a failure of the system.
+    Lost,
+    /// Could not be started.
+    Failed {
+        /// Class of the cause.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        kind: ErrorKind,
+        /// Cause.
+        message: String,
+    },
+}
+
+/// How a checkpoint went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct CheckpointReport {
+    /// Which.
+    pub id: i64,
+    /// How.
+    pub result: CheckpointResult,
+}
+
+/// How a checkpoint went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointResult {
+    /// The image is on disk.
+    Stored {
+        /// Size, bytes.
+        bytes: u64,
+        /// BLAKE3, in hexadecimal digits.
+        blake3: String,
+        /// It is also in the store that all nodes share.
+        in_store: bool,
+    },
+    /// There is none.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// An image that is not to be had on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct BadImage {
+    /// The checkpoint.
+    pub id: i64,
+    /// The node whose copy it is; empty for the store that all nodes share.
+    pub location: String,
+    /// The copy is there and damaged, or is missing though its holder answers; else its holder could not be reached.
+    pub damaged: bool,
+    /// In words.
+    pub message: String,
+}
+
+/// The answer to a report: what a node is to have and do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Orders {
+    /// The node may run jobs for so long from when it *sent* its report; then it has to end them all by itself.
+    pub lease_ms: u64,
+    /// Changes with the orders.
+    pub mark: String,
+    /// Every incarnation it is to have. What it has besides is to be ended, and forgotten.
+    pub jobs: Vec<JobOrder>,
+    /// Images it is to hold: what it does not hold is to be fetched, what it holds besides is to be removed.
+    pub images: Vec<ImageOrder>,
+    /// Checkpoint results that the service has written down, so that they need not be told again.
+    #[serde(default)]
+    pub noted: Vec<i64>,
+}
+
+/// One incarnation a node is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct JobOrder {
+    /// Which.
+    pub incarnation: Incarnation,
+    /// As whom.
+    pub owner: Owner,
+    /// What.
+    pub spec: JobSpec,
+    /// The image to go on from; it is among [`Orders::images`].
+    #[serde(default)]
+    pub from: Option<i64>,
+    /// It is to be ended.
+    #[serde(default)]
+    pub kill: bool,
+    /// Checkpoints to make, in this order.
+    #[serde(default)]
+    pub checkpoints: Vec<CheckpointOrder>,
+}
+
+/// A checkpoint to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct CheckpointOrder {
+    /// Number the image will have.
+    pub id: i64,
+    /// The job is to end with it.
+    pub stop: bool,
+}
+
+/// An image a node is to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ImageOrder {
+    /// The checkpoint.
+    pub id: i64,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Size, bytes.
+    pub bytes: u64,
+    /// BLAKE3, in hexadecimal digits.
+    pub blake3: String,
+    /// Where to fetch it from, best first.
+    pub sources: Vec<Source>,
+}
+
+/// Where an image can be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Source {
+    /// The node; empty for the store that all nodes share.
+    pub node: String,
+    /// Its address, as `HOST:PORT`.
+    pub address: String,
+}

@@ -1,0 +1,545 @@
+//! Jobs, checkpoints, nodes and events as users of the interface see them.
+//!
+//! Times ending in `_ms` are milliseconds since the epoch, by the clock of the grid service.
+
+use std::collections::BTreeMap;
+
+use cpr_types::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// Most words of a command line, and variables of an environment.
+const MOST_WORDS: usize = 16_384;
+/// Most bytes of all words and variables together; below what execve(2) takes.
+const MOST_BYTES: usize = 1 << 20;
+
+/// What a job is to be, as its user submits it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// A name for people; it need not be unique.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Working directory, absolute.
+    pub directory: String,
+    /// Environment. `PATH` has a default.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// File that standard output and error are appended to, absolute or below the working directory; `cpr-ID.out`
+    /// where there is none.
+    #[serde(default)]
+    pub output: Option<String>,
+    /// Seconds between checkpoints; none are made by schedule without it.
+    #[serde(default)]
+    pub every_s: Option<u64>,
+    /// Number of complete checkpoints kept while the job runs; 2 where nothing is said.
+    #[serde(default)]
+    pub keep: Option<u32>,
+    /// Jobs with higher numbers go first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Slots of a node the job takes; 1 where nothing is said.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// Memory of a node the job takes, MiB.
+    #[serde(default)]
+    pub memory_mb: u64,
+    /// The only node it may run on.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Properties a node must publish.
+    #[serde(default)]
+    pub requires: BTreeMap<String, String>,
+    /// Jobs that must have finished with exit code 0 before this one starts.
+    #[serde(default)]
+    pub after: Vec<i64>,
+    /// Seconds a run may take before it is ended; counted again after each restart.
+    #[serde(default)]
+    pub time_limit_s: Option<u64>,
+    /// How often the job is started again after failures of the system; 5 where nothing is said.
+    #[serde(default)]
+    pub retries: Option<u32>,
+}
+
+impl JobSpec {
+    /// Refuses what could not be run, and what is too large to be kept (GFD93-SM-11).
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
+        let words = || self.command.iter().map(String::as_str);
+        let variables = || {
+            self.environment
+                .iter()
+                .flat_map(|(name, value)| [name.as_str(), value.as_str()])
+        };
+        let all = || {
+            words()
+                .chain(variables())
+                .chain([self.directory.as_str()])
+                .chain(self.output.as_deref())
+        };
+        if self.command.first().is_none_or(String::is_empty) {
+            return refuse("there is no command".into());
+        }
+        if !self.directory.starts_with('/') {
+            return refuse(format!("working directory {:?} is not absolute", self.directory));
+        }
+        if all().count() > MOST_WORDS || all().map(str::len).sum::<usize>() > MOST_BYTES {
+            return refuse("command and environment are too long".into());
+        }
+        if all().any(|text| text.contains('\0')) {
+            return refuse("command, environment or paths contain a null byte".into());
+        }
+        if let Some(name) = self
+            .environment
+            .keys()
+            .find(|name| name.is_empty() || name.contains('='))
+        {
+            return refuse(format!("{name:?} cannot be the name of a variable"));
+        }
+        if self
+            .name
+            .as_ref()
+            .is_some_and(|name| name.len() > 200 || name.chars().any(char::is_control))
+        {
+            return refuse("the name is longer than 200 bytes or contains control characters".into());
+        }
+        if self.slots == Some(0) || self.every_s == Some(0) || self.keep == Some(0) || self.time_limit_s == Some(0) {
+            return refuse("slots, every_s, keep and time_limit_s cannot be 0".into());
+        }
+        if self.memory_mb > 1 << 40 || self.requires.len() > 100 || self.after.len() > 1000 {
+            return refuse("it asks for too much".into());
+        }
+        Ok(())
+    }
+
+    /// Slots it takes.
+    pub fn slots(&self) -> u32 {
+        self.slots.unwrap_or(1)
+    }
+
+    /// Complete checkpoints that are kept while it runs.
+    pub fn keep(&self) -> usize {
+        self.keep.unwrap_or(2) as usize
+    }
+
+    /// Starts after failures of the system.
+    pub fn retries(&self) -> u32 {
+        self.retries.unwrap_or(5)
+    }
+}
+
+/// Whose job it is: who may do what with it, and as whom it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Owner {
+    /// Login name.
+    pub name: String,
+    /// User ID its processes have.
+    pub uid: u32,
+    /// Their primary group.
+    pub gid: u32,
+}
+
+/// Where a job is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// Waits for a node, a dependency, or the time of its next attempt.
+    Queued,
+    /// A node has been told to start it.
+    Starting,
+    /// Runs.
+    Running,
+    /// Saved to a checkpoint and ended by its user; `resume` queues it.
+    Suspended,
+    /// Ended with exit code 0.
+    Finished,
+    /// Ended by its own fault, or by failures of the system too often.
+    Failed,
+    /// Ended by its user or an operator.
+    Cancelled,
+}
+
+impl JobState {
+    /// All, in the order of a life.
+    pub const ALL: [JobState; 7] = [
+        JobState::Queued,
+        JobState::Starting,
+        JobState::Running,
+        JobState::Suspended,
+        JobState::Finished,
+        JobState::Failed,
+        JobState::Cancelled,
+    ];
+
+    /// As it is written in the interface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::Starting => "starting",
+            JobState::Running => "running",
+            JobState::Suspended => "suspended",
+            JobState::Finished => "finished",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+
+    /// A node has it, or may have it.
+    pub const fn is_placed(self) -> bool {
+        matches!(self, JobState::Starting | JobState::Running)
+    }
+
+    /// Nothing will happen to it by itself.
+    pub const fn is_over(self) -> bool {
+        matches!(self, JobState::Finished | JobState::Failed | JobState::Cancelled)
+    }
+}
+
+impl std::str::FromStr for JobState {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = JobState::ALL.into_iter().find(|state| state.name() == text);
+        found.ok_or_else(|| {
+            let all = JobState::ALL.map(JobState::name).join(", ");
+            Error::new(ErrorKind::Usage, format!("there is no job state {text:?}"))
+                .with_hint(format!("states are {all}"))
+        })
+    }
+}
+
+/// Why a job that a node has is being ended, and so what becomes of it then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Intent {
+    /// It stays ended until `resume`.
+    Suspend,
+    /// It goes on elsewhere; on this node, where one is named.
+    Move(Option<String>),
+    /// It is ended without a checkpoint, because its user wants it so.
+    Cancel,
+    /// It is ended without a checkpoint, because its time is over.
+    Expire,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Job {
+    /// Number that no other job of the grid has or will have.
+    pub id: i64,
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it is to be.
+    pub spec: JobSpec,
+    /// Where it is in its life.
+    pub state: JobState,
+    /// Why it is in this state, for people.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The node that has it.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// How often it has been started, restarts included.
+    pub incarnation: u32,
+    /// The checkpoint its newest start went on from; none where it began at the beginning.
+    #[serde(default)]
+    pub from: Option<i64>,
+    /// The checkpoint its next start has to go on from, where somebody chose one.
+    #[serde(default)]
+    pub next_from: Option<i64>,
+    /// The node its next start has to be on, where somebody chose one.
+    #[serde(default)]
+    pub next_node: Option<String>,
+    /// Starts after failures of the system, since it last made a checkpoint.
+    pub failures: u32,
+    /// Not started before.
+    #[serde(default)]
+    pub not_before_ms: i64,
+    /// Why it is being ended; none where it is not.
+    #[serde(default)]
+    pub intent: Option<Intent>,
+    /// Exit code, once it has ended; 128 + signal where a signal ended it.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// Signal that ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// When it was submitted.
+    pub submitted_ms: i64,
+    /// When its newest incarnation began to run.
+    #[serde(default)]
+    pub started_ms: Option<i64>,
+    /// When it ended for good.
+    #[serde(default)]
+    pub ended_ms: Option<i64>,
+    /// When its newest scheduled or asked-for checkpoint was begun.
+    #[serde(default)]
+    pub checkpoint_begun_ms: Option<i64>,
+}
+
+/// State of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointState {
+    /// Asked for, or being made.
+    Pending,
+    /// On the disk of its node, and not yet at as many places as it has to be.
+    Stored,
+    /// Durable at as many places as it has to be.
+    Complete,
+    /// Could not be made.
+    Failed,
+    /// All its copies are gone or damaged.
+    Lost,
+    /// Removed because it is no longer needed.
+    Freed,
+}
+
+impl CheckpointState {
+    /// As it is written in the interface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CheckpointState::Pending => "pending",
+            CheckpointState::Stored => "stored",
+            CheckpointState::Complete => "complete",
+            CheckpointState::Failed => "failed",
+            CheckpointState::Lost => "lost",
+            CheckpointState::Freed => "freed",
+        }
+    }
+
+    /// A job can go on from it.
+    pub const fn is_usable(self) -> bool {
+        matches!(self, CheckpointState::Stored | CheckpointState::Complete)
+    }
+}
+
+/// One copy of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Location {
+    /// The node whose disk it is on; empty for the store that all nodes share.
+    pub node: String,
+    /// When it was last known to be whole.
+    pub verified_ms: i64,
+}
+
+/// A checkpoint of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Checkpoint {
+    /// Number that no other checkpoint of the grid has or will have.
+    pub id: i64,
+    /// The job.
+    pub job: i64,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Its how-manieth start this is of.
+    pub incarnation: u32,
+    /// Number among the job's checkpoints, from 1.
+    pub generation: u32,
+    /// State.
+    pub state: CheckpointState,
+    /// It ends the job.
+    pub stop: bool,
+    /// The checkpoint the job had gone on from when this one was made.
+    #[serde(default)]
+    pub parent: Option<i64>,
+    /// The engine that made it.
+    pub engine: String,
+    /// The node it was made on.
+    pub node: String,
+    /// Size of the image, bytes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// BLAKE3 of the image, in hexadecimal digits.
+    #[serde(default)]
+    pub blake3: String,
+    /// When it was asked for.
+    pub created_ms: i64,
+    /// When it was on disk.
+    #[serde(default)]
+    pub stored_ms: Option<i64>,
+    /// Why it failed, or was lost or freed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Where its copies are.
+    #[serde(default)]
+    pub locations: Vec<Location>,
+}
+
+/// State of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Its lease holds, and it takes jobs.
+    Ready,
+    /// Its lease holds; it takes no more jobs, and those it has go elsewhere.
+    Draining,
+    /// Its lease has lapsed.
+    Lost,
+}
+
+impl NodeState {
+    /// As it is written in the interface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            NodeState::Ready => "ready",
+            NodeState::Draining => "draining",
+            NodeState::Lost => "lost",
+        }
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Where other nodes fetch images, as `HOST:PORT`; empty where they cannot.
+    #[serde(default)]
+    pub address: String,
+    /// Jobs it takes at once, counted in slots.
+    pub slots: u32,
+    /// Its memory, MiB.
+    pub memory_mb: u64,
+    /// It reaches the store that all nodes share.
+    #[serde(default)]
+    pub has_store: bool,
+    /// Engines it has.
+    #[serde(default)]
+    pub engines: Vec<String>,
+    /// Anything more that jobs can ask for: architecture, kernel, what its operator configured.
+    #[serde(default)]
+    pub properties: BTreeMap<String, String>,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Node {
+    /// What it says of itself.
+    pub info: NodeInfo,
+    /// State.
+    pub state: NodeState,
+    /// Whether an operator wants it drained; a lost node that comes back is then drained still.
+    #[serde(default)]
+    pub drain: bool,
+    /// Made anew by each start of its agent on a fresh directory; tells two agents of one name apart.
+    #[serde(default)]
+    pub instance: String,
+    /// When it was first, and last, heard of.
+    pub first_seen_ms: i64,
+    /// The same; written down when its state changes, not with every heartbeat.
+    pub last_seen_ms: i64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Event {
+    /// Ascending number.
+    pub id: i64,
+    /// When.
+    pub at_ms: i64,
+    /// What, as `job.running`, `checkpoint.complete` or `node.lost`.
+    pub kind: String,
+    /// The job it is about.
+    #[serde(default)]
+    pub job: Option<i64>,
+    /// The node it is about.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Login name of the job's owner.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// In words.
+    pub text: String,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// What to give as `after` for the next page; none where this is the last one.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// An error as the interface tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// Kind, as in `docs/exit-codes.md`.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub kind: ErrorKind,
+    /// What failed and why.
+    pub message: String,
+    /// What can be done.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Self {
+        Problem {
+            kind: error.kind(),
+            message: error.chain(),
+            hint: error.hint().map(str::to_string),
+        }
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        let error = Error::new(problem.kind, problem.message);
+        match problem.hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// `POST /v1/jobs/{id}/recover`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// The checkpoint to go on from; the newest good one where there is none.
+    #[serde(default)]
+    pub from: Option<i64>,
+    /// The node to go on.
+    #[serde(default)]
+    pub on: Option<String>,
+}
+
+/// `POST /v1/jobs/{id}/migrate`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// The node to go on; any other where there is none.
+    #[serde(default)]
+    pub to: Option<String>,
+}
+
+/// `POST /v1/nodes/{name}/drain`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Take jobs again instead.
+    #[serde(default)]
+    pub undo: bool,
+}

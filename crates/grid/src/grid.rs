@@ -1,0 +1,269 @@
+//! The service as a whole, and the steps that requests, reports and time have in common.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
+use cpr_types::Result;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::db::{self, About, Db, Write};
+use crate::lifecycle::{self, Change};
+use crate::retention;
+
+/// What an operator can choose.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// A node that has not been heard of for so long is lost, milliseconds.
+    pub lease_ms: u64,
+    /// A node gives up so much earlier than the service gives it up: time for its jobs to end.
+    pub margin_ms: u64,
+    /// Nodes that are to hold each image where there is no common store.
+    pub copies: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            lease_ms: 10_000,
+            margin_ms: 4_000,
+            copies: 2,
+        }
+    }
+}
+
+/// When a node was last heard of.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) instance: String,
+    pub(crate) sequence: u64,
+    /// By the steady clock.
+    pub(crate) heard_ms: u64,
+    /// It has lapsed; only a transaction gives the node another one.
+    pub(crate) lapsed: bool,
+}
+
+/// The grid service.
+#[derive(Debug)]
+pub struct Grid {
+    pub(crate) db: Db,
+    pub(crate) clock: Clock,
+    pub(crate) policy: Policy,
+    /// Of every node that is not lost. Not in the database: a clock that never jumps has no meaning there.
+    pub(crate) leases: Mutex<HashMap<String, Lease>>,
+    /// When old records were last looked through, by the steady clock.
+    pub(crate) swept_ms: Mutex<Option<u64>>,
+}
+
+impl Grid {
+    /// Takes over the grid in a database. Nodes have a whole lease from now on: whatever an earlier service gave them
+    /// ends before that.
+    pub async fn open(db: Db, policy: Policy, clock: Clock) -> Result<Grid> {
+        let mut leases = HashMap::new();
+        for node in db::nodes(&mut *db.read().await?).await? {
+            if node.state != NodeState::Lost {
+                let lease = Lease {
+                    instance: node.instance,
+                    sequence: 0,
+                    heard_ms: clock.steady_ms(),
+                    lapsed: false,
+                };
+                leases.insert(node.info.name, lease);
+            }
+        }
+        Ok(Grid {
+            db,
+            clock,
+            policy,
+            leases: Mutex::new(leases),
+            swept_ms: Mutex::new(None),
+        })
+    }
+
+    /// Tells of everything that changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.db.changes()
+    }
+
+    pub(crate) fn leases(&self) -> std::sync::MutexGuard<'_, HashMap<String, Lease>> {
+        // Whoever panicked had changed single entries only.
+        self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Lets something happen to a job, with everything that follows from it.
+    pub(crate) async fn change(&self, write: &mut Write<'_>, job: &mut Job, change: Change) -> Result<()> {
+        let now = self.clock.wall_ms();
+        let before = job.clone();
+        lifecycle::apply(job, change, now)?;
+        if *job == before {
+            return Ok(());
+        }
+        let blocked = is_blocked(write, job).await?;
+        write.put_job(job, blocked).await?;
+        if before.state.is_placed() && !job.state.is_placed() {
+            self.close_incarnation(write, &before, job).await?;
+        }
+        if before.state != job.state {
+            let node = job.node.as_deref().or(before.node.as_deref());
+            let reason = job.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            let about = About { job: Some(job), node };
+            let kind = format!("job.{}", job.state.name());
+            write
+                .note(
+                    now,
+                    &kind,
+                    about,
+                    format!("job {} is {}{reason}", job.id, job.state.name()),
+                )
+                .await?;
+        }
+        if job.state.is_over() && !before.state.is_over() {
+            self.release_dependents(write, job).await?;
+            self.free_surplus(write, job).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down how an incarnation ended. Checkpoints of it that are not complete on its node never will be.
+    async fn close_incarnation(&self, write: &mut Write<'_>, before: &Job, after: &Job) -> Result<()> {
+        let sql = "UPDATE incarnations SET ended_ms = $3, outcome = $4 WHERE job = $1 AND number = $2";
+        let values = [
+            before.id.into(),
+            i64::from(before.incarnation).into(),
+            self.clock.wall_ms().into(),
+            after.reason.as_deref().unwrap_or_default().into(),
+        ];
+        db::execute(&mut write.tx, sql, &values).await?;
+        for mut checkpoint in db::checkpoints_of(&mut write.tx, before.id).await? {
+            if checkpoint.state == CheckpointState::Pending {
+                let why = "its job ended before it was made".to_string();
+                self.end_checkpoint(write, after, &mut checkpoint, CheckpointState::Failed, why)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Jobs that waited for this one may start, or never will.
+    async fn release_dependents(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
+        let sql =
+            "SELECT j.doc FROM dependencies d JOIN jobs j ON j.id = d.job WHERE d.needs = $1 AND j.state = 'queued'";
+        for mut dependent in db::docs::<Job>(&mut write.tx, sql, &[job.id.into()]).await? {
+            if job.state == JobState::Finished {
+                let blocked = is_blocked(write, &dependent).await?;
+                write.put_job(&dependent, blocked).await?;
+            } else if dependent.incarnation == 0 {
+                let why = format!("job {}, which it waits for, is {}", job.id, job.state.name());
+                // Boxed: what waits for this one is told in the same way.
+                Box::pin(self.change(write, &mut dependent, Change::Refused { why })).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a checkpoint its last state, in which it has no copies.
+    pub(crate) async fn end_checkpoint(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        checkpoint: &mut Checkpoint,
+        state: CheckpointState,
+        why: String,
+    ) -> Result<()> {
+        checkpoint.state = state;
+        checkpoint.locations.clear();
+        checkpoint.reason = Some(why.clone());
+        write.put_checkpoint(checkpoint, &[]).await?;
+        let about = About {
+            job: Some(job),
+            node: Some(&checkpoint.node),
+        };
+        let what = format!(
+            "checkpoint {} of job {} is {}: {why}",
+            checkpoint.id,
+            job.id,
+            state.name()
+        );
+        write
+            .note(
+                self.clock.wall_ms(),
+                &format!("checkpoint.{}", state.name()),
+                about,
+                what,
+            )
+            .await
+    }
+
+    /// Frees the checkpoints of a job that are no longer needed.
+    pub(crate) async fn free_surplus(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
+        let mut checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
+        for (id, why) in retention::surplus(job, &checkpoints, self.clock.wall_ms()) {
+            if let Some(checkpoint) = checkpoints.iter_mut().find(|c| c.id == id) {
+                self.end_checkpoint(write, job, checkpoint, CheckpointState::Freed, why.to_string())
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a checkpoint of a running job; one that is asked for already and not begun as far as we know serves
+    /// both.
+    pub(crate) async fn begin_checkpoint(
+        &self,
+        write: &mut Write<'_>,
+        job: &mut Job,
+        stop: bool,
+    ) -> Result<Checkpoint> {
+        let known = db::checkpoints_of(&mut write.tx, job.id).await?;
+        let waiting = known
+            .iter()
+            .find(|c| c.state == CheckpointState::Pending && c.stop == stop);
+        if let Some(waiting) = waiting {
+            return Ok(waiting.clone());
+        }
+        let now = self.clock.wall_ms();
+        let checkpoint = Checkpoint {
+            id: write.next("checkpoint").await?,
+            job: job.id,
+            owner: job.owner.clone(),
+            incarnation: job.incarnation,
+            generation: known.last().map_or(1, |last| last.generation + 1),
+            state: CheckpointState::Pending,
+            stop,
+            parent: job.from,
+            engine: "native".to_string(),
+            node: job.node.clone().unwrap_or_default(),
+            bytes: 0,
+            blake3: String::new(),
+            created_ms: now,
+            stored_ms: None,
+            reason: None,
+            locations: Vec::new(),
+        };
+        write.put_checkpoint(&checkpoint, &[]).await?;
+        job.checkpoint_begun_ms = Some(now);
+        write.put_job(job, false).await?;
+        let about = About {
+            job: Some(job),
+            node: job.node.as_deref(),
+        };
+        let what = format!("checkpoint {} of job {} is asked for", checkpoint.id, job.id);
+        write.note(now, "checkpoint.pending", about, what).await?;
+        Ok(checkpoint)
+    }
+}
+
+/// Whether a job waits for others.
+pub(crate) async fn is_blocked(write: &mut Write<'_>, job: &Job) -> Result<bool> {
+    if job.state != JobState::Queued || job.incarnation > 0 {
+        return Ok(false);
+    }
+    for needed in &job.spec.after {
+        let needed = db::job(&mut write.tx, *needed).await?;
+        if needed.is_none_or(|job| job.state != JobState::Finished) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

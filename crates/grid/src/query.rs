@@ -1,0 +1,254 @@
+//! Lists: which jobs, checkpoints and events are asked for, page by page.
+
+use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Page};
+use cpr_types::{Error, ErrorKind, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sqlx::AnyConnection;
+
+use crate::caller::Caller;
+use crate::db::{self, Value};
+use crate::grid::Grid;
+
+/// Items of a page where nothing is said, and at most.
+const PAGE: i64 = 100;
+const LONGEST_PAGE: i64 = 1000;
+
+/// Which jobs. Conditions that are given all have to hold.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobQuery {
+    /// States, separated by commas.
+    pub state: Option<String>,
+    /// Owner's login name.
+    pub owner: Option<String>,
+    /// Name.
+    pub name: Option<String>,
+    /// Node that has it.
+    pub node: Option<String>,
+    /// Submitted at this time or later, and before that one; milliseconds since the epoch.
+    pub since_ms: Option<i64>,
+    /// The other end.
+    pub until_ms: Option<i64>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Items of the page, at most 1000.
+    pub limit: Option<i64>,
+    /// Fields to tell, separated by commas; all where nothing is said.
+    pub fields: Option<String>,
+}
+
+/// Which checkpoints.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointQuery {
+    /// The job.
+    pub job: Option<i64>,
+    /// States, separated by commas.
+    pub state: Option<String>,
+    /// Owner's login name.
+    pub owner: Option<String>,
+    /// Node that made it.
+    pub node: Option<String>,
+    /// Node that holds a copy; `store` for the store that all nodes share.
+    pub location: Option<String>,
+    /// Asked for at this time or later, and before that one; milliseconds since the epoch.
+    pub since_ms: Option<i64>,
+    /// The other end.
+    pub until_ms: Option<i64>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Items of the page, at most 1000.
+    pub limit: Option<i64>,
+    /// Fields to tell, separated by commas; all where nothing is said.
+    pub fields: Option<String>,
+}
+
+/// Which events.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventQuery {
+    /// About this job.
+    pub job: Option<i64>,
+    /// About this node.
+    pub node: Option<String>,
+    /// Of this kind, or of all kinds that begin with it and a dot.
+    pub kind: Option<String>,
+    /// `next` of the page before, or the number of the last event that is known already.
+    pub after: Option<String>,
+    /// Items of the page, at most 1000.
+    pub limit: Option<i64>,
+}
+
+/// A statement under way.
+struct Select {
+    conditions: Vec<String>,
+    values: Vec<Value>,
+}
+
+impl Select {
+    fn new() -> Select {
+        Select {
+            conditions: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+
+    /// Adds a condition, in which `?` is the value.
+    fn with(mut self, condition: &str, value: Option<impl Into<Value>>) -> Select {
+        if let Some(value) = value {
+            self.values.push(value.into());
+            self.conditions
+                .push(condition.replace('?', &format!("${}", self.values.len())));
+        }
+        self
+    }
+
+    fn any_of(mut self, column: &str, values: &[String]) -> Select {
+        if !values.is_empty() {
+            let from = self.values.len() + 1;
+            let marks: Vec<String> = (from..from + values.len()).map(|n| format!("${n}")).collect();
+            self.conditions.push(format!("{column} IN ({})", marks.join(", ")));
+            self.values
+                .extend(values.iter().map(|value| Value::from(value.as_str())));
+        }
+        self
+    }
+
+    /// One page of records in the order of their numbers.
+    async fn page<T: DeserializeOwned>(
+        self,
+        connection: &mut AnyConnection,
+        table: &str,
+        after: Option<&str>,
+        limit: Option<i64>,
+        id: impl Fn(&T) -> i64,
+    ) -> Result<Page<T>> {
+        let after = match after {
+            None => 0,
+            Some(text) => text
+                .parse()
+                .map_err(|_| Error::new(ErrorKind::Usage, format!("there is no page after {text:?}")))?,
+        };
+        let limit = limit.unwrap_or(PAGE);
+        if !(1..=LONGEST_PAGE).contains(&limit) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("a page has 1 to {LONGEST_PAGE} items, not {limit}"),
+            ));
+        }
+        let select = self.with("id > ?", Some(after));
+        let sql = format!(
+            "SELECT doc FROM {table} WHERE {} ORDER BY id LIMIT {}",
+            select.conditions.join(" AND "),
+            limit + 1
+        );
+        let mut items: Vec<T> = db::docs(connection, &sql, &select.values).await?;
+        let more = items.len() as i64 > limit;
+        items.truncate(limit as usize);
+        let next = items.last().filter(|_| more).map(|last| id(last).to_string());
+        Ok(Page { items, next })
+    }
+}
+
+fn list(text: Option<&str>) -> Vec<String> {
+    text.into_iter()
+        .flat_map(|text| text.split(','))
+        .map(str::to_string)
+        .collect()
+}
+
+impl Grid {
+    /// Jobs that the caller may see (GFD93-SM-10).
+    pub async fn jobs(&self, caller: &Caller, query: &JobQuery) -> Result<Page<Job>> {
+        let states = list(query.state.as_deref());
+        for state in &states {
+            state.parse::<JobState>()?;
+        }
+        Select::new()
+            .with("owner = ?", caller.restriction().as_deref())
+            .with("owner = ?", query.owner.as_deref())
+            .with("name = ?", query.name.as_deref())
+            .with("node = ?", query.node.as_deref())
+            .with("submitted_ms >= ?", query.since_ms)
+            .with("submitted_ms < ?", query.until_ms)
+            .any_of("state", &states)
+            .page(
+                &mut *self.db.read().await?,
+                "jobs",
+                query.after.as_deref(),
+                query.limit,
+                |job: &Job| job.id,
+            )
+            .await
+    }
+
+    /// Checkpoints of jobs that the caller may see (GCA-GCS-3).
+    pub async fn checkpoints(&self, caller: &Caller, query: &CheckpointQuery) -> Result<Page<Checkpoint>> {
+        let location = query
+            .location
+            .as_deref()
+            .map(|name| if name == "store" { "" } else { name });
+        let held = "id IN (SELECT checkpoint FROM locations WHERE held = 1 AND node = ?)";
+        Select::new()
+            .with("owner = ?", caller.restriction().as_deref())
+            .with("owner = ?", query.owner.as_deref())
+            .with("job = ?", query.job)
+            .with("node = ?", query.node.as_deref())
+            .with("created_ms >= ?", query.since_ms)
+            .with("created_ms < ?", query.until_ms)
+            .with(held, location)
+            .any_of("state", &list(query.state.as_deref()))
+            .page(
+                &mut *self.db.read().await?,
+                "checkpoints",
+                query.after.as_deref(),
+                query.limit,
+                |c: &Checkpoint| c.id,
+            )
+            .await
+    }
+
+    /// Events about nodes, and about jobs that the caller may see.
+    pub async fn events(&self, caller: &Caller, query: &EventQuery) -> Result<Page<Event>> {
+        let kind = "(kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')";
+        Select::new()
+            .with("(owner = ? OR owner = '')", caller.restriction().as_deref())
+            .with("job = ?", query.job)
+            .with("node = ?", query.node.as_deref())
+            .with(kind, query.kind.as_deref())
+            .page(
+                &mut *self.db.read().await?,
+                "events",
+                query.after.as_deref(),
+                query.limit,
+                |e: &Event| e.id,
+            )
+            .await
+    }
+
+    /// The number of the newest event; 0 where there is none.
+    pub async fn newest_event(&self) -> Result<i64> {
+        let mut connection = self.db.read().await?;
+        let rows = db::rows(&mut connection, "SELECT COALESCE(MAX(id), 0) FROM events", &[]).await?;
+        rows.first().map_or(Ok(0), |row| db::number(row, 0))
+    }
+
+    /// All nodes, by name. Everybody may see them (GCA-ENV-3).
+    pub async fn nodes(&self) -> Result<Vec<Node>> {
+        db::nodes(&mut *self.db.read().await?).await
+    }
+
+    /// Numbers of jobs, checkpoints and nodes in each state, as `(what, state, number)`.
+    pub async fn counts(&self) -> Result<Vec<(&'static str, String, i64)>> {
+        let mut connection = self.db.read().await?;
+        let mut counts = Vec::new();
+        for (what, table) in [("jobs", "jobs"), ("checkpoints", "checkpoints"), ("nodes", "nodes")] {
+            let sql = format!("SELECT state, COUNT(*) FROM {table} GROUP BY state ORDER BY state");
+            for row in db::rows(&mut connection, &sql, &[]).await? {
+                counts.push((what, db::text(&row, 0)?, db::number(&row, 1)?));
+            }
+        }
+        Ok(counts)
+    }
+}

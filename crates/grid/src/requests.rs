@@ -1,0 +1,272 @@
+//! What users and operators may ask for. Every call says who asks, and is refused before it has any effect where they
+//! may not.
+
+use cpr_api::model::{Checkpoint, Intent, Job, JobSpec, JobState, MigrateRequest, Node, NodeState, RecoverRequest};
+use cpr_types::{Error, ErrorKind, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::caller::Caller;
+use crate::db::{self, About, Write};
+use crate::grid::{Grid, is_blocked};
+use crate::lifecycle::Change;
+
+/// Longest key of a request that may be repeated.
+const LONGEST_KEY: usize = 200;
+
+fn unknown_node(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the grid has no node {name:?}")).with_hint("`cpr nodes` lists them")
+}
+
+/// The answer given to an earlier request with this key.
+async fn earlier<T: DeserializeOwned>(
+    write: &mut Write<'_>,
+    caller: &Caller,
+    key: Option<&str>,
+    request: &str,
+) -> Result<Option<T>> {
+    let Some(key) = key else { return Ok(None) };
+    if key.is_empty() || key.len() > LONGEST_KEY {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("an idempotency key has 1 to {LONGEST_KEY} bytes"),
+        ));
+    }
+    let sql = "SELECT request, answer FROM requests WHERE owner = $1 AND key = $2";
+    let rows = db::rows(&mut write.tx, sql, &[caller.name.as_str().into(), key.into()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    if db::text(row, 0)? != request {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("idempotency key {key:?} was used for another request"),
+        ));
+    }
+    db::decode(&db::text(row, 1)?).map(Some)
+}
+
+/// Keeps an answer for requests with the same key.
+async fn remember(
+    grid: &Grid,
+    write: &mut Write<'_>,
+    caller: &Caller,
+    key: Option<&str>,
+    request: &str,
+    answer: &impl Serialize,
+) -> Result<()> {
+    let Some(key) = key else { return Ok(()) };
+    let sql = "INSERT INTO requests (owner, key, request, answer, at_ms) VALUES ($1, $2, $3, $4, $5)";
+    let values = [
+        caller.name.as_str().into(),
+        key.into(),
+        request.into(),
+        encode(answer)?.as_str().into(),
+        grid.clock.wall_ms().into(),
+    ];
+    db::execute(&mut write.tx, sql, &values).await.map(drop)
+}
+
+fn encode(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::new(ErrorKind::Internal, "encode a request").with_source(error))
+}
+
+impl Grid {
+    /// Queues a job (GFD93-INT-USERqueue). With the key of an earlier request gives that one's job.
+    pub async fn submit(&self, caller: &Caller, spec: JobSpec, key: Option<&str>) -> Result<Job> {
+        let owner = caller.owner()?;
+        spec.check()?;
+        let request = format!("submit {}", encode(&spec)?);
+        let mut write = self.db.write().await?;
+        if let Some(job) = earlier(&mut write, caller, key, &request).await? {
+            return Ok(job);
+        }
+        for id in &spec.after {
+            let needed = caller.require_job(*id, db::job(&mut write.tx, *id).await?)?;
+            if matches!(needed.state, JobState::Failed | JobState::Cancelled) {
+                let state = needed.state.name();
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("job {id}, which it should wait for, is {state}"),
+                ));
+            }
+        }
+        let job = Job {
+            id: write.next("job").await?,
+            owner,
+            spec,
+            state: JobState::Queued,
+            reason: None,
+            node: None,
+            incarnation: 0,
+            from: None,
+            next_from: None,
+            next_node: None,
+            failures: 0,
+            not_before_ms: 0,
+            intent: None,
+            exit_code: None,
+            signal: None,
+            submitted_ms: self.clock.wall_ms(),
+            started_ms: None,
+            ended_ms: None,
+            checkpoint_begun_ms: None,
+        };
+        let blocked = is_blocked(&mut write, &job).await?;
+        write.put_job(&job, blocked).await?;
+        for id in &job.spec.after {
+            let sql = "INSERT INTO dependencies (job, needs) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            db::execute(&mut write.tx, sql, &[job.id.into(), (*id).into()]).await?;
+        }
+        let about = About {
+            job: Some(&job),
+            node: None,
+        };
+        let what = format!("job {} is submitted by {}", job.id, caller.name);
+        write.note(job.submitted_ms, "job.queued", about, what).await?;
+        remember(self, &mut write, caller, key, &request, &job).await?;
+        write.commit().await?;
+        Ok(job)
+    }
+
+    /// A job.
+    pub async fn job(&self, caller: &Caller, id: i64) -> Result<Job> {
+        caller.require_job(id, db::job(&mut *self.db.read().await?, id).await?)
+    }
+
+    /// A checkpoint.
+    pub async fn checkpoint(&self, caller: &Caller, id: i64) -> Result<Checkpoint> {
+        let found = db::checkpoint(&mut *self.db.read().await?, id).await?;
+        found
+            .filter(|checkpoint| caller.may_use(&checkpoint.owner))
+            .ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("the grid has no checkpoint {id} of yours"))
+                    .with_hint("`cpr checkpoints` lists them")
+            })
+    }
+
+    /// A job of the caller's, changed by `change`.
+    async fn change_job(&self, caller: &Caller, id: i64, change: Change) -> Result<Job> {
+        let mut write = self.db.write().await?;
+        let mut job = caller.require_job(id, db::job(&mut write.tx, id).await?)?;
+        let before = job.clone();
+        let stops = matches!(change, Change::End(Intent::Suspend | Intent::Move(_)));
+        self.change(&mut write, &mut job, change).await?;
+        if stops && job.intent.is_some() {
+            self.begin_checkpoint(&mut write, &mut job, true).await?;
+        }
+        if job != before {
+            write.commit().await?;
+        }
+        Ok(job)
+    }
+
+    /// Ends a job for good. It has ended once its state says so.
+    pub async fn cancel(&self, caller: &Caller, id: i64) -> Result<Job> {
+        self.change_job(caller, id, Change::End(Intent::Cancel)).await
+    }
+
+    /// Saves a running job to a checkpoint and ends it, until it is recovered.
+    pub async fn suspend(&self, caller: &Caller, id: i64) -> Result<Job> {
+        self.change_job(caller, id, Change::End(Intent::Suspend)).await
+    }
+
+    /// Lets a running job go on elsewhere (GFD93-SCOPE-3).
+    pub async fn migrate(&self, caller: &Caller, id: i64, request: MigrateRequest) -> Result<Job> {
+        if let Some(name) = &request.to {
+            self.require_node(name).await?;
+        }
+        self.change_job(caller, id, Change::End(Intent::Move(request.to))).await
+    }
+
+    async fn require_node(&self, name: &str) -> Result<()> {
+        let known = self.nodes().await?.into_iter().any(|node| node.info.name == *name);
+        if known { Ok(()) } else { Err(unknown_node(name)) }
+    }
+
+    /// Lets a suspended, failed or cancelled job go on from its newest good checkpoint, or from one that is named
+    /// (GCA-UC-5.3.4).
+    pub async fn recover(&self, caller: &Caller, id: i64, request: RecoverRequest) -> Result<Job> {
+        if let Some(name) = &request.on {
+            self.require_node(name).await?;
+        }
+        if let Some(from) = request.from {
+            let checkpoint = self.checkpoint(caller, from).await?;
+            if checkpoint.job != id {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("checkpoint {from} is of job {}", checkpoint.job),
+                ));
+            }
+            if !checkpoint.state.is_usable() {
+                let state = checkpoint.state.name();
+                return Err(Error::new(ErrorKind::Gone, format!("checkpoint {from} is {state}")));
+            }
+        }
+        let change = Change::Recover {
+            from: request.from,
+            on: request.on,
+        };
+        self.change_job(caller, id, change).await
+    }
+
+    /// Asks for a checkpoint of a running job; it is made when its state says so (GCA-UC-5.2.2). With the key of an
+    /// earlier request gives that one's checkpoint.
+    pub async fn request_checkpoint(&self, caller: &Caller, id: i64, key: Option<&str>) -> Result<Checkpoint> {
+        let request = format!("checkpoint {id}");
+        let mut write = self.db.write().await?;
+        if let Some(made) = earlier::<Checkpoint>(&mut write, caller, key, &request).await? {
+            return Ok(db::checkpoint(&mut write.tx, made.id).await?.unwrap_or(made));
+        }
+        let mut job = caller.require_job(id, db::job(&mut write.tx, id).await?)?;
+        if job.state != JobState::Running || job.intent.is_some() {
+            let kind = if job.state.is_over() {
+                ErrorKind::Gone
+            } else {
+                ErrorKind::Busy
+            };
+            let how = if job.intent.is_some() {
+                "being ended"
+            } else {
+                job.state.name()
+            };
+            return Err(Error::new(
+                kind,
+                format!("job {id} is {how}; only a running job can be checkpointed"),
+            ));
+        }
+        let checkpoint = self.begin_checkpoint(&mut write, &mut job, false).await?;
+        remember(self, &mut write, caller, key, &request, &checkpoint).await?;
+        write.commit().await?;
+        Ok(checkpoint)
+    }
+
+    /// Lets a node's jobs go elsewhere and gives it no more, or with `undo` gives it jobs again.
+    pub async fn drain(&self, caller: &Caller, name: &str, undo: bool) -> Result<Node> {
+        caller.require_operator()?;
+        let mut write = self.db.write().await?;
+        let nodes = db::nodes(&mut write.tx).await?;
+        let mut node = nodes
+            .into_iter()
+            .find(|node| node.info.name == name)
+            .ok_or_else(|| unknown_node(name))?;
+        if node.drain != undo {
+            return Ok(node);
+        }
+        node.drain = !undo;
+        node.state = match (node.state, undo) {
+            (NodeState::Lost, _) => NodeState::Lost,
+            (_, true) => NodeState::Ready,
+            (_, false) => NodeState::Draining,
+        };
+        write.put_node(&node).await?;
+        let what = if undo { "takes jobs again" } else { "is drained" };
+        let about = About {
+            job: None,
+            node: Some(name),
+        };
+        let kind = format!("node.{}", node.state.name());
+        let text = format!("node {name} {what}, as {} wants", caller.name);
+        write.note(self.clock.wall_ms(), &kind, about, text).await?;
+        write.commit().await?;
+        Ok(node)
+    }
+}

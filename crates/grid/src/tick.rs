@@ -1,0 +1,409 @@
+//! What happens by itself: leases lapse, jobs are placed, checkpoints fall due, copies are made, nodes are emptied, old
+//! records go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Node, NodeState};
+use cpr_types::Result;
+
+use crate::db::{self, About, NEVER, Write};
+use crate::grid::Grid;
+use crate::lifecycle::Change;
+use crate::placement::{self, Free};
+use crate::retention::AFTERLIFE_MS;
+
+/// Queued jobs that are looked at in one go.
+const LOOK_AHEAD: i64 = 500;
+/// Old records are looked for so often.
+const SWEEP_MS: u64 = 3_600_000;
+/// Answers are kept so long for requests that are repeated.
+const REPEATABLE_MS: i64 = 24 * 3600 * 1000;
+
+impl Grid {
+    /// Does what is due. To be called whenever something has changed, and a few times a second.
+    pub async fn tick(&self) -> Result<()> {
+        self.lose_nodes().await?;
+        self.run_schedules().await?;
+        self.empty_nodes().await?;
+        self.copy_images().await?;
+        self.place_jobs().await?;
+        self.sweep().await
+    }
+
+    /// Nodes whose lease has lapsed lose their jobs, which are queued again (GFD93-EH-1, GFD93-EH-3, GFD93-EH-5).
+    async fn lose_nodes(&self) -> Result<()> {
+        let now = self.clock.steady_ms();
+        let mut lapsed = Vec::new();
+        for (name, lease) in self.leases().iter_mut() {
+            lease.lapsed |= now.saturating_sub(lease.heard_ms) > self.policy.lease_ms;
+            if lease.lapsed {
+                lapsed.push(name.clone());
+            }
+        }
+        for name in lapsed {
+            self.lose_node(&name).await?;
+        }
+        Ok(())
+    }
+
+    async fn lose_node(&self, name: &str) -> Result<()> {
+        let mut write = self.db.write().await?;
+        // It may have come back before we could write.
+        if !self.leases().get(name).is_some_and(|lease| lease.lapsed) {
+            return Ok(());
+        }
+        let now = self.clock.wall_ms();
+        let why = format!("node {name} was not heard of for {} ms", self.policy.lease_ms);
+        if let Some(mut node) = db::nodes(&mut write.tx)
+            .await?
+            .into_iter()
+            .find(|n| n.info.name == name)
+        {
+            node.state = NodeState::Lost;
+            node.last_seen_ms = now - self.policy.lease_ms as i64;
+            write.put_node(&node).await?;
+            let about = About {
+                job: None,
+                node: Some(name),
+            };
+            write.note(now, "node.lost", about, why.clone()).await?;
+        }
+        let sql = "SELECT doc FROM jobs WHERE node = $1 AND state IN ('starting', 'running') ORDER BY id";
+        for mut job in db::docs::<Job>(&mut write.tx, sql, &[name.into()]).await? {
+            self.change(&mut write, &mut job, Change::Broke { why: why.clone() })
+                .await?;
+        }
+        write.commit().await?;
+        // Unless it has come back since.
+        self.leases().retain(|known, lease| known != name || !lease.lapsed);
+        Ok(())
+    }
+
+    /// Checkpoints by schedule (XGCP-JCP-8), and time limits.
+    async fn run_schedules(&self) -> Result<()> {
+        let now = self.clock.wall_ms();
+        let sql = "SELECT id FROM jobs WHERE state = 'running' AND due_ms <= $1";
+        let due = db::rows(&mut *self.db.read().await?, sql, &[now.into()]).await?;
+        for row in due {
+            let mut write = self.db.write().await?;
+            let Some(mut job) = db::job(&mut write.tx, db::number(&row, 0)?).await? else {
+                continue;
+            };
+            if job.state != JobState::Running {
+                continue;
+            }
+            let ran_ms = now - job.started_ms.unwrap_or(now);
+            let limit = job
+                .spec
+                .time_limit_s
+                .map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(NEVER));
+            if limit.is_some_and(|limit| ran_ms >= limit)
+                && !matches!(job.intent, Some(Intent::Cancel | Intent::Expire))
+            {
+                self.change(&mut write, &mut job, Change::End(Intent::Expire)).await?;
+            } else if job.intent.is_none() && job.spec.every_s.is_some() {
+                let begun = job.checkpoint_begun_ms;
+                self.begin_checkpoint(&mut write, &mut job, false).await?;
+                if job.checkpoint_begun_ms == begun {
+                    // The one before is not made yet: the next one is due after another period.
+                    job.checkpoint_begun_ms = Some(now);
+                    write.put_job(&job, false).await?;
+                }
+            } else {
+                continue;
+            }
+            write.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Running jobs of nodes that are drained go elsewhere.
+    async fn empty_nodes(&self) -> Result<()> {
+        let sql = "SELECT j.doc FROM nodes n JOIN jobs j ON j.node = n.name \
+                   WHERE n.state = 'draining' AND j.state = 'running' ORDER BY j.id";
+        let running: Vec<Job> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
+        for job in running.into_iter().filter(|job| job.intent.is_none()) {
+            let mut write = self.db.write().await?;
+            let Some(mut job) = db::job(&mut write.tx, job.id).await? else {
+                continue;
+            };
+            if job.state != JobState::Running || job.intent.is_some() || !self.may_try_to_move(&mut write, &job).await?
+            {
+                continue;
+            }
+            self.change(&mut write, &mut job, Change::End(Intent::Move(None)))
+                .await?;
+            self.begin_checkpoint(&mut write, &mut job, true).await?;
+            write.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Where a job could not be saved lately, it is left alone for a while.
+    async fn may_try_to_move(&self, write: &mut Write<'_>, job: &Job) -> Result<bool> {
+        const PAUSE_MS: i64 = 60_000;
+        let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
+        let last = checkpoints.iter().rfind(|c| c.stop && c.incarnation == job.incarnation);
+        Ok(last.is_none_or(|last| last.created_ms + PAUSE_MS <= self.clock.wall_ms()))
+    }
+
+    /// Images of which there are not enough copies get more (GFD93-WF-2.3).
+    async fn copy_images(&self) -> Result<()> {
+        let sql = "SELECT doc FROM checkpoints WHERE state = 'stored' ORDER BY id LIMIT 1000";
+        let mut stored: Vec<Checkpoint> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
+        let ready = self.ready_nodes().await?;
+        // Those that need nothing more, or for which nothing can be done now, cost no transaction.
+        stored.retain(|checkpoint| self.lacks(checkpoint, &ready) == 0 || !self.targets(checkpoint, &ready).is_empty());
+        for checkpoint in stored {
+            let mut write = self.db.write().await?;
+            let Some(checkpoint) = db::checkpoint(&mut write.tx, checkpoint.id).await? else {
+                continue;
+            };
+            let Some(job) = db::job(&mut write.tx, checkpoint.job).await? else {
+                continue;
+            };
+            if checkpoint.state != CheckpointState::Stored {
+                continue;
+            }
+            let lacks = self.lacks(&checkpoint, &ready);
+            let mut wanted = write.wanted(checkpoint.id).await?;
+            let known = wanted.len();
+            let live = wanted.iter().filter(|name| ready.contains_key(*name)).count();
+            let more = self
+                .targets(&checkpoint, &ready)
+                .into_iter()
+                .filter(|name| !wanted.contains(name));
+            let more: Vec<String> = more.take(lacks.saturating_sub(live)).collect();
+            wanted.extend(more);
+            if lacks == 0 {
+                self.settle_copies(&mut write, &job, checkpoint).await?;
+            } else if wanted.len() > known {
+                write.put_checkpoint(&checkpoint, &wanted).await?;
+            } else {
+                continue;
+            }
+            write.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn ready_nodes(&self) -> Result<BTreeMap<String, Node>> {
+        let nodes = self.nodes().await?.into_iter();
+        Ok(nodes
+            .filter(|n| n.state == NodeState::Ready)
+            .map(|n| (n.info.name.clone(), n))
+            .collect())
+    }
+
+    /// Copies that are missing, given the nodes there are.
+    fn lacks(&self, checkpoint: &Checkpoint, ready: &BTreeMap<String, Node>) -> usize {
+        if checkpoint.locations.iter().any(|place| place.node.is_empty()) {
+            return 0;
+        }
+        let able = ready.values().filter(|node| !node.info.address.is_empty());
+        let able: BTreeSet<&str> = able.map(|node| node.info.name.as_str()).collect();
+        let holders = checkpoint
+            .locations
+            .iter()
+            .filter(|place| able.contains(place.node.as_str()))
+            .count();
+        self.policy
+            .copies
+            .min(able.len())
+            .saturating_sub(holders.max(usize::from(able.is_empty())))
+    }
+
+    /// Nodes that could hold another copy, in an order that spreads them.
+    fn targets(&self, checkpoint: &Checkpoint, ready: &BTreeMap<String, Node>) -> Vec<String> {
+        let held = |name: &str| checkpoint.locations.iter().any(|place| place.node == name);
+        let able = ready.values().filter(|node| !node.info.address.is_empty());
+        let mut names: Vec<String> = able.map(|n| n.info.name.clone()).filter(|name| !held(name)).collect();
+        if !names.is_empty() {
+            let shift = checkpoint.job.unsigned_abs() as usize % names.len();
+            names.rotate_left(shift);
+        }
+        names
+    }
+
+    /// Calls a checkpoint complete when it has enough copies; older ones may go then.
+    pub(crate) async fn settle_copies(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        mut checkpoint: Checkpoint,
+    ) -> Result<()> {
+        let nodes = db::nodes(&mut write.tx).await?.into_iter();
+        let ready = nodes
+            .filter(|n| n.state == NodeState::Ready)
+            .map(|n| (n.info.name.clone(), n))
+            .collect();
+        if checkpoint.state != CheckpointState::Stored || self.lacks(&checkpoint, &ready) > 0 {
+            return Ok(());
+        }
+        checkpoint.state = CheckpointState::Complete;
+        let wanted = write.wanted(checkpoint.id).await?;
+        write.put_checkpoint(&checkpoint, &wanted).await?;
+        let about = About {
+            job: Some(job),
+            node: Some(&checkpoint.node),
+        };
+        let what = format!("checkpoint {} of job {} is complete", checkpoint.id, job.id);
+        write
+            .note(self.clock.wall_ms(), "checkpoint.complete", about, what)
+            .await?;
+        self.free_surplus(write, job).await
+    }
+
+    /// Gives queued jobs to nodes, those of the highest priority first (GFD93-INT-JMlaunch).
+    async fn place_jobs(&self) -> Result<()> {
+        let now = self.clock.wall_ms();
+        let sql = format!(
+            "SELECT doc FROM jobs WHERE state = 'queued' AND due_ms <= $1 ORDER BY priority DESC, id LIMIT {LOOK_AHEAD}"
+        );
+        let queued: Vec<Job> = db::docs(&mut *self.db.read().await?, &sql, &[now.into()]).await?;
+        if queued.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.db.write().await?;
+        let nodes = db::nodes(&mut write.tx).await?;
+        let mut free = self.free(&mut write, &nodes).await?;
+        let mut changed = false;
+        for job in queued {
+            let Some(mut job) = db::job(&mut write.tx, job.id).await? else {
+                continue;
+            };
+            if job.state == JobState::Queued {
+                changed |= self.place(&mut write, &mut job, &nodes, &mut free).await?;
+            }
+        }
+        if changed { write.commit().await } else { Ok(()) }
+    }
+
+    /// What is free on the nodes that take jobs.
+    async fn free(&self, write: &mut Write<'_>, nodes: &[Node]) -> Result<Vec<Free>> {
+        let mut free = Vec::new();
+        for node in nodes.iter().filter(|node| node.state == NodeState::Ready) {
+            let sql = "SELECT doc FROM jobs WHERE node = $1 AND state IN ('starting', 'running')";
+            let jobs: Vec<Job> = db::docs(&mut write.tx, sql, &[node.info.name.as_str().into()]).await?;
+            let slots: u32 = jobs.iter().map(|job| job.spec.slots()).fold(0, u32::saturating_add);
+            let memory = jobs.iter().map(|job| job.spec.memory_mb).fold(0, u64::saturating_add);
+            free.push(Free {
+                slots: node.info.slots.saturating_sub(slots),
+                memory_mb: node.info.memory_mb.saturating_sub(memory),
+                info: node.info.clone(),
+            });
+        }
+        Ok(free)
+    }
+
+    /// Places one job, or writes down why it has to wait. True where something was written.
+    async fn place(&self, write: &mut Write<'_>, job: &mut Job, nodes: &[Node], free: &mut [Free]) -> Result<bool> {
+        let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
+        let start = match choose_start(job, &checkpoints, nodes) {
+            Start::From(checkpoint) => Some(checkpoint),
+            Start::Afresh => None,
+            Start::Wait(why) => return self.wait(write, job, why).await,
+            Start::Never(why) => {
+                self.change(write, job, Change::Refused { why }).await?;
+                return Ok(true);
+            }
+        };
+        let places = start.iter().flat_map(|c| &c.locations);
+        let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
+        let node = match placement::choose(job, free, &holders) {
+            Ok(node) => node,
+            Err(why) => return self.wait(write, job, why).await,
+        };
+        if let Some(checkpoint) = start.filter(|_| !holders.contains(&node)) {
+            let mut wanted = write.wanted(checkpoint.id).await?;
+            if !wanted.contains(&node) {
+                wanted.push(node.clone());
+                write.put_checkpoint(checkpoint, &wanted).await?;
+            }
+        }
+        let from = start.map(|checkpoint| checkpoint.id);
+        self.change(
+            write,
+            job,
+            Change::Place {
+                node: node.clone(),
+                from,
+            },
+        )
+        .await?;
+        let sql = "INSERT INTO incarnations (job, number, node, checkpoint, placed_ms, ended_ms, outcome) \
+                   VALUES ($1, $2, $3, $4, $5, 0, '')";
+        let values = [
+            job.id.into(),
+            i64::from(job.incarnation).into(),
+            node.as_str().into(),
+            from.unwrap_or(0).into(),
+            self.clock.wall_ms().into(),
+        ];
+        db::execute(&mut write.tx, sql, &values).await?;
+        Ok(true)
+    }
+
+    async fn wait(&self, write: &mut Write<'_>, job: &mut Job, why: String) -> Result<bool> {
+        if job.reason.as_ref() == Some(&why) {
+            return Ok(false);
+        }
+        job.reason = Some(why);
+        write.put_job(job, false).await?;
+        Ok(true)
+    }
+
+    /// Forgets what nobody needs any more, once an hour.
+    async fn sweep(&self) -> Result<()> {
+        let steady = self.clock.steady_ms();
+        let due = {
+            let swept = self.swept_ms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            swept.is_none_or(|swept| steady.saturating_sub(swept) >= SWEEP_MS)
+        };
+        if !due {
+            return Ok(());
+        }
+        let now = self.clock.wall_ms();
+        let mut write = self.db.write().await?;
+        let sql = "DELETE FROM requests WHERE at_ms < $1";
+        db::execute(&mut write.tx, sql, &[(now - REPEATABLE_MS).into()]).await?;
+        let sql = "SELECT doc FROM jobs WHERE state IN ('failed', 'cancelled') AND id IN \
+                   (SELECT job FROM checkpoints WHERE state IN ('stored', 'complete') AND created_ms < $1)";
+        for job in db::docs::<Job>(&mut write.tx, sql, &[(now - AFTERLIFE_MS).into()]).await? {
+            self.free_surplus(&mut write, &job).await?;
+        }
+        write.commit().await?;
+        *self.swept_ms.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(steady);
+        Ok(())
+    }
+}
+
+/// Where a job goes on.
+enum Start<'a> {
+    From(&'a Checkpoint),
+    Afresh,
+    Wait(String),
+    Never(String),
+}
+
+/// The newest good checkpoint that can be had now, or the one that was chosen (GFD93-SM-9, GFD93-WF-4.2, GFD93-WF-4.6).
+fn choose_start<'a>(job: &Job, checkpoints: &'a [Checkpoint], nodes: &[Node]) -> Start<'a> {
+    let live = |name: &str| name.is_empty() || nodes.iter().any(|n| n.info.name == name && n.state != NodeState::Lost);
+    let usable = checkpoints.iter().filter(|c| c.state.is_usable());
+    let candidates: Vec<&Checkpoint> = match job.next_from {
+        Some(chosen) => usable.filter(|c| c.id == chosen).collect(),
+        None => usable.collect(),
+    };
+    let reachable = candidates
+        .iter()
+        .rfind(|c| c.locations.iter().any(|place| live(&place.node)));
+    match (reachable, candidates.is_empty(), job.next_from) {
+        (Some(checkpoint), ..) => Start::From(checkpoint),
+        (None, false, _) => Start::Wait("waits for a node that holds a checkpoint of it".into()),
+        (None, true, Some(chosen)) => Start::Never(format!("checkpoint {chosen} is gone")),
+        (None, true, None) if checkpoints.iter().any(|c| c.state == CheckpointState::Lost) => {
+            Start::Never("every checkpoint of it is lost or damaged".into())
+        }
+        (None, true, None) => Start::Afresh,
+    }
+}

@@ -1,0 +1,563 @@
+//! The service with its database, once with SQLite and once with PostgreSQL.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use cpr_api::agent::{CheckpointReport, CheckpointResult, Phase};
+use cpr_api::model::*;
+use cpr_grid::{CheckpointQuery, EventQuery, Grid, JobQuery};
+use cpr_types::ErrorKind;
+use support::*;
+
+/// Runs a test with each kind of database.
+fn with_each_database<F: Future<Output = ()>>(name: &str, test: impl Fn(Place) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(test(Place::sqlite()));
+    match Place::postgres() {
+        Some(place) => runtime.block_on(test(place)),
+        None => skipped(&format!("{name} with PostgreSQL: it is not installed")),
+    }
+}
+
+async fn state(grid: &Grid, id: i64) -> JobState {
+    grid.job(&admin(), id).await.unwrap().state
+}
+
+/// A few heartbeats of everybody.
+async fn settle(place: &Place, grid: &Grid, nodes: &mut [&mut FakeNode]) {
+    for _ in 0..4 {
+        grid.tick().await.unwrap();
+        for node in nodes.iter_mut() {
+            node.beat(grid, place.now.load(std::sync::atomic::Ordering::SeqCst))
+                .await
+                .unwrap();
+        }
+    }
+    grid.tick().await.unwrap();
+}
+
+// GFD93-SM-1, GFD93-SM-4, GFD93-WF-5.1, GFD93-WF-5.2, GCA-GCS-10
+#[test]
+fn a_job_runs_is_checkpointed_and_ends_and_all_of_it_survives_the_service() {
+    with_each_database("a_job_runs", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let job = grid.submit(&ada, spec(), None).await.unwrap();
+        assert_eq!(job.state, JobState::Queued);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(state(&grid, job.id).await, JobState::Running);
+        let asked = grid.request_checkpoint(&ada, job.id, None).await.unwrap();
+        assert_eq!(asked.state, CheckpointState::Pending);
+
+        // The service is killed and started again; nothing is forgotten.
+        drop(grid);
+        let grid = place.open().await;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let made = grid.checkpoint(&ada, asked.id).await.unwrap();
+        assert_eq!(made.state, CheckpointState::Complete);
+        assert_eq!(made.locations.len(), 2, "a copy on another node");
+        assert_eq!((made.generation, made.incarnation), (1, 1));
+
+        let runner = if one.jobs.is_empty() { &mut two } else { &mut one };
+        *runner.jobs.values_mut().next().unwrap() = Phase::Exited { code: 0, signal: None };
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let job = grid.job(&ada, job.id).await.unwrap();
+        assert_eq!((job.state, job.exit_code), (JobState::Finished, Some(0)));
+        assert_eq!(
+            grid.checkpoint(&ada, asked.id).await.unwrap().state,
+            CheckpointState::Freed
+        );
+        assert!(
+            one.images.is_empty() && two.images.is_empty(),
+            "its images are gone from the nodes"
+        );
+        let kinds: Vec<String> = grid
+            .events(
+                &ada,
+                &EventQuery {
+                    job: Some(job.id),
+                    kind: Some("job".into()),
+                    ..Default::default()
+                },
+            )
+            .await
+            .unwrap()
+            .items
+            .into_iter()
+            .map(|event| event.kind)
+            .collect();
+        assert_eq!(kinds, ["job.queued", "job.starting", "job.running", "job.finished"]);
+    });
+}
+
+// GFD93-EH-2, GFD93-EH-3, GFD93-EH-7, GFD93-JM-4, GFD93-WF-3.2, GFD93-WF-3.4
+#[test]
+fn jobs_of_a_lost_node_go_on_elsewhere_from_their_newest_good_checkpoint() {
+    with_each_database("jobs_of_a_lost_node", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let on = |node: &str| JobSpec {
+            node: None,
+            name: Some(node.into()),
+            ..spec()
+        };
+        settle(&place, &grid, &mut [&mut one]).await;
+        let victim = grid.submit(&ada, on("n1"), None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one]).await;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let other = grid
+            .submit(
+                &ada,
+                JobSpec {
+                    node: Some("n2".into()),
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .unwrap()
+            .id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let first = grid.request_checkpoint(&ada, victim, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let second = grid.request_checkpoint(&ada, victim, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert!(first < second);
+
+        // A node that is late by less than its lease is not lost.
+        place.pass(9_000);
+        two.beat(&grid, 0).await.unwrap();
+        grid.tick().await.unwrap();
+        assert_eq!(state(&grid, victim).await, JobState::Running);
+        place.pass(1_001);
+        settle(&place, &grid, &mut [&mut two]).await;
+        let job = grid.job(&ada, victim).await.unwrap();
+        assert_eq!(
+            (job.node.as_deref(), job.state, job.from),
+            (Some("n2"), JobState::Running, Some(second))
+        );
+        assert_eq!(job.incarnation, 2);
+        let untouched = grid.job(&ada, other).await.unwrap();
+        assert_eq!((untouched.state, untouched.incarnation), (JobState::Running, 1));
+        let nodes = grid.nodes().await.unwrap();
+        assert_eq!(nodes[0].state, NodeState::Lost);
+        let query = EventQuery {
+            job: Some(victim),
+            kind: Some("job.queued".into()),
+            ..Default::default()
+        };
+        let events = grid.events(&ada, &query).await.unwrap().items;
+        assert!(
+            events.last().unwrap().text.contains("node n1 was not heard of"),
+            "{events:?}"
+        );
+
+        // The node comes back, and is told to have nothing.
+        assert!(one.running().count() == 1);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(one.running().count(), 0);
+        assert_eq!(grid.nodes().await.unwrap()[0].state, NodeState::Ready);
+    });
+}
+
+// GFD93-WF-4.6, GFD93-SM-9
+#[test]
+fn a_bad_checkpoint_is_given_up_for_the_one_before_until_none_is_left() {
+    with_each_database("a_bad_checkpoint", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let ada = user("ada", 1000);
+        let id = grid
+            .submit(
+                &ada,
+                JobSpec {
+                    retries: Some(10),
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .unwrap()
+            .id;
+        let mut made = Vec::new();
+        settle(&place, &grid, &mut [&mut one]).await;
+        for _ in 0..2 {
+            made.push(grid.request_checkpoint(&ada, id, None).await.unwrap().id);
+            settle(&place, &grid, &mut [&mut one]).await;
+        }
+        one.crash();
+        settle(&place, &grid, &mut [&mut one]).await;
+        for expected in made.into_iter().rev() {
+            let job = grid.job(&ada, id).await.unwrap();
+            assert_eq!(job.from, Some(expected));
+            let failed = Phase::Failed {
+                kind: ErrorKind::Damaged,
+                message: "bad hash".into(),
+            };
+            *one.jobs.values_mut().next().unwrap() = failed;
+            one.beat(&grid, 0).await.unwrap();
+            place.pass(1_000_000);
+            // Its lease lapsed meanwhile; it has nothing.
+            one.jobs.clear();
+            settle(&place, &grid, &mut [&mut one]).await;
+            assert_eq!(
+                grid.checkpoint(&ada, expected).await.unwrap().state,
+                CheckpointState::Lost
+            );
+        }
+        let job = grid.job(&ada, id).await.unwrap();
+        assert_eq!(job.state, JobState::Failed);
+        assert!(job.reason.unwrap().contains("every checkpoint"));
+    });
+}
+
+// GFD93-AUTH-2, GFD93-AUTH-3
+#[test]
+fn nobody_reaches_anothers_job() {
+    with_each_database("nobody_reaches", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let (ada, eve) = (user("ada", 1000), user("eve", 1001));
+        let id = grid.submit(&ada, spec(), None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one]).await;
+        let checkpoint = grid.request_checkpoint(&ada, id, None).await.unwrap().id;
+        let gone = |result: cpr_types::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::NotFound);
+        gone(grid.job(&eve, id).await.map(drop));
+        gone(grid.cancel(&eve, id).await.map(drop));
+        gone(grid.suspend(&eve, id).await.map(drop));
+        gone(grid.recover(&eve, id, RecoverRequest::default()).await.map(drop));
+        gone(grid.migrate(&eve, id, MigrateRequest::default()).await.map(drop));
+        gone(grid.request_checkpoint(&eve, id, None).await.map(drop));
+        gone(grid.checkpoint(&eve, checkpoint).await.map(drop));
+        gone(
+            grid.submit(
+                &eve,
+                JobSpec {
+                    after: vec![id],
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .map(drop),
+        );
+        assert!(grid.jobs(&eve, &JobQuery::default()).await.unwrap().items.is_empty());
+        let asked = JobQuery {
+            owner: Some("ada".into()),
+            ..Default::default()
+        };
+        assert!(grid.jobs(&eve, &asked).await.unwrap().items.is_empty());
+        assert!(
+            grid.checkpoints(&eve, &CheckpointQuery::default())
+                .await
+                .unwrap()
+                .items
+                .is_empty()
+        );
+        let events = grid.events(&eve, &EventQuery::default()).await.unwrap().items;
+        assert!(events.iter().all(|event| event.job.is_none()), "{events:?}");
+        assert_eq!(
+            grid.drain(&eve, "n1", false).await.unwrap_err().kind(),
+            ErrorKind::Denied
+        );
+        assert_eq!(
+            grid.report(&eve, &one.report()).await.unwrap_err().kind(),
+            ErrorKind::Denied
+        );
+        let mut stranger = eve.clone();
+        stranger.user = None;
+        assert_eq!(
+            grid.submit(&stranger, spec(), None).await.unwrap_err().kind(),
+            ErrorKind::Denied
+        );
+    });
+}
+
+#[test]
+fn a_repeated_request_is_done_once() {
+    with_each_database("a_repeated_request", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let (ada, eve) = (user("ada", 1000), user("eve", 1001));
+        let first = grid.submit(&ada, spec(), Some("k1")).await.unwrap().id;
+        assert_eq!(grid.submit(&ada, spec(), Some("k1")).await.unwrap().id, first);
+        assert_ne!(grid.submit(&ada, spec(), Some("k2")).await.unwrap().id, first);
+        assert_ne!(grid.submit(&eve, spec(), Some("k1")).await.unwrap().id, first);
+        let other = JobSpec { priority: 1, ..spec() };
+        assert_eq!(
+            grid.submit(&ada, other, Some("k1")).await.unwrap_err().kind(),
+            ErrorKind::Usage
+        );
+        settle(&place, &grid, &mut [&mut one]).await;
+        let made = grid.request_checkpoint(&ada, first, Some("k3")).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one]).await;
+        assert_eq!(grid.request_checkpoint(&ada, first, Some("k3")).await.unwrap().id, made);
+        assert_ne!(grid.request_checkpoint(&ada, first, None).await.unwrap().id, made);
+    });
+}
+
+// GFD93-SM-10
+#[test]
+fn any_subset_of_the_jobs_can_be_asked_for_page_by_page() {
+    with_each_database("any_subset", |place| async move {
+        let grid = place.open().await;
+        let people = [user("ada", 1000), user("eve", 1001)];
+        let mut all = Vec::new();
+        for number in 0..30 {
+            let name = Some(format!("name{}", number % 3));
+            let job = grid
+                .submit(&people[number % 2], JobSpec { name, ..spec() }, None)
+                .await
+                .unwrap();
+            if number % 5 == 0 {
+                grid.cancel(&admin(), job.id).await.unwrap();
+            }
+            all.push(grid.job(&admin(), job.id).await.unwrap());
+            place.pass(10);
+        }
+        let middle = all[14].submitted_ms;
+        for owner in [None, Some("ada"), Some("eve")] {
+            for name in [None, Some("name1")] {
+                for state in [None, Some("cancelled"), Some("queued,cancelled"), Some("running")] {
+                    for since in [None, Some(middle)] {
+                        let text = |value: Option<&str>| value.map(str::to_string);
+                        let mut query = JobQuery {
+                            owner: text(owner),
+                            name: text(name),
+                            state: text(state),
+                            since_ms: since,
+                            limit: Some(4),
+                            ..Default::default()
+                        };
+                        let mut found = Vec::new();
+                        loop {
+                            let page = grid.jobs(&admin(), &query).await.unwrap();
+                            assert!(page.items.len() <= 4);
+                            found.extend(page.items);
+                            query.after = page.next;
+                            if query.after.is_none() {
+                                break;
+                            }
+                        }
+                        let mut expected = all.clone();
+                        expected.retain(|job| {
+                            owner.is_none_or(|owner| job.owner.name == owner)
+                                && name.is_none_or(|name| job.spec.name.as_deref() == Some(name))
+                                && state.is_none_or(|states| states.split(',').any(|s| s == job.state.name()))
+                                && since.is_none_or(|since| job.submitted_ms >= since)
+                        });
+                        assert_eq!(found, expected, "{owner:?} {name:?} {state:?} {since:?}");
+                    }
+                }
+            }
+        }
+        for bad in [
+            JobQuery {
+                state: Some("nonsense".into()),
+                ..Default::default()
+            },
+            JobQuery {
+                limit: Some(0),
+                ..Default::default()
+            },
+            JobQuery {
+                after: Some("x'; DROP TABLE jobs".into()),
+                ..Default::default()
+            },
+        ] {
+            assert_eq!(grid.jobs(&admin(), &bad).await.unwrap_err().kind(), ErrorKind::Usage);
+        }
+    });
+}
+
+// GFD93-SM-7, GFD93-SM-15
+#[test]
+fn only_the_newest_complete_checkpoints_stay() {
+    with_each_database("only_the_newest", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let id = grid
+            .submit(
+                &ada,
+                JobSpec {
+                    keep: Some(2),
+                    node: Some("n1".into()),
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .unwrap()
+            .id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let mut complete = Vec::new();
+        for round in 0..10 {
+            let asked = grid.request_checkpoint(&ada, id, None).await.unwrap().id;
+            if round % 2 == 1 {
+                grid.tick().await.unwrap();
+                let result = CheckpointResult::Failed {
+                    message: "disk full".into(),
+                };
+                one.results.push(CheckpointReport { id: asked, result });
+            } else {
+                complete.push(asked);
+            }
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+            let usable = CheckpointQuery {
+                state: Some("stored,complete".into()),
+                ..Default::default()
+            };
+            let left: Vec<i64> = grid
+                .checkpoints(&ada, &usable)
+                .await
+                .unwrap()
+                .items
+                .iter()
+                .map(|c| c.id)
+                .collect();
+            assert_eq!(left, complete[complete.len().saturating_sub(2)..]);
+            assert!(one.images.len() <= 3 && two.images.len() <= 3);
+        }
+    });
+}
+
+#[test]
+fn jobs_wait_for_the_jobs_they_depend_on() {
+    with_each_database("jobs_wait", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let ada = user("ada", 1000);
+        let first = grid.submit(&ada, spec(), None).await.unwrap().id;
+        let second = grid
+            .submit(
+                &ada,
+                JobSpec {
+                    after: vec![first],
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .unwrap()
+            .id;
+        let third = grid
+            .submit(
+                &ada,
+                JobSpec {
+                    after: vec![second],
+                    ..spec()
+                },
+                None,
+            )
+            .await
+            .unwrap()
+            .id;
+        settle(&place, &grid, &mut [&mut one]).await;
+        assert_eq!(state(&grid, second).await, JobState::Queued);
+        *one.jobs.values_mut().next().unwrap() = Phase::Exited { code: 0, signal: None };
+        settle(&place, &grid, &mut [&mut one]).await;
+        assert_eq!(state(&grid, second).await, JobState::Running);
+        *one.jobs.values_mut().next().unwrap() = Phase::Exited { code: 1, signal: None };
+        settle(&place, &grid, &mut [&mut one]).await;
+        assert_eq!(state(&grid, second).await, JobState::Failed);
+        let last = grid.job(&ada, third).await.unwrap();
+        assert_eq!(last.state, JobState::Failed);
+        assert!(last.reason.unwrap().contains(&format!("job {second}")));
+    });
+}
+
+#[test]
+fn schedules_time_limits_suspension_and_draining() {
+    with_each_database("schedules", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let timed = JobSpec {
+            every_s: Some(60),
+            time_limit_s: Some(150),
+            ..spec()
+        };
+        let id = grid.submit(&ada, timed, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let count = async || {
+            grid.checkpoints(&ada, &CheckpointQuery::default())
+                .await
+                .unwrap()
+                .items
+                .len()
+        };
+        for second in 1..=149 {
+            place.pass(1000);
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+            assert_eq!(count().await, second / 60, "after {second} s");
+        }
+        assert_eq!(state(&grid, id).await, JobState::Running);
+        place.pass(1000);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let job = grid.job(&ada, id).await.unwrap();
+        assert_eq!(job.state, JobState::Failed);
+        assert!(job.reason.unwrap().contains("time limit"));
+
+        let id = grid
+            .submit(&ada, JobSpec { node: None, ..spec() }, None)
+            .await
+            .unwrap()
+            .id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        grid.suspend(&ada, id).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(state(&grid, id).await, JobState::Suspended);
+        assert_eq!(one.running().count() + two.running().count(), 0);
+        grid.recover(&ada, id, RecoverRequest::default()).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let job = grid.job(&ada, id).await.unwrap();
+        assert_eq!(job.state, JobState::Running);
+        assert!(job.from.is_some());
+
+        let here = job.node.unwrap();
+        grid.drain(&admin(), &here, false).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let job = grid.job(&ada, id).await.unwrap();
+        assert_eq!(job.state, JobState::Running);
+        assert_ne!(job.node.unwrap(), here);
+    });
+}
+
+#[test]
+fn two_services_never_share_a_database() {
+    with_each_database("two_services", |place| async move {
+        let old = place.open().await;
+        let new = place.open().await;
+        let ada = user("ada", 1000);
+        new.submit(&ada, spec(), None).await.unwrap();
+        assert_eq!(
+            old.submit(&ada, spec(), None).await.unwrap_err().kind(),
+            ErrorKind::Gone
+        );
+        assert_eq!(new.jobs(&ada, &JobQuery::default()).await.unwrap().items.len(), 1);
+    });
+}
+
+#[test]
+fn a_second_node_of_a_name_and_late_reports_are_refused() {
+    with_each_database("a_second_node", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        one.beat(&grid, 0).await.unwrap();
+        let mut twin = FakeNode::new("n1");
+        twin.instance = "another disk".into();
+        assert_eq!(twin.beat(&grid, 0).await.unwrap_err().kind(), ErrorKind::InUse);
+        let late = one.report();
+        one.beat(&grid, 0).await.unwrap();
+        assert_eq!(grid.report(&admin(), &late).await.unwrap_err().kind(), ErrorKind::Gone);
+    });
+}

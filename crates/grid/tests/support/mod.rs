@@ -1,0 +1,332 @@
+//! A grid for tests: a database of its own, clocks that stand still, and nodes that are played.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test program uses its own part of this module"
+)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobReport, Orders, Phase, Report};
+use cpr_api::model::{JobSpec, NodeInfo, Owner};
+use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
+
+pub fn user(name: &str, uid: u32) -> Caller {
+    let user = Owner {
+        name: name.into(),
+        uid,
+        gid: uid,
+    };
+    Caller {
+        name: name.into(),
+        user: Some(user),
+        role: Role::User,
+    }
+}
+
+pub fn admin() -> Caller {
+    let user = Owner {
+        name: "root".into(),
+        uid: 0,
+        gid: 0,
+    };
+    Caller {
+        name: "root".into(),
+        user: Some(user),
+        role: Role::Admin,
+    }
+}
+
+pub fn spec() -> JobSpec {
+    JobSpec {
+        command: vec!["sim".into()],
+        directory: "/".into(),
+        ..JobSpec::default()
+    }
+}
+
+/// Says where it is seen that something was not tested, as the tests of `cpr` do.
+pub fn skipped(what: &str) {
+    use std::io::Write;
+    let line = format!("SKIPPED {what}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("GRIDCPR_SKIP_LOG")
+        && let Ok(mut log) = std::fs::File::options().create(true).append(true).open(path)
+    {
+        let _ = log.write_all(line.as_bytes());
+    }
+    assert!(std::env::var_os("GRIDCPR_NO_SKIP").is_none(), "{line}");
+}
+
+/// A database that can be opened again.
+pub struct Place {
+    pub url: String,
+    pub now: Arc<AtomicU64>,
+    _directory: tempfile::TempDir,
+    _postgres: Option<Arc<Postgres>>,
+}
+
+impl Place {
+    pub fn sqlite() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        Place {
+            url: format!("sqlite://{}", directory.path().join("grid.db").display()),
+            now: Arc::new(AtomicU64::new(1_000_000)),
+            _directory: directory,
+            _postgres: None,
+        }
+    }
+
+    /// None where there is no PostgreSQL.
+    pub fn postgres() -> Option<Place> {
+        let postgres = Postgres::shared()?;
+        Some(Place {
+            url: postgres.database(),
+            now: Arc::new(AtomicU64::new(1_000_000)),
+            _directory: tempfile::tempdir().unwrap(),
+            _postgres: Some(postgres),
+        })
+    }
+
+    pub async fn open(&self) -> Grid {
+        let db = Db::open(&self.url).await.unwrap();
+        Grid::open(db, Policy::default(), Clock::Manual(self.now.clone()))
+            .await
+            .unwrap()
+    }
+
+    pub fn pass(&self, ms: u64) {
+        self.now.fetch_add(ms, Ordering::SeqCst);
+    }
+}
+
+/// A PostgreSQL server, gone with this.
+pub struct Postgres {
+    tools: PathBuf,
+    directory: tempfile::TempDir,
+    databases: AtomicU64,
+}
+
+impl Postgres {
+    /// The one that all tests share that run at the same time.
+    fn shared() -> Option<Arc<Postgres>> {
+        static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+        let mut known = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = known.upgrade() {
+            return Some(server);
+        }
+        let server = Arc::new(Postgres::start()?);
+        *known = Arc::downgrade(&server);
+        Some(server)
+    }
+
+    fn start() -> Option<Postgres> {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+        let tools = versions
+            .flatten()
+            .map(|v| v.path().join("bin"))
+            .find(|bin| bin.join("initdb").exists())?;
+        let server = Postgres {
+            tools,
+            directory: tempfile::tempdir().unwrap(),
+            databases: AtomicU64::new(0),
+        };
+        if rustix::process::geteuid().is_root() {
+            // It refuses to run as root.
+            let status = Command::new("chown")
+                .arg("postgres")
+                .arg(server.path())
+                .status()
+                .unwrap();
+            assert!(status.success());
+        }
+        server.tool(
+            "initdb",
+            &["-U", "cpr", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+        );
+        let options = format!("-k {} -h '' -F", server.path());
+        let log = format!("{}/log", server.path());
+        server.tool("pg_ctl", &["-w", "-o", &options, "-l", &log, "start"]);
+        Some(server)
+    }
+
+    fn path(&self) -> &str {
+        self.directory.path().to_str().unwrap()
+    }
+
+    /// A new, empty database.
+    fn database(&self) -> String {
+        let name = format!("grid{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        let status = Command::new(self.tools.join("createdb"))
+            .args(["-h", self.path(), "-U", "cpr", &name])
+            .status();
+        assert!(status.unwrap().success(), "createdb");
+        format!("postgres://cpr@{}/{name}", self.path().replace('/', "%2F"))
+    }
+
+    fn tool(&self, name: &str, arguments: &[&str]) {
+        let program = self.tools.join(name);
+        let mut command = if rustix::process::geteuid().is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        let data = self.directory.path().join("data");
+        command.arg("-D").arg(data).args(arguments).current_dir("/");
+        // A file: the server that is started keeps its standard streams.
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("tools"))
+            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let good = command.status().unwrap().success();
+        let told = |file| std::fs::read_to_string(self.directory.path().join(file)).unwrap_or_default();
+        assert!(good, "{name}: {}{}", told("tools"), told("log"));
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.tool("pg_ctl", &["-w", "-m", "immediate", "stop"]);
+    }
+}
+
+/// A node as the protocol wants it to behave; what its jobs do is up to the test.
+pub struct FakeNode {
+    pub name: String,
+    pub instance: String,
+    pub sequence: u64,
+    pub jobs: BTreeMap<Incarnation, Phase>,
+    pub images: Vec<i64>,
+    pub results: Vec<CheckpointReport>,
+    /// The lease holds until then.
+    pub lease_until: u64,
+    pub orders: Orders,
+}
+
+impl FakeNode {
+    pub fn new(name: &str) -> FakeNode {
+        FakeNode {
+            name: name.into(),
+            instance: format!("{name}-disk"),
+            sequence: 1,
+            jobs: BTreeMap::new(),
+            images: Vec::new(),
+            results: Vec::new(),
+            lease_until: 0,
+            orders: Orders::default(),
+        }
+    }
+
+    pub fn report(&mut self) -> Report {
+        self.sequence += 1;
+        let jobs = self.jobs.iter();
+        Report {
+            info: NodeInfo {
+                name: self.name.clone(),
+                address: format!("{}:1", self.name),
+                slots: 2,
+                memory_mb: 1000,
+                engines: vec!["native".into()],
+                ..NodeInfo::default()
+            },
+            instance: self.instance.clone(),
+            sequence: self.sequence,
+            jobs: jobs
+                .map(|(incarnation, phase)| JobReport {
+                    incarnation: *incarnation,
+                    phase: phase.clone(),
+                })
+                .collect(),
+            checkpoints: self.results.clone(),
+            images: self.images.clone(),
+            bad_images: Vec::new(),
+            seen: String::new(),
+        }
+    }
+
+    /// Jobs that run here now.
+    pub fn running(&self) -> impl Iterator<Item = Incarnation> + '_ {
+        let live = self
+            .jobs
+            .iter()
+            .filter(|(_, phase)| matches!(phase, Phase::Starting | Phase::Running));
+        live.map(|(incarnation, _)| *incarnation)
+    }
+
+    /// Sends a report, and does what it is told.
+    pub async fn beat(&mut self, grid: &Grid, now: u64) -> cpr_types::Result<()> {
+        let report = self.report();
+        grid.report(&admin(), &report).await?;
+        let orders = grid.orders(&report).await?;
+        self.lease_until = now + orders.lease_ms;
+        self.obey(&orders);
+        self.orders = orders;
+        Ok(())
+    }
+
+    fn obey(&mut self, orders: &Orders) {
+        self.jobs
+            .retain(|known, _| orders.jobs.iter().any(|order| order.incarnation == *known));
+        self.results.retain(|told| !orders.noted.contains(&told.id));
+        let own: Vec<i64> = self.results.iter().map(|told| told.id).collect();
+        self.images
+            .retain(|id| own.contains(id) || orders.images.iter().any(|image| image.id == *id));
+        for image in &orders.images {
+            if !self.images.contains(&image.id) && !image.sources.is_empty() {
+                self.images.push(image.id);
+            }
+        }
+        for order in &orders.jobs {
+            let phase = self.jobs.entry(order.incarnation).or_insert(Phase::Starting);
+            if order.kill {
+                *phase = Phase::Killed;
+            }
+            if *phase == Phase::Starting && order.from.is_none_or(|from| self.images.contains(&from)) {
+                *phase = Phase::Running;
+            }
+            for asked in &order.checkpoints {
+                if *phase == Phase::Running && !self.results.iter().any(|told| told.id == asked.id) {
+                    let result = CheckpointResult::Stored {
+                        bytes: 7,
+                        blake3: "00".into(),
+                        in_store: false,
+                    };
+                    self.results.push(CheckpointReport { id: asked.id, result });
+                    self.images.push(asked.id);
+                    if asked.stop {
+                        *phase = Phase::Stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The lease is looked at: without one, every job is ended.
+    pub fn fence(&mut self, now: u64) {
+        if now >= self.lease_until {
+            for phase in self.jobs.values_mut() {
+                if matches!(phase, Phase::Starting | Phase::Running) {
+                    *phase = Phase::Killed;
+                }
+            }
+        }
+    }
+
+    /// Power off and on again: the disk stays.
+    pub fn crash(&mut self) {
+        for phase in self.jobs.values_mut() {
+            if matches!(phase, Phase::Starting | Phase::Running) {
+                *phase = Phase::Lost;
+            }
+        }
+    }
+}
