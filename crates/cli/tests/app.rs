@@ -204,6 +204,34 @@ fn the_python_package_passes_its_tests() {
     }
 }
 
+/// A program with checkpoints of its own is checkpointed as a whole as well, and goes on from either.
+// LBNL-2.4.4
+#[test]
+fn a_solver_with_its_own_checkpoints_is_a_job_like_any_other() {
+    let test = "a_solver_with_its_own_checkpoints_is_a_job_like_any_other";
+    let Some(cpr) = Cpr::new(test, As::Root) else {
+        return;
+    };
+    let solver = Solver::c(&cpr);
+    let undisturbed = solver.run("undisturbed", "6000");
+    let written = |number: &str| cpr.work.join("base/heat").join(number).join("complete").exists();
+    cpr.run_detached("heat", &[], &[solver.program[0].as_str(), "base", "6000"]);
+    wait_until(support::PATIENCE, "a generation is written", || written("000003"));
+    cpr.checkpoint("heat", &["--stop"]);
+    cpr.restart("heat");
+    assert_eq!(cpr.wait("heat"), 0);
+    assert_eq!(cpr.logs("heat"), undisturbed.stdout);
+    // By its own means, from where its last run was killed.
+    fs::remove_dir_all(cpr.work.join("base")).expect("a directory can be removed");
+    cpr.run_detached("killed", &[], &[solver.program[0].as_str(), "base", "6000"]);
+    wait_until(support::PATIENCE, "a generation is written", || written("000003"));
+    cpr.cpr(["kill", "killed", "--signal", "KILL"]).good();
+    cpr.wait("killed");
+    let again = solver.run("base", "6000");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("going on at step"));
+    assert_eq!(again.stdout, undisturbed.stdout);
+}
+
 /// What the C program has written is seen by the command, and by numpy.
 // GFD93-INT-CPRquery, GFD93-INT-SMvalidate, GFD93-INT-CPRfree, GFD93-INT-CPRtransfer
 #[test]

@@ -345,7 +345,7 @@ fn a_program_ends_its_own_job_with_a_checkpoint() {
     assert!(alone.contains("not part of a job"), "{alone}");
 }
 
-// LBNL-3.6.3.1 LBNL-3.6.3.4 LBNL-3.6.3.4.a LBNL-3.6.3.4.b LBNL-3.6.3.4.c LBNL-3.6.3.4.d LBNL-3.6.3.2
+// LBNL-2.2.4A LBNL-3.6.3.1 LBNL-3.6.3.4 LBNL-3.6.3.4.a LBNL-3.6.3.4.b LBNL-3.6.3.4.c LBNL-3.6.3.4.d LBNL-3.6.3.2
 #[test]
 fn images_are_read_and_edited_from_c() {
     for user in USERS {

@@ -92,7 +92,7 @@ fn a_set_user_id_program_is_not_the_callers_to_save() {
     assert!(status(pid, "State").starts_with('S'));
 }
 
-/// LBNL-3.9.3.4.3: an image edited to claim root and all capabilities gives its restarter nothing.
+/// LBNL-3.9.3.4.3, LBNL-2.2.4A: an image edited to claim root and all capabilities gives its restarter nothing.
 #[test]
 fn an_edited_image_gives_a_user_no_rights() {
     const TEST: &str = "an_edited_image_gives_a_user_no_rights";

@@ -7,8 +7,8 @@ mod support;
 
 use std::path::Path;
 
-use support::victim::{Victim, compile};
-use support::{As, Cpr};
+use support::victim::{Victim, compile, compile_with};
+use support::{As, Cpr, skip};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
@@ -117,6 +117,117 @@ survive! {
 #[test]
 fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
+}
+
+/// A program that is linked in one piece, by two C libraries.
+fn linked(test: &str, user: As, compiler: &str, options: &[&str], names: &[&'static str]) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    for name in names {
+        let Some(program) = compile_with(&cpr, name, compiler, options) else {
+            skip!(test, "there is no {compiler}");
+        };
+        let victim = Victim::start(&cpr, &program, name, &[]);
+        for _ in 0..2 {
+            cpr.checkpoint(victim.job, &["--stop"]);
+            cpr.restart(victim.job);
+        }
+        victim.check();
+    }
+}
+
+/// LBNL-2.2.4B.8
+#[test]
+fn static_programs_as_user() {
+    linked(
+        "static_programs_as_user",
+        As::User,
+        "cc",
+        &["-static"],
+        &["threads", "tree"],
+    );
+}
+
+#[test]
+fn static_programs_at_any_address_as_root() {
+    let test = "static_programs_at_any_address_as_root";
+    linked(test, As::Root, "cc", &["-static-pie", "-fPIE"], &["threads", "tree"]);
+}
+
+#[test]
+fn static_programs_of_another_library_as_user() {
+    let test = "static_programs_of_another_library_as_user";
+    linked(test, As::User, "musl-gcc", &["-static"], &["tree", "pipes"]);
+}
+
+/// LBNL-3.9.10.3.1, LBNL-3.9.10.4.1: an image lists the heap, and the stack of each thread with its pages.
+#[test]
+fn an_image_lists_heap_and_stacks() {
+    let Some(cpr) = Cpr::new("an_image_lists_heap_and_stacks", As::User) else {
+        return;
+    };
+    let victim = Victim::start(&cpr, &compile(&cpr, "threads"), "threads", &[]);
+    let image = cpr.checkpoint(victim.job, &[])["image"]
+        .as_str()
+        .expect("an image")
+        .to_owned();
+    let listing = &cpr.cpr(["inspect", "--json", &image]).good().json()["manifest"];
+    let space = &listing["address_spaces"][0];
+    let saved = |address: u64| {
+        let found = space["mappings"].as_array().expect("mappings").iter().find(|mapping| {
+            let range = mapping["start"].as_u64()..mapping["end"].as_u64();
+            Some(address) >= range.start && Some(address) < range.end
+        });
+        let mapping = found.unwrap_or_else(|| panic!("nothing is mapped at {address:#x}"));
+        let extents = mapping["extents"].as_array().expect("extents");
+        let bytes: u64 = extents.iter().filter_map(|extent| extent[1].as_u64()).sum();
+        assert!(bytes > 0, "nothing is saved of {mapping}");
+        mapping["start"].as_u64().expect("a number")
+    };
+    let (start, end) = (space["layout"]["start_brk"].as_u64(), space["layout"]["brk"].as_u64());
+    assert!(start < end, "the heap has a size");
+    saved(start.expect("a number"));
+    let threads = listing["processes"][0]["threads"].as_array().expect("threads");
+    assert!(threads.len() > 2, "{} threads", threads.len());
+    let mut stacks: Vec<u64> = threads
+        .iter()
+        .map(|thread| saved(thread["cpu"]["stack_pointer"].as_u64().expect("a number")))
+        .collect();
+    stacks.sort_unstable();
+    stacks.dedup();
+    assert_eq!(stacks.len(), threads.len(), "each thread has its own");
+    victim.check();
+}
+
+/// LBNL-3.9.8.10.3: a job whose root directory is gone is not restarted, and told why.
+#[test]
+fn a_root_directory_that_is_gone_is_named() {
+    let Some(cpr) = Cpr::new("a_root_directory_that_is_gone_is_named", As::Root) else {
+        return;
+    };
+    let root = cpr.work.join("root");
+    std::fs::create_dir(&root).expect("a directory can be made");
+    let program = compile_with(&cpr, "timers", "cc", &["-static"]).expect("a compiler");
+    std::fs::copy(&program, root.join("timers")).expect("a file can be copied");
+    let place = root.display().to_string();
+    cpr.run_detached("rooted", &[], &["chroot", &place, "/timers", "/go"]);
+    support::wait_until(support::PATIENCE, "it is ready", || {
+        cpr.logs("rooted").starts_with(b"READY")
+    });
+    cpr.checkpoint("rooted", &["--stop"]);
+    let away = cpr.work.join("away");
+    std::fs::rename(&root, &away).expect("a directory can be renamed");
+    let ended = cpr.cpr(["restart", "-d", "rooted"]);
+    assert_ne!(ended.code, 0);
+    assert!(ended.stderr.contains(&place), "{}", ended.stderr);
+    std::fs::rename(&away, &root).expect("a directory can be renamed");
+    cpr.restart("rooted");
+    std::fs::write(root.join("go"), "").expect("a file can be made");
+    assert_eq!(
+        cpr.wait("rooted"),
+        0,
+        "{}",
+        String::from_utf8_lossy(&cpr.logs("rooted"))
+    );
 }
 
 /// A reader whose buffer is full: what was written to it and has not arrived is kept, too.

@@ -11,13 +11,21 @@ use super::{Cpr, PATIENCE, finish, wait_until};
 
 /// Compiles `tests/victims/NAME.c` into the test's directory.
 pub fn compile(cpr: &Cpr, name: &str) -> PathBuf {
+    compile_with(cpr, name, "cc", &[]).expect("a compiler")
+}
+
+/// The same by another compiler or with further options; none where there is no such compiler.
+pub fn compile_with(cpr: &Cpr, name: &str, compiler: &str, options: &[&str]) -> Option<PathBuf> {
+    if Command::new(compiler).arg("--version").output().is_err() {
+        return None;
+    }
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/victims")
         .join(name)
         .with_extension("c");
     let program = cpr.work.join(name);
-    let mut command = Command::new("cc");
-    command.args([
+    let mut command = Command::new(compiler);
+    command.args(options).args([
         "-std=gnu11",
         "-O1",
         "-g",
@@ -30,7 +38,7 @@ pub fn compile(cpr: &Cpr, name: &str) -> PathBuf {
     command.arg(&program).arg(source);
     finish(&cpr.work, command, PATIENCE).good();
     cpr.give(&program);
-    program
+    Some(program)
 }
 
 /// A job of a victim.
