@@ -246,3 +246,66 @@ fn check_goes_on(cpr: &Cpr, go: &Path) {
     assert!(cpr.is_running(JOB), "the job goes on");
     fs::write(go, "").expect("the test's directory can be written");
 }
+
+/// A job that has put a process of its own into a cgroup.
+const GROUPED: &str = "
+import os, sys, time
+def mount():
+    for line in open('/proc/self/mounts'):
+        fields = line.split()
+        if fields[2] == 'cgroup2':
+            return fields[1]
+own = [line.strip().split(':', 2)[2] for line in open('/proc/self/cgroup') if line.startswith('0::')]
+if not mount() or not own:
+    print('MISSING', flush=True)
+    sys.exit()
+group = mount() + own[0].rstrip('/') + '/' + sys.argv[1] + '/inner'
+os.makedirs(group)
+child = os.fork()
+if child == 0:
+    open(group + '/cgroup.procs', 'w').write(str(os.getpid()))
+    print('READY', group, flush=True)
+while not os.path.exists('go'):
+    time.sleep(0.01)
+if child == 0:
+    inside = [line for line in open('/proc/self/cgroup') if line.startswith('0::')][0]
+    os._exit(0 if inside.strip().endswith('/' + sys.argv[1] + '/inner') else 3)
+outside = [line for line in open('/proc/self/cgroup') if line.startswith('0::')][0]
+assert sys.argv[1] not in outside, outside
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+";
+
+/// LBNL-3.9.1.M18: a process that was in a cgroup below its job's is so again, also where the group has to be made anew.
+#[test]
+fn a_process_is_in_a_cgroup_below_its_jobs_again() {
+    let test = "a_process_is_in_a_cgroup_below_its_jobs_again";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let name = format!("gridcpr-test-{}", std::process::id());
+    cpr.run_detached("grouped", &[], &["/usr/bin/python3", "-c", GROUPED, &name]);
+    let said = || String::from_utf8_lossy(&cpr.logs("grouped")).into_owned();
+    wait_until(PATIENCE, "it is ready", || said().ends_with('\n'));
+    let said = said();
+    let Some(group) = said.strip_prefix("READY ").map(|path| PathBuf::from(path.trim())) else {
+        support::skip!(test, "there are no cgroups of version 2");
+    };
+    let outer = group.parent().expect("it has one").to_owned();
+    let remove = || {
+        wait_until(PATIENCE, "the group is empty", || {
+            // A process that has just ended may still be in it.
+            !group.exists() || fs::remove_dir(&group).is_ok()
+        });
+        fs::remove_dir(&outer)
+    };
+    for _ in 0..2 {
+        cpr.checkpoint("grouped", &["--stop"]);
+        remove().expect("the groups can be removed");
+        cpr.restart("grouped");
+        let inside = fs::read_to_string(group.join("cgroup.procs")).expect("the group is there again");
+        assert_eq!(inside.lines().count(), 1, "{inside}");
+    }
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    let code = cpr.wait("grouped");
+    let removed = remove();
+    assert_eq!(code, 0, "{}", String::from_utf8_lossy(&cpr.logs("grouped")));
+    removed.expect("the groups can be removed");
+}

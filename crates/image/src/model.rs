@@ -216,6 +216,9 @@ pub struct Manifest {
     pub ipc: Ipc,
     /// Files whose contents are treated as was asked for, whether they are open or not (LBNL-3.9.8.2).
     pub file_policies: Vec<FilePolicy>,
+    /// Processes that are in a control group below that of the job's first one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<CgroupMember>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -248,6 +251,18 @@ impl Manifest {
             .chain(self.saved_files.iter_mut().flat_map(|file| &mut file.extents))
             .chain(segments)
     }
+}
+
+/// A process that is deeper in a hierarchy of control groups than the job's first one (cgroups(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct CgroupMember {
+    /// PID.
+    pub pid: i32,
+    /// The hierarchy: controllers separated by commas, or empty for version 2.
+    pub hierarchy: ByteString,
+    /// Path below the group of the job's first process.
+    pub path: ByteString,
 }
 
 /// An image that another one refers to. Extents with an offset of `n` times [`crate::ANCESTOR_STRIDE`] and more, `n`

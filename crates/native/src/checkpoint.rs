@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
+use crate::cgroups;
 use crate::files::{self, PolicyState, SaveContext, Target};
 use crate::freeze::{self, Frozen, Members, Scope};
 use crate::libraries::{Keep, Libraries};
@@ -756,6 +757,10 @@ fn collect(
         targets.push(target);
     }
     blockers::refuse_sharing(&targets)?;
+    if let Some(first) = targets.iter().find(|target| target.pid == root_pid) {
+        let all: Vec<&ProcDir> = targets.iter().map(|target| &target.proc).collect();
+        manifest.cgroups = cgroups::save(&first.proc, &all)?;
+    }
     let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill);
     if request.own_ipc_namespace {
         context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);

@@ -10,6 +10,7 @@
 
 mod blockers;
 mod callbacks;
+mod cgroups;
 mod checkpoint;
 pub mod files;
 mod freeze;

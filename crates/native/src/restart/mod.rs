@@ -38,7 +38,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::{self, RestoreContext, SharedMemory};
-use crate::{freeze, mapped};
+use crate::{cgroups, freeze, mapped};
 use identity::{Rights, Share};
 use plan::Step;
 use space::Sources;
@@ -219,6 +219,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         for process in living(manifest) {
             tell_restart(manifest, process, &workshop.stub(process.pid)?.memory, &rebirth)?;
         }
+        let identity = if roots_own { None } else { as_owner() };
+        let groups = cgroups::restore(manifest)?;
+        drop(identity);
         let identity = as_owner();
         changes.apply()?;
         drop(identity);
@@ -226,6 +229,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         ipc::remove_again(&manifest.ipc)?;
         objects.keep();
         let_go(&mut workshop, manifest, plans)?;
+        groups.keep();
         changes.keep();
         drop(context);
         Ok(Restarted {

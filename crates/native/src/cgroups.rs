@@ -1,0 +1,134 @@
+//! Control groups: which processes are deeper in the hierarchy than the job itself (cgroups(7); LBNL-3.9.1.M18).
+//!
+//! A job is in the group of whoever starts or restarts it: that is for a batch system or a session manager to say. What is
+//! saved is where a process is below its job's first one; after a restart it is as far below the restarter's group.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, PathBuf};
+
+use cpr_image::model::{ByteString, CgroupMember, Manifest};
+use cpr_kernel::proc::ProcDir;
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+/// The groups of a process: by hierarchy, which is a list of controllers, or empty for version 2.
+fn groups(proc: &ProcDir) -> Result<HashMap<Vec<u8>, Vec<u8>>> {
+    let pid = proc.pid();
+    let text = match proc.read("cgroup") {
+        Ok(text) => text,
+        // A kernel without them.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Err(error) => return Err(error).context(|| format!("read /proc/{pid}/cgroup")),
+    };
+    let fields = text.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+        Some((fields.next()?.to_vec(), fields.next()?.to_vec()))
+    });
+    Ok(fields.collect())
+}
+
+/// Where each process is below the first one of `processes`: for those that are not in its group.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn save(root: &ProcDir, processes: &[&ProcDir]) -> Result<Vec<CgroupMember>> {
+    let home = groups(root)?;
+    let mut members = Vec::new();
+    for proc in processes {
+        for (hierarchy, path) in groups(proc)? {
+            let below = home
+                .get(&hierarchy)
+                .and_then(|home| path.strip_prefix(home.strip_suffix(b"/").unwrap_or(home)))
+                .and_then(|rest| rest.strip_prefix(b"/"))
+                .filter(|rest| !rest.is_empty());
+            if let Some(below) = below {
+                members.push(CgroupMember {
+                    pid: proc.pid(),
+                    hierarchy: ByteString(hierarchy),
+                    path: ByteString(below.to_vec()),
+                });
+            }
+        }
+    }
+    members.sort_by(|left, right| (left.pid, &left.hierarchy.0).cmp(&(right.pid, &right.hierarchy.0)));
+    Ok(members)
+}
+
+/// Groups that were made for a job, removed again unless they are kept.
+#[derive(Debug, Default)]
+pub struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// The job runs in them.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // The processes in it are ended after us where it is still in use; an empty group is in nobody's way.
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+/// Puts processes where they were, below our own groups; makes groups that are missing.
+///
+/// # Errors
+/// [`ErrorKind::Denied`] and [`ErrorKind::Incompatible`] where that cannot be done, naming the group.
+pub fn restore(manifest: &Manifest) -> Result<Made> {
+    let mut made = Made::default();
+    if manifest.cgroups.is_empty() {
+        return Ok(made);
+    }
+    let own = ProcDir::open(std::process::id() as i32).context(|| "open our /proc entry")?;
+    let (home, mounts) = (groups(&own)?, own.mountinfo().context(|| "read our mounts")?);
+    for member in &manifest.cgroups {
+        let CgroupMember { pid, hierarchy, path } = member;
+        let what = || format!("put process {pid} into cgroup {path}");
+        let plain = path
+            .as_path()
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        if !plain {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("{path} is no path below a cgroup"),
+            ));
+        }
+        let controllers: Vec<&[u8]> = hierarchy.0.split(|byte| *byte == b',').collect();
+        let mount = mounts.iter().find(|mount| match hierarchy.0.as_slice() {
+            b"" => mount.fs_type == b"cgroup2",
+            _ => {
+                let options: Vec<&[u8]> = mount.super_options.split(|byte| *byte == b',').collect();
+                mount.fs_type == b"cgroup" && controllers.iter().all(|controller| options.contains(controller))
+            }
+        });
+        let place = home.get(&hierarchy.0).zip(mount).and_then(|(home, mount)| {
+            let below = match mount.root.as_slice() {
+                b"/" => home.as_slice(),
+                root => home.strip_prefix(root)?,
+            };
+            let bytes = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+            Some(bytes(&mount.mount_point).join(bytes(below.strip_prefix(b"/").unwrap_or(below))))
+        });
+        let place = place.ok_or_else(|| {
+            Error::new(ErrorKind::Incompatible, what()).with_hint("mount its hierarchy of cgroups first")
+        })?;
+        let mut group = place;
+        for part in path.as_path().components() {
+            group.push(part);
+            match std::fs::create_dir(&group) {
+                Ok(()) => made.0.push(group.clone()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).context(|| format!("make {}", group.display())).context(what),
+            }
+        }
+        let procs = group.join("cgroup.procs");
+        let written = std::fs::write(&procs, pid.to_string());
+        written.context(|| format!("write {}", procs.display())).context(what)?;
+    }
+    Ok(made)
+}
