@@ -1,4 +1,4 @@
-//! Checkpoints that programs write themselves: in C, in Python and from the shell, each reading the others' ones. The
+//! Checkpoints that programs write themselves: in C, C++, Fortran, Java, Python, and from the shell. The
 //! programs are killed at any moment, and end with the result of an undisturbed run.
 
 mod support;
@@ -90,6 +90,7 @@ impl Solver {
             .args([base, steps])
             .current_dir(&self.directory)
             .env("GRIDCPR_LIBRARY", &self.library)
+            .env("LD_LIBRARY_PATH", &self.directory)
             .env("PYTHONPATH", format!("{ROOT}/bindings/python"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::null());
@@ -181,6 +182,48 @@ fn a_solver_in_fortran_ends_with_the_same_result() {
         Some(solver) => solver.killed_again_and_again("heat-f", "6000"),
         None => skip!(test, "there is no gfortran"),
     }
+}
+
+// GFD93-LIB-6
+#[test]
+fn a_solver_in_java_ends_with_the_same_result() {
+    let test = "a_solver_in_java_ends_with_the_same_result";
+    let Some(cpr) = Cpr::new(test, As::Root) else {
+        return;
+    };
+    if Command::new("javac").arg("-version").output().is_err() {
+        skip!(test, "there is no JDK");
+    }
+    let library = library(&cpr);
+    let status = Command::new(format!("{ROOT}/bindings/java/build"))
+        .arg(&cpr.work)
+        .arg(&library)
+        .stdin(Stdio::null())
+        .status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "the Java classes do not compile"
+    );
+    let classes = cpr.work.join("classes");
+    let compiled = Command::new("javac")
+        .arg("-cp")
+        .arg(&classes)
+        .arg("-d")
+        .arg(&classes)
+        .arg(format!("{ROOT}/examples/app/Heat.java"))
+        .status();
+    assert!(
+        compiled.is_ok_and(|status| status.success()),
+        "Heat.java does not compile"
+    );
+    let native = format!("-Dgridcpr.library={}", cpr.work.join("libgridcpr_java.so").display());
+    let words = ["java", native.as_str(), "-Xmx64m", "-cp", "classes", "Heat"];
+    let solver = Solver {
+        program: words.map(str::to_owned).to_vec(),
+        directory: cpr.work.clone(),
+        library,
+    };
+    solver.killed_again_and_again("heat-java", "60000");
 }
 
 // GFD93-LIB-7

@@ -88,15 +88,18 @@ pub fn restore(manifest: &Manifest) -> Result<Made> {
     for member in &manifest.cgroups {
         let CgroupMember { pid, hierarchy, path } = member;
         let what = || format!("put process {pid} into cgroup {path}");
+        // Nobody else's process is moved, whatever the image says, and to nowhere else.
         let plain = path
             .as_path()
             .components()
             .all(|part| matches!(part, Component::Normal(_)));
-        if !plain {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!("{path} is no path below a cgroup"),
-            ));
+        let ours = manifest
+            .processes
+            .iter()
+            .any(|process| process.pid == *pid && !process.threads.is_empty());
+        if !plain || !ours {
+            let text = format!("the image puts process {pid} into cgroup {path}: there is no such process or path");
+            return Err(Error::new(ErrorKind::Damaged, text));
         }
         let controllers: Vec<&[u8]> = hierarchy.0.split(|byte| *byte == b',').collect();
         let mount = mounts.iter().find(|mount| match hierarchy.0.as_slice() {

@@ -270,6 +270,7 @@ pub fn manifest() -> Manifest {
         ..process(102, 100, 0)
     };
     Manifest {
+        cgroups: Vec::new(),
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),
