@@ -35,7 +35,18 @@ impl Store {
             let old = part.info().clone();
             let mut contents = Vec::with_capacity(old.variables.len());
             for (index, variable) in old.variables.iter().enumerate() {
-                let mut data = vec![0u8; variable.bytes as usize];
+                let mut data = Vec::new();
+                let room = usize::try_from(variable.bytes)
+                    .ok()
+                    .filter(|&n| data.try_reserve_exact(n).is_ok());
+                let room = room.ok_or_else(|| {
+                    let text = format!(
+                        "variable {} has {} bytes: too many for this machine",
+                        variable.name, variable.bytes
+                    );
+                    Error::new(ErrorKind::NoSpace, text)
+                })?;
+                data.resize(room, 0);
                 part.read(index, 0, &mut data)?;
                 contents.push(data);
             }

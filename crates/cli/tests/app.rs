@@ -247,6 +247,39 @@ fn the_python_package_passes_its_tests() {
     }
 }
 
+/// A job is told where its own checkpoints belong, and which are to be full; they go when the job does.
+// SAGA-JD-CPRSequence-7, SAGA-JD-CPRBaseLocation-5
+#[test]
+fn a_job_is_told_where_its_own_checkpoints_belong() {
+    let test = "a_job_is_told_where_its_own_checkpoints_belong";
+    let Some(cpr) = Cpr::new(test, As::Root) else {
+        return;
+    };
+    let solver = Solver::c(&cpr);
+    let print = "echo $SAGA_CPR_SEQUENCE; echo $SAGA_CPR_BASE_LOCATION; ./heat '' 300";
+    let run = ["--every", "1h", "--sequence", "FIi"];
+    cpr.run_detached("told", &run, &["sh", "-c", print]);
+    assert_eq!(cpr.wait("told"), 0);
+    let said = String::from_utf8_lossy(&cpr.logs("told")).into_owned();
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some("FIi"));
+    let base = PathBuf::from(lines.next().expect("two lines"));
+    assert!(base.ends_with("jobs/told/app"), "{}", base.display());
+    assert!(base.join("heat/000003/complete").exists(), "{said}");
+    cpr.cpr(["rm", "told"]).good();
+    assert!(!base.exists());
+    // What the user says holds, and without a sequence all are full.
+    let own = cpr.work.join("own").display().to_string();
+    let set = format!("SAGA_CPR_BASE_LOCATION={own}");
+    let binary = cpr.binary().display().to_string();
+    let script = "echo $SAGA_CPR_SEQUENCE $SAGA_CPR_BASE_LOCATION";
+    let ended = cpr
+        .program(&["env", &set, &binary, "run", "--", "sh", "-c", script])
+        .good();
+    assert_eq!(ended.text(), format!("F {own}\n"));
+    drop(solver);
+}
+
 /// A program with checkpoints of its own is checkpointed as a whole as well, and goes on from either.
 // LBNL-2.4.4
 #[test]
@@ -382,33 +415,5 @@ fn a_solver_in_c_is_clean_under_valgrind() {
             skip!(test, "there is no valgrind");
         };
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-    }
-}
-
-/// Names that programs are linked to: none may go, or come unnoticed.
-// GFD93-LIB-8
-#[test]
-fn the_names_of_the_library_are_those_of_the_list() {
-    let test = "the_names_of_the_library_are_those_of_the_list";
-    let Some(cpr) = Cpr::new(test, As::Root) else { return };
-    let Ok(ended) = Command::new("nm")
-        .args(["-D", "--defined-only"])
-        .arg(library(&cpr))
-        .output()
-    else {
-        skip!(test, "there is no nm");
-    };
-    let text = String::from_utf8_lossy(&ended.stdout).into_owned();
-    let mut found: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().last())
-        .filter(|name| name.starts_with("gridcpr_"))
-        .collect();
-    found.sort_unstable();
-    let listed = fs::read_to_string(format!("{ROOT}/tests/library/names.txt")).expect("the list is there");
-    assert_eq!(found, listed.lines().collect::<Vec<_>>());
-    let header = fs::read_to_string(format!("{ROOT}/crates/gridcpr/include/gridcpr.h")).expect("the header is there");
-    for name in found {
-        assert!(header.contains(&format!("{name}(")), "{name} is not in the header");
     }
 }

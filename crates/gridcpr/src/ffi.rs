@@ -794,6 +794,7 @@ pub unsafe extern "C" fn gridcpr_image_save(image: *const Edit, name: *const c_c
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ffi_app::{CGeneration, COptions};
 
     /// The lines of `gridcpr.abi` for a structure.
     macro_rules! layout {
@@ -815,6 +816,8 @@ mod tests {
         layout!(lines, CThread, "gridcpr_thread", tid reserved program_counter stack_pointer blocked_signals name);
         layout!(lines, CRegion, "gridcpr_region", start end protection reserved saved kind path);
         layout!(lines, CFile, "gridcpr_file", fd flags position kind path);
+        layout!(lines, COptions, "gridcpr_app_options", size rank ranks keep lifetime sequence session);
+        layout!(lines, CGeneration, "gridcpr_app_generation", generation time_ns bytes lifetime state parts ranks needs);
         let committed = include_str!("../include/gridcpr.abi");
         let mut committed: Vec<&str> = committed
             .lines()

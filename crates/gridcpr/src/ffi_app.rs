@@ -18,26 +18,26 @@ use crate::ffi::{copy_out, fill, path, run, run_wide, usage, utf8};
 /// `gridcpr_app_options`
 #[repr(C)]
 pub struct COptions {
-    size: u32,
-    rank: u32,
-    ranks: u32,
-    keep: u32,
-    lifetime: u64,
-    sequence: *const c_char,
-    session: *const c_char,
+    pub(crate) size: u32,
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+    pub(crate) keep: u32,
+    pub(crate) lifetime: u64,
+    pub(crate) sequence: *const c_char,
+    pub(crate) session: *const c_char,
 }
 
 /// `gridcpr_app_generation`
 #[repr(C)]
 pub struct CGeneration {
-    generation: u64,
-    time_ns: u64,
-    bytes: u64,
-    lifetime: u64,
-    state: i32,
-    parts: u32,
-    ranks: u32,
-    needs: u32,
+    pub(crate) generation: u64,
+    pub(crate) time_ns: u64,
+    pub(crate) bytes: u64,
+    pub(crate) lifetime: u64,
+    pub(crate) state: i32,
+    pub(crate) parts: u32,
+    pub(crate) ranks: u32,
+    pub(crate) needs: u32,
 }
 
 /// A variable of the program.

@@ -4,11 +4,12 @@
 //! saved is where a process is below its job's first one; after a restart it is as far below the restarter's group.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, PathBuf};
 
 use cpr_image::model::{ByteString, CgroupMember, Manifest};
-use cpr_kernel::proc::ProcDir;
+use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 /// The groups of a process: by hierarchy, which is a list of controllers, or empty for version 2.
@@ -52,6 +53,61 @@ pub fn save(root: &ProcDir, processes: &[&ProcDir]) -> Result<Vec<CgroupMember>>
     }
     members.sort_by(|left, right| (left.pid, &left.hierarchy.0).cmp(&(right.pid, &right.hierarchy.0)));
     Ok(members)
+}
+
+/// The directory of a group of a hierarchy, where that is mounted.
+fn place(mounts: &[Mount], hierarchy: &[u8], group: &[u8]) -> Option<PathBuf> {
+    fn list(text: &[u8]) -> Vec<&[u8]> {
+        text.split(|byte| *byte == b',').collect()
+    }
+    let mount = mounts.iter().find(|mount| match hierarchy {
+        b"" => mount.fs_type == b"cgroup2",
+        _ => {
+            let options = list(&mount.super_options);
+            mount.fs_type == b"cgroup" && list(hierarchy).iter().all(|controller| options.contains(controller))
+        }
+    })?;
+    let below = match mount.root.as_slice() {
+        b"/" => group,
+        root => group.strip_prefix(root)?,
+    };
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    Some(path(&mount.mount_point).join(path(below.strip_prefix(b"/").unwrap_or(below))))
+}
+
+/// How much more memory a process's group and those above it may use, bytes; none where that cannot be found out.
+pub fn memory_left(proc: &ProcDir) -> Option<u64> {
+    let own = ProcDir::open(std::process::id() as i32).ok()?;
+    let mounts = own.mountinfo().ok()?;
+    let mut left = u64::MAX;
+    for (hierarchy, group) in groups(proc).ok()? {
+        let controls = hierarchy.is_empty() || hierarchy.split(|byte| *byte == b',').any(|c| c == b"memory");
+        if !controls || group == b"/" {
+            continue;
+        }
+        let (most, used) = match hierarchy.as_slice() {
+            b"" => ("memory.max", "memory.current"),
+            _ => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        };
+        let directory = place(&mounts, &hierarchy, &group)?;
+        for above in directory
+            .ancestors()
+            .take_while(|above| above.join("cgroup.procs").exists())
+        {
+            let number = |name: &str| {
+                std::fs::read_to_string(above.join(name))
+                    .ok()?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            };
+            // The topmost group has no limit, and "max" is none.
+            if let Some((most, used)) = number(most).zip(number(used)) {
+                left = left.min(most.saturating_sub(used));
+            }
+        }
+    }
+    Some(left)
 }
 
 /// Groups that were made for a job, removed again unless they are kept.
@@ -101,22 +157,9 @@ pub fn restore(manifest: &Manifest) -> Result<Made> {
             let text = format!("the image puts process {pid} into cgroup {path}: there is no such process or path");
             return Err(Error::new(ErrorKind::Damaged, text));
         }
-        let controllers: Vec<&[u8]> = hierarchy.0.split(|byte| *byte == b',').collect();
-        let mount = mounts.iter().find(|mount| match hierarchy.0.as_slice() {
-            b"" => mount.fs_type == b"cgroup2",
-            _ => {
-                let options: Vec<&[u8]> = mount.super_options.split(|byte| *byte == b',').collect();
-                mount.fs_type == b"cgroup" && controllers.iter().all(|controller| options.contains(controller))
-            }
-        });
-        let place = home.get(&hierarchy.0).zip(mount).and_then(|(home, mount)| {
-            let below = match mount.root.as_slice() {
-                b"/" => home.as_slice(),
-                root => home.strip_prefix(root)?,
-            };
-            let bytes = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
-            Some(bytes(&mount.mount_point).join(bytes(below.strip_prefix(b"/").unwrap_or(below))))
-        });
+        let place = home
+            .get(&hierarchy.0)
+            .and_then(|group| place(&mounts, &hierarchy.0, group));
         let place = place.ok_or_else(|| {
             Error::new(ErrorKind::Incompatible, what()).with_hint("mount its hierarchy of cgroups first")
         })?;

@@ -436,7 +436,14 @@ pub fn checkpoint(
         [] => expected,
         copied => live::written_since(copied),
     };
-    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, available_memory());
+    // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
+    let room = || {
+        let own = ProcDir::open(request.pid)
+            .ok()
+            .and_then(|proc| cgroups::memory_left(&proc))?;
+        Some(available_memory()?.min(own))
+    };
+    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, room());
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }

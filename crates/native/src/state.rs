@@ -15,6 +15,10 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts, loaded_number};
 
+/// How far the scheduler's clocks of two processors may be apart, nanoseconds: they leave out time that other virtual
+/// machines have had. A sleep may last longer by that, and must not be shorter than was asked.
+const CLOCKS_DIFFER_NS: u64 = 20_000_000;
+
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
 /// Size of `struct sched_attr` up to `sched_period`.
@@ -589,7 +593,7 @@ fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
             .ok()?
             .sched_exec_start_ns()
             .ok()??;
-        own.checked_sub(thread.asleep_since?)
+        Some(own.checked_sub(thread.asleep_since?)?.saturating_sub(CLOCKS_DIFFER_NS))
     };
     let left = |asked: Option<u64>| -> u64 {
         match (asked, slept()) {

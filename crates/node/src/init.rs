@@ -30,6 +30,12 @@ const PIPE: i32 = 13;
 const JOB_VARIABLE: &str = "GRIDCPR_JOB";
 /// The job's directory, for its programs.
 const DIRECTORY_VARIABLE: &str = "GRIDCPR_JOB_DIR";
+/// Where a program puts checkpoints that it writes itself (SAGA CPR, section 2.2; [`OWN_CHECKPOINTS`]).
+const BASE_VARIABLE: &str = "SAGA_CPR_BASE_LOCATION";
+/// Which of them are full and which increments.
+const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
+/// Below the job's directory, so that they go with the job; made by the program that writes any.
+const OWN_CHECKPOINTS: &str = "app";
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
@@ -78,6 +84,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) ipc_limits: Vec<(&'static str, Vec<u8>)>,
     /// What the job is told of itself.
     pub(crate) about: Rebirth,
+    /// Which of its periodic checkpoints are full, and which increments: letters F, I and i.
+    pub(crate) sequence: String,
     /// Restart lazily; the pager's descriptors are sent here.
     pub(crate) keeper: Option<OwnedFd>,
 }
@@ -302,10 +310,17 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
     match steps() {
         Ok(()) => {
             let directory = OsStr::from_bytes(&setting.about.directory);
-            let variables = [
+            let base = std::path::Path::new(directory).join(OWN_CHECKPOINTS);
+            let mut variables = vec![
                 (JOB_VARIABLE, OsStr::new(&setting.about.job)),
                 (DIRECTORY_VARIABLE, directory),
             ];
+            // For programs that write checkpoints themselves; what the user has said holds.
+            let offered = [
+                (BASE_VARIABLE, base.as_os_str()),
+                (SEQUENCE_VARIABLE, OsStr::new(&setting.sequence)),
+            ];
+            variables.extend(offered.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
             spawn::exec(command, &variables)
         }
         Err(error) => error,

@@ -250,6 +250,12 @@ fn start_init(
         ipc_limits: if launch.own_ipc { init::ipc_limits() } else { Vec::new() },
         own_ipc: launch.own_ipc,
         about: about(launch.job),
+        sequence: launch
+            .job
+            .spec()
+            .sequence
+            .as_ref()
+            .map_or_else(|| "F".to_owned(), ToString::to_string),
         keeper,
     };
     let mut held = paging.take();
