@@ -11,13 +11,33 @@ use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
 use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
 use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::thread::CpuSet;
 
 use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts, loaded_number};
 
-/// How far the scheduler's clocks of two processors may be apart, nanoseconds: they leave out time that other virtual
-/// machines have had. A sleep may last longer by that, and must not be shorter than was asked.
-const CLOCKS_DIFFER_NS: u64 = 20_000_000;
+/// The scheduler's clock of the processor where it is furthest behind, nanoseconds. Each has its own, which leaves out
+/// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer by
+/// the difference, and must not be shorter than was asked.
+fn slowest_clock() -> Option<u64> {
+    let own = ProcDir::open(std::process::id() as i32).ok()?;
+    let now = || cpr_kernel::process::clock_ns(rustix::time::ClockId::Monotonic);
+    let allowed = rustix::thread::sched_getaffinity(None).ok()?;
+    let mut behind: Option<u64> = None;
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        // A processor that has just been taken away is no thread's any more.
+        if rustix::thread::sched_setaffinity(None, &one).is_ok()
+            && let Ok(Some(clock)) = own.sched_exec_start_ns()
+        {
+            let lag = now().wrapping_sub(clock);
+            behind = Some(behind.map_or(lag, |most| if (lag.wrapping_sub(most) as i64) > 0 { lag } else { most }));
+        }
+    }
+    let _ = rustix::thread::sched_setaffinity(None, &allowed);
+    Some(now().wrapping_sub(behind?))
+}
 
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
@@ -589,11 +609,8 @@ fn timed_sleep(process: &Process, index: usize) -> Option<TimedSleep> {
         seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
     };
     let slept = || -> Option<u64> {
-        let own = ProcDir::open(std::process::id() as i32)
-            .ok()?
-            .sched_exec_start_ns()
-            .ok()??;
-        Some(own.checked_sub(thread.asleep_since?)?.saturating_sub(CLOCKS_DIFFER_NS))
+        let since = thread.asleep_since?;
+        Some(slowest_clock()?.saturating_sub(since))
     };
     let left = |asked: Option<u64>| -> u64 {
         match (asked, slept()) {
