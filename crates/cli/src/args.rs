@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use cpr_engines::{Condition, Request};
 use cpr_node::{Compression, Sequence};
 
 use cpr_node::{FileRule, Keep};
@@ -17,6 +18,7 @@ Exit codes: 0 success; 64 to 80 failures of cpr itself, one for each cause; othe
 The whole list is in docs/exit-codes.md.";
 
 const GLOBAL: &str = "Options of every command";
+const ENGINE: &str = "Choice of the checkpoint engine";
 
 /// Checkpoint and restart jobs
 #[derive(Debug, Parser)]
@@ -95,6 +97,10 @@ pub enum Verb {
     Merge(Merge),
     /// Look after checkpoints that programs write themselves, with libgridcpr
     App(App),
+    /// List the checkpoint engines of this node, or show one
+    Engines(Engines),
+    /// List the classes of engines, and their members
+    Classes,
     /// Remove a job with its images and output, or a single image
     Rm(Rm),
     /// Print a completion script for a shell
@@ -234,9 +240,39 @@ pub struct Run {
     pub on_exit: OnExit,
     #[command(flatten)]
     pub contents: Contents,
+    #[command(flatten)]
+    pub wanted: Wanted,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
+}
+
+/// Which engine checkpoints a job.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// Use this checkpoint engine; `cpr engines` lists all
+    #[arg(long, value_name = "NAME", help_heading = ENGINE)]
+    pub engine: Option<String>,
+    /// Use an engine of this class; may be given several times
+    #[arg(long, value_name = "NAME", action = ArgAction::Append, help_heading = ENGINE)]
+    pub class: Vec<String>,
+    /// Use an engine with this property; may be given several times
+    #[arg(long, value_name = "PROPERTY=VALUE", action = ArgAction::Append, help_heading = ENGINE)]
+    pub need: Vec<Condition>,
+    /// Only say which engine would be used, and what is wrong with the others
+    #[arg(long, help_heading = ENGINE)]
+    pub explain: bool,
+}
+
+impl Wanted {
+    /// As a choice among engines takes it.
+    pub fn request(&self) -> Request {
+        Request {
+            engine: self.engine.clone(),
+            classes: self.class.clone(),
+            needs: self.need.clone(),
+        }
+    }
 }
 
 /// What a checkpoint does with TCP connections to outside the job.
@@ -647,6 +683,23 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 
 fn parse_paths(text: &str) -> Result<(PathBuf, PathBuf), String> {
     parse_pair(text).map(|(old, new)| (old.into(), new.into()))
+}
+
+/// `cpr engines`
+#[derive(Debug, Args)]
+pub struct Engines {
+    #[command(subcommand)]
+    pub verb: Option<EnginesVerb>,
+}
+
+/// What to do with engines, other than to list them.
+#[derive(Debug, Subcommand)]
+pub enum EnginesVerb {
+    /// Show everything known of one engine
+    Show {
+        /// Its name
+        name: String,
+    },
 }
 
 /// `cpr rm`

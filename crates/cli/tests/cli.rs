@@ -696,6 +696,7 @@ fn man_pages_and_completions_cover_every_command() {
     for verb in ["list", "inspect", "verify", "export", "free", "transfer"] {
         expected.insert(format!("cpr-app-{verb}.1"));
     }
+    expected.insert("cpr-engines-show.1".to_string());
     assert_eq!(found, expected);
     for page in &found {
         assert!(

@@ -4,8 +4,10 @@ mod app;
 mod attach;
 mod check;
 mod checkpoint;
+mod classes;
 mod completions;
 pub mod edit;
+mod engines;
 mod images;
 mod inspect;
 mod kill;
@@ -39,7 +41,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
     // to an end, and must not die of a pipe.
     if matches!(
         verb,
-        Verb::Ps(_) | Verb::Logs(_) | Verb::Images(_) | Verb::Inspect(_) | Verb::Completions(_)
+        Verb::Ps(_) | Verb::Logs(_) | Verb::Images(_) | Verb::Inspect(_) | Verb::Completions(_) | Verb::Classes
     ) {
         // Where this fails, a message is printed that nobody reads.
         let _ = cpr_kernel::spawn::default_signal(PIPE);
@@ -63,6 +65,8 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Verify(args) => verify::verify(output, &args),
         Verb::Merge(args) => merge::merge(output, &args),
         Verb::App(args) => app::app(output, args),
+        Verb::Engines(args) => engines::engines(output, &args),
+        Verb::Classes => classes::classes(output),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => man::man(&args),

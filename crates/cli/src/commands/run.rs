@@ -3,16 +3,27 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+use cpr_engines::{Considered, Descriptor, Registry, Verdict};
 use cpr_node::{JobSpec, Outcome, StateDir};
 use cpr_types::Result;
+use serde_json::json;
 
-use crate::args::{OnExit, Run};
+use crate::args::{OnExit, Run, Wanted};
 use crate::commands::conclude;
-use crate::output::Output;
+use crate::output::{Output, clean, to_json};
 use crate::target::require_job_name;
 
 pub fn run(output: Output, args: Run) -> Result<u8> {
     require_job_name(args.name.as_deref())?;
+    if args.wanted.explain {
+        return explain(output, &args.wanted);
+    }
+    if !args.wanted.request().is_empty() {
+        let registry = Registry::load()?;
+        let choice = registry.choose(&args.wanted.request(), Descriptor::probe)?;
+        let engine = choice.require()?;
+        output.detail(|| format!("the engine is {}", engine.name));
+    }
     let state = StateDir::open()?;
     let mut name = args.name;
     if args.on_exit == OnExit::Remove && name.is_none() {
@@ -39,6 +50,27 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         output.detail(|| format!("job {name} removed"));
     }
     conclude(output, &outcome)
+}
+
+/// Says which engine would be used and why.
+fn explain(output: Output, wanted: &Wanted) -> Result<u8> {
+    let registry = Registry::load()?;
+    let choice = registry.choose(&wanted.request(), Descriptor::probe)?;
+    let line = |considered: &Considered| {
+        let verdict = match &considered.verdict {
+            Verdict::Chosen => "chosen: it has what is asked for, and works here".to_string(),
+            Verdict::Spare => "would do, and comes after the one chosen".to_string(),
+            Verdict::Unfit(reason) => format!("not chosen: {reason}"),
+            Verdict::Broken(reason) => format!("does not work here: {reason}"),
+        };
+        format!("{}: {}\n", considered.engine, clean(&verdict))
+    };
+    let considered = to_json(&choice.considered)?;
+    output.answer(
+        || json!({"engine": choice.engine.map(|engine| &engine.name), "considered": considered}),
+        || choice.considered.iter().map(line).collect(),
+    )?;
+    choice.require().map(|_| 0)
 }
 
 /// The command's name and our PID: no other job can have it while this one runs.

@@ -1,0 +1,110 @@
+//! Engines from outside: what there is, and how one is chosen.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::{As, Cpr, Ended};
+
+/// Runs `cpr` with a directory of configuration.
+fn with_config(cpr: &Cpr, config: &Path, arguments: &[&str]) -> Ended {
+    let mut all = vec![format!("GRIDCPR_CONFIG_DIRS={}", config.display())];
+    all.push(cpr.binary().display().to_string());
+    all.extend(arguments.iter().map(ToString::to_string));
+    let all: Vec<&str> = ["env"].into_iter().chain(all.iter().map(String::as_str)).collect();
+    cpr.program(&all)
+}
+
+fn write(path: &Path, text: &str) {
+    let directory = path.parent().unwrap();
+    fs::create_dir_all(directory).unwrap();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
+    let found = list.as_array().unwrap().iter().find(|entry| entry["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {list}"))
+}
+
+// GCA-CLASS-8, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19
+#[test]
+fn engines_and_classes_are_listed() {
+    let Some(cpr) = Cpr::new("engines_and_classes_are_listed", As::User) else {
+        return;
+    };
+    let config = cpr.work.join("config");
+    write(
+        &config.join("classes.d/blue.toml"),
+        "name = \"blue\"\n[requires]\ncolour = \"blue\"\n",
+    );
+    write(
+        &config.join("engines.d/paint.toml"),
+        "name = \"paint\"\ndriver = \"native\"\n[properties]\ncolour = [\"red\", \"blue\"]\n",
+    );
+    write(&config.join("engines.d/bad.toml"), "name = \"bad\"\n");
+    cpr.give(&config);
+    let listed = with_config(&cpr, &config, &["engines", "--json"]).good();
+    let engines = &listed.json()["engines"];
+    let native = named(engines, "native");
+    assert_eq!(native["works"], true, "{native}");
+    assert!(native["version"].is_string(), "{native}");
+    assert!(
+        native["classes"].as_array().unwrap().contains(&json!("basic")),
+        "{native}"
+    );
+    assert_eq!(named(engines, "paint")["classes"], json!(["blue"]));
+    assert_eq!(named(engines, "paint")["properties"]["colour"], json!(["red", "blue"]));
+    let problems = &listed.json()["problems"];
+    assert!(
+        problems[0]["file"].as_str().unwrap().ends_with("bad.toml"),
+        "{problems}"
+    );
+    assert!(
+        listed
+            .stderr
+            .contains("bad.toml: not a descriptor: missing field `driver`"),
+        "{}",
+        listed.stderr
+    );
+    let shown = with_config(&cpr, &config, &["engines", "show", "paint", "--json"])
+        .good()
+        .json();
+    assert_eq!(shown, *named(engines, "paint"));
+    let text = with_config(&cpr, &config, &["engines", "show", "paint"]).good().text();
+    assert!(text.contains("\n  colour=red,blue\n"), "{text}");
+    let classes = with_config(&cpr, &config, &["classes", "--json"]).good().json();
+    assert_eq!(named(&classes["classes"], "blue")["members"], json!(["paint"]));
+    assert_eq!(named(&classes["classes"], "virtual-machine")["members"], json!([]));
+    assert_eq!(with_config(&cpr, &config, &["engines", "show", "nobody"]).code, 66);
+}
+
+// GCA-CLASS-6, GCA-CS-3
+#[test]
+fn a_job_is_run_for_a_class_and_refused_by_the_name_of_a_limit() {
+    let Some(cpr) = Cpr::new("a_job_is_run_for_a_class", As::User) else {
+        return;
+    };
+    let ran = cpr.cpr(["run", "--class", "basic", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(ran.code, 7, "{}", ran.stderr);
+    let refused = cpr.cpr(["run", "--need", "tcp=teleported", "--", "touch", "made"]);
+    assert_eq!(refused.code, 69);
+    assert!(
+        refused
+            .stderr
+            .contains("tcp=listening,inside,close,established, not teleported"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!cpr.work.join("made").exists());
+    let explained = cpr.cpr(["run", "--explain", "--class", "tcp", "--json", "--", "touch", "made"]);
+    assert_eq!(explained.good().json()["engine"], "native");
+    assert!(!cpr.work.join("made").exists());
+    assert_eq!(cpr.cpr(["run", "--class", "nowhere", "--", "true"]).code, 66);
+}

@@ -1,0 +1,64 @@
+//! Whether an engine works on this node, and why it does not.
+
+use cpr_kernel::namespace;
+use serde::Serialize;
+
+use crate::descriptor::{Descriptor, Driver};
+
+/// Oldest kernel the native engine works on.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// What a look at this node has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Probe {
+    /// Version of the engine, where it is known.
+    pub version: Option<String>,
+    /// Why it does not work here; none where it does.
+    pub reason: Option<String>,
+}
+
+impl Probe {
+    /// Whether it works here.
+    pub fn works(&self) -> bool {
+        self.reason.is_none()
+    }
+}
+
+impl Descriptor {
+    /// Finds out whether the engine works on this node.
+    pub fn probe(&self) -> Probe {
+        let (version, result) = match self.driver {
+            Driver::Native => (Some(env!("CARGO_PKG_VERSION").to_string()), native()),
+        };
+        Probe {
+            version: version.or_else(|| self.version.clone()),
+            reason: result.err(),
+        }
+    }
+}
+
+/// What is missing for the native engine.
+fn native() -> Result<(), String> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-', '+'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if kernel < OLDEST_KERNEL {
+        let (major, minor) = OLDEST_KERNEL;
+        return Err(format!("it needs Linux {major}.{minor}, and this is Linux {release}"));
+    }
+    // Documentation/admin-guide/LSM/Yama.rst: 3 is "no attach", for root also.
+    if setting("/proc/sys/kernel/yama/ptrace_scope") == Some(3) {
+        return Err("ptrace is off (sysctl kernel.yama.ptrace_scope is 3)".to_string());
+    }
+    if !namespace::is_admin() && setting("/proc/sys/user/max_user_namespaces") == Some(0) {
+        return Err("unprivileged user namespaces are off (sysctl user.max_user_namespaces is 0)".to_string());
+    }
+    Ok(())
+}
+
+/// A number below /proc/sys; none where the kernel has no such setting.
+fn setting(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,374 @@
+//! All engines and classes: those compiled in, and what a site and a user have added; and the choice among them.
+//!
+//! A user's file goes before a site's, and that before what is compiled in, where they name the same engine or class;
+//! only `native` and the classes compiled in cannot be replaced. A file that is wrong is a [`Problem`] and takes
+//! nothing else with it. Descriptors name programs that will be run, so only files that nobody else can write to count.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cpr_types::{Context, Error, ErrorKind, Result};
+use serde::Serialize;
+
+use crate::class::Class;
+use crate::descriptor::Descriptor;
+use crate::probe::Probe;
+use crate::property::Condition;
+
+/// Where a site has its configuration.
+const SITE: &str = "/etc/gridcpr";
+/// Directories to read instead of the user's and the site's, joined by colons.
+const VARIABLE: &str = "GRIDCPR_CONFIG_DIRS";
+/// The engine used where nothing else is asked for.
+pub(crate) const NATIVE: &str = "native";
+/// Longest file that is read, bytes.
+const LONGEST_FILE: u64 = 64 << 10;
+/// Most files of one directory that are read.
+const MOST_FILES: usize = 256;
+
+/// A file that could not be used.
+#[derive(Debug)]
+pub struct Problem {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub error: Error,
+}
+
+/// All engines and classes that are known here.
+#[derive(Debug)]
+pub struct Registry {
+    engines: Vec<Descriptor>,
+    classes: Vec<Class>,
+    /// Files that could not be used.
+    pub problems: Vec<Problem>,
+}
+
+/// What is wanted of an engine; everything at once.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// This very engine.
+    pub engine: Option<String>,
+    /// A member of all these classes.
+    pub classes: Vec<String>,
+    /// One that has all these properties.
+    pub needs: Vec<Condition>,
+}
+
+impl Request {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.engine.is_none() && self.classes.is_empty() && self.needs.is_empty()
+    }
+}
+
+/// What became of an engine in a choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict", content = "reason")]
+pub enum Verdict {
+    /// It was chosen.
+    Chosen,
+    /// It has not what is asked for.
+    Unfit(String),
+    /// It does not work on this node.
+    Broken(String),
+    /// It would do, and a better one was found before.
+    Spare,
+}
+
+/// One engine of a choice.
+#[derive(Debug, Clone, Serialize)]
+pub struct Considered {
+    /// Its name.
+    pub engine: String,
+    /// What became of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// A choice, with its reasons.
+#[derive(Debug, Clone)]
+pub struct Choice<'a> {
+    /// The engine.
+    pub engine: Option<&'a Descriptor>,
+    /// Every engine in the order of preference.
+    pub considered: Vec<Considered>,
+}
+
+impl Registry {
+    /// What is compiled in, and what site and user have added.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where what is compiled in is wrong.
+    pub fn load() -> Result<Registry> {
+        Registry::load_from(&directories())
+    }
+
+    /// The same with these directories, the most important one first.
+    ///
+    /// # Errors
+    /// As [`Registry::load`].
+    pub fn load_from(directories: &[PathBuf]) -> Result<Registry> {
+        let mut registry = Registry {
+            engines: Vec::new(),
+            classes: Class::built_in()?,
+            problems: Vec::new(),
+        };
+        for directory in directories {
+            for (path, text) in registry.files(&directory.join("classes.d")) {
+                if let Err(error) = Class::parse(&text).and_then(|class| registry.add_class(class)) {
+                    registry.problems.push(Problem { path, error });
+                }
+            }
+        }
+        // Classes first: engines claim to be in them.
+        for directory in directories {
+            for (path, text) in registry.files(&directory.join("engines.d")) {
+                let added = Descriptor::parse(&text).and_then(|mut engine| {
+                    engine.file = Some(path.clone());
+                    registry.add_engine(engine)
+                });
+                if let Err(error) = added {
+                    registry.problems.push(Problem { path, error });
+                }
+            }
+        }
+        let added = std::mem::take(&mut registry.engines);
+        for engine in Descriptor::built_in()? {
+            engine.require_claims(&registry.classes)?;
+            if added.iter().all(|other| other.name != engine.name) {
+                registry.engines.push(engine);
+            }
+        }
+        registry.engines.extend(added);
+        Ok(registry)
+    }
+
+    fn add_class(&mut self, class: Class) -> Result<()> {
+        if self.classes.iter().any(|other| other.name == class.name) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("there is a class {} already", class.name),
+            ));
+        }
+        self.classes.push(class);
+        Ok(())
+    }
+
+    fn add_engine(&mut self, engine: Descriptor) -> Result<()> {
+        if engine.name == NATIVE || self.engines.iter().any(|other| other.name == engine.name) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("there is an engine {} already", engine.name),
+            ));
+        }
+        engine.require_claims(&self.classes)?;
+        self.engines.push(engine);
+        Ok(())
+    }
+
+    /// The `.toml` files of a directory by name, with what is in them.
+    fn files(&mut self, directory: &Path) -> Vec<(PathBuf, String)> {
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => {
+                self.problems.push(Problem {
+                    path: directory.to_path_buf(),
+                    error: Error::new(ErrorKind::of_io(&error), "list the directory").with_source(error),
+                });
+                return Vec::new();
+            }
+        };
+        let mut paths: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .collect();
+        paths.sort();
+        if paths.len() > MOST_FILES {
+            self.problems.push(Problem {
+                path: directory.to_path_buf(),
+                error: Error::new(ErrorKind::Usage, format!("only the first {MOST_FILES} files are read")),
+            });
+            paths.truncate(MOST_FILES);
+        }
+        let mut files = Vec::new();
+        for path in paths {
+            match require_trusted_directory(directory).and_then(|()| read(&path)) {
+                Ok(text) => files.push((path, text)),
+                Err(error) => self.problems.push(Problem { path, error }),
+            }
+        }
+        files
+    }
+
+    /// All engines in the order of preference: what is compiled in, then a user's, then a site's.
+    pub fn engines(&self) -> &[Descriptor] {
+        &self.engines
+    }
+
+    /// All classes.
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// The engine of that name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn engine(&self, name: &str) -> Result<&Descriptor> {
+        let found = self.engines.iter().find(|engine| engine.name == name);
+        found.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no engine {name}"))
+                .with_hint("`cpr engines` lists all, and says which files could not be used")
+        })
+    }
+
+    /// The class of that name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn class(&self, name: &str) -> Result<&Class> {
+        let found = self.classes.iter().find(|class| class.name == name);
+        found.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no class {name}")).with_hint("`cpr classes` lists all")
+        })
+    }
+
+    /// Chooses the first engine that has what is asked for and works here, by `probe`. Engines after it are not probed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where an engine or class is asked for that does not exist.
+    pub fn choose(&self, request: &Request, mut probe: impl FnMut(&Descriptor) -> Probe) -> Result<Choice<'_>> {
+        if let Some(name) = &request.engine {
+            self.engine(name)?;
+        }
+        let classes = request.classes.iter().map(|name| self.class(name));
+        let classes = classes.collect::<Result<Vec<_>>>()?;
+        let mut chosen = None;
+        let mut considered = Vec::new();
+        for engine in &self.engines {
+            let verdict = if let Some(reason) = unfit(engine, request, &classes) {
+                Verdict::Unfit(reason)
+            } else if chosen.is_some() {
+                Verdict::Spare
+            } else if let Some(reason) = probe(engine).reason {
+                Verdict::Broken(reason)
+            } else {
+                chosen = Some(engine);
+                Verdict::Chosen
+            };
+            considered.push(Considered {
+                engine: engine.name.clone(),
+                verdict,
+            });
+        }
+        Ok(Choice {
+            engine: chosen,
+            considered,
+        })
+    }
+}
+
+impl<'a> Choice<'a> {
+    /// The engine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where there is none, with what is wrong with each.
+    pub fn require(&self) -> Result<&'a Descriptor> {
+        self.engine.ok_or_else(|| {
+            let reasons: Vec<String> = self
+                .considered
+                .iter()
+                .map(|considered| match &considered.verdict {
+                    Verdict::Unfit(reason) => format!("{}: {reason}", considered.engine),
+                    Verdict::Broken(reason) => format!("{} does not work here: {reason}", considered.engine),
+                    Verdict::Chosen | Verdict::Spare => considered.engine.clone(),
+                })
+                .collect();
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("no engine here has what is asked for ({})", reasons.join("; ")),
+            )
+            .with_hint("`cpr engines` lists what there is")
+        })
+    }
+}
+
+/// Why an engine is not what is asked for.
+fn unfit(engine: &Descriptor, request: &Request, classes: &[&Class]) -> Option<String> {
+    if request.engine.as_ref().is_some_and(|name| *name != engine.name) {
+        return Some("another one is asked for by name".to_string());
+    }
+    for class in classes {
+        if let Some(condition) = class.unmet(&engine.properties) {
+            return Some(format!(
+                "it is not in class {}: {}",
+                class.name,
+                condition.refusal(&engine.properties)
+            ));
+        }
+    }
+    let need = request.needs.iter().find(|need| !need.holds(&engine.properties))?;
+    Some(need.refusal(&engine.properties))
+}
+
+/// The directories of configuration, the user's before the site's.
+fn directories() -> Vec<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(paths) = variable(VARIABLE) {
+        return std::env::split_paths(&paths)
+            .filter(|path| path.is_absolute())
+            .collect();
+    }
+    let user = variable("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".config")));
+    user.map(|path| path.join("gridcpr"))
+        .into_iter()
+        .chain([PathBuf::from(SITE)])
+        .collect()
+}
+
+fn require_trusted_directory(directory: &Path) -> Result<()> {
+    let what = || format!("look at directory {}", directory.display());
+    require_trusted(&std::fs::metadata(directory).context(what)?)
+}
+
+/// Requires that nobody but us and root can change this.
+fn require_trusted(metadata: &std::fs::Metadata) -> Result<()> {
+    let owner = metadata.uid();
+    let refusal = if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        format!("it belongs to user {owner}, not to us or root")
+    } else if metadata.mode() & 0o022 != 0 {
+        "others can write to it".to_string()
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Denied, format!("not trusted: {refusal}"))
+        .with_hint("it may name programs that are run: only its owner may be able to change it"))
+}
+
+fn read(path: &Path) -> Result<String> {
+    let what = || "read the file".to_string();
+    // Without NONBLOCK, opening a FIFO would wait.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(what)?;
+    let file = std::fs::File::from(file);
+    let metadata = file.metadata().context(what)?;
+    require_trusted(&metadata)?;
+    if !metadata.is_file() || metadata.len() > LONGEST_FILE {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("not a file of at most {} KiB", LONGEST_FILE >> 10),
+        ));
+    }
+    let mut text = String::new();
+    file.take(LONGEST_FILE).read_to_string(&mut text).context(what)?;
+    Ok(text)
+}
