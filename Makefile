@@ -30,10 +30,11 @@ setup: ## Install what the tests need (Debian packages; quick when all is there)
 build: ## Build everything for use, into target/release
 	$(CARGO) build --release --workspace
 
-install: build ## Install command, library, header and man pages below PREFIX
+install: build ## Install commands, library, header and man pages below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man3
 	install -m 755 target/release/cpr $(DESTDIR)$(PREFIX)/bin/cpr
+	install -m 755 target/release/cprd $(DESTDIR)$(PREFIX)/bin/cprd
 	install -m 755 target/release/libgridcpr.so $(DESTDIR)$(LIBDIR)/libgridcpr.so.$(VERSION)
 	ln -sf libgridcpr.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libgridcpr.so.0
 	ln -sf libgridcpr.so.0 $(DESTDIR)$(LIBDIR)/libgridcpr.so

@@ -198,6 +198,8 @@ pub struct ImageOrder {
     pub bytes: u64,
     /// BLAKE3, in hexadecimal digits.
     pub blake3: String,
+    /// Whoever shows this may fetch the image from a node that holds it.
+    pub ticket: String,
     /// Where to fetch it from, best first.
     pub sources: Vec<Source>,
 }

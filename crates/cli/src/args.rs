@@ -10,6 +10,7 @@ use cpr_node::{Compression, Sequence};
 
 use cpr_node::{FileRule, Keep};
 
+use crate::grid_args::{Checkpoints, Drain, Events, JobId, Jobs, Nodes, Recover, Submit};
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -103,6 +104,22 @@ pub enum Verb {
     Classes,
     /// Remove a job with its images and output, or a single image
     Rm(Rm),
+    /// Queue a command as a job of a grid
+    Submit(Submit),
+    /// List the jobs of a grid
+    Jobs(Jobs),
+    /// End a job of a grid for good
+    Cancel(JobId),
+    /// Let a job of a grid go on that was suspended or cancelled, or that failed
+    Recover(Recover),
+    /// List the checkpoints that a grid has
+    Checkpoints(Checkpoints),
+    /// List the nodes of a grid
+    Nodes(Nodes),
+    /// Let the jobs of a node go elsewhere, and give it no more
+    Drain(Drain),
+    /// List what has happened in a grid
+    Events(Events),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the man pages
@@ -235,6 +252,9 @@ pub struct Run {
     /// Run in the background; `cpr logs` shows the output
     #[arg(short, long)]
     pub detach: bool,
+    /// End the job when this lease lapses, which a node's agent renews
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub lease: Option<PathBuf>,
     /// What becomes of the job in the foreground once it has ended with exit code 0
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnExit::Keep, conflicts_with = "detach")]
     pub on_exit: OnExit,
@@ -425,6 +445,9 @@ pub struct Restart {
     /// Name of the job that an image becomes
     #[arg(long)]
     pub name: Option<String>,
+    /// End the job when this lease lapses, which a node's agent renews
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub lease: Option<PathBuf>,
     /// Give the job a new terminal of its own
     #[arg(short, long)]
     pub terminal: bool,
@@ -677,7 +700,7 @@ pub struct Edit {
     pub set: Vec<(String, String)>,
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     crate::commands::edit::pair(text).map_err(|error| error.to_string())
 }
 
@@ -728,7 +751,7 @@ pub struct Man {
     pub dir: PathBuf,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration; write for example 30s, 10m or 1h30m".to_string())
 }
 

@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod grid_args;
 mod inspect;
 mod manual;
 mod output;

@@ -204,12 +204,9 @@ impl Db {
             .connect_with(options)
             .await
             .map_err(failed(what))?;
-        let mut token = [0; 8];
-        rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| Error::new(ErrorKind::Io, "get random bytes").with_source(error))?;
         let db = Db {
             pool,
-            token: i64::from_le_bytes(token) | 1,
+            token: i64::from_le_bytes(random()?),
             writer: Mutex::new(()),
             changed: watch::Sender::new(0),
         };
@@ -285,6 +282,18 @@ impl Db {
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+}
+
+/// Random bytes.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    while done < N {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        done += rustix::rand::getrandom(&mut bytes[done..], flags)
+            .map_err(|error| Error::new(ErrorKind::Io, "get random bytes").with_source(error))?;
+    }
+    Ok(bytes)
 }
 
 /// Makes the file of a SQLite database, closed to others, where it is missing.

@@ -52,6 +52,8 @@ pub struct Grid {
     pub(crate) policy: Policy,
     /// Of every node that is not lost. Not in the database: a clock that never jumps has no meaning there.
     pub(crate) leases: Mutex<HashMap<String, Lease>>,
+    /// Makes tickets for images; another one with every start.
+    ticket_key: [u8; 32],
     /// When old records were last looked through, by the steady clock.
     pub(crate) swept_ms: Mutex<Option<u64>>,
 }
@@ -73,6 +75,7 @@ impl Grid {
             }
         }
         Ok(Grid {
+            ticket_key: db::random()?,
             db,
             clock,
             policy,
@@ -89,6 +92,13 @@ impl Grid {
     pub(crate) fn leases(&self) -> std::sync::MutexGuard<'_, HashMap<String, Lease>> {
         // Whoever panicked had changed single entries only.
         self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What shows that its holder may have an image.
+    pub(crate) fn ticket(&self, checkpoint: i64) -> String {
+        blake3::keyed_hash(&self.ticket_key, &checkpoint.to_le_bytes())
+            .to_hex()
+            .to_string()
     }
 
     /// Lets something happen to a job, with everything that follows from it.

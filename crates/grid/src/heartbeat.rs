@@ -359,7 +359,7 @@ impl Grid {
             jobs: jobs.into_iter().map(|job| job_order(job, &pending)).collect(),
             images: images
                 .iter()
-                .map(|checkpoint| image_order(checkpoint, name, &nodes))
+                .map(|checkpoint| image_order(checkpoint, self.ticket(checkpoint.id), name, &nodes))
                 .collect(),
             noted: Vec::new(),
         };
@@ -394,7 +394,7 @@ fn job_order(job: Job, pending: &[Checkpoint]) -> JobOrder {
     }
 }
 
-fn image_order(checkpoint: &Checkpoint, node: &str, nodes: &[Node]) -> ImageOrder {
+fn image_order(checkpoint: &Checkpoint, ticket: String, node: &str, nodes: &[Node]) -> ImageOrder {
     // The common store first: reading it burdens no other node.
     let mut places: Vec<&Location> = checkpoint.locations.iter().filter(|place| place.node != node).collect();
     places.sort_by(|a, b| a.node.cmp(&b.node));
@@ -416,6 +416,7 @@ fn image_order(checkpoint: &Checkpoint, node: &str, nodes: &[Node]) -> ImageOrde
         owner: checkpoint.owner.clone(),
         bytes: checkpoint.bytes,
         blake3: checkpoint.blake3.clone(),
+        ticket,
         sources: sources.collect(),
     }
 }

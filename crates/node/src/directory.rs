@@ -46,6 +46,23 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Opens a directory that belongs to user `uid`.
+    pub(crate) fn open_of(path: &Path, uid: u32) -> Result<Self> {
+        let what = || format!("open directory {}", path.display());
+        let fd = rustix::fs::open(path, DIRECTORY, Mode::empty())
+            .map_err(io::Error::from)
+            .context(what)?;
+        let stat = rustix::fs::fstat(&fd).map_err(io::Error::from).context(what)?;
+        if stat.st_uid != uid {
+            let message = format!("directory {} does not belong to user {uid}", path.display());
+            return Err(Error::new(ErrorKind::Denied, message));
+        }
+        Ok(Directory {
+            fd,
+            path: path.to_path_buf(),
+        })
+    }
+
     fn require_own(&self) -> Result<()> {
         let stat = rustix::fs::fstat(&self.fd)
             .map_err(io::Error::from)
@@ -226,7 +243,15 @@ impl Directory {
 
     /// Whether somebody holds the lock `name`.
     pub(crate) fn is_locked(&self, name: &str) -> Result<bool> {
-        let fd = self.lock_file(name)?;
+        // Never made here: whoever only looks, as root at a user's jobs, must not leave a file that the user cannot open.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(error) => {
+                return Err(io::Error::from(error)).context(|| format!("open {}", self.path.join(name).display()));
+            }
+        };
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
@@ -295,6 +320,7 @@ mod tests {
     fn locks_exclude() {
         let (_base, d) = directory();
         assert!(!d.is_locked("lock").unwrap());
+        assert!(d.names().unwrap().is_empty(), "looking leaves nothing behind");
         let held = d.try_lock("lock").unwrap().unwrap();
         assert!(d.is_locked("lock").unwrap());
         assert!(d.try_lock("lock").unwrap().is_none());

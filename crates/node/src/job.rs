@@ -90,6 +90,8 @@ pub struct JobSpec {
     pub files: Vec<FileRule>,
     /// What its checkpoints save of programs and libraries.
     pub keep_files: Keep,
+    /// The lease it runs under, as [`crate::grant_lease`] writes it; it is ended when that lapses.
+    pub lease: Option<PathBuf>,
 }
 
 /// Where a job is in its life.
@@ -285,6 +287,7 @@ impl Job {
                 libraries: stored.save_libraries,
                 executables: stored.save_executable,
             },
+            lease: stored.lease.clone(),
         };
         Job {
             jobs,
@@ -493,7 +496,11 @@ impl Job {
 
     /// Its images in the order they were made.
     pub fn images(&self) -> Result<Vec<ImageEntry>> {
-        let directory = self.image_directory()?;
+        // Not made here, for the reason that `Directory::is_locked` makes no lock.
+        let directory = match self.directory.sub("images") {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            result => result?,
+        };
         let mut images: Vec<ImageEntry> = directory
             .names()?
             .iter()

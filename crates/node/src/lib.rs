@@ -21,6 +21,7 @@ pub mod engine;
 mod init;
 mod job;
 mod known;
+mod lease;
 mod migrate;
 mod outcome;
 mod paging;
@@ -42,6 +43,7 @@ pub use checkpoint::{
 pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, Method, TcpPolicy};
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;
+pub use lease::{LEASE_LAPSED, grant_lease, lease_clock};
 pub use migrate::{MigrateOptions, Migrated};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};

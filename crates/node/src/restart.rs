@@ -45,6 +45,8 @@ pub struct RestartOptions {
     /// Let it run at once; memory comes when it is touched, the rest behind it. Takes root and a PID namespace of its
     /// own, and is not done otherwise, which a line on standard error says.
     pub lazy: bool,
+    /// The lease that a new job runs under, as [`crate::grant_lease`] writes it.
+    pub lease: Option<PathBuf>,
 }
 
 /// What a daemon tells the command that started it.
@@ -217,6 +219,7 @@ pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) ->
         name: options.name.clone(),
         command,
         terminal: options.terminal,
+        lease: options.lease.clone(),
         ..JobSpec::default()
     };
     let mut made = None;

@@ -50,6 +50,8 @@ pub(crate) struct StoredSpec {
     pub(crate) save_libraries: bool,
     #[serde(default)]
     pub(crate) save_executable: bool,
+    #[serde(default)]
+    pub(crate) lease: Option<PathBuf>,
     pub(crate) created_ms: u64,
 }
 
@@ -144,6 +146,13 @@ impl StateDir {
         Ok(StateDir { root, jobs })
     }
 
+    /// Opens the state directory of another user, which exists, to look at their jobs.
+    pub fn look(path: &Path, uid: u32) -> Result<Self> {
+        let root = Directory::open_of(path, uid)?;
+        let jobs = Arc::new(root.sub("jobs")?);
+        Ok(StateDir { root, jobs })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.root.path()
@@ -207,6 +216,7 @@ impl StateDir {
             files: spec.files.clone(),
             save_libraries: spec.keep_files.libraries,
             save_executable: spec.keep_files.executables,
+            lease: spec.lease.clone(),
             created_ms: now_ms(),
         };
         let made = directory

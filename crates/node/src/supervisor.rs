@@ -19,6 +19,7 @@ use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
 use crate::engine::{Basis, Rebirth};
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
+use crate::lease::{LEASE_LAPSED, Lease};
 use crate::outcome::Outcome;
 use crate::paging::Paging;
 use crate::requests::{self, Request, Requests};
@@ -77,6 +78,7 @@ struct Supervisor<'a> {
     /// Checkpoints of its own begun so far.
     count: usize,
     next: Option<Instant>,
+    lease: Option<Lease>,
     complaint: Option<String>,
 }
 
@@ -87,6 +89,9 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         .directory
         .try_lock(LOCK)?
         .ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {} is running already", job.name())))?;
+    if let Some(lease) = &job.spec().lease {
+        Lease::require(lease)?;
+    }
     job.set_stop_intent(None)?;
     // Of a suspended job that died with the machine or its supervisor.
     job.thaw()?;
@@ -206,6 +211,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         postponed: Vec::new(),
         count: 0,
         next: job.spec().every.map(|every| Instant::now() + every),
+        lease: job.spec().lease.as_deref().map(Lease::watch).transpose()?,
         complaint: None,
     };
     if let Some(status) = ended {
@@ -327,6 +333,7 @@ enum Tag {
     Task,
     Request,
     Vault,
+    Lease,
     Terminal(Source),
 }
 
@@ -348,6 +355,7 @@ impl Supervisor<'_> {
                     Tag::Task => self.pump_task(),
                     Tag::Request => self.hear_requests()?,
                     Tag::Vault => self.vault.serve(),
+                    Tag::Lease => self.end_without_lease(),
                     Tag::Terminal(source) => sources.push(source),
                 }
             }
@@ -377,6 +385,10 @@ impl Supervisor<'_> {
         for fd in self.vault.polled() {
             tags.push(Tag::Vault);
             polled.push((fd, PollFlags::IN));
+        }
+        if let Some(lease) = &self.lease {
+            tags.push(Tag::Lease);
+            polled.push((lease.as_fd(), PollFlags::IN));
         }
         for (source, fd, flags) in self.relay.iter().flat_map(Relay::polled) {
             tags.push(Tag::Terminal(source));
@@ -412,6 +424,24 @@ impl Supervisor<'_> {
             }
         }
         if children { self.reap() } else { Ok(false) }
+    }
+
+    /// Ends the job where its lease has lapsed: somebody else may be running it by now.
+    fn end_without_lease(&mut self) {
+        let lapsed = self.lease.as_mut().map(Lease::has_lapsed);
+        match lapsed {
+            Some(Ok(true)) => {}
+            Some(Err(error)) => return self.complain("looking at its lease", &error),
+            Some(Ok(false)) | None => return,
+        }
+        // Killed first: the disk may be slow.
+        if let Err(error) = self.job.kill(KILL)
+            && error.kind() != ErrorKind::Gone
+        {
+            self.complain("ending it", &error);
+        }
+        self.state.error = Some(LEASE_LAPSED.to_string());
+        self.record();
     }
 
     fn forward(&self, signal: i32) {

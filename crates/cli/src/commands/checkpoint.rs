@@ -7,10 +7,15 @@ use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::Checkpoint;
+use crate::commands::grid;
 use crate::output::{Output, clean, duration, milliseconds, size};
 use crate::target::{Live, live};
 
 pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
+    if let Some(id) = args.target.as_deref().and_then(grid::grid_job) {
+        grid::require_plain(&args, &[format!("@{id}").as_ref()])?;
+        return grid::checkpoint(output, id);
+    }
     if args.output.as_deref().is_none_or(|path| path.as_os_str() != "-") {
         let destination = args.output.clone().map(Destination::Path);
         return make(output, args, destination).map(|()| 0);

@@ -7,10 +7,15 @@ use cpr_types::Result;
 use serde_json::{Value, json};
 
 use crate::args::Migrate;
+use crate::commands::grid;
 use crate::output::{Output, clean, duration, milliseconds, size};
 use crate::target;
 
 pub fn migrate(output: Output, args: Migrate) -> Result<u8> {
+    if let Some(id) = grid::grid_job(args.job.as_ref()) {
+        grid::require_plain(&args, &[args.job.as_ref(), &args.host])?;
+        return grid::migrate(output, id, &args.host.to_string_lossy());
+    }
     target::require_job_name(args.name.as_deref())?;
     let job = target::job(&args.job)?;
     let mut progress = output.progress();

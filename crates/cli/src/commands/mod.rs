@@ -8,6 +8,7 @@ mod classes;
 mod completions;
 pub mod edit;
 mod engines;
+mod grid;
 mod images;
 mod inspect;
 mod kill;
@@ -41,7 +42,16 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
     // to an end, and must not die of a pipe.
     if matches!(
         verb,
-        Verb::Ps(_) | Verb::Logs(_) | Verb::Images(_) | Verb::Inspect(_) | Verb::Completions(_) | Verb::Classes
+        Verb::Ps(_)
+            | Verb::Logs(_)
+            | Verb::Images(_)
+            | Verb::Inspect(_)
+            | Verb::Completions(_)
+            | Verb::Classes
+            | Verb::Jobs(_)
+            | Verb::Checkpoints(_)
+            | Verb::Nodes(_)
+            | Verb::Events(_)
     ) {
         // Where this fails, a message is printed that nobody reads.
         let _ = cpr_kernel::spawn::default_signal(PIPE);
@@ -68,6 +78,14 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Engines(args) => engines::engines(output, &args),
         Verb::Classes => classes::classes(output),
         Verb::Rm(args) => rm::rm(output, &args),
+        Verb::Submit(args) => grid::submit(output, args),
+        Verb::Jobs(args) => grid::jobs(output, &args),
+        Verb::Cancel(args) => grid::cancel(output, &args),
+        Verb::Recover(args) => grid::recover(output, &args),
+        Verb::Checkpoints(args) => grid::checkpoints(output, &args),
+        Verb::Nodes(_) => grid::nodes(output),
+        Verb::Drain(args) => grid::drain(output, &args),
+        Verb::Events(args) => grid::events(output, &args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => man::man(&args),
     }

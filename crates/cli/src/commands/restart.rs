@@ -19,6 +19,7 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
         namespace: args.namespace.into(),
         terminal: args.terminal,
         lazy: args.lazy,
+        lease: args.lease,
     };
     if args.source.as_os_str() == "-" {
         if io::stdin().is_terminal() {

@@ -5,11 +5,15 @@ use cpr_types::Result;
 use serde_json::json;
 
 use crate::args::Stand;
+use crate::commands::grid;
 use crate::commands::suspend::numbers;
 use crate::output::Output;
 use crate::target::{Live, live};
 
 pub fn resume(output: Output, args: &Stand) -> Result<u8> {
+    if let Some(id) = args.target.as_deref().and_then(grid::grid_job) {
+        return grid::resume(output, id);
+    }
     let (name, numbers) = match live(args.target.as_deref(), args.session)? {
         Live::Job(job) => {
             job.resume()?;

@@ -41,6 +41,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         terminal: args.terminal,
         share_ipc: args.share_ipc,
         tcp: args.tcp.into(),
+        lease: args.lease,
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;

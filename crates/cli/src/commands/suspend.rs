@@ -5,10 +5,14 @@ use cpr_types::Result;
 use serde_json::{Value, json};
 
 use crate::args::Stand;
+use crate::commands::grid;
 use crate::output::{Output, size};
 use crate::target::{Live, live};
 
 pub fn suspend(output: Output, args: &Stand) -> Result<u8> {
+    if let Some(id) = args.target.as_deref().and_then(grid::grid_job) {
+        return grid::suspend(output, id);
+    }
     let (name, numbers, report) = match live(args.target.as_deref(), args.session)? {
         Live::Job(job) => (job.name().to_string(), json!({"job": job.name()}), job.suspend()?),
         Live::Bare(bare) => {

@@ -5,11 +5,14 @@ use cpr_types::Result;
 use serde_json::json;
 
 use crate::args::Wait;
-use crate::commands::conclude;
+use crate::commands::{conclude, grid};
 use crate::output::Output;
 use crate::target;
 
 pub fn wait(output: Output, args: &Wait) -> Result<u8> {
+    if let Some(id) = grid::grid_job(args.job.as_ref()) {
+        return grid::wait(output, id, args.timeout);
+    }
     let job = target::job(&args.job)?;
     let outcome = job.wait(args.timeout)?;
     if output.is_json() {

@@ -1,0 +1,50 @@
+//! `cpr nodes` and `cpr drain`
+
+use cpr_api::model::{DrainRequest, Node, Page};
+use cpr_types::Result;
+use serde_json::json;
+
+use super::{client, escape};
+use crate::grid_args::Drain;
+use crate::output::{Output, Table, to_json};
+
+/// `cpr nodes`
+pub fn nodes(output: Output) -> Result<u8> {
+    let page: Page<Node> = client()?.get("/v1/nodes")?;
+    let list = to_json(&page.items)?;
+    output.answer(
+        || json!({"nodes": list}),
+        || {
+            if output.is_quiet() {
+                return page.items.iter().map(|node| format!("{}\n", node.info.name)).collect();
+            }
+            let mut table = Table::new(&["NAME", "STATE", "SLOTS", "MEMORY MIB", "PROPERTIES"], &[2, 3]);
+            for node in &page.items {
+                let properties = node
+                    .info
+                    .properties
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"));
+                table.row([
+                    node.info.name.clone(),
+                    node.state.name().to_string(),
+                    node.info.slots.to_string(),
+                    node.info.memory_mb.to_string(),
+                    properties.collect::<Vec<_>>().join(" "),
+                ]);
+            }
+            table.render()
+        },
+    )?;
+    Ok(0)
+}
+
+/// `cpr drain`
+pub fn drain(output: Output, args: &Drain) -> Result<u8> {
+    let path = format!("/v1/nodes/{}/drain", escape(&args.node));
+    let node: Node = client()?.post(&path, &DrainRequest { undo: args.undo }, None)?;
+    let value = to_json(&node)?;
+    let text = || format!("node {} is {}\n", node.info.name, node.state.name());
+    output.done(|| value, text)?;
+    Ok(0)
+}

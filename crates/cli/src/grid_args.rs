@@ -1,0 +1,160 @@
+//! The command line of a grid: `cpr submit`, `cpr jobs` and their kin.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueHint};
+
+use crate::args::parse_duration;
+
+/// `cpr submit`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr submit --every 10m --name sim -- ./sim input.dat
+  cpr submit --after 17 --slots 4 --time-limit 2h -- make -j4
+
+The job runs on a node of the grid in the present directory and environment, which every node has to have. What it prints \
+is appended to a file. Where its node is lost it goes on elsewhere from its newest good checkpoint.")]
+pub struct Submit {
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Checkpoint the job again and again after this time, in whole seconds
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub every: Option<Duration>,
+    /// Keep the newest N complete checkpoints while the job runs (2 unless it is given)
+    #[arg(long, value_name = "N")]
+    pub keep: Option<u32>,
+    /// Jobs with higher numbers go first
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    pub priority: i32,
+    /// Slots of a node that the job takes (1 unless it is given)
+    #[arg(long, value_name = "N")]
+    pub slots: Option<u32>,
+    /// Memory of a node that the job takes, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
+    pub memory: u64,
+    /// The only node it may run on
+    #[arg(long)]
+    pub node: Option<String>,
+    /// A property that its node must have; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = crate::args::parse_pair, action = ArgAction::Append)]
+    pub require: Vec<(String, String)>,
+    /// A job that must have ended with exit code 0 before this one starts; may be given several times
+    #[arg(long, value_name = "ID", action = ArgAction::Append)]
+    pub after: Vec<i64>,
+    /// End the job when a run of it has taken this time, in whole seconds
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
+    /// How often it is started again after failures of the system, until it makes a checkpoint (5 unless it is given)
+    #[arg(long, value_name = "N")]
+    pub retries: Option<u32>,
+    /// File that its output is appended to (cpr-ID.out unless it is given)
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<String>,
+    /// A word of your choice: whatever is submitted with the same one is submitted once
+    #[arg(long, value_name = "WORD")]
+    pub key: Option<String>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<String>,
+}
+
+/// `cpr jobs`
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// Only this job
+    #[arg(value_name = "ID")]
+    pub id: Option<i64>,
+    /// Also list jobs that are over
+    #[arg(short, long)]
+    pub all: bool,
+    /// Only jobs in these states, separated by commas
+    #[arg(long, value_name = "STATES")]
+    pub state: Option<String>,
+    /// Only jobs of this user
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Only jobs that this node has
+    #[arg(long)]
+    pub node: Option<String>,
+}
+
+/// Commands whose only argument is a job of the grid.
+#[derive(Debug, Args)]
+pub struct JobId {
+    /// Number of a job, as `cpr jobs` lists it
+    #[arg(value_name = "ID")]
+    pub id: i64,
+}
+
+/// `cpr recover`
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// Number of a job, as `cpr jobs` lists it
+    #[arg(value_name = "ID")]
+    pub id: i64,
+    /// The checkpoint to go on from, instead of the newest good one
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub from: Option<i64>,
+    /// The node to go on
+    #[arg(long, value_name = "NODE")]
+    pub on: Option<String>,
+}
+
+/// `cpr checkpoints`
+#[derive(Debug, Args)]
+pub struct Checkpoints {
+    /// Only those of this job
+    #[arg(value_name = "ID")]
+    pub job: Option<i64>,
+    /// Also list those that failed, were lost or are freed
+    #[arg(short, long)]
+    pub all: bool,
+    /// Only those of which this node holds a copy; `store` for the common store
+    #[arg(long, value_name = "NODE")]
+    pub location: Option<String>,
+}
+
+/// `cpr drain`
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Name of a node
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Let it take jobs again
+    #[arg(long)]
+    pub undo: bool,
+}
+
+/// `cpr events`
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Only those about this job
+    #[arg(long, value_name = "ID")]
+    pub job: Option<i64>,
+    /// Only those about this node
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Only those of this kind, as job.running, or all that begin so, as job
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// `cpr nodes`
+#[derive(Debug, Args)]
+pub struct Nodes {}
+
+/// Where the token for a grid on the network is.
+pub const TOKEN_FILE: &str = "GRIDCPR_TOKEN_FILE";
+
+/// The file with the token, where there is one.
+pub fn token_file() -> Option<PathBuf> {
+    std::env::var_os(TOKEN_FILE)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}

@@ -1,0 +1,139 @@
+//! Fetching an image: from the store that nodes share, or from another node; gone on with where it was interrupted; and
+//! checked from end to end before it is called by its name (GFD93-CT-11).
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cpr_api::agent::{BadImage, ImageOrder, Source};
+use cpr_api::{Client, Endpoint};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use super::Agent;
+use super::images::{for_each_piece, in_store, open};
+use super::layout::sync_directory;
+use crate::log;
+
+/// Pause between rounds over all sources.
+const PAUSE: Duration = Duration::from_secs(2);
+
+impl Agent {
+    /// Begins to fetch an image, unless that was tried a moment ago.
+    pub(super) fn begin_fetch(self: &Arc<Self>, image: &ImageOrder) {
+        {
+            let mut state = self.state();
+            let early = state
+                .missed
+                .get(&image.id)
+                .is_some_and(|(_, last)| last.elapsed() < PAUSE);
+            if early || image.sources.is_empty() || !state.fetching.insert(image.id) {
+                return;
+            }
+        }
+        let id = image.id;
+        let image = image.clone();
+        let begun = self.beside(move |agent| {
+            let had = agent.fetch(&image);
+            let mut state = agent.state();
+            state.fetching.remove(&id);
+            if had {
+                state.missed.remove(&id);
+            } else {
+                let rounds = state.missed.get(&id).map_or(0, |(rounds, _)| *rounds);
+                state.missed.insert(id, (rounds + 1, Instant::now()));
+            }
+        });
+        if !begun {
+            self.state().fetching.remove(&id);
+        }
+    }
+
+    /// Tries one source after the other; false where none could give the image.
+    fn fetch(&self, image: &ImageOrder) -> bool {
+        for source in &image.sources {
+            let Err(error) = self.fetch_from(image, source) else {
+                return true;
+            };
+            let place = if source.node.is_empty() {
+                "the store"
+            } else {
+                &source.node
+            };
+            log(format!(
+                "fetching checkpoint {} from {place}: {}",
+                image.id,
+                error.chain()
+            ));
+            // Another source, or another time, begins anew, unless the connection was cut.
+            let damaged = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound);
+            if damaged {
+                let _ = fs::remove_file(self.layout.incoming(image.id));
+                self.state().bad.push(BadImage {
+                    id: image.id,
+                    location: source.node.clone(),
+                    damaged,
+                    message: error.chain(),
+                });
+            }
+        }
+        false
+    }
+
+    fn fetch_from(&self, image: &ImageOrder, source: &Source) -> Result<()> {
+        let path = self.layout.incoming(image.id);
+        let what = || format!("write {}", path.display());
+        let mut file = File::options()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .context(what)?;
+        // What is there already is hashed again: it is no more trusted than what comes.
+        let mut hasher = blake3::Hasher::new();
+        for_each_piece(&mut file, |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        let mut reader = self.open_source(image, source, hasher.count())?;
+        for_each_piece(&mut reader, |piece| {
+            hasher.update(piece);
+            if hasher.count() > image.bytes {
+                return Err(Error::new(ErrorKind::Damaged, "the image is longer than it should be"));
+            }
+            file.write_all(piece).context(what)
+        })?;
+        if hasher.count() < image.bytes {
+            return Err(Error::new(ErrorKind::Damaged, "the image is shorter than it should be"));
+        }
+        if hasher.finalize().to_hex().as_str() != image.blake3 {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                "the image has another hash than it should have",
+            ));
+        }
+        file.sync_all().context(what)?;
+        self.layout.prepare(&image.owner)?;
+        self.layout.give(&path, &image.owner)?;
+        let target = self.layout.image(image.owner.uid, image.id);
+        fs::rename(&path, &target).context(|| format!("write {}", target.display()))?;
+        target.parent().map_or(Ok(()), sync_directory)
+    }
+
+    /// The image from its byte `offset` on.
+    fn open_source(&self, image: &ImageOrder, source: &Source, offset: u64) -> Result<Box<dyn Read>> {
+        if source.node.is_empty() {
+            let Some(store) = &self.store else {
+                return Err(Error::new(ErrorKind::Unsupported, "this node does not reach the store"));
+            };
+            let mut file = open(&in_store(store, image.id))?;
+            file.seek(SeekFrom::Start(offset)).context(|| "read an image")?;
+            return Ok(Box::new(file));
+        }
+        let endpoint = Endpoint::Tcp(source.address.clone());
+        let client = Client::new(endpoint, Some(image.ticket.clone()));
+        Ok(Box::new(client.open(&format!("/v1/images/{}", image.id), offset)?))
+    }
+}

@@ -1,0 +1,348 @@
+//! Jobs: started, watched, checkpointed, ended and forgotten.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase};
+use cpr_api::model::Owner;
+use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
+use cpr_types::{Error, ErrorKind, Result};
+
+use super::layout::Record;
+use super::process::Call;
+use super::{Agent, images};
+use crate::log;
+
+/// How long a job may take to start, and an image to be made or restarted.
+const LONG: Duration = Duration::from_secs(3600);
+/// How long `cpr` may take for anything else.
+const SHORT: Duration = Duration::from_secs(60);
+/// Rounds in which an image could be had from nowhere, until its job cannot be restarted here.
+const MOST_ROUNDS: u32 = 3;
+/// Runs the job with its output in a file.
+const REDIRECT: &str = r#"exec "$@" >>"$0" 2>&1"#;
+
+impl Agent {
+    /// How `cpr` says the job of an incarnation is; none where there is no such job.
+    fn status(&self, incarnation: Incarnation, uid: u32) -> Option<JobStatus> {
+        let state = StateDir::look(&self.layout.state(uid), uid).ok()?;
+        state.job(&incarnation.to_string()).and_then(|job| job.status()).ok()
+    }
+
+    fn phase(&self, incarnation: Incarnation, record: &Record, busy: bool) -> Phase {
+        if let Some((kind, message)) = &record.failed {
+            return Phase::Failed {
+                kind: *kind,
+                message: message.clone(),
+            };
+        }
+        let Some(status) = self.status(incarnation, record.owner.uid) else {
+            return match (record.began, record.killed) {
+                // In case it is being killed it is about to be there.
+                _ if busy => Phase::Starting,
+                (_, true) => Phase::Killed,
+                (false, _) => Phase::Starting,
+                (true, _) => Phase::Lost,
+            };
+        };
+        let lapsed = status.error.as_deref() == Some(LEASE_LAPSED);
+        match (status.phase, status.exit_code) {
+            (Local::Created | Local::Starting, _) => Phase::Starting,
+            (Local::Running | Local::Suspended, _) => Phase::Running,
+            (Local::Stopped, _) => Phase::Stopped,
+            (Local::Crashed, _) if lapsed || record.killed => Phase::Killed,
+            (Local::Exited | Local::Crashed, Some(code)) => Phase::Exited {
+                code,
+                signal: status.signal,
+            },
+            // Its supervisor did not live to see it end.
+            (Local::Exited | Local::Crashed, None) => Phase::Lost,
+            (Local::Failed, _) => Phase::Failed {
+                kind: ErrorKind::Internal,
+                message: status.error.unwrap_or_default(),
+            },
+        }
+    }
+
+    /// How everything is.
+    pub(super) fn job_reports(&self) -> Vec<JobReport> {
+        let state = self.state();
+        let records: Vec<(Incarnation, Record, bool)> = state
+            .records
+            .iter()
+            .map(|(incarnation, record)| (*incarnation, record.clone(), state.busy.contains(incarnation)))
+            .collect();
+        drop(state);
+        records
+            .into_iter()
+            .map(|(incarnation, record, busy)| JobReport {
+                incarnation,
+                phase: self.phase(incarnation, &record, busy),
+            })
+            .collect()
+    }
+
+    /// Changes a record, on disk first.
+    fn put(&self, incarnation: Incarnation, record: Record) -> Result<()> {
+        self.layout.put_record(incarnation, &record)?;
+        self.state().records.insert(incarnation, record);
+        Ok(())
+    }
+
+    /// Does something with an incarnation beside the heartbeats, unless something is done with it already.
+    fn busy_with(self: &Arc<Self>, incarnation: Incarnation, task: impl FnOnce(&Arc<Agent>) + Send + 'static) {
+        if !self.state().busy.insert(incarnation) {
+            return;
+        }
+        let begun = self.beside(move |agent| {
+            task(agent);
+            agent.state().busy.remove(&incarnation);
+        });
+        if !begun {
+            self.state().busy.remove(&incarnation);
+        }
+    }
+
+    /// Brings jobs to where they are ordered to be.
+    pub(super) fn obey_jobs(self: &Arc<Self>, orders: &Orders, held: &BTreeMap<i64, PathBuf>) -> Result<()> {
+        for order in &orders.jobs {
+            self.obey_job(order, held)?;
+        }
+        let known: Vec<(Incarnation, Record)> = self
+            .state()
+            .records
+            .iter()
+            .map(|(i, record)| (*i, record.clone()))
+            .collect();
+        // Also those that are only on disk: an agent that was killed may have left a start behind that ended later.
+        let known = known
+            .into_iter()
+            .map(|(incarnation, record)| (incarnation, record.owner));
+        let known: BTreeMap<Incarnation, Owner> = self.layout.jobs().into_iter().chain(known).collect();
+        for (incarnation, owner) in known {
+            if !orders.jobs.iter().any(|order| order.incarnation == incarnation) {
+                self.busy_with(incarnation, move |agent| {
+                    if let Err(error) = agent.forget(incarnation, &owner) {
+                        log(format!("removing job {incarnation}: {}", error.chain()));
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn obey_job(self: &Arc<Self>, order: &JobOrder, held: &BTreeMap<i64, PathBuf>) -> Result<()> {
+        let incarnation = order.incarnation;
+        let known = self.state().records.get(&incarnation).cloned();
+        let mut record = known.unwrap_or_else(|| Record {
+            owner: order.owner.clone(),
+            began: false,
+            killed: false,
+            failed: None,
+        });
+        let busy = self.state().busy.contains(&incarnation);
+        if order.kill {
+            if !record.killed {
+                record.killed = true;
+                self.put(incarnation, record.clone())?;
+            }
+            if matches!(
+                self.phase(incarnation, &record, false),
+                Phase::Starting | Phase::Running
+            ) {
+                let owner = order.owner.clone();
+                self.busy_with(incarnation, move |agent| {
+                    if let Err(error) = agent.kill(incarnation, &owner) {
+                        log(format!("ending job {incarnation}: {}", error.chain()));
+                    }
+                });
+            }
+            return Ok(());
+        }
+        if !record.began && !record.killed && record.failed.is_none() && !busy {
+            return self.begin(order, record, held);
+        }
+        if matches!(self.phase(incarnation, &record, busy), Phase::Running) || !order.checkpoints.is_empty() {
+            self.obey_checkpoints(order, &record, held);
+        }
+        Ok(())
+    }
+
+    /// Starts a job, as soon as its image is there.
+    fn begin(self: &Arc<Self>, order: &JobOrder, mut record: Record, held: &BTreeMap<i64, PathBuf>) -> Result<()> {
+        let incarnation = order.incarnation;
+        if let Some(from) = order.from.filter(|from| !held.contains_key(from)) {
+            let rounds = self.state().missed.get(&from).map_or(0, |(rounds, _)| *rounds);
+            if rounds >= MOST_ROUNDS {
+                self.state().missed.remove(&from);
+                let message = format!("the image of checkpoint {from} could be had from nowhere");
+                record.failed = Some((ErrorKind::Io, message));
+            }
+            return self.put(incarnation, record);
+        }
+        record.began = true;
+        self.put(incarnation, record.clone())?;
+        let order = order.clone();
+        self.busy_with(incarnation, move |agent| {
+            if let Err(error) = agent.start(&order) {
+                log(format!("starting job {incarnation}: {}", error.chain()));
+                record.failed = Some((error.kind(), error.chain()));
+                if let Err(error) = agent.put(incarnation, record) {
+                    log(format!("noting why job {incarnation} did not start: {}", error.chain()));
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn start(&self, order: &JobOrder) -> Result<()> {
+        let spec = &order.spec;
+        let name = order.incarnation.to_string();
+        self.layout.prepare(&order.owner)?;
+        let lease = self.layout.lease();
+        let mut arguments: Vec<String> = match order.from {
+            None => vec!["run".into()],
+            Some(_) => vec!["restart".into()],
+        };
+        arguments.extend(["--json", "--detach", "--name", &name, "--lease"].map(String::from));
+        arguments.push(text(&lease)?);
+        match order.from {
+            Some(from) => arguments.push(text(&self.layout.image(order.owner.uid, from))?),
+            None => {
+                let output = spec
+                    .output
+                    .clone()
+                    .unwrap_or_else(|| format!("cpr-{}.out", order.incarnation.job));
+                let output = Path::new(&spec.directory).join(output);
+                arguments.extend(["--", "/bin/sh", "-c", REDIRECT].map(String::from));
+                arguments.push(text(&output)?);
+                arguments.extend(spec.command.iter().cloned());
+            }
+        }
+        let call = Call {
+            owner: &order.owner,
+            state: &self.layout.state(order.owner.uid),
+            directory: Path::new(&spec.directory),
+            environment: Some(&spec.environment),
+            arguments,
+            limit: LONG,
+        };
+        self.runner.run(call).map(drop)
+    }
+
+    /// Runs `cpr` for a job's user, where nothing of the job's own surroundings matters.
+    fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
+        self.runner.run(Call {
+            owner,
+            state: &self.layout.state(owner.uid),
+            directory: Path::new("/"),
+            environment: None,
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            limit,
+        })
+    }
+
+    /// Ends a job, where it lives, and waits until it has ended.
+    fn kill(&self, incarnation: Incarnation, owner: &Owner) -> Result<()> {
+        let name = incarnation.to_string();
+        match self.cpr(owner, &["kill", "--json", "--signal", "KILL", &name], SHORT) {
+            Err(error) if matches!(error.kind(), ErrorKind::Gone | ErrorKind::NotFound) => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Ends a job and removes everything of it.
+    fn forget(&self, incarnation: Incarnation, owner: &Owner) -> Result<()> {
+        if self.layout.state(owner.uid).exists() {
+            match self.cpr(owner, &["rm", "--json", "--force", &incarnation.to_string()], SHORT) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.layout.remove_record(incarnation)?;
+        self.state().records.remove(&incarnation);
+        Ok(())
+    }
+
+    /// Makes the first of the checkpoints that are asked for; at once they would only be in each other's way. One whose
+    /// image is there already was made before we were killed.
+    fn obey_checkpoints(self: &Arc<Self>, order: &JobOrder, record: &Record, held: &BTreeMap<i64, PathBuf>) {
+        let Some(asked) = order.checkpoints.first() else {
+            return;
+        };
+        let incarnation = order.incarnation;
+        let (id, stop) = (asked.id, asked.stop);
+        let made = held.contains_key(&id);
+        let busy = {
+            let state = self.state();
+            if state.results.contains_key(&id) || state.making.contains(&id) {
+                return;
+            }
+            state.busy.contains(&incarnation)
+        };
+        if !made && !matches!(self.phase(incarnation, record, busy), Phase::Running) {
+            return;
+        }
+        self.state().making.insert(id);
+        let owner = order.owner.clone();
+        let begun = self.beside(move |agent| {
+            let result = agent.checkpoint(incarnation, &owner, id, stop, made);
+            let result = result.unwrap_or_else(|error| {
+                log(format!("checkpoint {id} of job {incarnation}: {}", error.chain()));
+                CheckpointResult::Failed { message: error.chain() }
+            });
+            let mut state = agent.state();
+            state.results.insert(id, CheckpointReport { id, result });
+            state.making.remove(&id);
+        });
+        if !begun {
+            self.state().making.remove(&id);
+        }
+    }
+
+    fn checkpoint(
+        &self,
+        incarnation: Incarnation,
+        owner: &Owner,
+        id: i64,
+        stop: bool,
+        made: bool,
+    ) -> Result<CheckpointResult> {
+        let path = self.layout.image(owner.uid, id);
+        if !made {
+            let name = incarnation.to_string();
+            let output = text(&path)?;
+            let mut arguments = vec!["checkpoint", "--json", "-o", output.as_str()];
+            if stop {
+                arguments.extend(["--stop", "--live"]);
+            }
+            arguments.push(name.as_str());
+            self.cpr(owner, &arguments, LONG)?;
+        }
+        let (bytes, blake3) = images::hash(&path)?;
+        let in_store = match &self.store {
+            None => false,
+            Some(store) => match self.put_into_store(store, &path, owner, id) {
+                Ok(()) => true,
+                Err(error) => {
+                    log(format!("checkpoint {id} is not in the store: {}", error.chain()));
+                    false
+                }
+            },
+        };
+        Ok(CheckpointResult::Stored {
+            bytes,
+            blake3,
+            in_store,
+        })
+    }
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str();
+    text.map(str::to_string)
+        .ok_or_else(|| Error::new(ErrorKind::Usage, format!("path {} is not UTF-8", path.display())))
+}

@@ -1,0 +1,233 @@
+//! The agent of a node: has the jobs and images that the service orders, and reports what it has.
+//!
+//! One thread sends heartbeats and compares what is ordered with what is there; everything that takes longer is done
+//! beside it. Everything it knows is on disk or can be seen, so that it may be killed and started again while jobs run.
+//!
+//! Fencing is not the agent's: it writes the lease down, and the supervisor of every job watches it.
+
+mod fetch;
+mod images;
+mod jobs;
+mod layout;
+mod process;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cpr_api::Client;
+use cpr_api::agent::{BadImage, CheckpointReport, Incarnation, Orders, Report};
+use cpr_api::model::NodeInfo;
+use cpr_node::{grant_lease, lease_clock};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::log;
+use layout::{Layout, Record};
+use process::Runner;
+
+pub use process::become_described;
+
+/// How long the service may keep silent before a heartbeat is sent again; shorter than any lease.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Pause after a heartbeat that failed.
+const PAUSE: Duration = Duration::from_millis(300);
+/// Heartbeats are at least so far apart, whatever the service answers.
+const SPACING: Duration = Duration::from_millis(20);
+/// The same while something is going on here, of whose end the service is to hear at once.
+const SPACING_IN_MOTION: Duration = Duration::from_millis(100);
+/// Things that are done beside the heartbeats, at most.
+const MOST_TASKS: usize = 16;
+
+/// What is going on.
+#[derive(Default)]
+struct State {
+    records: BTreeMap<Incarnation, Record>,
+    /// Incarnations being started, killed or forgotten.
+    busy: BTreeSet<Incarnation>,
+    /// Checkpoints being made.
+    making: BTreeSet<i64>,
+    /// How they went, until the service has noted it.
+    results: BTreeMap<i64, CheckpointReport>,
+    /// Images being fetched.
+    fetching: BTreeSet<i64>,
+    /// Rounds in which an image could not be had from anywhere, and when the last one was.
+    missed: BTreeMap<i64, (u32, Instant)>,
+    /// Copies found bad since the last heartbeat.
+    bad: Vec<BadImage>,
+    /// Who may fetch what.
+    tickets: BTreeMap<i64, String>,
+}
+
+/// The agent.
+pub struct Agent {
+    info: NodeInfo,
+    client: Client,
+    layout: Layout,
+    runner: Runner,
+    store: Option<std::path::PathBuf>,
+    instance: String,
+    state: Mutex<State>,
+    tasks: AtomicUsize,
+}
+
+impl Agent {
+    /// Prepares the agent; nothing happens yet.
+    pub fn new(config: &Config, client: Client) -> Result<Arc<Agent>> {
+        let layout = Layout::open(&config.node.directory)?;
+        let state = State {
+            records: layout.records()?,
+            ..State::default()
+        };
+        Ok(Arc::new(Agent {
+            info: describe(config),
+            client: client.with_silence(SILENCE),
+            runner: Runner::new(config.node.cpr.as_deref())?,
+            store: config.node.store.clone(),
+            instance: layout.instance()?,
+            layout,
+            state: Mutex::new(state),
+            tasks: AtomicUsize::new(0),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something beside the heartbeats; false where too much is going on, so that it has to be tried again.
+    fn beside(self: &Arc<Self>, task: impl FnOnce(&Arc<Agent>) + Send + 'static) -> bool {
+        if self.tasks.fetch_add(1, Ordering::SeqCst) >= MOST_TASKS {
+            self.tasks.fetch_sub(1, Ordering::SeqCst);
+            return false;
+        }
+        let agent = self.clone();
+        let spawned = std::thread::Builder::new().spawn(move || {
+            task(&agent);
+            agent.tasks.fetch_sub(1, Ordering::SeqCst);
+        });
+        if spawned.is_err() {
+            self.tasks.fetch_sub(1, Ordering::SeqCst);
+        }
+        spawned.is_ok()
+    }
+
+    /// Sends heartbeats for ever.
+    fn run(self: &Arc<Self>) -> Result<()> {
+        // Numbers of this start are above those of every start before.
+        let mut sequence = self.layout.count_start()? << 32;
+        let mut seen = String::new();
+        let mut complaint = String::new();
+        loop {
+            let began = Instant::now();
+            sequence += 1;
+            let sent = lease_clock();
+            let moves = self.tasks.load(Ordering::SeqCst) > 0;
+            // The service answers at once to whoever has seen nothing.
+            let report = self.report(sequence, if moves { "" } else { &seen });
+            let answer = self.client.post::<Orders>("/v1/agent/heartbeat", &report, None);
+            let result = answer.and_then(|orders| {
+                grant_lease(&self.layout.lease(), sent + Duration::from_millis(orders.lease_ms))?;
+                self.obey(&orders)?;
+                Ok(orders.mark)
+            });
+            match result {
+                Ok(mark) => {
+                    if !complaint.is_empty() {
+                        log("the service answers again");
+                        complaint.clear();
+                    }
+                    seen = mark;
+                    let spacing = if moves { SPACING_IN_MOTION } else { SPACING };
+                    std::thread::sleep(spacing.saturating_sub(began.elapsed()));
+                }
+                Err(error) => {
+                    let text = error.chain();
+                    if text != complaint {
+                        log(format!("heartbeat: {text}"));
+                        complaint = text;
+                    }
+                    self.state().bad.extend(report.bad_images);
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    /// What there is.
+    fn report(&self, sequence: u64, seen: &str) -> Report {
+        // Results first: an image of which a result is told is then among the images.
+        let checkpoints: Vec<CheckpointReport> = self.state().results.values().cloned().collect();
+        Report {
+            info: self.info.clone(),
+            instance: self.instance.clone(),
+            sequence,
+            jobs: self.job_reports(),
+            checkpoints,
+            images: self.layout.images().into_keys().collect(),
+            bad_images: std::mem::take(&mut self.state().bad),
+            seen: seen.to_string(),
+        }
+    }
+
+    /// Does what is ordered, or begins to.
+    fn obey(self: &Arc<Self>, orders: &Orders) -> Result<()> {
+        {
+            let mut state = self.state();
+            for id in &orders.noted {
+                state.results.remove(id);
+            }
+            state.tickets = orders
+                .images
+                .iter()
+                .map(|image| (image.id, image.ticket.clone()))
+                .collect();
+        }
+        let held = self.layout.images();
+        self.obey_jobs(orders, &held)?;
+        self.obey_images(orders, held)
+    }
+}
+
+/// What the node says of itself (GCA-ENV-3).
+fn describe(config: &Config) -> NodeInfo {
+    let uname = rustix::system::uname();
+    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let memory = rustix::system::sysinfo();
+    let bytes = memory.totalram as u64 * u64::from(memory.mem_unit);
+    let mut properties = config.node.properties.clone();
+    properties.insert("arch".into(), text(uname.machine()));
+    properties.insert("kernel".into(), text(uname.release()));
+    properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    NodeInfo {
+        name: config.node.name(),
+        address: config.node.address(),
+        slots: config.node.slots.unwrap_or(processors),
+        memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
+        has_store: config.node.store.is_some(),
+        engines: vec!["native".into()],
+        properties,
+    }
+}
+
+/// Starts the agent, and the server that other nodes fetch images from.
+pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
+    if let Some(address) = config.node.listen {
+        serve::start(parts, address, agent.clone()).await?;
+    }
+    // A thread of its own rather than of the runtime's: it never ends.
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("agent".into())
+        .spawn(move || ended.send(agent.run()))
+        .context(|| "start the agent")?;
+    parts.spawn(async {
+        end.await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the agent has come upon a defect")))
+    });
+    Ok(())
+}

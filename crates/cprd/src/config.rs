@@ -1,0 +1,308 @@
+//! The configuration file: what can be set, what it is where nothing is set, and what makes no sense.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use cpr_grid::Policy;
+use cpr_types::{Context, Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for by root.
+const DEFAULT_FILE: &str = "/etc/gridcpr/cprd.toml";
+
+/// `cprd.toml`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The service.
+    pub grid: GridConfig,
+    /// The agent of a node.
+    pub node: NodeConfig,
+}
+
+/// `[grid]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GridConfig {
+    /// What the service keeps, apart from a database elsewhere.
+    pub directory: PathBuf,
+    /// `sqlite:///PATH` or `postgres://…`; a SQLite database below `directory` where nothing is said.
+    pub database: Option<String>,
+    /// Socket for users of this machine, who are known by their credentials.
+    pub socket: PathBuf,
+    /// Addresses for everybody else, who are known by tokens.
+    pub listen: Vec<SocketAddr>,
+    /// Who has which token.
+    pub tokens: PathBuf,
+    /// Login names of operators.
+    pub operators: Vec<String>,
+    /// A node that is not heard of for so long is lost.
+    pub lease_ms: u64,
+    /// A node gives up so much earlier than the service does.
+    pub margin_ms: u64,
+    /// Nodes that are to hold each image where there is no common store.
+    pub copies: usize,
+    /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
+    pub store: Option<PathBuf>,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Name, as no other node has it; the host name where nothing is said.
+    pub name: Option<String>,
+    /// Where the service is: `http://HOST:PORT`, or `unix:/PATH`.
+    pub grid: String,
+    /// File with the token of this node.
+    pub token_file: Option<PathBuf>,
+    /// What the agent keeps: jobs and images.
+    pub directory: PathBuf,
+    /// Address at which other nodes fetch images.
+    pub listen: Option<SocketAddr>,
+    /// The same as others see it, as `HOST:PORT`; `listen` where nothing is said.
+    pub advertise: Option<String>,
+    /// A directory that all nodes share, for images.
+    pub store: Option<PathBuf>,
+    /// Jobs at once, in slots; the number of processors where nothing is said.
+    pub slots: Option<u32>,
+    /// Memory for jobs, MiB; that of the machine where nothing is said.
+    pub memory_mb: Option<u64>,
+    /// More that jobs can ask for.
+    pub properties: BTreeMap<String, String>,
+    /// The `cpr` that runs jobs; the one beside `cprd`, or else on PATH, where nothing is said.
+    pub cpr: Option<PathBuf>,
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A directory of the system for root, else of the user: below `$variable` where that is set, or else at `~/home`.
+fn base(system: &str, variable: &str, home: &str) -> PathBuf {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    if is_root() {
+        PathBuf::from(system)
+    } else if let Some(path) = absolute(variable) {
+        path.join("gridcpr")
+    } else {
+        absolute("HOME").unwrap_or_else(|| "/".into()).join(home)
+    }
+}
+
+fn state_directory() -> PathBuf {
+    base("/var/lib/cprd", "XDG_STATE_HOME", ".local/state/gridcpr")
+}
+
+impl Default for GridConfig {
+    fn default() -> Self {
+        let policy = Policy::default();
+        let configuration = base("/etc/gridcpr", "XDG_CONFIG_HOME", ".config/gridcpr");
+        GridConfig {
+            directory: state_directory().join("grid"),
+            database: None,
+            socket: base("/run/gridcpr", "XDG_RUNTIME_DIR", ".local/state/gridcpr").join("cprd.sock"),
+            listen: Vec::new(),
+            tokens: configuration.join("tokens"),
+            operators: Vec::new(),
+            lease_ms: policy.lease_ms,
+            margin_ms: policy.margin_ms,
+            copies: policy.copies,
+            store: None,
+        }
+    }
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        NodeConfig {
+            name: None,
+            grid: format!("unix:{}", GridConfig::default().socket.display()),
+            token_file: None,
+            directory: state_directory().join("node"),
+            listen: None,
+            advertise: None,
+            store: None,
+            slots: None,
+            memory_mb: None,
+            properties: BTreeMap::new(),
+            cpr: None,
+        }
+    }
+}
+
+impl GridConfig {
+    /// Address of the database.
+    pub fn database(&self) -> String {
+        let default = || format!("sqlite://{}", self.directory.join("grid.db").display());
+        self.database.clone().unwrap_or_else(default)
+    }
+
+    /// What the service goes by.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            lease_ms: self.lease_ms,
+            margin_ms: self.margin_ms,
+            copies: self.copies,
+        }
+    }
+}
+
+impl NodeConfig {
+    /// Name of the node.
+    pub fn name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(host)
+    }
+
+    /// Where others fetch images; empty where they cannot.
+    pub fn address(&self) -> String {
+        let listen = || self.listen.map(|address| address.to_string());
+        self.advertise.clone().or_else(listen).unwrap_or_default()
+    }
+}
+
+impl Config {
+    /// Reads the configuration at `path`; where there is none, root's default file where it exists, or the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Config> {
+        let path = match path {
+            Some(path) => path,
+            None if is_root() && Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
+            None => return Ok(Config::default()),
+        };
+        let text = std::fs::read_to_string(path).context(|| format!("read configuration {}", path.display()))?;
+        toml::from_str(&text).map_err(|error| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("configuration {} is not understood", path.display()),
+            )
+            .with_source(error)
+        })
+    }
+
+    /// Refuses what makes no sense.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Usage, format!("configuration: {what}")).with_hint(hint.to_string()))
+        };
+        let (grid, node) = (&self.grid, &self.node);
+        // A heartbeat takes up to half a second; jobs need time to be killed.
+        if grid.margin_ms < 500 || grid.lease_ms < grid.margin_ms.saturating_add(1500) {
+            return refuse(
+                "grid.lease_ms is too short for grid.margin_ms",
+                "margin_ms has to be 500 at least, and lease_ms longer than it by 1500 at least",
+            );
+        }
+        if grid.copies == 0 {
+            return refuse("grid.copies is 0", "1 leaves images where they were made");
+        }
+        node.grid.parse::<cpr_api::Endpoint>()?;
+        for (name, path) in [("grid.directory", &grid.directory), ("node.directory", &node.directory)] {
+            if !path.is_absolute() {
+                return refuse(&format!("{name} is not absolute"), "write a path that begins with /");
+            }
+        }
+        if node.slots == Some(0) {
+            return refuse(
+                "node.slots is 0",
+                "a node that takes no jobs is drained: `cpr drain NODE`",
+            );
+        }
+        Ok(())
+    }
+
+    /// The configuration as a file, defaults included.
+    pub fn to_text(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|error| Error::new(ErrorKind::Internal, "write the configuration").with_source(error))
+    }
+}
+
+/// Makes a directory closed to others, where it is missing.
+pub fn make_private(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .context(|| format!("make directory {}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_is_read() {
+        let config = Config::default();
+        config.check().unwrap();
+        assert_eq!(toml::from_str::<Config>(&config.to_text().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn the_guide_has_good_examples_and_every_setting() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        let mut examples = 0;
+        for block in guide.split("```toml\n").skip(1) {
+            let text = block.split("```").next().unwrap();
+            toml::from_str::<Config>(text).unwrap().check().unwrap();
+            examples += 1;
+        }
+        assert!(examples >= 2);
+        // Settings without a value are not shown, so that they get one.
+        let mut config = Config::default();
+        let path = Some(PathBuf::from("/x"));
+        config.grid.database = Some("sqlite:///x".into());
+        config.grid.store = path.clone();
+        config.node = NodeConfig {
+            name: Some("x".into()),
+            token_file: path.clone(),
+            listen: "127.0.0.1:1".parse().ok(),
+            advertise: Some("x:1".into()),
+            store: path.clone(),
+            slots: Some(1),
+            memory_mb: Some(1),
+            cpr: path,
+            ..config.node
+        };
+        let table: toml::Table = config.to_text().unwrap().parse().unwrap();
+        for (part, settings) in &table {
+            let (_, rows) = guide.split_once(&format!("| `[{part}]` |")).unwrap();
+            let rows = rows.split("\n\n").next().unwrap();
+            for name in settings.as_table().unwrap().keys() {
+                assert!(
+                    rows.contains(&format!("\n| `{name}` |")),
+                    "[{part}] {name} is not described"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let check = |text: &str| {
+            let read = toml::from_str::<Config>(text).map_err(|error| error.to_string());
+            read.and_then(|config| config.check().map_err(|error| error.chain()))
+        };
+        check("[grid]\nlease_ms = 3000\nmargin_ms = 1000").unwrap();
+        for bad in [
+            "[grid]\nlaese_ms = 3000",
+            "[grid]\nlease_ms = 3000\nmargin_ms = 3000",
+            "[grid]\nlisten = [\"nowhere\"]",
+            "[grid]\ncopies = 0",
+            "[node]\ngrid = \"ftp://x\"",
+            "[node]\ndirectory = \"here\"",
+            "[node]\nslots = 0",
+            "x",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+}

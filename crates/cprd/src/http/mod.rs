@@ -1,0 +1,115 @@
+//! The interface of the service: HTTP and JSON below `/v1`, over a UNIX socket and TCP.
+//!
+//! It finds out who calls and passes calls on; what may be done, and what it does, is decided in `cpr-grid`.
+
+mod answer;
+mod auth;
+mod events;
+mod routes;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use cpr_grid::Grid;
+use cpr_types::{Context, Error, ErrorKind, Result};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+
+use crate::config::{Config, GridConfig};
+use crate::log;
+
+/// Longest request, bytes: a job's command and environment, or a node's report of many images.
+const LONGEST_REQUEST: usize = 16 << 20;
+
+/// What handlers share.
+pub struct Service {
+    pub grid: Arc<Grid>,
+    pub config: GridConfig,
+}
+
+fn router(service: Arc<Service>) -> Router {
+    let v1 = Router::new()
+        .route("/jobs", get(routes::jobs).post(routes::submit))
+        .route("/jobs/{id}", get(routes::job))
+        .route("/jobs/{id}/cancel", post(routes::cancel))
+        .route("/jobs/{id}/suspend", post(routes::suspend))
+        .route("/jobs/{id}/recover", post(routes::recover))
+        .route("/jobs/{id}/migrate", post(routes::migrate))
+        .route("/jobs/{id}/checkpoint", post(routes::request_checkpoint))
+        .route("/checkpoints", get(routes::checkpoints))
+        .route("/checkpoints/{id}", get(routes::checkpoint))
+        .route("/nodes", get(routes::nodes))
+        .route("/nodes/{name}/drain", post(routes::drain))
+        .route("/events", get(events::events))
+        .route("/events/stream", get(events::stream))
+        .route("/agent/heartbeat", post(routes::heartbeat));
+    Router::new()
+        .nest("/v1", v1)
+        .route("/openapi.json", get(routes::openapi))
+        .route("/healthz", get(routes::healthz))
+        .route("/readyz", get(routes::readyz))
+        .route("/metrics", get(routes::metrics))
+        .fallback(routes::nothing)
+        .layer(DefaultBodyLimit::max(LONGEST_REQUEST))
+        .with_state(service)
+}
+
+/// The OpenAPI description.
+pub fn openapi_json() -> Result<String> {
+    routes::description()
+        .to_pretty_json()
+        .map_err(|error| Error::new(ErrorKind::Internal, "write the description").with_source(error))
+}
+
+/// Listens at every address of the configuration.
+pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, grid: Arc<Grid>) -> Result<()> {
+    let service = Arc::new(Service {
+        grid,
+        config: config.grid.clone(),
+    });
+    let router = router(service);
+    let socket = listen_unix(&config.grid.socket)?;
+    log(format!("listening on {}", config.grid.socket.display()));
+    let app = router.clone().into_make_service_with_connect_info::<auth::Peer>();
+    parts.spawn(async move { axum::serve(socket, app).await.context(|| "serve the UNIX socket") });
+    for address in &config.grid.listen {
+        let socket = TcpListener::bind(address)
+            .await
+            .context(|| format!("listen on {address}"))?;
+        let address = socket.local_addr().context(|| format!("listen on {address}"))?;
+        log(format!("listening on http://{address}"));
+        let app = router.clone().into_make_service_with_connect_info::<auth::Peer>();
+        parts.spawn(async move { axum::serve(socket, app).await.context(|| format!("serve {address}")) });
+    }
+    Ok(())
+}
+
+/// A socket that everybody on this machine can reach, in the place of one that a killed service has left.
+fn listen_unix(path: &Path) -> Result<UnixListener> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let what = || format!("listen on {}", path.display());
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .context(what)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::new(
+            ErrorKind::InUse,
+            format!("another cprd listens on {}", path.display()),
+        ));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(what),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).context(what)?;
+    // Who calls is known by credentials, so that everybody may.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).context(what)?;
+    Ok(listener)
+}

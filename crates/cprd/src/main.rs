@@ -1,0 +1,221 @@
+//! `cprd`: the service of a grid, the agent of a node, or both.
+//!
+//! It reads its configuration and starts what that says. Whatever it holds in memory can be had again: it may be killed
+//! at any instant.
+
+mod agent;
+mod config;
+mod http;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use cpr_api::{Client, Endpoint};
+use cpr_grid::{Clock, Db, Grid, Role};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::agent::Agent;
+use crate::config::Config;
+
+/// How often the service looks for what is due, apart from after every change.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The service of a grid, and the agents of its nodes
+#[derive(Debug, Parser)]
+#[command(name = "cprd", version, disable_help_subcommand = true)]
+struct Cli {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "GRIDCPR_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the service and the agent of this machine; needs no configuration
+    All,
+    /// Run the service
+    Grid,
+    /// Run the agent of this machine
+    Node,
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// Make a token with which somebody, or a node, reaches the service over TCP
+    Token {
+        /// Login name, or name of the node
+        name: String,
+        /// What it is good for: user, operator, admin or node
+        #[arg(long, default_value = "user", value_parser = tokens::parse_role)]
+        role: Role,
+    },
+    /// Print the OpenAPI description of the interface
+    Openapi,
+    /// Become the program that standard input describes
+    #[command(hide = true)]
+    Become,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Find out whether the configuration is good
+    Check,
+    /// Print the configuration with all defaults
+    Show,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            // Help is printed to standard output, refusals to standard error.
+            let _ = refusal.print();
+            let code = if refusal.use_stderr() {
+                ErrorKind::Usage.exit_code()
+            } else {
+                0
+            };
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cprd: error: {}", error.chain());
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    if let Verb::Become = cli.verb {
+        return Err(agent::become_described());
+    }
+    if let Verb::Openapi = cli.verb {
+        println!("{}", http::openapi_json()?);
+        return Ok(());
+    }
+    let config = Config::load(cli.config.as_deref())?;
+    match cli.verb {
+        Verb::All => serve(&config, true, true),
+        Verb::Grid => serve(&config, true, false),
+        Verb::Node => serve(&config, false, true),
+        Verb::Config {
+            verb: ConfigVerb::Check,
+        } => {
+            config.check()?;
+            println!("the configuration is good");
+            Ok(())
+        }
+        Verb::Config { verb: ConfigVerb::Show } => {
+            print!("{}", config.to_text()?);
+            Ok(())
+        }
+        Verb::Token { name, role } => {
+            println!("{}", tokens::issue(&config.grid.tokens, &name, role)?);
+            Ok(())
+        }
+        Verb::Openapi | Verb::Become => Ok(()),
+    }
+}
+
+/// Says something on standard error, where the system's journal reads it.
+fn log(text: impl AsRef<str>) {
+    let clean: String = text
+        .as_ref()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    eprintln!("cprd: {clean}");
+}
+
+fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
+    config.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context(|| "start the runtime")?;
+    runtime.block_on(async {
+        let mut end = signal(SignalKind::terminate()).context(|| "watch for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context(|| "watch for signals")?;
+        let mut parts = tokio::task::JoinSet::new();
+        if with_grid {
+            let grid = Arc::new(open_grid(config).await?);
+            http::start(&mut parts, config, grid.clone()).await?;
+            parts.spawn(keep_ticking(grid));
+        }
+        if with_node {
+            let agent = Agent::new(config, grid_client(config, with_grid)?)?;
+            agent::start(&mut parts, config, agent).await?;
+        }
+        log("ready");
+        tokio::select! {
+            _ = end.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            ended = parts.join_next() => match ended {
+                Some(Ok(result)) => result,
+                Some(Err(error)) => Err(Error::new(ErrorKind::Internal, "a part of cprd has come upon a defect").with_source(error)),
+                None => Ok(()),
+            },
+        }
+    })?;
+    // Requests that wait are dropped: everything that was acknowledged is durable.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn open_grid(config: &Config) -> Result<Grid> {
+    config::make_private(&config.grid.directory)?;
+    let db = Db::open(&config.grid.database()).await?;
+    Grid::open(db, config.grid.policy(), Clock::system()).await
+}
+
+/// Lets the grid do what is due, for ever.
+async fn keep_ticking(grid: Arc<Grid>) -> Result<()> {
+    let mut changes = grid.changes();
+    let mut complaint = String::new();
+    loop {
+        match grid.tick().await {
+            Ok(()) => complaint.clear(),
+            // Another service has the database: this one must not go on.
+            Err(error) if error.kind() == ErrorKind::Gone => return Err(error),
+            Err(error) => {
+                let text = error.chain();
+                if text != complaint {
+                    log(format!("looking after the grid: {text}"));
+                }
+                complaint = text;
+                tokio::time::sleep(TICK).await;
+            }
+        }
+        // Ends early where something has changed.
+        let _ = tokio::time::timeout(TICK, changes.changed()).await;
+    }
+}
+
+/// How the agent reaches the service.
+fn grid_client(config: &Config, own: bool) -> Result<Client> {
+    if own {
+        return Ok(Client::new(Endpoint::Unix(config.grid.socket.clone()), None));
+    }
+    let endpoint: Endpoint = config.node.grid.parse()?;
+    let token = config.node.token_file.as_deref().map(read_token).transpose()?;
+    Ok(Client::new(endpoint, token))
+}
+
+fn read_token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).context(|| format!("read token {}", path.display()))?;
+    Ok(text.trim().to_string())
+}

@@ -1,0 +1,298 @@
+//! Runs `cprd` and `cpr` for tests, in a directory of their own, and leaves nothing behind.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test program uses its own part of this module"
+)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long anything may take: machines are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+/// The lease of the tests' grids, milliseconds.
+pub const LEASE_MS: u64 = 4000;
+/// Who plays the ordinary user when the tests run as root.
+pub const NOBODY: u32 = 65534;
+
+pub fn am_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Says where it is seen that something was not tested, as the tests of `cpr` do.
+pub fn skipped(what: &str) {
+    use std::io::Write;
+    let line = format!("SKIPPED {what}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("GRIDCPR_SKIP_LOG")
+        && let Ok(mut log) = fs::File::options().create(true).append(true).open(path)
+    {
+        let _ = log.write_all(line.as_bytes());
+    }
+    assert!(std::env::var_os("GRIDCPR_NO_SKIP").is_none(), "{line}");
+}
+
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// `cpr`, built from the present sources: cargo builds only the programs of this package for its tests.
+fn cpr() -> PathBuf {
+    static BUILD: Once = Once::new();
+    let path = Path::new(env!("CARGO_BIN_EXE_cprd")).with_file_name("cpr");
+    BUILD.call_once(|| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["build", "--quiet", "-p", "cpr-cli", "--bin", "cpr"]);
+        if path.parent().is_some_and(|directory| directory.ends_with("release")) {
+            command.arg("--release");
+        }
+        assert!(command.status().unwrap().success(), "cpr cannot be built");
+    });
+    path
+}
+
+/// A program that counts, a line for each number, and ends with code 0 when it comes to `last`.
+pub fn counter(last: u32) -> [String; 3] {
+    let script = format!("i=0; while [ $i -lt {last} ]; do i=$((i+1)); echo $i; sleep 0.05; done");
+    ["sh".into(), "-c".into(), script]
+}
+
+/// What such a program has written when it is done.
+pub fn counted(last: u32) -> String {
+    (1..=last).map(|number| format!("{number}\n")).collect()
+}
+
+/// A directory with daemons in it.
+pub struct Site {
+    pub directory: tempfile::TempDir,
+    daemons: Vec<(String, Child)>,
+}
+
+impl Site {
+    pub fn new() -> Site {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // The build may lie where only root can reach it.
+        for program in [cpr(), env!("CARGO_BIN_EXE_cprd").into()] {
+            let reachable = directory.path().join(program.file_name().unwrap());
+            if fs::hard_link(&program, &reachable).is_err() {
+                fs::copy(&program, &reachable).unwrap();
+            }
+        }
+        let site = Site {
+            directory,
+            daemons: Vec::new(),
+        };
+        let work = site.path("work");
+        fs::create_dir(&work).unwrap();
+        if am_root() {
+            chown(&work, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        site
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes a configuration file of this name, in which `DIR` is our directory.
+    pub fn configure(&self, name: &str, text: &str) {
+        let text = text.replace("DIR", self.directory.path().to_str().unwrap());
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// `all` on this machine.
+    pub fn configure_all(&self, more: &str) {
+        self.configure(
+            "all.toml",
+            &format!(
+                "[grid]\ndirectory = 'DIR/grid'\nsocket = 'DIR/cprd.sock'\ntokens = 'DIR/tokens'\n\
+                 lease_ms = {LEASE_MS}\nmargin_ms = 1500\n{more}\n\
+                 [node]\nname = 'n1'\ndirectory = 'DIR/node'\nslots = 4\n"
+            ),
+        );
+    }
+
+    pub fn cprd(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path("cprd"));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a daemon with the configuration `NAME.toml`, and waits until it is ready.
+    pub fn start(&mut self, name: &str, verb: &str) {
+        let config = self.path(&format!("{name}.toml"));
+        let command = self.cprd(&["--config", config.to_str().unwrap(), verb]);
+        self.start_command(name, command);
+    }
+
+    pub fn start_command(&mut self, name: &str, mut command: Command) {
+        let log_path = self.path(&format!("{name}.log"));
+        let log = fs::File::options().create(true).append(true).open(&log_path).unwrap();
+        let before = log.metadata().unwrap().len() as usize;
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        self.daemons.push((name.to_string(), child));
+        wait_until(&format!("{name} is ready"), || {
+            fs::read_to_string(&log_path).unwrap()[before..].contains("ready")
+        });
+    }
+
+    /// Kills a daemon at once.
+    pub fn kill(&mut self, name: &str) {
+        let at = self.daemons.iter().position(|(known, _)| known == name).unwrap();
+        let (_, mut child) = self.daemons.remove(at);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// `cpr` of the user whose jobs they are.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = if am_root() {
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+                .arg(self.path("cpr"));
+            command
+        } else {
+            Command::new(self.path("cpr"))
+        };
+        command
+            .args(arguments)
+            .current_dir(self.path("work"))
+            .env("GRIDCPR_GRID", format!("unix:{}", self.path("cprd.sock").display()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn cpr(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed.
+    #[track_caller]
+    pub fn text(&self, arguments: &[&str]) -> String {
+        let output = self.cpr(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.told()
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.text(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// Submits a job whose output is in `work/NAME`; gives its number.
+    #[track_caller]
+    pub fn submit<S: AsRef<str>>(&self, name: &str, options: &[&str], command: &[S]) -> String {
+        let mut arguments = vec!["submit", "-o", name];
+        arguments.extend(options);
+        arguments.push("--");
+        arguments.extend(command.iter().map(AsRef::as_ref));
+        self.text(&arguments).trim().to_string()
+    }
+
+    /// What a job has printed.
+    pub fn output(&self, name: &str) -> String {
+        fs::read_to_string(self.path("work").join(name)).unwrap_or_default()
+    }
+
+    /// A job as the service has it.
+    #[track_caller]
+    pub fn job(&self, id: &str) -> Value {
+        self.json(&["jobs", id])["jobs"][0].clone()
+    }
+
+    #[track_caller]
+    pub fn wait_for_state(&self, id: &str, state: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let job = self.job(id);
+            if job["state"] == state {
+                return job;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "job {id} is not {state}: {job}{}",
+                self.told()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until a counter has come to `number`.
+    #[track_caller]
+    pub fn wait_for_count(&self, name: &str, number: u32) {
+        let line = format!("{number}\n");
+        wait_until(&format!("{name} comes to {number}"), || {
+            let text = self.output(name);
+            text == line || text.ends_with(&format!("\n{line}")) || text.contains(&format!("\n{line}"))
+        });
+    }
+
+    /// What the daemons have said, for a test that fails.
+    pub fn told(&self) -> String {
+        let logs = fs::read_dir(self.directory.path()).unwrap().flatten();
+        let logs = logs
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "log"));
+        logs.map(|path| format!("\n--- {}\n{}", path.display(), fs::read_to_string(&path).unwrap()))
+            .collect()
+    }
+
+    /// Processes that belong to jobs of this site.
+    pub fn job_processes(&self) -> Vec<i32> {
+        let mark = format!("GRIDCPR_STATE_DIR={}/", self.directory.path().display());
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable.starts_with(mark.as_bytes()))
+        })
+        .collect()
+    }
+
+    pub fn kill_jobs(&self) {
+        wait_until("jobs are gone", || {
+            let pids = self.job_processes();
+            for pid in &pids {
+                if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+            pids.is_empty()
+        });
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.daemons {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.told());
+        }
+        self.kill_jobs();
+    }
+}
