@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub mod lab;
+
 /// How long anything may take: machines are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The lease of the tests' grids, milliseconds.

@@ -1,0 +1,171 @@
+//! A grid of hosts that are cut off, crash, come back and lose images, while jobs have to come to the right end.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use support::lab::Lab;
+use support::*;
+
+/// A lab, where we may make one.
+fn lab(nodes: usize, grid: &str) -> Option<Lab> {
+    if !am_root() {
+        skipped("hosts that are namespaces: only root can make them");
+        return None;
+    }
+    Some(Lab::new(nodes, grid))
+}
+
+/// The node that has a job.
+fn node_of(lab: &Lab, id: &str) -> String {
+    let job = lab.site.wait_for_state(id, "running");
+    job["node"].as_str().unwrap().to_string()
+}
+
+// GFD93-EH-1, GFD93-EH-3, GFD93-EH-5, GFD93-WF-4.2, GFD93-WF-4.6, GFD93-CT-11
+#[test]
+fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
+    let Some(mut lab) = lab(3, "") else { return };
+    let id = lab.site.submit("out", &[], &counter(300));
+    let job = format!("@{id}");
+    let node = node_of(&lab, &id);
+    lab.site.wait_for_count("out", 20);
+    let made = lab.site.json(&["checkpoint", &job]);
+    assert_eq!(made["state"], "complete");
+    let holders = made["locations"].as_array().unwrap().len();
+    assert_eq!(holders, 2, "a complete checkpoint outlives its node: {made}");
+
+    lab.crash(&node);
+    let crashed = Instant::now();
+    assert!(lab.site.job_processes().is_empty(), "all of the host is gone");
+    wait_until("it runs elsewhere", || {
+        lab.others(&node).iter().any(|other| lab.counts_on(other))
+    });
+    let took = crashed.elapsed();
+    assert!(took < Duration::from_millis(LEASE_MS + 2000), "{took:?}");
+    assert_eq!(lab.node_state(&node), "lost");
+
+    lab.start(&node);
+    wait_until("the node is back", || lab.node_state(&node) == "ready");
+    assert!(lab.site.cpr(&["wait", &job]).status.success(), "{}", lab.site.told());
+    assert_eq!(lab.site.output("out"), counted(300));
+    let ended = lab.site.job(&id);
+    assert_eq!(ended["incarnation"], 2);
+    assert_eq!(ended["from"], made["id"]);
+    // What it had of the job is removed, and so are all images once the job is done.
+    for name in ["n1", "n2", "n3"] {
+        let user = lab.site.path(&format!("{name}/users/{NOBODY}"));
+        let count = |what: &str| fs::read_dir(user.join(what)).map_or(0, Iterator::count);
+        wait_until("nothing is left on the nodes", || {
+            count("state/jobs") + count("images") == 0
+        });
+    }
+}
+
+// GFD93-EH-6, GFD93-JM-5
+#[test]
+fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
+    let Some(lab) = lab(2, "") else { return };
+    let id = lab.site.submit("out", &[], &counter(300));
+    let job = format!("@{id}");
+    let node = node_of(&lab, &id);
+    let other = lab.others(&node).remove(0);
+    lab.site.wait_for_count("out", 20);
+    lab.site.text(&["checkpoint", &job]);
+    lab.cut(&node);
+    assert!(lab.counts_on(&node), "it knows nothing of it yet");
+    let mut ended = None;
+    let mut both = false;
+    let mut elsewhere = false;
+    wait_until("it runs elsewhere", || {
+        // In this order: had it moved between the two looks, that would not be seen as running twice.
+        let (here, there) = (lab.counts_on(&node), lab.counts_on(&other));
+        both |= here && there;
+        elsewhere |= there;
+        if !here {
+            ended.get_or_insert_with(Instant::now);
+        }
+        there
+    });
+    assert!(elsewhere && !both, "it ran twice");
+    let pause = ended.unwrap().elapsed();
+    assert!(pause > Duration::from_millis(500), "they kept a distance: {pause:?}");
+    lab.rejoin(&node);
+    wait_until("the node is back", || {
+        assert!(!lab.counts_on(&node), "what it had is not started again");
+        lab.node_state(&node) == "ready"
+    });
+    assert!(lab.site.cpr(&["wait", &job]).status.success(), "{}", lab.site.told());
+    assert_eq!(lab.site.output("out"), counted(300));
+    assert_eq!(lab.site.job(&id)["incarnation"], 2);
+}
+
+// GFD93-SCOPE-3, GCA-UC-5.2.2, GCA-GCS-5
+#[test]
+fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
+    let Some(lab) = lab(3, "operators = ['nobody']") else {
+        return;
+    };
+    let id = lab.site.submit("out", &[], &counter(400));
+    let job = format!("@{id}");
+    let first = node_of(&lab, &id);
+    let second = lab.others(&first).remove(0);
+    lab.site.wait_for_count("out", 10);
+    let moved = lab.site.json(&["migrate", &job, &second]);
+    assert_eq!(moved["node"], second.as_str());
+    assert!(!lab.counts_on(&first));
+    assert_eq!(lab.site.cpr(&["migrate", &job, "n9"]).status.code(), Some(66));
+    lab.site.text(&["drain", &second]);
+    wait_until("the node is empty", || {
+        !lab.counts_on(&second) && lab.site.job(&id)["incarnation"] == 3
+    });
+    assert_ne!(node_of(&lab, &id), second);
+    assert_eq!(lab.node_state(&second), "draining");
+    let held_back = lab.site.submit("held", &["--node", &second], &["true"]);
+    let waits = || {
+        lab.site.job(&held_back)["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("waits for a node"))
+    };
+    wait_until("it is said why a job waits", waits);
+    lab.site.text(&["drain", "--undo", &second]);
+    lab.site.wait_for_state(&held_back, "finished");
+    assert!(lab.site.cpr(&["wait", &job]).status.success());
+    assert_eq!(lab.site.output("out"), counted(400));
+}
+
+// GFD93-SM-9, GFD93-SM-12
+#[test]
+fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
+    let Some(mut lab) = lab(2, "") else { return };
+    let id = lab.site.submit("out", &[], &counter(200));
+    let job = format!("@{id}");
+    lab.site.wait_for_state(&id, "running");
+    lab.site.wait_for_count("out", 10);
+    let older = lab.site.json(&["checkpoint", &job]);
+    lab.site.wait_for_count("out", 40);
+    let newest = lab.site.json(&["checkpoint", &job]);
+    let mut damaged = 0;
+    for name in ["n1", "n2"] {
+        let path = lab
+            .site
+            .path(&format!("{name}/users/{NOBODY}/images/{}.cpr", newest["id"]));
+        if let Ok(mut bytes) = fs::read(&path) {
+            let middle = bytes.len() / 2;
+            bytes[middle..].iter_mut().take(4096).for_each(|byte| *byte ^= 0x55);
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 2);
+    let node = node_of(&lab, &id);
+    lab.crash(&node);
+    assert!(lab.site.cpr(&["wait", &job]).status.success(), "{}", lab.site.told());
+    assert_eq!(lab.site.output("out"), counted(200));
+    assert_eq!(lab.site.job(&id)["from"], older["id"]);
+    let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.lost"]);
+    assert!(events.contains(&format!("checkpoint {}", newest["id"])), "{events}");
+}

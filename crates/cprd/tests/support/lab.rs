@@ -1,0 +1,208 @@
+//! Several hosts on this machine: each has a network, a PID and a mount namespace of its own, so that it can be cut off
+//! and crash as a whole. They share the file system.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use super::{LEASE_MS, Site, wait_until};
+
+/// Port of the service.
+const SERVICE_PORT: u16 = 7700;
+/// Port of the agents.
+const AGENT_PORT: u16 = 7701;
+
+/// A host. When it is dropped, everything that runs on it dies.
+struct Host {
+    unshare: Child,
+    init: String,
+}
+
+impl Host {
+    fn new() -> Host {
+        // The shell is the first process: it reaps, and with it all others end.
+        let unshare = Command::new("unshare")
+            .args([
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child=KILL",
+                "--mount",
+                "--mount-proc",
+            ])
+            .args(["sh", "-c", "ip link set lo up; while :; do sleep 1; done"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let path = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let mut init = String::new();
+        wait_until("a host is up", || {
+            init = fs::read_to_string(&path).unwrap_or_default().trim().to_string();
+            !init.is_empty() && fs::read(format!("/proc/{init}/comm")).is_ok_and(|name| name == b"sh\n")
+        });
+        Host { unshare, init }
+    }
+
+    /// A command on it.
+    fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.init, "--net", "--pid", "--mount", "--"]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `ip` in its network, with our view of processes.
+    #[track_caller]
+    fn ip(&self, arguments: &str) {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &self.init, "--net", "--", "ip"])
+            .args(arguments.split_whitespace());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "ip {arguments}: {output:?}");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+        // Until the kernel has killed all of them.
+        wait_until("a host is down", || {
+            !fs::exists(format!("/proc/{}", self.init)).unwrap_or(true)
+        });
+    }
+}
+
+/// A grid: a host with the service, and hosts `n1`, `n2`… with agents.
+pub struct Lab {
+    pub site: Site,
+    service: Host,
+    nodes: Vec<Option<Host>>,
+}
+
+impl Lab {
+    /// Starts it with so many nodes; `grid` is more configuration of the service.
+    pub fn new(nodes: usize, grid: &str) -> Lab {
+        let site = Site::new();
+        let service = Host::new();
+        service.ip("link add br0 type bridge");
+        service.ip("addr add 10.98.0.254/24 dev br0");
+        service.ip("link set br0 up");
+        site.configure(
+            "grid.toml",
+            &format!(
+                "[grid]\ndirectory = 'DIR/grid'\nsocket = 'DIR/cprd.sock'\ntokens = 'DIR/tokens'\n\
+                 listen = ['10.98.0.254:{SERVICE_PORT}']\nlease_ms = {LEASE_MS}\nmargin_ms = 1500\n{grid}\n"
+            ),
+        );
+        let mut lab = Lab {
+            site,
+            service,
+            nodes: (0..nodes).map(|_| None).collect(),
+        };
+        lab.start_service();
+        for number in 1..=nodes {
+            let name = format!("n{number}");
+            let config = lab.site.path("grid.toml");
+            let issued = lab
+                .site
+                .cprd(&["--config", config.to_str().unwrap(), "token", &name, "--role", "node"])
+                .output()
+                .unwrap();
+            assert!(issued.status.success(), "{issued:?}");
+            fs::write(lab.site.path(&format!("{name}.token")), issued.stdout).unwrap();
+            lab.site.configure(
+                &format!("{name}.toml"),
+                &format!(
+                    "[node]\nname = '{name}'\ngrid = 'http://10.98.0.254:{SERVICE_PORT}'\n\
+                     token_file = 'DIR/{name}.token'\ndirectory = 'DIR/{name}'\n\
+                     listen = '10.98.0.{number}:{AGENT_PORT}'\nslots = 4\n"
+                ),
+            );
+            lab.start(&name);
+        }
+        wait_until("all nodes are there", || {
+            let listed = lab.site.json(&["nodes"]);
+            listed["nodes"].as_array().unwrap().len() == nodes
+        });
+        lab
+    }
+
+    /// Starts the service.
+    pub fn start_service(&mut self) {
+        let mut command = self.service.command();
+        let config = self.site.path("grid.toml");
+        command
+            .arg(self.site.path("cprd"))
+            .args(["--config", config.to_str().unwrap(), "grid"]);
+        self.site.start_command("grid", command);
+    }
+
+    fn number(name: &str) -> usize {
+        name.trim_start_matches('n').parse().unwrap()
+    }
+
+    /// Starts a node's host, and its agent.
+    pub fn start(&mut self, name: &str) {
+        let number = Lab::number(name);
+        let host = Host::new();
+        let peer = format!("link add v{number} type veth peer name eth0 netns {}", host.init);
+        self.service.ip(&peer);
+        self.service.ip(&format!("link set v{number} master br0"));
+        self.service.ip(&format!("link set v{number} up"));
+        host.ip(&format!("addr add 10.98.0.{number}/24 dev eth0"));
+        host.ip("link set eth0 up");
+        let mut command = host.command();
+        let config = self.site.path(&format!("{name}.toml"));
+        command
+            .arg(self.site.path("cprd"))
+            .args(["--config", config.to_str().unwrap(), "node"]);
+        self.nodes[number - 1] = Some(host);
+        self.site.start_command(name, command);
+    }
+
+    /// Everything on the host ends at once, and its network is gone.
+    pub fn crash(&mut self, name: &str) {
+        drop(self.nodes[Lab::number(name) - 1].take());
+        self.site.kill(name);
+    }
+
+    /// Nothing reaches the host or comes from it any more.
+    pub fn cut(&self, name: &str) {
+        self.service.ip(&format!("link set v{} down", Lab::number(name)));
+    }
+
+    /// The opposite.
+    pub fn rejoin(&self, name: &str) {
+        self.service.ip(&format!("link set v{} up", Lab::number(name)));
+    }
+
+    /// State of a node.
+    pub fn node_state(&self, name: &str) -> String {
+        let nodes = self.site.json(&["nodes"]);
+        let mut nodes = nodes["nodes"].as_array().unwrap().iter();
+        let node = nodes.find(|node| node["info"]["name"] == name).unwrap();
+        node["state"].as_str().unwrap().to_string()
+    }
+
+    /// Whether a program that counts runs on a node: not the processes that look after it.
+    pub fn counts_on(&self, name: &str) -> bool {
+        let Some(host) = &self.nodes[Lab::number(name) - 1] else {
+            return false;
+        };
+        // A job has a PID namespace of its own, and the network of its host.
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let there = network(&host.init);
+        let is_job = |pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.starts_with(b"sh\0-c\0i=0") && network(&pid.to_string()) == there
+        };
+        self.site.job_processes().into_iter().any(is_job)
+    }
+
+    /// The other nodes' names.
+    pub fn others(&self, name: &str) -> Vec<String> {
+        let all = (1..=self.nodes.len()).map(|number| format!("n{number}"));
+        all.filter(|other| other != name).collect()
+    }
+}
