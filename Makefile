@@ -30,11 +30,15 @@ setup: ## Install what the tests need (Debian packages; quick when all is there)
 build: ## Build everything for use, into target/release
 	$(CARGO) build --release --workspace
 
-install: build ## Install commands, library, header and man pages below PREFIX
+install: build ## Install commands, library, header, man pages and systemd units below PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man3
 	install -m 755 target/release/cpr $(DESTDIR)$(PREFIX)/bin/cpr
 	install -m 755 target/release/cprd $(DESTDIR)$(PREFIX)/bin/cprd
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in cprd cprd-grid cprd-node; do \
+		sed -e 's|@PREFIX@|$(PREFIX)|' crates/cprd/systemd/$$unit.service.in \
+			>$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service || exit 1; done
 	install -m 755 target/release/libgridcpr.so $(DESTDIR)$(LIBDIR)/libgridcpr.so.$(VERSION)
 	ln -sf libgridcpr.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libgridcpr.so.0
 	ln -sf libgridcpr.so.0 $(DESTDIR)$(LIBDIR)/libgridcpr.so
@@ -46,7 +50,7 @@ install: build ## Install commands, library, header and man pages below PREFIX
 	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 crates/gridcpr/gridcpr.3 crates/gridcpr/gridcpr_app.3 $(DESTDIR)$(PREFIX)/share/man/man3
 
-demo: build ## Watch a simulation survive a crash (two minutes)
+demo: build ## Watch a simulation survive a crash, alone and in a grid (two minutes)
 	@scripts/demo target/release/cpr
 
 # The summary of the tests is cargo's or nextest's own. What was skipped is listed after it.

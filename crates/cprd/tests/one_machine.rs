@@ -89,7 +89,7 @@ fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_cho
     );
 }
 
-// GFD93-SM-4, GCA-GCS-10, GCA-UC-5.3.2
+// GFD93-SM-4
 #[test]
 fn killed_daemons_cost_nothing_while_the_lease_lasts() {
     let mut site = site();
@@ -197,7 +197,6 @@ fn raw(address: &str, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-// GFD93-AUTH-2, GFD93-INT-JMauth
 #[test]
 fn the_network_is_served_with_a_token_only_and_nothing_that_comes_from_it_does_harm() {
     let mut site = Site::new();
@@ -349,4 +348,144 @@ fn subscribers_hear_of_everything_that_happens_to_a_job() {
             .filter(|c| c["state"] == "freed")
             .count()
     );
+}
+
+// GFD93-INT-JMauth
+#[test]
+fn a_stranger_neither_sees_nor_changes_a_job_and_cannot_read_its_images() {
+    if !am_root() {
+        return skipped("two users: only root can be both");
+    }
+    let site = site();
+    let id = site.submit("out", &[], &counter(10_000));
+    let job = format!("@{id}");
+    site.wait_for_state(&id, "running");
+    let made = site.json(&["checkpoint", &job]);
+    let stranger = |arguments: &[&str]| site.command_as(65533, arguments).output().unwrap();
+    let all: [&[&str]; 7] = [
+        &["jobs", &id],
+        &["cancel", &id],
+        &["recover", &id],
+        &["checkpoint", &job],
+        &["suspend", &job],
+        &["migrate", &job, "n1"],
+        &["wait", &job],
+    ];
+    for arguments in all {
+        let output = stranger(arguments);
+        assert_eq!(output.status.code(), Some(66), "{arguments:?}: {output:?}");
+        let other = |word: &&str| match word.trim_start_matches('@') == id {
+            true => word.replace(&id, "4711"),
+            false => word.to_string(),
+        };
+        let words: Vec<String> = arguments.iter().map(other).collect();
+        let unknown = stranger(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).replace("4711", &id);
+        assert_eq!(told(&output), told(&unknown), "whether it exists is not told");
+    }
+    for list in [["jobs", "-a"], ["checkpoints", "-a"]] {
+        let output = stranger(&[list[0], list[1], "--json"]);
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value[list[0]].as_array().unwrap().len(), 0, "{value}");
+    }
+    let events = String::from_utf8(stranger(&["events"]).stdout).unwrap();
+    assert!(events.contains("node.ready") && !events.contains("job"), "{events}");
+    assert_eq!(stranger(&["drain", "n1"]).status.code(), Some(77));
+    let image = site.path(&format!("node/users/{NOBODY}/images/{}.cpr", made["id"]));
+    assert!(image.exists());
+    let read = std::process::Command::new("setpriv")
+        .args(["--reuid=65533", "--regid=65533", "--clear-groups", "--", "cat"])
+        .args([&image, &site.path("grid/grid.db")])
+        .output()
+        .unwrap();
+    assert!(!read.status.success() && read.stdout.is_empty());
+    assert_eq!(site.job(&id)["state"], "running");
+    let root = site.command_as(0, &["cancel", &id]).output().unwrap();
+    assert!(root.status.success(), "an administrator may: {root:?}");
+    site.wait_for_state(&id, "cancelled");
+    let log = fs::read_to_string(site.path("all.log")).unwrap();
+    for line in [
+        format!("audit: 65533 POST /v1/jobs/{id}/cancel: 404"),
+        "audit: 65533 POST /v1/nodes/n1/drain: 403".to_string(),
+        format!("audit: root POST /v1/jobs/{id}/cancel: 200"),
+    ] {
+        assert!(log.contains(&line), "{line}: {log}");
+    }
+}
+
+#[test]
+fn jobs_start_by_priority_after_those_they_need_and_end_at_their_time_limit() {
+    let site = site();
+    let gate = site.submit(
+        "gate",
+        &["--slots", "4"],
+        &["sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"],
+    );
+    site.wait_for_state(&gate, "running");
+    let says = |word: &str| ["sh".to_string(), "-c".into(), format!("echo {word} >>order")];
+    let low = site.submit("low", &["--slots", "4"], &says("low"));
+    let high = site.submit("high", &["--slots", "4", "--priority", "5"], &says("high"));
+    let after = site.submit("after", &["--after", &high, "--priority", "9"], &says("after"));
+    assert!(site.job(&low)["reason"].as_str().is_none_or(|why| why.contains("full")));
+    let doomed = site.submit("doomed", &["--slots", "4", "--priority", "-5"], &says("doomed"));
+    let widow = site.submit("widow", &["--after", &doomed], &says("widow"));
+    site.text(&["cancel", &doomed]);
+    let widow = site.wait_for_state(&widow, "failed");
+    assert!(widow["reason"].as_str().unwrap().contains("cancelled"), "{widow}");
+    let too_big = site.submit("big", &["--slots", "5"], &says("big"));
+    wait_until("it is said why it waits", || {
+        site.job(&too_big)["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("too small"))
+    });
+    site.text(&["cancel", &too_big]);
+    fs::write(site.path("work/go"), "").unwrap();
+    for id in [&low, &after] {
+        site.wait_for_state(id, "finished");
+    }
+    assert_eq!(site.output("order"), "high\nafter\nlow\n");
+    let endless = site.submit("endless", &["--time-limit", "1s"], &counter(10_000));
+    let ended = site.wait_for_state(&endless, "failed");
+    assert_eq!(ended["reason"], "its time limit passed");
+    assert!(site.job_processes().is_empty());
+    // The same word submits the same job.
+    let again = ["--key", "one"];
+    let first = site.submit("key", &again, &["true"]);
+    assert_eq!(site.submit("key", &again, &["true"]), first);
+    assert_eq!(
+        site.cpr(&["submit", "--key", "one", "--", "false"]).status.code(),
+        Some(64)
+    );
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    if std::process::Command::new("systemd-analyze")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        return skipped("systemd units: there is no systemd-analyze");
+    }
+    let site = Site::new();
+    fs::create_dir(site.path("bin")).unwrap();
+    fs::copy(site.path("cprd"), site.path("bin/cprd")).unwrap();
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    for entry in fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let target = site.path(path.file_stem().unwrap().to_str().unwrap());
+        fs::write(
+            &target,
+            text.replace("@PREFIX@", site.path("").to_str().unwrap().trim_end_matches('/')),
+        )
+        .unwrap();
+        let verified = std::process::Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(&target)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && !told.contains(".service:"), "{told}");
+    }
 }

@@ -25,7 +25,7 @@ fn node_of(lab: &Lab, id: &str) -> String {
     job["node"].as_str().unwrap().to_string()
 }
 
-// GFD93-EH-1, GFD93-EH-3, GFD93-EH-5, GFD93-WF-4.2, GFD93-WF-4.6, GFD93-CT-11
+// GFD93-JM-4, GFD93-EH-3, GFD93-EH-5, LBNL-1.2.4.2.d
 #[test]
 fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
     let Some(mut lab) = lab(3, "") else { return };
@@ -65,7 +65,7 @@ fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
     }
 }
 
-// GFD93-EH-6, GFD93-JM-5
+// The fence.
 #[test]
 fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
     let Some(lab) = lab(2, "") else { return };
@@ -103,7 +103,7 @@ fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
     assert_eq!(lab.site.job(&id)["incarnation"], 2);
 }
 
-// GFD93-SCOPE-3, GCA-UC-5.2.2, GCA-GCS-5
+// LBNL-1.2.4.1.e, GFD93-SCOPE-3
 #[test]
 fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
     let Some(lab) = lab(3, "operators = ['nobody']") else {
@@ -137,7 +137,7 @@ fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
     assert_eq!(lab.site.output("out"), counted(400));
 }
 
-// GFD93-SM-9, GFD93-SM-12
+// GFD93-SM-12
 #[test]
 fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
     let Some(mut lab) = lab(2, "") else { return };
@@ -146,6 +146,16 @@ fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
     lab.site.wait_for_state(&id, "running");
     lab.site.wait_for_count("out", 10);
     let older = lab.site.json(&["checkpoint", &job]);
+    let copy = |name: &str, id: &serde_json::Value| lab.site.path(&format!("{name}/users/{NOBODY}/images/{id}.cpr"));
+    // A copy that is lost is noticed, and made again.
+    fs::remove_file(copy("n1", &older["id"])).unwrap();
+    wait_until("the loss is noticed", || {
+        let events = lab
+            .site
+            .text(&["events", "--job", &id, "--kind", "checkpoint.copy-lost"]);
+        events.contains(&format!("checkpoint {}", older["id"]))
+    });
+    wait_until("there is another copy", || copy("n1", &older["id"]).exists());
     lab.site.wait_for_count("out", 40);
     let newest = lab.site.json(&["checkpoint", &job]);
     let mut damaged = 0;

@@ -117,6 +117,11 @@ impl Grid {
         if before.state != job.state {
             let node = job.node.as_deref().or(before.node.as_deref());
             let reason = job.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            let place = job
+                .node
+                .as_deref()
+                .map(|node| format!(" on {node}"))
+                .unwrap_or_default();
             let about = About { job: Some(job), node };
             let kind = format!("job.{}", job.state.name());
             write
@@ -124,7 +129,7 @@ impl Grid {
                     now,
                     &kind,
                     about,
-                    format!("job {} is {}{reason}", job.id, job.state.name()),
+                    format!("job {} is {}{place}{reason}", job.id, job.state.name()),
                 )
                 .await?;
         }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
 use cpr_api::model::Owner;
 use cpr_grid::{Caller, Role};
@@ -14,7 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::Service;
 use super::answer::Failure;
-use crate::tokens;
+use crate::{log, tokens};
 
 /// The other side of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -106,15 +109,39 @@ fn identify(service: &Service, peer: Peer, parts: &Parts) -> Result<Caller> {
     Ok(Caller { name, user, role })
 }
 
-/// The caller, as an argument of handlers.
+/// Finds out who calls before anything else is done, and writes down what they changed or were refused: the audit log.
+pub async fn identified(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<ConnectInfo<Peer>>();
+    let peer = peer.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer);
+    // The path is the one below `/v1`, where this layer is.
+    let what = format!("{} /v1{}", parts.method, parts.uri.path());
+    // Heartbeats change what nodes themselves are known to have, several times a second.
+    let changes = parts.method != Method::GET && !parts.uri.path().ends_with("/agent/heartbeat");
+    let (name, response) = match identify(&service, peer, &parts) {
+        Ok(caller) => {
+            let name = caller.name.clone();
+            parts.extensions.insert(caller);
+            (name, next.run(Request::from_parts(parts, body)).await)
+        }
+        Err(error) => ("somebody".to_string(), Failure(error).into_response()),
+    };
+    if changes || response.status() == StatusCode::FORBIDDEN {
+        log(format!("audit: {name} {what}: {}", response.status().as_u16()));
+    }
+    response
+}
+
+/// The caller, as an argument of handlers below [`identified`].
 pub struct Identified(pub Caller);
 
-impl FromRequestParts<Arc<Service>> for Identified {
+impl<S: Sync> FromRequestParts<S> for Identified {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Failure> {
-        let peer = ConnectInfo::<Peer>::from_request_parts(parts, service).await;
-        let peer = peer.map_or(Peer::Unknown, |ConnectInfo(peer)| peer);
-        identify(service, peer, parts).map(Identified).map_err(Failure)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let caller = parts.extensions.get::<Caller>().cloned();
+        caller
+            .map(Identified)
+            .ok_or_else(|| Failure(Error::new(ErrorKind::Internal, "nobody found out who calls")))
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use cpr_grid::Grid;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -45,7 +46,8 @@ fn router(service: Arc<Service>) -> Router {
         .route("/nodes/{name}/drain", post(routes::drain))
         .route("/events", get(events::events))
         .route("/events/stream", get(events::stream))
-        .route("/agent/heartbeat", post(routes::heartbeat));
+        .route("/agent/heartbeat", post(routes::heartbeat))
+        .layer(from_fn_with_state(service.clone(), auth::identified));
     Router::new()
         .nest("/v1", v1)
         .route("/openapi.json", get(routes::openapi))

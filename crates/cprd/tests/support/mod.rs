@@ -161,10 +161,16 @@ impl Site {
 
     /// `cpr` of the user whose jobs they are.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_as(NOBODY, arguments)
+    }
+
+    /// `cpr` of another user, where we can be one.
+    pub fn command_as(&self, uid: u32, arguments: &[&str]) -> Command {
         let mut command = if am_root() {
             let mut command = Command::new("setpriv");
             command
-                .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+                .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+                .args(["--clear-groups", "--"])
                 .arg(self.path("cpr"));
             command
         } else {
