@@ -91,6 +91,93 @@ static void openings(void) {
     }
 }
 
+/* Processes and threads come and go in every way there is; none may be lost, and each ends as it should. */
+static void *returns(void *number) { return (void *)((long)number * 3); }
+static pid_t born_by_vfork(int code) {
+    pid_t child = vfork();
+    if (child == 0) _exit(code);
+    return child;
+}
+static pid_t born_by_spawn(int code) {
+    static const char *const codes[] = {"exit 0", "exit 1", "exit 2", "exit 3", "exit 4", "exit 5", "exit 6", "exit 7"};
+    pid_t child = vfork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", codes[code], NULL);
+        _exit(101);
+    }
+    return child;
+}
+static pid_t born_by_clone(int code) {
+    pid_t child = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, 0);
+    if (child == 0) _exit(code);
+    return child;
+}
+static pid_t born_by_fork(int code) {
+    pid_t child = fork();
+    if (child == 0) {
+        pid_t grandchild = fork();
+        if (grandchild == 0) _exit(code);
+        int status;
+        _exit(waitpid(grandchild, &status, 0) == grandchild ? WEXITSTATUS(status) : 102);
+    }
+    return child;
+}
+static void *bears(void *unused) {
+    static pid_t (*const ways[])(int) = {born_by_fork, born_by_vfork, born_by_spawn, born_by_clone};
+    for (int round = 0; round % 64 || !over(); round++) {
+        int status;
+        pid_t child = ways[round % 4](round % 8);
+        CHECK(child > 0);
+        CHECK(waitpid(child, &status, 0) == child);
+        SAME(status, round % 8 << 8);
+    }
+    return unused;
+}
+static void creation(void) {
+    pthread_t bearer;
+    CHECK(pthread_create(&bearer, NULL, bears, NULL) == 0);
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (long round = 0; round % 64 || !over(); round++) {
+        pthread_t threads[4];
+        for (long i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, returns, (void *)(round + i)) == 0);
+        for (long i = 0; i < 4; i++) {
+            void *result;
+            CHECK(pthread_join(threads[i], &result) == 0);
+            SAME((long)result, (round + i) * 3);
+        }
+    }
+    CHECK(pthread_join(bearer, NULL) == 0);
+    CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+}
+
+/* Threads that keep processors busy and share their work; the sum is known. */
+enum { BUSY = 16 };
+static uint64_t work(uint64_t state, long steps) {
+    for (long i = 0; i < steps; i++) state = state * 6364136223846793005u + 1442695040888963407u;
+    return state;
+}
+static atomic_long rounds[BUSY];
+static void *busy(void *number) {
+    uint64_t *state = calloc(1, sizeof *state);
+    for (long round = 0; !over(); round++) {
+        *state = work(*state + (long)number, 100000);
+        rounds[(long)number] = round + 1;
+    }
+    return state;
+}
+static void processors(void) {
+    pthread_t threads[BUSY];
+    for (long i = 0; i < BUSY; i++) CHECK(pthread_create(&threads[i], NULL, busy, (void *)i) == 0);
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (long i = 0; i < BUSY; i++) {
+        void *result;
+        CHECK(pthread_join(threads[i], &result) == 0);
+        uint64_t expected = 0;
+        for (long round = 0; round < rounds[i]; round++) expected = work(expected + i, 100000);
+        CHECK(*(uint64_t *)result == expected && rounds[i] > 1);
+    }
+}
+
 static void many_processes(int count) {
     pid_t *pids = calloc(count, sizeof *pids);
     for (int i = 0; i < count; i++) {
@@ -174,6 +261,8 @@ int main(int argc, char **argv) {
     if (!strcmp(mode, "signals")) signals();
     else if (!strcmp(mode, "mappings")) mappings();
     else if (!strcmp(mode, "openings")) openings();
+    else if (!strcmp(mode, "creation")) creation();
+    else if (!strcmp(mode, "processors")) processors();
     else if (!strcmp(mode, "many processes")) many_processes(count);
     else if (!strcmp(mode, "many threads")) many_threads(count);
     else if (!strcmp(mode, "many mappings")) many_mappings(count);

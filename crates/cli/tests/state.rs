@@ -104,6 +104,8 @@ survive! {
     memory;
     // LBNL-2.2.4B.9, LBNL-3.9.1.M1, LBNL-3.9.10.2.2
     threads;
+    // LBNL-3.9.1.M2
+    vectors;
     // LBNL-2.2.4B.6, LBNL-3.9.1.M12
     sysv;
     // LBNL-3.9.1.M12
@@ -111,6 +113,20 @@ survive! {
     madvise;
     // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;
+}
+
+// LBNL-3.7.1.4
+#[test]
+fn a_call_that_cannot_be_made_again_ends_with_eintr() {
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("a_call_that_cannot_be_made_again_ends_with_eintr", user) else {
+            continue;
+        };
+        let victim = Victim::start(&cpr, &compile(&cpr, "eintr"), "eintr", &[]);
+        cpr.checkpoint(victim.job, &["--stop"]);
+        cpr.restart(victim.job);
+        victim.check();
+    }
 }
 
 /// LBNL-3.9.1.M16. An ordinary user cannot have filters saved: see the refusals.

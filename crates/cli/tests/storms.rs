@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use support::victim::{Victim, compile};
-use support::{As, Cpr};
+use support::{As, Cpr, skip};
 
 fn slow() -> bool {
     std::env::var_os("GRIDCPR_SLOW").is_some()
@@ -64,11 +64,23 @@ as_everyone! {
     signals => |test, user| storm(test, user, "signals");
     mappings => |test, user| storm(test, user, "mappings");
     openings => |test, user| storm(test, user, "openings");
+    // LBNL-3.3.6
+    creation => |test, user| storm(test, user, "creation");
+    // LBNL-3.2.3.1
+    processors => processors;
     many_processes => |test, user| large(test, user, "many processes", if slow() { 1000 } else { 200 });
     many_threads => |test, user| large(test, user, "many threads", 1000);
     many_mappings => |test, user| large(test, user, "many mappings", 20_000);
     many_descriptors => |test, user| large(test, user, "many descriptors", 5000);
     very_often => very_often;
+}
+
+/// Sixteen threads that compute all the time, on a machine with several processors.
+fn processors(test: &str, user: As) {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        skip!(test, "the machine has one processor");
+    }
+    storm(test, user, "processors");
 }
 
 /// Nothing is left in the job, nor in its supervisor, by a checkpoint, however many there are.
