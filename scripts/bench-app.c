@@ -55,7 +55,7 @@ static double plain(const char *path, const char *data) {
 
 int main(int argc, char **argv) {
     need(argc == 2, "usage: bench-app DIRECTORY");
-    char base[] = "XXXXXX", path[64];
+    char base[] = "gridcpr-bench-XXXXXX", path[64];
     need(chdir(argv[1]) == 0 && mkdtemp(base) != NULL, argv[1]);
     uint64_t *data = malloc(BYTES), random = 1;
     need(data != NULL, "1 GiB of memory");

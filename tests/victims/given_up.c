@@ -29,11 +29,27 @@ static struct sockaddr_in own(int fd) {
 static int hidden(const char *directory, int kind) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     snprintf(name.sun_path, sizeof name.sun_path, "%s/name", directory);
+    /* An absolute name: for a relative one nobody knows where it was. */
     CHECK(mkdir(directory, 0700) == 0 || errno == EEXIST);
     int fd = socket(AF_UNIX, kind, 0);
     CHECK(bind(fd, (struct sockaddr *)&name, sizeof name) == 0);
     CHECK(unlink(name.sun_path) == 0);
     return fd;
+}
+
+/* Whether the kernel lists the mapping with the flag for that. */
+static int is_droppable(const void *at) {
+    FILE *file = fopen("/proc/self/smaps", "re");
+    CHECK(file != NULL);
+    char line[512];
+    int in = 0, found = 0;
+    while (fgets(line, sizeof line, file)) {
+        unsigned long start, end;
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2) in = start <= (unsigned long)at && (unsigned long)at < end;
+        else if (in && strncmp(line, "VmFlags:", 8) == 0) found = strstr(line, " dp") != NULL;
+    }
+    fclose(file);
+    return found;
 }
 
 int main(int argc, char **argv) {
@@ -56,14 +72,20 @@ int main(int argc, char **argv) {
     CHECK(listen(first, 3) == 0 && listen(second, 3) == 0);
     set(first, SOL_SOCKET, SO_REUSEPORT, 0);
     /* Several in one directory that is gone. */
-    int names[3] = {hidden("gone", SOCK_DGRAM), hidden("gone", SOCK_STREAM), hidden("gone", SOCK_DGRAM)};
-    CHECK(rmdir("gone") == 0);
+    char gone[80], gone_name[100];
+    CHECK(getcwd(gone, sizeof gone - 5) != NULL);
+    strcat(gone, "/gone");
+    snprintf(gone_name, sizeof gone_name, "%s/name", gone);
+    int names[3] = {hidden(gone, SOCK_DGRAM), hidden(gone, SOCK_STREAM), hidden(gone, SOCK_DGRAM)};
+    CHECK(rmdir(gone) == 0);
     char *droppable = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0);
-    if (droppable != MAP_FAILED) strcpy(droppable, "perhaps");
+    if (droppable != MAP_FAILED) {
+        strcpy(droppable, "perhaps");
+        CHECK(is_droppable(droppable));
+    }
 
     ready();
 
-    CHECK(memcmp(&(struct sockaddr_in){0}, &foreign, sizeof foreign) != 0);
     struct sockaddr_in now = own(free);
     CHECK(now.sin_addr.s_addr == foreign.sin_addr.s_addr && now.sin_port == foreign.sin_port);
     SAME(get(free, IPPROTO_IP, IP_FREEBIND), 0);
@@ -73,12 +95,13 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 3; i++) {
         struct sockaddr_un name;
         socklen_t length = sizeof name;
-        CHECK(getsockname(names[i], (struct sockaddr *)&name, &length) == 0 && strcmp(name.sun_path, "gone/name") == 0);
+        CHECK(getsockname(names[i], (struct sockaddr *)&name, &length) == 0 && strcmp(name.sun_path, gone_name) == 0);
     }
-    CHECK(access("gone", F_OK) == -1 && errno == ENOENT);
+    CHECK(access(gone, F_OK) == -1 && errno == ENOENT);
     if (droppable != MAP_FAILED) {
+        CHECK(is_droppable(droppable));
         CHECK(!*droppable || strcmp(droppable, "perhaps") == 0);
-        /* It is still of that kind: a child has nothing of it. */
+        /* A child has nothing of it. */
         strcpy(droppable, "again");
         pid_t child = fork();
         CHECK(child >= 0);

@@ -112,6 +112,30 @@ class Generations(unittest.TestCase):
         with self.assertRaises(ValueError):
             checkpoint.write()
 
+    def test_the_environment_says_what_the_program_leaves_open(self) -> None:
+        said = {
+            "GRIDCPR_APP_BASE": str(self.base),
+            "GRIDCPR_APP_KEEP": "2",
+            "GRIDCPR_APP_SEQUENCE": "FI",
+            "SAGA_CPR_TIME_TO_LIVE": "1000000",
+            "SAGA_CPR_BASE_LOCATION": "/nowhere",
+        }
+        os.environ.update(said)
+        try:
+            with gridcpr.Checkpoint("run") as checkpoint:
+                checkpoint.protect("data", bytearray(b"unchanged"))
+                for _ in range(3):
+                    checkpoint.write()
+                # The second refers to the first, so the third leaves both of them.
+                self.assertEqual([g.needs for g in checkpoint.generations()], [0, 1, 0])
+            os.environ["GRIDCPR_APP_KEEP"] = "few"
+            with self.assertRaises(gridcpr.Error) as wrong:
+                gridcpr.Checkpoint("run")
+            self.assertIn("GRIDCPR_APP_KEEP", str(wrong.exception))
+        finally:
+            for name in said:
+                del os.environ[name]
+
     def test_sections_nest(self) -> None:
         with gridcpr.critical(), gridcpr.critical():
             pass

@@ -110,7 +110,8 @@ pub fn file_name(rank: u32) -> String {
     format!("part-{rank:05}")
 }
 
-/// Writes a part to `path`; gives how many bytes of variables were written. Chunks that `basis` has are referred to.
+/// Writes a part to `path`; gives what it says of itself, and how many bytes of variables were written. Chunks that
+/// `basis` has are referred to.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] for variables that make no sense, [`ErrorKind::NoSpace`], [`ErrorKind::Io`]. There is no such
@@ -121,7 +122,7 @@ pub fn write(
     variables: &[Variable<'_>],
     basis: Option<&PartInfo>,
     progress: &Progress,
-) -> Result<u64> {
+) -> Result<(PartInfo, u64)> {
     let mut names = BTreeSet::new();
     for variable in variables {
         variable.check()?;
@@ -188,7 +189,7 @@ pub fn write(
     trailer.extend_from_slice(&MAGIC);
     pending.file.write_all_at(&trailer, at + length).context(what)?;
     pending.publish()?;
-    Ok(written)
+    Ok((info, written))
 }
 
 /// A part open for reading.

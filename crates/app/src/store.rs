@@ -369,8 +369,7 @@ impl Store {
             variables: Vec::new(),
         };
         let path = place.join(file_name(self.options.rank));
-        let bytes = part::write(&path, info, variables, basis, &self.progress)?;
-        let written = Part::open(&path)?.info().clone();
+        let (written, bytes) = part::write(&path, info, variables, basis, &self.progress)?;
         directory::sync(&self.directory)?;
         let complete = self.complete(generation)?;
         if kind == Kind::Full {
@@ -614,22 +613,23 @@ impl Store {
     /// Declares a generation complete if all its parts are there. Whoever writes the last part does; it does not matter
     /// if two do.
     fn complete(&self, generation: u64) -> Result<bool> {
-        let place = self.place(generation);
         let ranks = self.options.ranks;
-        for rank in (0..ranks).filter(|rank| *rank != self.options.rank) {
-            if !place.join(file_name(rank)).exists() {
-                return Ok(false);
-            }
+        let mut others = (0..ranks).filter(|rank| *rank != self.options.rank);
+        // One that a run before has left behind does not count, nor one that cannot be read.
+        let is_there = |rank: u32| {
+            self.part(generation, rank)
+                .is_ok_and(|part| part.info().ranks == ranks && part.info().session == self.options.session)
+        };
+        let complete = others.all(is_there);
+        if complete {
+            self.declare_complete(generation, ranks)?;
         }
-        // A part that a run before has left behind does not count.
-        for rank in (0..ranks).filter(|rank| *rank != self.options.rank) {
-            let part = self.part(generation, rank)?;
-            if part.info().ranks != ranks || part.info().session != self.options.session {
-                return Ok(false);
-            }
-        }
-        directory::write(&place.join(COMPLETE), format!("{ranks}\n").as_bytes())?;
-        Ok(true)
+        Ok(complete)
+    }
+
+    /// Writes down that all parts of a generation are there.
+    pub(crate) fn declare_complete(&self, generation: u64, ranks: u32) -> Result<()> {
+        directory::write(&self.place(generation).join(COMPLETE), format!("{ranks}\n").as_bytes())
     }
 
     fn record(&self, generation: u64) -> Record {

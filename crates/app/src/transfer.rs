@@ -77,6 +77,6 @@ impl Store {
             )?;
         }
         directory::sync(&there.directory)?;
-        directory::write(&place.join("complete"), format!("{}\n", info.parts.1).as_bytes())
+        there.declare_complete(generation, info.parts.1)
     }
 }

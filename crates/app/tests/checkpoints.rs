@@ -87,7 +87,7 @@ fn numbers(store: &Store) -> Vec<u64> {
         .collect()
 }
 
-// GFD93-INT-CPRwrite, GFD93-INT-CPRread, GFD93-API-1
+// GFD93-INT-CPRwrite, GFD93-INT-CPRread
 #[test]
 fn the_newest_sound_generation_is_read() {
     let base = tempfile::tempdir().unwrap();
@@ -163,7 +163,6 @@ fn variables_are_read_in_pieces_and_refused_where_they_differ() {
     }
 }
 
-// XGCP-APPL-1
 #[test]
 fn a_generation_counts_when_every_rank_has_written() {
     let base = tempfile::tempdir().unwrap();
@@ -202,7 +201,7 @@ fn a_generation_counts_when_every_rank_has_written() {
     }
 }
 
-// SAGA-JD-CPRTimeToLive-3, GFD93-INT-CPRfree, GFD93-API-2
+// SAGA-JD-CPRTimeToLive-3, GFD93-INT-CPRfree
 #[test]
 fn increments_hold_only_what_changed_and_keep_what_they_need() {
     let base = tempfile::tempdir().unwrap();
@@ -231,7 +230,7 @@ fn increments_hold_only_what_changed_and_keep_what_they_need() {
     // A full one makes them superfluous.
     assert_eq!(write(&mut store, 2, &data).kind, Kind::Full);
     assert_eq!(numbers(&store), [4]);
-    // GFD93-INT-CPRtransfer: what was brought elsewhere needs nothing.
+    // What was brought elsewhere needs nothing.
     let mut there = Store::open(options(elsewhere.path())).unwrap();
     assert_eq!(read(&mut there, 1_000_000).unwrap(), (3, vec![], 1, data));
     store.transfer(4, elsewhere.path()).unwrap();
@@ -272,7 +271,7 @@ fn generations_are_described_updated_and_expire() {
     assert_eq!(store.update(9, &[], None).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-// GFD93-INT-SMvalidate, GFD93-SM-12
+// GFD93-INT-SMvalidate
 #[test]
 fn good_altered_and_missing_data_are_told_apart() {
     let base = tempfile::tempdir().unwrap();

@@ -216,3 +216,25 @@ fn increments_of_three_writers_as_user() {
     let test = "increments_of_three_writers_as_user";
     restless(test, As::User, &["pairs", "200000", "3"], &["--incremental"]);
 }
+
+/// No copy is made of a job that adopts orphans; that nothing was compared is no success.
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    const UNSUPPORTED: i32 = 69;
+    const ADOPTS: &str = "import ctypes,time\nassert ctypes.CDLL(None).prctl(36,1,0,0,0)==0\nprint('ready',flush=True)\n\
+                          time.sleep(1000)";
+    let Some(cpr) = Cpr::new("what_cannot_be_compared_is_refused", As::User) else {
+        return;
+    };
+    cpr.run_detached("adopts", &[], &["/usr/bin/python3", "-c", ADOPTS]);
+    support::wait_until(support::PATIENCE, "it is ready", || {
+        cpr.logs("adopts").starts_with(b"ready")
+    });
+    let image = cpr.work.join("image.cpr");
+    let path = image.display().to_string();
+    let refused = cpr.cpr(["checkpoint", "--compare", "-o", &path, "adopts"]);
+    assert_eq!(refused.code, UNSUPPORTED, "{}", refused.stderr);
+    assert!(refused.stderr.contains("adopts orphans"), "{}", refused.stderr);
+    assert!(!image.exists() && cpr.is_running("adopts"));
+    cpr.checkpoint("adopts", &["-o", &path]);
+}

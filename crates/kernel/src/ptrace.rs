@@ -264,6 +264,20 @@ impl Tracee {
         }
     }
 
+    /// Waits until the thread stands still by PTRACE_INTERRUPT or at its birth, and lets it go on past other stops.
+    ///
+    /// # Errors
+    /// As [`Tracee::wait`]; ESRCH when it ends.
+    pub fn wait_interrupted(self, deadline: Instant) -> io::Result<()> {
+        loop {
+            match self.wait(deadline)? {
+                Stop::Interrupted(_) => return Ok(()),
+                Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+                Stop::Signal(_) | Stop::Event(_) | Stop::Syscall => self.cont(0)?,
+            }
+        }
+    }
+
     /// General registers.
     pub fn registers(self) -> io::Result<Registers> {
         let bytes = self.register_set(libc::NT_PRSTATUS as u32, REGISTERS_SIZE)?;

@@ -3,32 +3,22 @@
 //! A job is in the group of whoever starts or restarts it: that is for a batch system or a session manager to say. What is
 //! saved is where a process is below its job's first one; after a restart it is as far below the restarter's group.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, PathBuf};
 
 use cpr_image::model::{ByteString, CgroupMember, Manifest};
-use cpr_kernel::proc::{Mount, ProcDir};
+use cpr_kernel::proc::{Cgroup, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-/// The groups of a process: by hierarchy, which is a list of controllers, or empty for version 2.
-fn groups(proc: &ProcDir) -> Result<HashMap<Vec<u8>, Vec<u8>>> {
+fn groups(proc: &ProcDir) -> Result<Vec<Cgroup>> {
     let pid = proc.pid();
-    let text = match proc.read("cgroup") {
-        Ok(text) => text,
-        // A kernel without them.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
-        Err(error) => return Err(error).context(|| format!("read /proc/{pid}/cgroup")),
-    };
-    let fields = text.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
-        Some((fields.next()?.to_vec(), fields.next()?.to_vec()))
-    });
-    Ok(fields.collect())
+    proc.cgroups().context(|| format!("read /proc/{pid}/cgroup"))
 }
 
-/// Where each process is below the first one of `processes`: for those that are not in its group.
+fn of_hierarchy<'a>(groups: &'a [Cgroup], hierarchy: &[u8]) -> Option<&'a Cgroup> {
+    groups.iter().find(|group| group.hierarchy == hierarchy)
+}
+
+/// Where processes are below the job's first one, `root`: those that are not in its group.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -36,10 +26,9 @@ pub fn save(root: &ProcDir, processes: &[&ProcDir]) -> Result<Vec<CgroupMember>>
     let home = groups(root)?;
     let mut members = Vec::new();
     for proc in processes {
-        for (hierarchy, path) in groups(proc)? {
-            let below = home
-                .get(&hierarchy)
-                .and_then(|home| path.strip_prefix(home.strip_suffix(b"/").unwrap_or(home)))
+        for Cgroup { hierarchy, path } in groups(proc)? {
+            let below = of_hierarchy(&home, &hierarchy)
+                .and_then(|home| path.strip_prefix(home.path.strip_suffix(b"/").unwrap_or(&home.path)))
                 .and_then(|rest| rest.strip_prefix(b"/"))
                 .filter(|rest| !rest.is_empty());
             if let Some(below) = below {
@@ -55,41 +44,21 @@ pub fn save(root: &ProcDir, processes: &[&ProcDir]) -> Result<Vec<CgroupMember>>
     Ok(members)
 }
 
-/// The directory of a group of a hierarchy, where that is mounted.
-fn place(mounts: &[Mount], hierarchy: &[u8], group: &[u8]) -> Option<PathBuf> {
-    fn list(text: &[u8]) -> Vec<&[u8]> {
-        text.split(|byte| *byte == b',').collect()
-    }
-    let mount = mounts.iter().find(|mount| match hierarchy {
-        b"" => mount.fs_type == b"cgroup2",
-        _ => {
-            let options = list(&mount.super_options);
-            mount.fs_type == b"cgroup" && list(hierarchy).iter().all(|controller| options.contains(controller))
-        }
-    })?;
-    let below = match mount.root.as_slice() {
-        b"/" => group,
-        root => group.strip_prefix(root)?,
-    };
-    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
-    Some(path(&mount.mount_point).join(path(below.strip_prefix(b"/").unwrap_or(below))))
-}
-
 /// How much more memory a process's group and those above it may use, bytes; none where that cannot be found out.
 pub fn memory_left(proc: &ProcDir) -> Option<u64> {
     let own = ProcDir::open(std::process::id() as i32).ok()?;
     let mounts = own.mountinfo().ok()?;
     let mut left = u64::MAX;
-    for (hierarchy, group) in groups(proc).ok()? {
-        let controls = hierarchy.is_empty() || hierarchy.split(|byte| *byte == b',').any(|c| c == b"memory");
-        if !controls || group == b"/" {
+    for group in groups(proc).ok()? {
+        let (most, used) = match group.is_unified() {
+            true => ("memory.max", "memory.current"),
+            false if group.has("memory") => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            false => continue,
+        };
+        if group.path == b"/" {
             continue;
         }
-        let (most, used) = match hierarchy.as_slice() {
-            b"" => ("memory.max", "memory.current"),
-            _ => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        };
-        let directory = place(&mounts, &hierarchy, &group)?;
+        let directory = group.directory(&mounts)?;
         for above in directory
             .ancestors()
             .take_while(|above| above.join("cgroup.procs").exists())
@@ -157,9 +126,7 @@ pub fn restore(manifest: &Manifest) -> Result<Made> {
             let text = format!("the image puts process {pid} into cgroup {path}: there is no such process or path");
             return Err(Error::new(ErrorKind::Damaged, text));
         }
-        let place = home
-            .get(&hierarchy.0)
-            .and_then(|group| place(&mounts, &hierarchy.0, group));
+        let place = of_hierarchy(&home, &hierarchy.0).and_then(|group| group.directory(&mounts));
         let place = place.ok_or_else(|| {
             Error::new(ErrorKind::Incompatible, what()).with_hint("mount its hierarchy of cgroups first")
         })?;

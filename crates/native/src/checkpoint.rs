@@ -468,10 +468,11 @@ pub fn checkpoint(
         flags,
         libraries,
         copied,
-        snapshots: match () {
-            () if wanted => Snapshots::Wanted,
-            () if request.compare => Snapshots::ToCompare,
-            () => Snapshots::None,
+        snapshots: match (request.compare, wanted) {
+            // What is read from a copy is no check of it.
+            (true, _) => Snapshots::ToCompare,
+            (false, true) => Snapshots::Wanted,
+            (false, false) => Snapshots::None,
         },
         taken: Vec::new(),
     };
@@ -503,6 +504,7 @@ pub fn checkpoint(
         memory::save_later(later, &taken.snapshot.memory, space, &mut writer)?;
     }
     if !request.compare {
+        // They hold memory that the job has changed since.
         looked.taken.clear();
     }
     writer.enter("write")?;
@@ -818,7 +820,12 @@ fn collect(
     let adopted = manifest.processes.iter().any(|process| process.child_subreaper);
     for &index in &live {
         let snapshot = match looked.snapshots {
-            _ if adopted => None,
+            Snapshots::ToCompare if adopted => {
+                let text = "no copy is made of a job that adopts orphans (PR_SET_CHILD_SUBREAPER), so that nothing can be \
+                            compared";
+                return Err(Error::new(ErrorKind::Unsupported, text).with_hint("leave --compare out"));
+            }
+            Snapshots::Wanted if adopted => None,
             Snapshots::None => None,
             Snapshots::Wanted => Snapshot::take(&mut frozen.processes[index], deadline).ok(),
             Snapshots::ToCompare => Some(Snapshot::take(&mut frozen.processes[index], deadline)?),

@@ -88,7 +88,7 @@ impl Snapshot {
     /// Compares what an image has of this process with the copy; gives the number of pages that were compared.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] naming the first page that differs.
+    /// [`ErrorKind::Internal`] naming the first byte that differs.
     pub fn compare(&self, space: &AddressSpace, image: &Image) -> Result<u64> {
         let pid = self.pid;
         let directory = ProcDir::open(self.copy.tid()).context(|| format!("open the copy of process {pid}"))?;
@@ -150,10 +150,12 @@ impl Snapshot {
             if let Some((image, offset)) = data {
                 image.read_data(offset + (at - start), &mut theirs)?;
             }
-            let differs = |(one, other): (&[u8], &[u8])| one != other;
-            if let Some(page) = ours.chunks(PAGE_SIZE).zip(theirs.chunks(PAGE_SIZE)).position(differs) {
-                let address = at + (page * PAGE_SIZE) as u64;
-                let text = format!("process {pid}: the page at {address:#x} is another one in the image");
+            if let Some(first) = ours.iter().zip(&theirs).position(|(one, other)| one != other) {
+                let address = at + first as u64;
+                let text = format!(
+                    "process {pid}: the byte at {address:#x} was {} in memory and is {} in the image",
+                    ours[first], theirs[first]
+                );
                 return Err(Error::new(ErrorKind::Internal, text));
             }
         }
@@ -169,7 +171,7 @@ fn clone_arguments(flags: i32) -> [cpr_kernel::batch::Arg; 5] {
 fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Snapshot> {
     let pid = process.pid;
     let what = || format!("copy the memory of process {pid}");
-    await_birth(helper, deadline).context(what)?;
+    helper.wait_interrupted(deadline).context(what)?;
     let base = helper.registers().context(what)?;
     let space = process.space.as_ref();
     let (space, arena) = space
@@ -199,7 +201,8 @@ fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Sna
         .pop()
         .ok_or_else(|| Error::new(ErrorKind::Internal, "the helper gave no result"))?;
     let copy = Tracee::born(outcome.result(copy).context(what)? as i32);
-    let opened = await_birth(copy, deadline)
+    let opened = copy
+        .wait_interrupted(deadline)
         .and_then(|()| {
             copy.set_options(SeizeOptions {
                 kill_on_exit: true,
@@ -212,17 +215,6 @@ fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Sna
         Err(error) => {
             let _ = remove(copy, deadline);
             Err(error).context(what)
-        }
-    }
-}
-
-/// Waits for the first stop of a process that is attached to from its birth.
-fn await_birth(tracee: Tracee, deadline: Instant) -> std::io::Result<()> {
-    loop {
-        match tracee.wait(deadline)? {
-            Stop::Interrupted(_) => return Ok(()),
-            Stop::Exited(_) | Stop::Killed(_) => return Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
-            Stop::Signal(_) | Stop::Event(_) | Stop::Syscall => tracee.cont(0)?,
         }
     }
 }

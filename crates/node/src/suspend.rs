@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -439,45 +440,21 @@ fn set_frozen(group: &Path, version: u8, frozen: bool) -> Result<()> {
 
 /// Where the process is in the hierarchy that can freeze, and its version.
 fn cgroup_of(pid: i32) -> Result<(PathBuf, u8)> {
-    let path = format!("/proc/{pid}/cgroup");
-    let groups = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo")?;
-    let mut found = None;
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(place)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let version = match controllers {
-            "" => 2,
-            list if list.split(',').any(|c| c == "freezer") => 1,
-            _ => continue,
-        };
-        let Some(mount) = mounts.lines().find_map(|m| cgroup_mount(m, version)) else {
-            continue;
-        };
-        let candidate = (mount.join(place.trim_start_matches('/')), version);
-        // Where version 1 has the freezer, version 2 is only there for naming.
-        if version == 1 || found.is_none() {
-            found = Some(candidate);
-        }
-    }
-    found.ok_or_else(|| Error::new(ErrorKind::Unsupported, "no cgroup hierarchy that can freeze is mounted"))
-}
-
-/// The mount point if a line of mountinfo is the wanted hierarchy, mounted at its root.
-fn cgroup_mount(line: &str, version: u8) -> Option<PathBuf> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut right = right.split(' ');
-    let kind = right.next()?;
-    let options = right.nth(1)?;
-    let wanted = match version {
-        1 => kind == "cgroup" && options.split(',').any(|o| o == "freezer"),
-        _ => kind == "cgroup2",
-    };
-    let mut left = left.split(' ').skip(3);
-    let (root, place) = (left.next()?, left.next()?);
-    (wanted && root == "/").then(|| PathBuf::from(place))
+    let open = |pid: i32| ProcDir::open(pid).context(|| format!("open /proc/{pid}"));
+    let groups = open(pid)?.cgroups();
+    let groups = groups.context(|| format!("read /proc/{pid}/cgroup"))?;
+    let mounts = open(std::process::id() as i32)?.mountinfo();
+    let mounts = mounts.context(|| "read /proc/self/mountinfo")?;
+    // Where version 1 has the freezer, version 2 is only there for naming.
+    let first = groups
+        .iter()
+        .filter(|group| group.has("freezer"))
+        .map(|group| (group, 1));
+    let second = groups.iter().filter(|group| group.is_unified()).map(|group| (group, 2));
+    first
+        .chain(second)
+        .find_map(|(group, version)| Some((group.directory(&mounts)?, version)))
+        .ok_or_else(|| Error::new(ErrorKind::Unsupported, "no cgroup hierarchy that can freeze is mounted"))
 }
 
 fn resident(pid: i32) -> u64 {
@@ -505,21 +482,4 @@ fn page_out(process: &Target) -> Result<()> {
     cpr_kernel::page_out::page_out(process.pidfd().as_fd(), &ranges)
         .map(drop)
         .context(|| format!("page out memory of process {}", process.pid))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cgroup_mounts_are_found() {
-        let v1 = "30 25 0:26 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer";
-        let v2 = "31 25 0:27 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        let inner = "31 25 0:27 /a /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw";
-        assert_eq!(cgroup_mount(v1, 1), Some(PathBuf::from("/sys/fs/cgroup/freezer")));
-        assert_eq!(cgroup_mount(v1, 2), None);
-        assert_eq!(cgroup_mount(v2, 2), Some(PathBuf::from("/sys/fs/cgroup")));
-        assert_eq!(cgroup_mount(inner, 2), None);
-    }
 }

@@ -1,6 +1,6 @@
 //! `cpr app`: checkpoints that programs write themselves.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -208,23 +208,30 @@ fn export(store: &Store, generation: u64, rank: u32, variable: &str, raw: bool, 
     let index = index.ok_or_else(missing)?;
     let info = part.info().variables[index].clone();
     let what = || format!("write {}", path.display());
-    let mut file: File = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)
         .context(what)?;
-    if !raw {
-        file.write_all(&npy::header(&info)).context(what)?;
+    let mut write = || -> Result<()> {
+        if !raw {
+            file.write_all(&npy::header(&info)).context(what)?;
+        }
+        let mut buffer = vec![0u8; PIECE];
+        let mut at = 0;
+        while at < info.bytes {
+            let length = PIECE.min((info.bytes - at) as usize);
+            part.read(index, at, &mut buffer[..length])?;
+            file.write_all(&buffer[..length]).context(what)?;
+            at += length as u64;
+        }
+        file.sync_all().context(what)
+    };
+    if let Err(error) = write() {
+        // Half an array must not be taken for one.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
     }
-    let mut buffer = vec![0u8; PIECE];
-    let mut at = 0;
-    while at < info.bytes {
-        let length = PIECE.min((info.bytes - at) as usize);
-        part.read(index, at, &mut buffer[..length])?;
-        file.write_all(&buffer[..length]).context(what)?;
-        at += length as u64;
-    }
-    file.sync_all().context(what)?;
     Ok(info.bytes)
 }

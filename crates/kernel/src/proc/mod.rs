@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 
+pub mod cgroup;
 pub mod fdinfo;
 pub mod limits;
 pub mod maps;
@@ -27,6 +28,7 @@ pub mod sysvipc;
 pub mod task;
 pub mod timers;
 
+pub use cgroup::Cgroup;
 pub use fdinfo::{EpollWatch, FdInfo, FdInfoKind, InotifyWatch, LockKind, LockLine};
 pub use limits::Limit;
 pub use maps::{MapEntry, MapKind, VmFlags};
@@ -132,6 +134,15 @@ impl ProcDir {
     /// The mounts of the process's mount namespace that its root can see.
     pub fn mountinfo(&self) -> io::Result<Vec<Mount>> {
         mountinfo::parse(&self.label("mountinfo"), &self.read("mountinfo")?)
+    }
+
+    /// The control groups, one for each hierarchy; none where the kernel has no control groups.
+    pub fn cgroups(&self) -> io::Result<Vec<Cgroup>> {
+        match self.read("cgroup") {
+            Ok(text) => Ok(cgroup::parse(&text)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.read("stat").map(|_| Vec::new()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Numbers of the threads, sorted.

@@ -369,7 +369,7 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     };
     let mut image = entry.image(state)?;
     image.queue = queue;
-    // Whether only the sending side is shut down, the kernel does not tell.
+    // Whether only the sending side is shut down, poll(2) does not tell.
     image.shutdown = match (found.contains(PollFlags::RDHUP), found.contains(PollFlags::HUP)) {
         (_, true) => tcp::RECEIVE | tcp::SEND,
         (true, false) => tcp::RECEIVE,

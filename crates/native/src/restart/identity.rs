@@ -216,8 +216,9 @@ pub fn seccomp(
     run: &mut dyn FnMut(&Batch) -> Result<()>,
 ) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: i32 = 1;
-    /// SECCOMP_FILTER_FLAG_TSYNC.
-    const FOR_ALL_THREADS: u64 = 1;
+    /// SECCOMP_FILTER_FLAG_TSYNC and SECCOMP_FILTER_FLAG_TSYNC_ESRCH: an error, and not a number, where a thread cannot
+    /// have it.
+    const FOR_ALL_THREADS: u64 = 1 | 1 << 4;
     /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation is restored by itself.
     const SPEC_ALLOW: u64 = 4;
     /// SECCOMP_FILTER_FLAG_LOG.

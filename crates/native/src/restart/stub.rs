@@ -137,7 +137,7 @@ impl Workshop {
         let what = || format!("attach to new process {pid}");
         let tracee = Tracee::seize(pid, options).context(what)?;
         tracee.interrupt().context(what)?;
-        wait_interrupted(tracee, self.deadline).context(what)?;
+        tracee.wait_interrupted(self.deadline).context(what)?;
         tracee.set_signal_mask(INJECTION_MASK).context(what)?;
         let proc = ProcDir::open(pid).context(what)?;
         let memory = Memory::open(proc.as_fd()).context(what)?;
@@ -271,7 +271,7 @@ impl Workshop {
         outcome.result(call).map_err(|error| pid_error(pid, error))?;
         let what = || format!("attach to new process {pid}");
         let tracee = Tracee::born(pid);
-        wait_interrupted(tracee, self.deadline).context(what)?;
+        tracee.wait_interrupted(self.deadline).context(what)?;
         tracee.set_signal_mask(INJECTION_MASK).context(what)?;
         let proc = ProcDir::open(pid).context(what)?;
         let stub = Stub {
@@ -300,7 +300,7 @@ impl Workshop {
             for &tid in group {
                 let what = || format!("attach to new thread {tid}");
                 let tracee = Tracee::born(tid);
-                wait_interrupted(tracee, self.deadline).context(what)?;
+                tracee.wait_interrupted(self.deadline).context(what)?;
                 tracee.set_signal_mask(INJECTION_MASK).context(what)?;
                 let base = tracee.registers().context(what)?;
                 if let Some(stub) = self.stubs.get_mut(&pid) {
@@ -467,16 +467,6 @@ fn pid_error(pid: i32, error: std::io::Error) -> Error {
             .with_hint("it takes CAP_CHECKPOINT_RESTORE, or --namespace always")
             .with_source(error),
         _ => Error::new(ErrorKind::of_io(&error), format!("make a process with PID {pid}")).with_source(error),
-    }
-}
-
-fn wait_interrupted(tracee: Tracee, deadline: Instant) -> std::io::Result<()> {
-    loop {
-        match tracee.wait(deadline)? {
-            Stop::Interrupted(_) => return Ok(()),
-            Stop::Exited(_) | Stop::Killed(_) => return Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
-            Stop::Signal(_) | Stop::Event(_) | Stop::Syscall => tracee.cont(0)?,
-        }
     }
 }
 
