@@ -836,7 +836,11 @@ fn collect(
         let copy = looked.copied.iter().find(|c| c.pid() == process.pid);
         let mut later = Vec::new();
         let put_off = (snapshot.is_some() && looked.snapshots == Snapshots::Wanted).then_some(&mut later);
-        let space = memory::save(process, layout, &mut shared, copy, put_off, sink)?;
+        let saved = memory::save(process, layout, &mut shared, copy, put_off, sink);
+        if let Some(snapshot) = &snapshot {
+            snapshot.reap(&mut frozen.processes[index], deadline)?;
+        }
+        let space = saved?;
         if let Some(snapshot) = snapshot {
             looked.taken.push(Taken {
                 snapshot,

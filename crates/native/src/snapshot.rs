@@ -45,6 +45,7 @@ pub struct Snapshot {
     /// Its memory.
     pub memory: Memory,
     copy: Tracee,
+    helper: Tracee,
 }
 
 /// Whether a snapshot stops the job for much less time than copying `left` bytes at `rate` bytes a second does, for a
@@ -58,7 +59,7 @@ pub fn pays(left: u64, rate: u64, resident: u64, available: Option<u64>) -> bool
 }
 
 impl Snapshot {
-    /// Copies the memory of a stopped process that has an arena.
+    /// Copies the memory of a stopped process that has an arena. What is left in it is for [`Snapshot::reap`].
     ///
     /// # Errors
     /// The process may make no more processes, or there is no memory for page tables. Nothing is left in it then.
@@ -75,14 +76,23 @@ impl Snapshot {
             .context(|| format!("make a helper in process {pid}"))?;
         let helper = Tracee::born(made as i32);
         let made = make_copy(process, helper, deadline);
-        let removed = remove(helper, deadline).context(|| format!("end the helper in process {pid}"));
-        let mut reap = Batch::new();
-        let arguments = [helper.tid().into(), 0.into(), libc::__WALL.into(), 0.into()];
-        reap.must(libc::SYS_wait4, &arguments, "reap the helper process");
-        let reaped = removed.and_then(|()| process.run(0, &reap, deadline).map(drop));
-        let snapshot = made?;
-        reaped?;
-        Ok(snapshot)
+        remove(helper, deadline).context(|| format!("end the helper in process {pid}"))?;
+        match made {
+            Ok(snapshot) => Ok(snapshot),
+            Err(error) => {
+                reap(process, helper, deadline)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the helper's end away from the process. Not before the memory of the process has been read: when a thread
+    /// has run, the kernel writes the number of its processor into its memory (rseq(2)), and the copy does not have that.
+    ///
+    /// # Errors
+    /// The process is gone, or did not answer in time.
+    pub fn reap(&self, process: &mut Process, deadline: Instant) -> Result<()> {
+        reap(process, self.helper, deadline)
     }
 
     /// Compares what an image has of this process with the copy; gives the number of pages that were compared.
@@ -167,6 +177,13 @@ fn clone_arguments(flags: i32) -> [cpr_kernel::batch::Arg; 5] {
     [flags.into(), 0.into(), 0.into(), 0.into(), 0.into()]
 }
 
+fn reap(process: &mut Process, helper: Tracee, deadline: Instant) -> Result<()> {
+    let mut batch = Batch::new();
+    let arguments = [helper.tid().into(), 0.into(), libc::__WALL.into(), 0.into()];
+    batch.must(libc::SYS_wait4, &arguments, "reap the helper process");
+    process.run(0, &batch, deadline).map(drop)
+}
+
 /// Lets the helper make the copy.
 fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Snapshot> {
     let pid = process.pid;
@@ -211,7 +228,12 @@ fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Sna
         })
         .and_then(|()| Memory::open(ProcDir::open(copy.tid())?.as_fd()));
     match opened {
-        Ok(memory) => Ok(Snapshot { pid, memory, copy }),
+        Ok(memory) => Ok(Snapshot {
+            pid,
+            memory,
+            copy,
+            helper,
+        }),
         Err(error) => {
             let _ = remove(copy, deadline);
             Err(error).context(what)
