@@ -6,6 +6,7 @@
 mod agent;
 mod config;
 mod http;
+mod store;
 mod tokens;
 
 use std::path::{Path, PathBuf};
@@ -154,6 +155,9 @@ fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
         if with_grid {
             let grid = Arc::new(open_grid(config).await?);
             http::start(&mut parts, config, grid.clone()).await?;
+            if let Some(store) = &config.grid.store {
+                parts.spawn(store::keep_clean(grid.clone(), store.clone()));
+            }
             parts.spawn(keep_ticking(grid));
         }
         if with_node {

@@ -5,18 +5,19 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use support::lab::Lab;
 use support::*;
 
 /// A lab, where we may make one.
-fn lab(nodes: usize, grid: &str) -> Option<Lab> {
+fn lab(nodes: usize, grid: &str, node: &str) -> Option<Lab> {
     if !am_root() {
         skipped("hosts that are namespaces: only root can make them");
         return None;
     }
-    Some(Lab::new(nodes, grid))
+    Some(Lab::new(nodes, grid, node))
 }
 
 /// The node that has a job.
@@ -28,7 +29,7 @@ fn node_of(lab: &Lab, id: &str) -> String {
 // GFD93-JM-4, GFD93-EH-3, GFD93-EH-5, LBNL-1.2.4.2.d
 #[test]
 fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
-    let Some(mut lab) = lab(3, "") else { return };
+    let Some(mut lab) = lab(3, "", "") else { return };
     let id = lab.site.submit("out", &[], &counter(300));
     let job = format!("@{id}");
     let node = node_of(&lab, &id);
@@ -68,7 +69,7 @@ fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
 // The fence.
 #[test]
 fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
-    let Some(lab) = lab(2, "") else { return };
+    let Some(lab) = lab(2, "", "") else { return };
     let id = lab.site.submit("out", &[], &counter(300));
     let job = format!("@{id}");
     let node = node_of(&lab, &id);
@@ -106,7 +107,7 @@ fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
 // LBNL-1.2.4.1.e, GFD93-SCOPE-3
 #[test]
 fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
-    let Some(lab) = lab(3, "operators = ['nobody']") else {
+    let Some(lab) = lab(3, "operators = ['nobody']", "") else {
         return;
     };
     let id = lab.site.submit("out", &[], &counter(400));
@@ -140,7 +141,7 @@ fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
 // GFD93-SM-12
 #[test]
 fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
-    let Some(mut lab) = lab(2, "") else { return };
+    let Some(mut lab) = lab(2, "", "") else { return };
     let id = lab.site.submit("out", &[], &counter(200));
     let job = format!("@{id}");
     lab.site.wait_for_state(&id, "running");
@@ -178,4 +179,44 @@ fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
     assert_eq!(lab.site.job(&id)["from"], older["id"]);
     let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.lost"]);
     assert!(events.contains(&format!("checkpoint {}", newest["id"])), "{events}");
+}
+
+#[test]
+fn with_a_common_store_a_job_goes_on_from_it_and_nothing_stays_there_that_is_not_needed() {
+    let Some(mut lab) = lab(2, "store = 'DIR/store'", "store = 'DIR/store'") else {
+        return;
+    };
+    let store = lab.site.path("store");
+    fs::create_dir(&store).unwrap();
+    fs::write(store.join("README"), "not an image").unwrap();
+    fs::write(store.join("4711.cpr"), "of a checkpoint that nobody knows").unwrap();
+    let id = lab.site.submit("out", &["--keep", "1"], &counter(600));
+    let job = format!("@{id}");
+    let node = node_of(&lab, &id);
+    lab.site.wait_for_count("out", 10);
+    let first = lab.site.json(&["checkpoint", &job]);
+    let second = lab.site.json(&["checkpoint", &job]);
+    let places: Vec<&str> = second["locations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|place| place["node"].as_str().unwrap())
+        .collect();
+    assert_eq!(places, [node.as_str(), ""], "on its node and in the store: {second}");
+    let image = |checkpoint: &serde_json::Value| store.join(format!("{}.cpr", checkpoint["id"]));
+    wait_until("what is not kept is removed", || !image(&first).exists());
+    let metadata = fs::metadata(image(&second)).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (NOBODY, 0o600));
+
+    lab.crash(&node);
+    assert!(lab.site.cpr(&["wait", &job]).status.success(), "{}", lab.site.told());
+    assert_eq!(lab.site.output("out"), counted(600));
+    assert_eq!(lab.site.job(&id)["from"], second["id"]);
+    wait_until("the store is empty", || !image(&second).exists());
+    let mut left: Vec<_> = fs::read_dir(&store)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["4711.cpr", "README"]);
 }

@@ -10,7 +10,7 @@ use cpr_api::agent::{
     BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, JobReport, Orders, Phase,
     Report, Source,
 };
-use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, Location, Node, NodeState};
+use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeState};
 use cpr_types::{Error, ErrorKind, Result};
 use sqlx::AnyConnection;
 
@@ -311,11 +311,22 @@ impl Grid {
             .await
     }
 
+    /// Whether a job was ended by a checkpoint of which the node has not told the result so far: it may be hashing the
+    /// image. Going on without it would lose what the job has done since the checkpoint before.
+    async fn awaits_last_checkpoint(&self, write: &mut Write<'_>, job: &Job) -> Result<bool> {
+        if !matches!(job.intent, Some(Intent::Suspend | Intent::Move(_))) {
+            return Ok(false);
+        }
+        let mut checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?.into_iter();
+        Ok(checkpoints.any(|c| c.stop && c.state == CheckpointState::Pending && c.incarnation == job.incarnation))
+    }
+
     async fn phase_changed(&self, write: &mut Write<'_>, mut job: Job, phase: Phase, node: &str) -> Result<()> {
         let change = match phase {
             Phase::Starting => return Ok(()),
             Phase::Running => Change::Began,
             Phase::Exited { code, signal } => Change::Exited { code, signal },
+            Phase::Stopped if self.awaits_last_checkpoint(write, &job).await? => return Ok(()),
             Phase::Stopped => Change::Stopped,
             Phase::Killed => Change::Killed,
             Phase::Lost => Change::Broke {

@@ -561,3 +561,45 @@ fn a_second_node_of_a_name_and_late_reports_are_refused() {
         assert_eq!(grid.report(&admin(), &late).await.unwrap_err().kind(), ErrorKind::Gone);
     });
 }
+
+/// The node has stopped the job and is still hashing the image: what the image holds must not be given up.
+#[test]
+fn a_job_that_its_last_checkpoint_has_stopped_waits_for_the_result() {
+    with_each_database("waits_for_the_result", |place| async move {
+        let grid = place.open().await;
+        let mut node = FakeNode::new("n1");
+        let ada = user("ada", 1000);
+        let job = grid.submit(&ada, spec(), None).await.unwrap();
+        settle(&place, &grid, &mut [&mut node]).await;
+        grid.suspend(&ada, job.id).await.unwrap();
+        let now = place.now.load(std::sync::atomic::Ordering::SeqCst);
+        node.beat(&grid, now).await.unwrap();
+        assert!(node.jobs.values().any(|phase| *phase == Phase::Stopped));
+        let results = std::mem::take(&mut node.results);
+        let report = node.report();
+        grid.report(&admin(), &report).await.unwrap();
+        grid.tick().await.unwrap();
+        assert_eq!(state(&grid, job.id).await, JobState::Running);
+        let orders = grid.orders(&report).await.unwrap();
+        assert_eq!(orders.jobs[0].checkpoints.len(), 1, "it is asked for still");
+        node.results = results;
+        settle(&place, &grid, &mut [&mut node]).await;
+        assert_eq!(state(&grid, job.id).await, JobState::Suspended);
+
+        // Where it could not be made, though the job has ended, the job goes on from what there is.
+        grid.recover(&ada, job.id, RecoverRequest::default()).await.unwrap();
+        settle(&place, &grid, &mut [&mut node]).await;
+        assert_eq!(state(&grid, job.id).await, JobState::Running);
+        grid.suspend(&ada, job.id).await.unwrap();
+        node.beat(&grid, now).await.unwrap();
+        for told in &mut node.results {
+            node.images.retain(|id| *id != told.id);
+            let message = "its job has ended".to_string();
+            told.result = CheckpointResult::Failed { message };
+        }
+        settle(&place, &grid, &mut [&mut node]).await;
+        let job = grid.job(&ada, job.id).await.unwrap();
+        assert_eq!((job.state, job.incarnation), (JobState::Running, 3));
+        assert!(job.from.is_some());
+    });
+}

@@ -283,8 +283,16 @@ impl Agent {
             }
             state.busy.contains(&incarnation)
         };
-        if !made && !matches!(self.phase(incarnation, record, busy), Phase::Running) {
-            return;
+        match self.phase(incarnation, record, busy) {
+            _ if made => {}
+            Phase::Running => {}
+            Phase::Starting => return,
+            _ => {
+                let message = "its job has ended".to_string();
+                let result = CheckpointResult::Failed { message };
+                self.state().results.insert(id, CheckpointReport { id, result });
+                return;
+            }
         }
         self.state().making.insert(id);
         let owner = order.owner.clone();

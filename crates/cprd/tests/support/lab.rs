@@ -75,14 +75,15 @@ impl Drop for Host {
 
 /// A grid: a host with the service, and hosts `n1`, `n2`… with agents.
 pub struct Lab {
-    pub site: Site,
+    // In this order: nothing restarts jobs any more when the site ends them.
     service: Host,
     nodes: Vec<Option<Host>>,
+    pub site: Site,
 }
 
 impl Lab {
-    /// Starts it with so many nodes; `grid` is more configuration of the service.
-    pub fn new(nodes: usize, grid: &str) -> Lab {
+    /// Starts it with so many nodes; `grid` is more configuration of the service, `node` of the agents.
+    pub fn new(nodes: usize, grid: &str, node: &str) -> Lab {
         let site = Site::new();
         let service = Host::new();
         service.ip("link add br0 type bridge");
@@ -116,7 +117,7 @@ impl Lab {
                 &format!(
                     "[node]\nname = '{name}'\ngrid = 'http://10.98.0.254:{SERVICE_PORT}'\n\
                      token_file = 'DIR/{name}.token'\ndirectory = 'DIR/{name}'\n\
-                     listen = '10.98.0.{number}:{AGENT_PORT}'\nslots = 4\n"
+                     listen = '10.98.0.{number}:{AGENT_PORT}'\nslots = 4\n{node}\n"
                 ),
             );
             lab.start(&name);
