@@ -149,7 +149,11 @@ enum Given {
 fn refuses(test: &str, user: As, arguments: &[&str], given: Given, refusal: &Refusal<'_>) {
     const JOB: &str = "refused";
     let Some(cpr) = Cpr::new(test, user) else { return };
-    let program = compile(&cpr, "refused", &["-pthread"]).expect("a compiler");
+    let (options, arguments): (&[&str], _) = match arguments {
+        ["static", rest @ ..] => (&["-pthread", "-static"], rest),
+        all => (&["-pthread"], all),
+    };
+    let program = compile(&cpr, "refused", options).expect("a compiler");
     let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
     if arguments[0] == "exec" {
         let options = [
@@ -288,6 +292,8 @@ refused! {
     fuse [root]: ["open", "/dev/fuse"]; "/dev/fuse", "serving a FUSE file system is not supported";
     tunnel [root]: ["open", "/dev/net/tun"]; "/dev/net/tun", "network tunnels are not supported";
     kernel_log [root]: ["open", "/dev/kmsg"]; "/dev/kmsg", "this device is not supported";
+    // LBNL-2.4.8
+    device_of_a_static_program [root]: ["static", "open", "/dev/kmsg"]; "/dev/kmsg", "this device is not supported";
     block_device [root]: ["open", "/dev/loop0"]; "/dev/loop0", "block devices are not supported";
     // The job's init is no part of it.
     pidfd_of_another [root user]: ["pidfd"]; "pidfd", "a pidfd of a process that is not part of the job";

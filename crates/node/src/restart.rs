@@ -1,5 +1,6 @@
 //! Starting a job: from a program, or again from an image.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use cpr_kernel::spawn::{self, Namespaces};
 use cpr_kernel::{demand_paging, namespace};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::{Pid, WaitOptions};
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Image;
@@ -18,6 +20,9 @@ use crate::outcome::Outcome;
 use crate::state::{StateDir, check_name};
 use crate::supervisor::{Launch, supervise};
 use crate::wire::{Receiver, WireError, send};
+
+/// What a group is called in an image of a job with a user namespace that does not know it (the kernel's overflowgid).
+const UNKNOWN_GROUP: u32 = 65534;
 
 /// Whether a restarted job gets a PID namespace of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -269,7 +274,7 @@ fn restart_into(
         start: Start::Image(Arc::new(image)),
     };
     if let Start::Image(image) = &launch.start
-        && let Err(error) = require_owner(image)
+        && let Err(error) = require_owner(image).and_then(|()| give_up_groups(image))
     {
         if new {
             job.discard();
@@ -294,6 +299,31 @@ fn may_be_lazy(own_namespace: bool) -> bool {
     };
     eprintln!("cpr: note: all memory is read before the job runs: {reason}");
     false
+}
+
+/// A user who may change groups keeps those that the job was in, too (LBNL-3.9.3.3.3). Who may not keeps all: the kernel
+/// lets nobody give up a group, which may be what keeps others' files from him.
+fn give_up_groups(image: &Image) -> Result<()> {
+    let sets = rustix::thread::capabilities(None).map_err(std::io::Error::from);
+    let sets = sets.context(|| "ask for our capabilities")?;
+    if rustix::process::geteuid().is_root() || !sets.effective.contains(CapabilitySet::SETGID) {
+        return Ok(());
+    }
+    let threads = image.manifest().processes.iter().flat_map(|process| &process.threads);
+    let saved: BTreeSet<u32> = threads
+        .flat_map(|thread| thread.credentials.groups.iter().copied())
+        .collect();
+    if saved.contains(&UNKNOWN_GROUP) {
+        return Ok(());
+    }
+    let what = || "give up groups that the job was not in";
+    let mut groups = rustix::process::getgroups()
+        .map_err(std::io::Error::from)
+        .context(what)?;
+    groups.retain(|group| saved.contains(&group.as_raw()));
+    rustix::thread::set_thread_groups(&groups)
+        .map_err(std::io::Error::from)
+        .context(what)
 }
 
 /// Only a user who may signal the processes of an image may restart it (LBNL-3.6.2.2).
