@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import sys
 from typing import Any, Iterator, NamedTuple, Optional
 
-__all__ = ["Checkpoint", "Error", "Generation", "critical", "checkpoint_job", "restarted", "version"]
+__all__ = ["Checkpoint", "Error", "Generation", "command", "critical", "checkpoint_job", "restarted", "version"]
 
 
 class Error(Exception):
@@ -149,6 +150,8 @@ def _load() -> ctypes.CDLL:
         if name in ("write", "wait", "restore"):
             function.restype = ctypes.c_int64
     library.gridcpr_checkpoint.argtypes = [ctypes.c_uint, ctypes.c_char_p, ctypes.c_size_t]
+    library.gridcpr_command.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_char_p, ctypes.c_size_t]
+    library.gridcpr_command.restype = ctypes.c_int64
     library.gridcpr_restarted.argtypes = [ctypes.POINTER(_Restart)]
     return library
 
@@ -194,6 +197,16 @@ def checkpoint_job(stop: bool = False) -> Optional[str]:
     path = ctypes.create_string_buffer(4096)
     outcome = _checked(_lib().gridcpr_checkpoint(int(stop), path, len(path)))
     return None if outcome else os.fsdecode(path.value)
+
+
+def command(*arguments: Any) -> Any:
+    """Does what `cpr ARGUMENTS --json` does, and gives its result as docs/commands.md has it."""
+    words = (ctypes.c_char_p * (len(arguments) + 1))(*map(_text, arguments), None)
+    text = ctypes.create_string_buffer(1 << 20)
+    length = _checked(_lib().gridcpr_command(words, text, len(text)))
+    if length >= len(text):
+        raise Error(-70, "the result is too long")
+    return json.loads(text.value) if length else None
 
 
 def restarted() -> int:

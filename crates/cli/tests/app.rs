@@ -8,21 +8,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use support::library::{ROOT, library};
 use support::{As, Cpr, skip, wait_until};
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const PYTHON: &str = "/usr/bin/python3";
-
-/// libgridcpr.so under the name it is installed with, in the test's directory.
-fn library(cpr: &Cpr) -> PathBuf {
-    // Named so that cargo builds it.
-    let _ = gridcpr::start;
-    let own = std::env::current_exe().expect("a program has a name");
-    let built = own.with_file_name("libgridcpr.so");
-    let library = cpr.work.join("libgridcpr.so.0");
-    fs::copy(built, &library).expect("the library can be copied");
-    library
-}
 
 /// A program that can be started again and again.
 struct Solver {

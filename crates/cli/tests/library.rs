@@ -28,27 +28,7 @@ fn library_directory() -> PathBuf {
 
 /// Compiles a program of `tests/library` or `examples/c` into the test's directory, next to a copy of the library.
 fn compile(cpr: &Cpr, source: &str) -> String {
-    let program = cpr.work.join("program");
-    // By its soname, as installed.
-    let library = cpr.work.join("libgridcpr.so.0");
-    if !library.exists() {
-        fs::copy(library_directory().join("libgridcpr.so"), &library).expect("the library can be copied");
-    }
-    let status = std::process::Command::new("gcc")
-        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
-        .arg("-I")
-        .arg(Path::new(ROOT).join("crates/gridcpr/include"))
-        .arg("-o")
-        .arg(&program)
-        .arg(Path::new(ROOT).join(source))
-        .arg(&library)
-        .arg(format!("-Wl,-rpath,{}", cpr.work.display()))
-        .arg("-lm")
-        .status()
-        .expect("gcc can be run");
-    assert!(status.success(), "{source} does not compile");
-    cpr.give(&program);
-    program.display().to_string()
+    support::library::compile_with_library(cpr, source, "program")
 }
 
 struct Run {

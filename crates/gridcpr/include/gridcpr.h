@@ -109,6 +109,15 @@ typedef struct gridcpr_restart {
 /* 1 in a program that was restarted, else 0. `restart` may be NULL. */
 int gridcpr_restarted(gridcpr_restart *restart);
 
+/* ---- Other jobs, processes and sessions ----------------------------------------------------------------------- */
+
+/* Does what the command cpr does, with its rights and its errors: `arguments` are those of the command, ended by NULL, and
+ * --json is added. {"checkpoint", "--session", "4711", "--stop", "-o", "s.cpr", NULL} saves a session and ends it. Gives the
+ * length of the result without the zero at the end, and writes at most `size` bytes of it, zero included, like
+ * snprintf(3): a JSON object as docs/commands.md has it. The command is cpr on PATH, or what GRIDCPR_CPR names; no shell
+ * takes part. Waits as long as the command takes. */
+int64_t gridcpr_command(const char *const *arguments, char *result, size_t size);
+
 /* ---- Images --------------------------------------------------------------------------------------------------- */
 
 typedef struct gridcpr_image gridcpr_image;

@@ -17,7 +17,7 @@ use cpr_types::{Error, ErrorKind, Result};
 
 use crate::callbacks::{self, CallbackId, Context, Notice, Verdict};
 use crate::checkpoint::{self, CheckpointOptions, Outcome};
-use crate::{process, sections};
+use crate::{command, process, sections};
 
 /// `gridcpr_notice`
 #[repr(C)]
@@ -336,6 +336,34 @@ pub unsafe extern "C" fn gridcpr_checkpoint(flags: u32, image: *mut c_char, size
             }
             Outcome::Restarted => Ok(1),
         }
+    })
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// `arguments` is null, or an array of strings with zeros at their ends that is ended by a null pointer; `result` is null,
+/// or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_command(arguments: *const *const c_char, result: *mut c_char, size: usize) -> i64 {
+    run_wide(|| {
+        if arguments.is_null() {
+            return Err(usage("the array is NULL"));
+        }
+        let mut words = Vec::new();
+        for index in 0.. {
+            // SAFETY: the array goes on to its null pointer, for which the caller vouches, and it has not come yet.
+            let word = unsafe { *arguments.add(index) };
+            if word.is_null() {
+                break;
+            }
+            // SAFETY: the caller vouches for it.
+            words.push(OsStr::from_bytes(unsafe { string(word) }?.to_bytes()));
+        }
+        let text = command::command(&words)?;
+        // SAFETY: the caller vouches for it.
+        unsafe { copy_out(text.as_bytes(), result, size) };
+        i64::try_from(text.len()).map_err(|_| usage("the result is too long"))
     })
 }
 

@@ -3,6 +3,7 @@
 //! - [`register`]: callbacks before a checkpoint, after it, and after a restart (LBNL-3.6.7).
 //! - [`enter`]: critical sections, in which no checkpoint is taken.
 //! - [`checkpoint()`] and [`restarted`]: a checkpoint of the program's own job, and whether this is a restart.
+//! - [`command()`]: checkpoints, restarts and whatever else `cpr` does, of other jobs, processes and sessions (LBNL-2.1.1).
 //! - [`image`]: images, to be read and edited (LBNL-3.6.3).
 //! - [`app`]: checkpoints that a program writes itself (GFD.93, section 2.3).
 //!
@@ -12,6 +13,7 @@
 
 mod callbacks;
 mod checkpoint;
+mod command;
 mod ffi;
 mod ffi_app;
 mod process;
@@ -21,6 +23,7 @@ mod supervisor;
 
 pub use callbacks::{CallbackId, Context, Event, Notice, Verdict, explain, register, unregister};
 pub use checkpoint::{CheckpointOptions, Outcome, Restart, checkpoint, restarted};
+pub use command::command;
 pub use cpr_types::{Error, ErrorKind, Result};
 pub use process::start;
 pub use sections::{Section, enter};

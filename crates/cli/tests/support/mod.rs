@@ -17,6 +17,7 @@
 )]
 
 pub mod image;
+pub mod library;
 pub mod net;
 pub mod victim;
 
