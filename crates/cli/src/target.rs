@@ -90,6 +90,17 @@ pub fn job(name: &str) -> Result<Job> {
     StateDir::open()?.job(name)
 }
 
+/// Where the image is that an argument of [`image`] names.
+pub fn image_path(argument: &Path) -> Result<PathBuf> {
+    if is_image(argument) {
+        return Ok(argument.to_path_buf());
+    }
+    let newest = job(text(argument)?).and_then(|job| job.images());
+    // Where there is none, `image` says why.
+    let newest = newest.ok().and_then(|mut images| images.pop());
+    Ok(newest.map_or_else(|| argument.to_path_buf(), |newest| newest.path))
+}
+
 /// An image, or the newest of a job. Also a file without our suffix, where there is no job of that name.
 pub fn image(argument: &Path) -> Result<(PathBuf, Image)> {
     let open = |path: PathBuf| Ok((path.clone(), Image::open(&path)?));

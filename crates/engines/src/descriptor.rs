@@ -1,15 +1,23 @@
 //! What is said of an engine, as a file of `engines.d` has it (GCA section 3.3).
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cpr_types::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::engine::Unit;
 use crate::property::{Properties, Values, first_bad, is_word};
 
 /// The engines compiled in, best first.
-const BUILT_IN: [&str; 1] = [include_str!("../builtin/native.toml")];
+const BUILT_IN: [&str; 3] = [
+    include_str!("../builtin/native.toml"),
+    include_str!("../builtin/criu.toml"),
+    include_str!("../builtin/application.toml"),
+];
 
 /// How an engine is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +25,12 @@ const BUILT_IN: [&str; 1] = [include_str!("../builtin/native.toml")];
 pub enum Driver {
     /// The checkpointer of this program.
     Native,
+    /// CRIU, by its own protocol.
+    Criu,
+    /// The program saves itself.
+    Application,
+    /// A program that speaks the protocol of `docs/engines.md`.
+    External,
 }
 
 impl Driver {
@@ -24,6 +38,9 @@ impl Driver {
     pub fn name(self) -> &'static str {
         match self {
             Driver::Native => "native",
+            Driver::Criu => "criu",
+            Driver::Application => "application",
+            Driver::External => "external",
         }
     }
 }
@@ -87,9 +104,135 @@ pub struct Descriptor {
     /// What it can do.
     #[serde(default)]
     pub properties: Properties,
+    /// The program that is the engine, with its arguments. `%JOB%`, `%ROOT%`, `%IMAGE%` and `%JOB_DIRECTORY%` in them
+    /// stand for the job's name, its root process, the directory of the engine's files and the job's own (GCA-CTS-24).
+    #[serde(default)]
+    pub program: Vec<String>,
+    /// How a program is made to save itself.
+    #[serde(default)]
+    pub application: Option<Asks>,
+    /// How long each step may take.
+    #[serde(default)]
+    pub deadlines: Deadlines,
     /// The file it was read from; none for one that is compiled in.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+}
+
+/// How long each step of an engine may take, seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Deadlines {
+    probe: u32,
+    prepare: u32,
+    stop: u32,
+    checkpoint: u32,
+    resume: u32,
+    rebuild: u32,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines {
+            probe: 10,
+            prepare: 30,
+            stop: 30,
+            checkpoint: 3600,
+            resume: 30,
+            rebuild: 3600,
+        }
+    }
+}
+
+impl Deadlines {
+    pub(crate) fn probe(&self) -> Duration {
+        Duration::from_secs(self.probe.into())
+    }
+
+    pub(crate) fn prepare(&self) -> Duration {
+        Duration::from_secs(self.prepare.into())
+    }
+
+    pub(crate) fn stop(&self) -> Duration {
+        Duration::from_secs(self.stop.into())
+    }
+
+    pub(crate) fn checkpoint(&self) -> Duration {
+        Duration::from_secs(self.checkpoint.into())
+    }
+
+    pub(crate) fn resume(&self) -> Duration {
+        Duration::from_secs(self.resume.into())
+    }
+
+    pub(crate) fn rebuild(&self) -> Duration {
+        Duration::from_secs(self.rebuild.into())
+    }
+}
+
+/// How a program is made to save itself, and where it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Asks {
+    /// This signal, by its number.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// Or this command, whose success says that it is done.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// The directory its checkpoints are in.
+    pub directory: String,
+}
+
+/// What makes a program save itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SaveOn {
+    /// A signal to its root process.
+    Signal(i32),
+    /// A command.
+    Command(Vec<OsString>),
+}
+
+impl Asks {
+    /// Which of both it is.
+    pub(crate) fn on(&self) -> Result<SaveOn> {
+        match (self.signal, &self.command[..]) {
+            (Some(signal @ 1..=64), []) => Ok(SaveOn::Signal(signal)),
+            (None, [_, ..]) => Ok(SaveOn::Command(self.command.iter().map(OsString::from).collect())),
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                "the table `application` has to have either a signal from 1 to 64 or a command",
+            )),
+        }
+    }
+}
+
+/// Puts what is known of a unit in place of `%JOB%`, `%ROOT%`, `%IMAGE%` and `%JOB_DIRECTORY%`.
+pub(crate) fn fill(template: &[OsString], unit: &Unit) -> Vec<OsString> {
+    let values: [(&[u8], Vec<u8>); 4] = [
+        (b"%JOB%", unit.job.clone().into_bytes()),
+        (b"%ROOT%", unit.root.to_string().into_bytes()),
+        (b"%IMAGE%", unit.files.as_os_str().as_bytes().to_vec()),
+        (b"%JOB_DIRECTORY%", unit.job_directory.as_os_str().as_bytes().to_vec()),
+    ];
+    let fill = |word: &OsString| {
+        let mut rest = word.as_bytes();
+        let mut filled = Vec::new();
+        while let Some((first, after)) = rest.split_first() {
+            match values.iter().find(|(name, _)| rest.starts_with(name)) {
+                Some((name, value)) => {
+                    filled.extend_from_slice(value);
+                    rest = &rest[name.len()..];
+                }
+                None => {
+                    filled.push(*first);
+                    rest = after;
+                }
+            }
+        }
+        OsString::from_vec(filled)
+    };
+    template.iter().map(fill).collect()
 }
 
 fn external() -> Trigger {
@@ -123,6 +266,27 @@ impl Descriptor {
                 "engine {}: {bad:?} can be neither a property nor a word of one",
                 descriptor.name
             ));
+        }
+        match (
+            descriptor.driver,
+            descriptor.program.is_empty(),
+            &descriptor.application,
+        ) {
+            (Driver::External, true, _) => return wrong(format!("engine {}: it has no program", descriptor.name)),
+            (Driver::Native | Driver::Application, false, _) => {
+                return wrong(format!("engine {}: its driver runs no program", descriptor.name));
+            }
+            (Driver::Application, _, Some(asks)) => drop(asks.on()?),
+            (Driver::Application, _, None) => {
+                return wrong(format!("engine {}: it has no table `application`", descriptor.name));
+            }
+            (_, _, Some(_)) => {
+                return wrong(format!(
+                    "engine {}: its driver has no table `application`",
+                    descriptor.name
+                ));
+            }
+            _ => {}
         }
         for (key, value) in descriptor.implied() {
             if descriptor.properties.contains_key(key) {
@@ -168,6 +332,21 @@ impl Descriptor {
                 },
             ),
         ]
+    }
+
+    /// The engine's program with its arguments; `otherwise` where the descriptor names none. A program whose name has a
+    /// `/` in it and does not begin with one is looked for beside the descriptor.
+    pub(crate) fn command(&self, otherwise: &[&str]) -> Vec<OsString> {
+        if self.program.is_empty() {
+            return otherwise.iter().map(OsString::from).collect();
+        }
+        let mut command: Vec<OsString> = self.program.iter().map(OsString::from).collect();
+        if self.program[0].contains('/')
+            && let Some(directory) = self.file.as_deref().and_then(std::path::Path::parent)
+        {
+            command[0] = directory.join(&self.program[0]).into_os_string();
+        }
+        command
     }
 
     /// Names of the classes whose conditions its properties meet.

@@ -5,16 +5,25 @@
 //! claimed. The [`Registry`] holds what is compiled in and what a site and a user have added, and chooses by what is
 //! needed. A probe ([`Descriptor::probe`]) says whether an engine works on this node.
 //!
+//! [`Engine`] is what a driver has to do, and [`Steps`] is how it is made to, one step after the other.
+//!
 //! This crate knows nothing of jobs and their directories.
 
+mod application;
 mod class;
+mod criu;
 mod descriptor;
+mod engine;
+mod external;
 mod probe;
+mod program;
 mod property;
+mod protobuf;
 mod registry;
 
 pub use class::Class;
-pub use descriptor::{Descriptor, Driver, Images, Place, Trigger};
+pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, Trigger};
+pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};
 pub use probe::Probe;
 pub use property::{Condition, Properties, Values};
-pub use registry::{Choice, Considered, Problem, Registry, Request, Verdict};
+pub use registry::{Choice, Considered, NATIVE, Problem, Registry, Request, Verdict};

@@ -3,7 +3,9 @@
 use cpr_kernel::namespace;
 use serde::Serialize;
 
+use crate::criu::Criu;
 use crate::descriptor::{Descriptor, Driver};
+use crate::external::External;
 
 /// Oldest kernel the native engine works on.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
@@ -25,10 +27,20 @@ impl Probe {
 }
 
 impl Descriptor {
-    /// Finds out whether the engine works on this node.
+    /// Finds out whether the engine works on this node. Programs that are asked have a deadline.
     pub fn probe(&self) -> Probe {
         let (version, result) = match self.driver {
             Driver::Native => (Some(env!("CARGO_PKG_VERSION").to_string()), native()),
+            Driver::Criu => {
+                let (version, result) = Criu::probe(self);
+                (version, result.map_err(|error| error.chain()))
+            }
+            // Whether a program can save itself, it alone knows.
+            Driver::Application => (None, Ok(())),
+            Driver::External => match External::probe(self) {
+                Ok(version) => (version, Ok(())),
+                Err(error) => (None, Err(error.chain())),
+            },
         };
         Probe {
             version: version.or_else(|| self.version.clone()),

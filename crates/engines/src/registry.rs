@@ -21,7 +21,7 @@ const SITE: &str = "/etc/gridcpr";
 /// Directories to read instead of the user's and the site's, joined by colons.
 const VARIABLE: &str = "GRIDCPR_CONFIG_DIRS";
 /// The engine used where nothing else is asked for.
-pub(crate) const NATIVE: &str = "native";
+pub const NATIVE: &str = "native";
 /// Longest file that is read, bytes.
 const LONGEST_FILE: u64 = 64 << 10;
 /// Most files of one directory that are read.
@@ -92,6 +92,8 @@ pub struct Considered {
 pub struct Choice<'a> {
     /// The engine.
     pub engine: Option<&'a Descriptor>,
+    /// Its version, where it is known.
+    pub version: Option<String>,
     /// Every engine in the order of preference.
     pub considered: Vec<Considered>,
 }
@@ -248,17 +250,23 @@ impl Registry {
         let classes = request.classes.iter().map(|name| self.class(name));
         let classes = classes.collect::<Result<Vec<_>>>()?;
         let mut chosen = None;
+        let mut version = None;
         let mut considered = Vec::new();
         for engine in &self.engines {
             let verdict = if let Some(reason) = unfit(engine, request, &classes) {
                 Verdict::Unfit(reason)
             } else if chosen.is_some() {
                 Verdict::Spare
-            } else if let Some(reason) = probe(engine).reason {
-                Verdict::Broken(reason)
             } else {
-                chosen = Some(engine);
-                Verdict::Chosen
+                let probe = probe(engine);
+                match probe.reason {
+                    Some(reason) => Verdict::Broken(reason),
+                    None => {
+                        chosen = Some(engine);
+                        version = probe.version;
+                        Verdict::Chosen
+                    }
+                }
             };
             considered.push(Considered {
                 engine: engine.name.clone(),
@@ -267,6 +275,7 @@ impl Registry {
         }
         Ok(Choice {
             engine: chosen,
+            version,
             considered,
         })
     }

@@ -176,10 +176,10 @@ fn a_refusal_names_the_limit_and_engines_that_do_not_work_are_passed_over() {
         .collect();
     assert!(matches!(verdicts[0], ("native", Verdict::Unfit(_))), "{verdicts:?}");
     assert_eq!(
-        verdicts[1],
+        verdicts[verdicts.len() - 2],
         ("first", &Verdict::Broken("it is out of paint".to_string()))
     );
-    assert_eq!(verdicts[2], ("second", &Verdict::Chosen));
+    assert_eq!(verdicts[verdicts.len() - 1], ("second", &Verdict::Chosen));
     let sockets = Request {
         engine: Some("first".to_string()),
         ..request("sockets=yes")
@@ -217,7 +217,8 @@ fn files_that_are_wrong_harm_nothing_else() {
     set_mode(&open, 0o666);
     let registry = config.load();
     assert!(registry.engine("good").is_ok());
-    assert_eq!(registry.engines().len(), 2);
+    // Besides it only those that are compiled in.
+    assert_eq!(registry.engines().len(), 4);
     assert_eq!(registry.problems.len(), 10, "{:?}", registry.problems);
     assert!(problem(&registry, "typo.toml").contains("clases"));
     assert!(problem(&registry, "open.toml").contains("others can write"));
@@ -231,7 +232,7 @@ fn a_directory_others_can_write_to_is_not_trusted() {
     config.engine("good", "");
     set_mode(&config.directory.path().join("engines.d"), 0o777);
     let registry = config.load();
-    assert_eq!(registry.engines().len(), 1);
+    assert!(registry.engine("good").is_err());
     assert!(problem(&registry, "good.toml").contains("not trusted"));
 }
 

@@ -8,7 +8,9 @@
 //! - [`Image`] opens one. Nothing of it is believed before the hash over it and the version have been checked, and
 //!   nothing of the metadata before [`model::Manifest::validate`] has found them consistent. Page data are checked by
 //!   [`Image::verify_data`].
+//! - [`Bundle`] is the image of a job that another engine has saved.
 
+mod bundle;
 mod cbor;
 pub mod edit;
 mod format;
@@ -21,6 +23,7 @@ mod reader;
 mod validate;
 mod writer;
 
+pub use bundle::{Bundle, BundleFile, BundleRecord, BundleSummary, write_bundle};
 pub use format::{ANCESTOR_STRIDE, FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
 pub use merge::merge;
 pub use packer::Compression;

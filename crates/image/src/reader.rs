@@ -16,6 +16,7 @@ use std::thread;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
+use crate::bundle::begins_like_one;
 use crate::cbor;
 use crate::format::{ANCESTOR_STRIDE, INCREMENTAL, PACKED_ENTRY, PAGE, ZSTD, damaged, start, truncated, u32_at};
 use crate::format::{HASH_CHUNK, HASH_LENGTH, HEADER_LENGTH, Header, ImageId, Start, TRAILER_LENGTH, Trailer};
@@ -93,6 +94,13 @@ impl Body {
         let mut first = [0; 12];
         let have = usize::try_from(length).unwrap_or(usize::MAX).min(first.len());
         read_at(&file, &mut first[..have], 0, name)?;
+        if begins_like_one(&first[..have]) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("image {name} is of another engine, and this cannot be done with it"),
+            )
+            .with_hint("`cpr inspect` shows what it is of, `cpr restart` restarts it"));
+        }
         let mut bytes = vec![0; header_length(&first[..have], length, name)?];
         read_at(&file, &mut bytes, 0, name)?;
         let header = Header::decode(&bytes, name)?;

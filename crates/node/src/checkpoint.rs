@@ -14,6 +14,7 @@ use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
     Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint,
 };
+use crate::foreign::Saving;
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, State, StopIntent, image_name};
 use crate::paging::await_pages;
 use crate::state::now_ms;
@@ -172,12 +173,38 @@ impl<'a> Task<'a> {
         // What is left then is in nobody's way.
         let _ = job.remove_parts();
         let inner = state.root.unwrap_or(root.pid);
+        let saving = match &job.spec().engine {
+            Some(engine) => {
+                // Where the root process has ended before the rest of the job, that is another one.
+                let pids = target::namespace_pids(root.pid)?;
+                let inner = pids.last().copied().unwrap_or(inner);
+                Some(Saving::new(job, engine, options, inner, after(options))?)
+            }
+            None => None,
+        };
         let (destination, image) = destination()?;
         let stop = ends_job(options);
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
         let inside = job.is_around_us(&state);
+        if let Some(saving) = saving {
+            let worker = start_saving(&root, saving, destination);
+            if worker.is_err() && stop {
+                job.set_stop_intent(None)?;
+            }
+            return Ok(Task {
+                worker: worker?,
+                _lock: Some(lock),
+                job: Some(job),
+                image,
+                in_job_directory: options.output.is_none(),
+                stop,
+                of_supervisor: false,
+                inside,
+                result: None,
+            });
+        }
         let tcp = options.tcp.unwrap_or(job.spec().tcp);
         let mut request = request(options, inner, name, state.init.is_some(), tcp);
         request.files = job.spec().files.iter().chain(&options.files).cloned().collect();
@@ -349,6 +376,27 @@ fn start(
     })
 }
 
+/// The same for a job of another engine.
+fn start_saving(target: &Target, saving: Saving, mut destination: Destination) -> Result<Worker> {
+    if let Destination::File(pending) = &mut destination {
+        pending.hand_over();
+    }
+    Worker::start(target, move |events| {
+        if let Destination::File(pending) = &mut destination {
+            pending.adopt();
+        }
+        saving.save(destination, events).map(Message::Checkpointed)
+    })
+}
+
+fn after(options: &CheckpointOptions) -> After {
+    match options.signal {
+        _ if ends_job(options) => After::Kill,
+        Some(signal) => After::Signal(signal),
+        None => After::Continue,
+    }
+}
+
 fn ends_job(options: &CheckpointOptions) -> bool {
     options.stop || options.signal == Some(KILL)
 }
@@ -360,14 +408,9 @@ fn request(
     own_pid_namespace: bool,
     tcp: TcpPolicy,
 ) -> CheckpointRequest {
-    let after = match options.signal {
-        _ if ends_job(options) => After::Kill,
-        Some(signal) => After::Signal(signal),
-        None => After::Continue,
-    };
     CheckpointRequest {
         pid,
-        after,
+        after: after(options),
         live: options.live,
         log: ByteString::default(),
         job: job.to_string(),
@@ -582,6 +625,16 @@ impl Job {
     /// Names everything that would keep the job from being checkpointed. Stops nothing.
     pub fn check(&self) -> Result<Vec<Blocker>> {
         let state = self.living()?;
+        if let Some(engine) = &self.spec().engine {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "job {} is for engine {}, and only a checkpoint shows whether that can save it",
+                    self.name(),
+                    engine.name
+                ),
+            ));
+        }
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
         let mounts = self.mounts_outside(&state);

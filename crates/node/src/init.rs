@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
+use crate::foreign::Building;
 use crate::job::LOG;
 use crate::wire::{Receiver, WireError, send, wait};
 
@@ -65,6 +66,8 @@ pub(crate) enum Start {
     Command(Vec<OsString>),
     /// An image.
     Image(Arc<Image>),
+    /// The files of another engine.
+    Foreign(Box<Building>),
 }
 
 /// Everything a new job needs from outside its namespace.
@@ -86,6 +89,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) about: Rebirth,
     /// Which of its periodic checkpoints are full, and which increments: letters F, I and i.
     pub(crate) sequence: String,
+    /// Another engine than ours checkpoints the job.
+    pub(crate) foreign: bool,
     /// Restart lazily; the pager's descriptors are sent here.
     pub(crate) keeper: Option<OwnedFd>,
 }
@@ -202,6 +207,12 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         Start::Command(command) => {
             return start_command(command, setting).map(|root| Started { root, pages: None });
         }
+        Start::Foreign(building) => {
+            // They become the job's.
+            crate::streams::reopen();
+            let root = building.build(|command| start_command(command, setting))?;
+            return Ok(Started { root, pages: None });
+        }
         Start::Image(image) => image,
     };
     let keeper = setting.keeper.as_ref().map(OwnedFd::try_clone).transpose();
@@ -302,6 +313,9 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
             for stream in 0..=2 {
                 spawn::set_standard_stream(terminal, stream)?;
             }
+        }
+        if setting.foreign {
+            crate::streams::reopen();
         }
         // The Rust runtime ignores it; programs expect to die of it.
         spawn::default_signal(PIPE)?;

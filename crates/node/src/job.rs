@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cpr_image::Bundle;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
 use crate::engine::{Basis, FileRule, Image, Keep, TcpPolicy};
+use crate::foreign::EngineUse;
 use crate::known::record_of;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
@@ -92,6 +94,10 @@ pub struct JobSpec {
     pub keep_files: Keep,
     /// The lease it runs under, as [`crate::grant_lease`] writes it; it is ended when that lapses.
     pub lease: Option<PathBuf>,
+    /// The engine that checkpoints it, where that is not the native one.
+    pub engine: Option<EngineUse>,
+    /// The directory it is started in, where that is not ours.
+    pub directory: Option<PathBuf>,
 }
 
 /// Where a job is in its life.
@@ -288,6 +294,8 @@ impl Job {
                 executables: stored.save_executable,
             },
             lease: stored.lease.clone(),
+            engine: stored.engine.clone(),
+            directory: Some(stored.directory.clone()),
         };
         Job {
             jobs,
@@ -542,6 +550,10 @@ impl Job {
         }
         let mut needed = BTreeSet::new();
         for image in &images[surplus..] {
+            // One of another engine needs no other image.
+            if matches!(Bundle::recognise(&image.path), Ok(Some(_))) {
+                continue;
+            }
             let Ok(image) = Image::open(&image.path) else {
                 return Ok(());
             };
@@ -690,6 +702,9 @@ fn needs(image: &Image) -> impl Iterator<Item = OsString> + '_ {
 
 /// The image beside this one that needs it, if there is one: another image whose ancestor it is.
 pub fn needed_by(path: &Path) -> Result<Option<PathBuf>> {
+    if Bundle::recognise(path)?.is_some() {
+        return Ok(None);
+    }
     let own = Image::open(path)?.id();
     let path = std::path::absolute(path).context(|| format!("resolve {}", path.display()))?;
     let Some(directory) = path.parent() else {

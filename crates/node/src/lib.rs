@@ -18,6 +18,7 @@
 mod checkpoint;
 mod directory;
 pub mod engine;
+mod foreign;
 mod init;
 mod job;
 mod known;
@@ -29,6 +30,7 @@ mod requests;
 mod restart;
 mod sandbox;
 mod state;
+mod streams;
 mod supervisor;
 mod suspend;
 mod target;
@@ -41,12 +43,13 @@ pub use checkpoint::{
     Bare, CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_bare, checkpoint_bare,
 };
 pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, Method, TcpPolicy};
+pub use foreign::EngineUse;
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;
 pub use lease::{LEASE_LAPSED, grant_lease, lease_clock};
 pub use migrate::{MigrateOptions, Migrated};
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
-pub use restart::{NamespaceChoice, RestartOptions, restart_image, restart_job, run};
+pub use restart::{NamespaceChoice, RestartOptions, restart_bundle, restart_image, restart_job, run};
 pub use sandbox::{Proof, prove};
 pub use state::{StateDir, check_name};
 pub use suspend::{SuspendReport, resume_bare, suspend_bare};

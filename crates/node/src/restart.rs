@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cpr_image::Bundle;
 use cpr_kernel::spawn::{self, Namespaces};
 use cpr_kernel::{demand_paging, namespace};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -14,6 +15,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Image;
+use crate::foreign::{Building, EngineUse};
 use crate::init::Start;
 use crate::job::{Job, JobSpec, LOG};
 use crate::outcome::Outcome;
@@ -192,8 +194,13 @@ pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Res
     let images = job.images()?;
     let mut first = None;
     for entry in images.iter().rev() {
-        let attempt =
-            Image::open(&entry.path).and_then(|image| restart_into(&job, image, Some(&entry.path), &options, false));
+        let attempt = match Bundle::recognise(&entry.path) {
+            Ok(Some(bundle)) => restart_foreign(&job, &bundle, Some(&entry.path), &options, false),
+            Ok(None) => {
+                Image::open(&entry.path).and_then(|image| restart_into(&job, image, Some(&entry.path), &options, false))
+            }
+            Err(error) => Err(error),
+        };
         match attempt {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 eprintln!(
@@ -220,29 +227,109 @@ pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) ->
     } else {
         former.clone().into()
     }];
-    let mut spec = JobSpec {
-        name: options.name.clone(),
+    let spec = JobSpec {
         command,
         terminal: options.terminal,
         lease: options.lease.clone(),
         ..JobSpec::default()
     };
-    let mut made = None;
-    if spec.name.is_none() && check_name(&former).is_ok() {
-        spec.name = Some(former);
-        made = match state.create_job(spec.clone()) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
-            result => Some(result?),
-        };
-        if made.is_none() {
-            spec.name = None;
+    let job = create_like(state, spec, &former, options.name.as_deref())?;
+    restart_into(&job, image, None, &options, true)
+}
+
+/// Restarts an image of another engine, by that engine, as a new job.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] where the engine is not here or does not work here.
+pub fn restart_bundle(
+    state: &StateDir,
+    bundle: &Bundle,
+    path: Option<&std::path::Path>,
+    options: RestartOptions,
+) -> Result<Outcome> {
+    let record = bundle.record();
+    let spec = JobSpec {
+        command: record.command.iter().map(Into::into).collect(),
+        directory: Some(record.directory.clone()),
+        terminal: options.terminal,
+        engine: Some(EngineUse {
+            name: record.engine.clone(),
+            version: record.version.clone(),
+        }),
+        lease: options.lease.clone(),
+        ..JobSpec::default()
+    };
+    let job = create_like(state, spec, &record.job, options.name.as_deref())?;
+    restart_foreign(&job, bundle, path, &options, true)
+}
+
+/// Makes a job of this name, or else of its former name where no other job has that, or else of a new one.
+fn create_like(state: &StateDir, spec: JobSpec, former: &str, name: Option<&str>) -> Result<Job> {
+    let named = |name: Option<&str>| JobSpec {
+        name: name.map(str::to_string),
+        ..spec.clone()
+    };
+    if name.is_some() {
+        return state.create_job(named(name));
+    }
+    if check_name(former).is_ok() {
+        match state.create_job(named(Some(former))) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            result => return result,
         }
     }
-    let job = match made {
-        Some(job) => job,
-        None => state.create_job(spec)?,
+    state.create_job(named(None))
+}
+
+fn restart_foreign(
+    job: &Job,
+    bundle: &Bundle,
+    path: Option<&std::path::Path>,
+    options: &RestartOptions,
+    new: bool,
+) -> Result<Outcome> {
+    let refused = match options {
+        RestartOptions { lazy: true, .. } => Some("--lazy"),
+        RestartOptions {
+            namespace: NamespaceChoice::Never,
+            ..
+        } => Some("--namespace never"),
+        _ => None,
     };
-    restart_into(&job, image, None, &options, true)
+    let building = match refused {
+        Some(option) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "engine {} cannot do what is asked for: {option}",
+                bundle.record().engine
+            ),
+        )),
+        None => Building::new(job, bundle, path),
+    };
+    let building = match building {
+        Ok(building) => building,
+        Err(error) => {
+            if new {
+                job.discard();
+            }
+            return Err(error);
+        }
+    };
+    let launch = Launch {
+        job,
+        own_namespace: true,
+        own_ipc: !job.spec().share_ipc,
+        detached: options.detach,
+        terminal: options.terminal || job.spec().terminal,
+        restarted_from: path.map(PathBuf::from),
+        lazy: false,
+        start: Start::Foreign(Box::new(building)),
+    };
+    if new {
+        launch_new(&launch)
+    } else {
+        launch_any(&launch, &mut false)
+    }
 }
 
 fn restart_into(

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
 use crate::engine::{FileRule, TcpPolicy};
+use crate::foreign::EngineUse;
 use crate::job::{Job, JobSpec};
 
 /// Longest job name.
@@ -52,6 +53,8 @@ pub(crate) struct StoredSpec {
     pub(crate) save_executable: bool,
     #[serde(default)]
     pub(crate) lease: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) engine: Option<EngineUse>,
     pub(crate) created_ms: u64,
 }
 
@@ -206,7 +209,10 @@ impl StateDir {
         };
         let stored = StoredSpec {
             command: spec.command.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
-            directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            directory: match &spec.directory {
+                Some(directory) => directory.clone(),
+                None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            },
             every_ms: spec.every.map(|d| d.as_millis() as u64),
             sequence: spec.sequence.as_ref().map(ToString::to_string),
             keep: spec.keep,
@@ -217,6 +223,7 @@ impl StateDir {
             save_libraries: spec.keep_files.libraries,
             save_executable: spec.keep_files.executables,
             lease: spec.lease.clone(),
+            engine: spec.engine.clone(),
             created_ms: now_ms(),
         };
         let made = directory

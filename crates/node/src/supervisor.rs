@@ -262,6 +262,7 @@ fn start_init(
             .sequence
             .as_ref()
             .map_or_else(|| "F".to_owned(), ToString::to_string),
+        foreign: launch.job.spec().engine.is_some(),
         keeper,
     };
     let mut held = paging.take();

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cpr_image::{Image, ImageId};
+use cpr_engines::NATIVE;
+use cpr_image::{Bundle, Image, ImageId};
 use cpr_node::{ImageEntry, ImageState, Job, StateDir};
 use cpr_types::{ErrorKind, Result};
 use serde_json::json;
@@ -24,6 +25,8 @@ struct Found {
     /// In a tree, how many images are above it.
     depth: usize,
     state: Option<ImageState>,
+    /// Name of the engine that made it; none of an image that cannot be read.
+    engine: Option<String>,
 }
 
 pub fn images(output: Output, args: &Images) -> Result<u8> {
@@ -62,6 +65,7 @@ pub fn images(output: Output, args: &Images) -> Result<u8> {
                     "image_id": image.id.map(|id| id.to_string()),
                     "parent": image.parent.map(|id| id.to_string()),
                     "state": image.state,
+                    "engine": image.engine,
                 })
             });
             json!({"images": images.collect::<Vec<_>>()})
@@ -79,8 +83,29 @@ fn list(job: &Job) -> Result<Vec<ImageEntry>> {
     }
 }
 
+fn of_other_engine(job: &Job, entry: ImageEntry, bundle: &Bundle) -> Found {
+    let record = bundle.record();
+    let bytes = u128::from_str_radix(&record.id, 16).ok();
+    Found {
+        job: job.name().to_string(),
+        entry,
+        time: UNIX_EPOCH
+            .checked_add(Duration::from_nanos(record.time_ns))
+            .unwrap_or(UNIX_EPOCH),
+        processes: Some(record.processes.len()),
+        id: bytes.map(|id| ImageId(id.to_be_bytes())),
+        parent: None,
+        depth: 0,
+        state: Some(ImageState::Written),
+        engine: Some(record.engine.clone()),
+    }
+}
+
 /// None where it has been removed just now.
 fn examine(job: &Job, entry: ImageEntry) -> Option<Found> {
+    if let Ok(Some(bundle)) = Bundle::recognise(&entry.path) {
+        return Some(of_other_engine(job, entry, &bundle));
+    }
     let mut image = match Image::open(&entry.path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         result => result.ok(),
@@ -99,6 +124,7 @@ fn examine(job: &Job, entry: ImageEntry) -> Option<Found> {
     Some(Found {
         job: job.name().to_string(),
         state,
+        engine: image.as_ref().map(|_| NATIVE.to_string()),
         time: UNIX_EPOCH.checked_add(time).unwrap_or(UNIX_EPOCH),
         processes: image.as_ref().map(|image| image.manifest().processes.len()),
         id: image.as_ref().map(Image::id),

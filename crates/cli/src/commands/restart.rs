@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_image::Image;
+use cpr_image::{Bundle, Image};
 use cpr_node::{RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
@@ -31,11 +31,18 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
         return conclude(output, &cpr_node::restart_image(&StateDir::open()?, image, options)?);
     }
     let outcome = match job_or_image(&args.source)? {
-        Kept::Image(path) => {
-            let image = Image::open(&path)?;
-            output.detail(|| format!("restarting image {} from {}", image.id(), path.display()));
-            cpr_node::restart_image(&StateDir::open()?, image, options)?
-        }
+        Kept::Image(path) => match Bundle::recognise(&path)? {
+            Some(bundle) => {
+                let record = bundle.record();
+                output.detail(|| format!("restarting image {} by engine {}", record.id, record.engine));
+                cpr_node::restart_bundle(&StateDir::open()?, &bundle, Some(&path), options)?
+            }
+            None => {
+                let image = Image::open(&path)?;
+                output.detail(|| format!("restarting image {} from {}", image.id(), path.display()));
+                cpr_node::restart_image(&StateDir::open()?, image, options)?
+            }
+        },
         Kept::Job(job) => {
             output.detail(|| format!("restarting job {}", job.name()));
             cpr_node::restart_job(&StateDir::open()?, job.name(), options)?

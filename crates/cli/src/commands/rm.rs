@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cpr_image::Image;
+use cpr_image::{Bundle, Image};
 use cpr_node::StateDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde_json::json;
@@ -27,7 +27,8 @@ pub fn rm(output: Output, args: &Rm) -> Result<u8> {
 /// Removes images and nothing else: with `force`, whatever is called one.
 fn remove_image(path: &Path, force: bool) -> Result<()> {
     let named_so = path.extension().is_some_and(|extension| extension == "cpr");
-    if let Err(error) = Image::open(path)
+    if !matches!(Bundle::recognise(path), Ok(Some(_)))
+        && let Err(error) = Image::open(path)
         && (error.kind() == ErrorKind::NotFound || !(force && named_so))
     {
         return Err(if named_so && error.kind() == ErrorKind::Damaged {

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use cpr_engines::{Considered, Descriptor, Registry, Verdict};
-use cpr_node::{JobSpec, Outcome, StateDir};
+use cpr_engines::{Considered, Descriptor, Driver, Registry, Verdict};
+use cpr_node::{EngineUse, JobSpec, Outcome, StateDir};
 use cpr_types::Result;
 use serde_json::json;
 
@@ -18,11 +18,16 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
     if args.wanted.explain {
         return explain(output, &args.wanted);
     }
+    let mut chosen = None;
     if !args.wanted.request().is_empty() {
         let registry = Registry::load()?;
         let choice = registry.choose(&args.wanted.request(), Descriptor::probe)?;
         let engine = choice.require()?;
         output.detail(|| format!("the engine is {}", engine.name));
+        chosen = (engine.driver != Driver::Native).then(|| EngineUse {
+            name: engine.name.clone(),
+            version: choice.version.clone(),
+        });
     }
     let state = StateDir::open()?;
     let mut name = args.name;
@@ -42,6 +47,8 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         share_ipc: args.share_ipc,
         tcp: args.tcp.into(),
         lease: args.lease,
+        engine: chosen,
+        directory: None,
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;

@@ -1,7 +1,8 @@
 //! `cpr verify`
 
+use cpr_image::Bundle;
 use cpr_node::{ImageState, StateDir};
-use cpr_types::Result;
+use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::Verify;
@@ -9,6 +10,21 @@ use crate::output::{Output, clean, size};
 use crate::target;
 
 pub fn verify(output: Output, args: &Verify) -> Result<u8> {
+    let path = target::image_path(&args.image)?;
+    if let Some(bundle) = Bundle::recognise(&path)? {
+        if args.restore {
+            let engine = &bundle.record().engine;
+            let what = format!("an image of engine {engine} cannot be restarted in a sandbox");
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        bundle.verify()?;
+        let name = path.display().to_string();
+        output.done(
+            || json!({"image": path, "valid": true, "bytes": bundle.length(), "restored": null}),
+            || format!("{}: {}, every hash is right\n", clean(&name), size(bundle.length())),
+        )?;
+        return Ok(0);
+    }
     let (path, mut image) = target::image(&args.image)?;
     image.open_ancestors()?;
     // First, while this process has no threads and may fork.

@@ -1,0 +1,515 @@
+//! The conformance suite: what every engine has to do, with a job that it can save, and what becomes of a job when an
+//! engine hangs, crashes, lies or prints garbage.
+//!
+//! `CRIU=PATH` names a CRIU to test instead of the one that is found. What cannot be tested here is named as `SKIPPED`.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use support::{As, Cpr, Ended, PATIENCE, note_skip, wait_until};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// Counts, and remembers in memory how far.
+const COUNT_IN_MEMORY: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done";
+
+/// Counts, and remembers in a file that it has open.
+const COUNT_IN_FILE: &str = r#"
+import os, sys, time
+file = os.fdopen(os.open("count", os.O_RDWR | os.O_CREAT, 0o600), "r+")
+count = int(file.read() or 0)
+while True:
+    count += 1
+    file.seek(0); file.write(str(count)); file.flush()
+    print(count, flush=True)
+    time.sleep(0.05)
+"#;
+
+/// Counts, and saves how far when SIGUSR1 comes.
+const COUNT_AND_SAVE: &str = r#"
+import os, signal, time
+base = os.environ["SAGA_CPR_BASE_LOCATION"]
+path = os.path.join(base, "count")
+count = int(open(path).read()) if os.path.exists(path) else 0
+def save(*_):
+    os.makedirs(base, exist_ok=True)
+    with open(path + ".tmp", "w") as file:
+        file.write(str(count))
+    os.rename(path + ".tmp", path)
+signal.signal(signal.SIGUSR1, save)
+while True:
+    count += 1
+    print(count, flush=True)
+    time.sleep(0.05)
+"#;
+
+/// An engine, a job that it can save, and one that it cannot.
+struct Case {
+    engine: &'static str,
+    user: As,
+    job: &'static [&'static str],
+    unsupported: &'static [&'static str],
+}
+
+const NATIVE: Case = Case {
+    engine: "native",
+    user: As::User,
+    job: &["sh", "-c", COUNT_IN_MEMORY],
+    // A namespace that is held open is not saved.
+    unsupported: &["sh", "-c", "exec 7</proc/self/ns/net; echo 1; exec sleep 1000"],
+};
+const CRIU: Case = Case {
+    engine: "criu",
+    user: As::Root,
+    job: &["sh", "-c", COUNT_IN_MEMORY],
+    // The other process is in no tree with the first one.
+    unsupported: &["sh", "-c", "(sleep 1000 &); echo 1; exec sleep 1000"],
+};
+const APPLICATION: Case = Case {
+    engine: "application",
+    user: As::User,
+    job: &["python3", "-c", COUNT_AND_SAVE],
+    // It would die of the signal.
+    unsupported: &["sh", "-c", "echo 1; exec sleep 1000"],
+};
+const EXTERNAL: Case = Case {
+    engine: "open-files",
+    user: As::User,
+    job: &["python3", "-c", COUNT_IN_FILE],
+    unsupported: &["sh", "-c", "sleep 1000 & echo 1; sleep 1000"],
+};
+
+/// `cpr` with a configuration of its own.
+struct Lab {
+    cpr: Cpr,
+    config: PathBuf,
+    path: String,
+}
+
+impl Lab {
+    fn new(test: &str, user: As) -> Option<Lab> {
+        let cpr = Cpr::new(test, user)?;
+        let config = cpr.work.join("config");
+        fs::create_dir_all(config.join("engines.d")).unwrap();
+        let mut path = std::env::var("PATH").unwrap_or_default();
+        if let Some(criu) = std::env::var_os("CRIU") {
+            path = format!("{}:{path}", Path::new(&criu).parent().unwrap().display());
+        }
+        let lab = Lab { cpr, config, path };
+        let example = Path::new(ROOT).join("examples/engine");
+        for name in ["open-files.toml", "open_files.py"] {
+            lab.write(name, &fs::read_to_string(example.join(name)).unwrap());
+        }
+        lab.cpr.give(&lab.config);
+        Some(lab)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.config.join("engines.d").join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        for directory in [&self.config, &self.config.join("engines.d")] {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        self.cpr.give(&path);
+    }
+
+    fn cpr(&self, arguments: &[&str]) -> Ended {
+        self.cpr_in(&self.config, arguments)
+    }
+
+    fn cpr_in(&self, config: &Path, arguments: &[&str]) -> Ended {
+        let config = format!("GRIDCPR_CONFIG_DIRS={}", config.display());
+        let path = format!("PATH={}", self.path);
+        let binary = self.cpr.binary().display().to_string();
+        let mut all = vec!["env", &config, &path, &binary];
+        all.extend(arguments);
+        self.cpr.program(&all)
+    }
+
+    fn start(&self, engine: &str, job: &str, command: &[&str]) {
+        let mut all = vec!["run", "-d", "--engine", engine, "--name", job, "--"];
+        all.extend(command);
+        self.cpr(&all).good();
+        self.wait_for(job, 0, 1);
+    }
+
+    /// Numbers that the job has printed.
+    fn numbers(&self, job: &str) -> Vec<u64> {
+        let text = String::from_utf8_lossy(&self.cpr.logs(job)).into_owned();
+        // The last line may be half written.
+        let end = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..end].lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Waits until the job, of whose output `skip` numbers are old, has printed one of at least `least`.
+    fn wait_for(&self, job: &str, skip: usize, least: u64) -> Vec<u64> {
+        let new = || -> Vec<u64> { self.numbers(job).into_iter().skip(skip).collect() };
+        wait_until(PATIENCE, &format!("job {job} has printed {least}"), || {
+            new().last().is_some_and(|last| *last >= least)
+        });
+        new()
+    }
+
+    /// Restarts, and requires that the job goes on from what it had at least, and not from the beginning.
+    fn restarts(&self, what: &str, job: &str, had: u64) {
+        let skip = self.numbers(job).len();
+        self.cpr(&["restart", "-d", what]).good();
+        let new = self.wait_for(job, skip, had + 3);
+        assert!(new[0] + 1 >= had, "{what} goes on from {} and had {had}", new[0]);
+        assert!(new.windows(2).all(|pair| pair[1] == pair[0] + 1), "{new:?}");
+    }
+
+    fn kill(&self, job: &str) {
+        self.cpr(&["kill", "-s", "KILL", job]).good();
+        self.cpr.wait(job);
+    }
+}
+
+/// Everything an engine has to do.
+// XGCP-API-8, GCA-CTS-2
+fn conforms(test: &str, case: &Case) {
+    let Some(lab) = Lab::new(test, case.user) else { return };
+    let shown = lab.cpr(&["engines", "show", case.engine, "--json"]).good().json();
+    if shown["works"] != true {
+        note_skip(test, shown["reason"].as_str().unwrap());
+        return;
+    }
+    let last = |job: &str| *lab.numbers(job).last().unwrap();
+    // Start; checkpoint and go on.
+    lab.start(case.engine, "sim", case.job);
+    lab.wait_for("sim", 0, 5);
+    let had = last("sim");
+    let report = lab.cpr(&["checkpoint", "sim", "--json"]).good().json();
+    let first = report["image"].as_str().unwrap().to_string();
+    assert!(
+        report["bytes"].as_u64().unwrap() > 0 && report["processes"].as_u64().unwrap() > 0,
+        "{report}"
+    );
+    lab.wait_for("sim", 0, had + 5);
+    let images = lab.cpr(&["images", "--json"]).good().json();
+    assert_eq!(images["images"][0]["engine"], case.engine, "{images}");
+    lab.cpr(&["verify", &first]).good();
+    lab.cpr(&["inspect", &first]).good();
+    lab.cpr(&["inspect", "--json", "sim"]).good();
+    // Checkpoint and stop.
+    let had_at_stop = last("sim");
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    assert!(!lab.cpr.is_running("sim"));
+    // Restart, and once more, and by an older image, which makes a job of its own.
+    lab.restarts("sim", "sim", had_at_stop);
+    lab.kill("sim");
+    lab.restarts("sim", "sim", had_at_stop);
+    // A restarted job can be saved.
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    lab.cpr(&["restart", "-d", "--name", "copy", &first]).good();
+    let new = lab.wait_for("copy", 0, had + 3);
+    assert!(new[0] + 1 >= had && new[0] <= had + 50, "{new:?}, and had {had}");
+    lab.kill("copy");
+    // A wrong image and a missing one.
+    let mut bytes = fs::read(&first).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let wrong = lab.cpr.work.join("wrong.cpr");
+    fs::write(&wrong, &bytes).unwrap();
+    lab.cpr.give(&wrong);
+    let refused = lab.cpr(&["restart", "-d", wrong.to_str().unwrap()]);
+    assert_eq!(refused.code, 65, "{}", refused.stderr);
+    fs::write(&wrong, &bytes[..middle]).unwrap();
+    assert_eq!(lab.cpr(&["restart", "-d", wrong.to_str().unwrap()]).code, 65);
+    assert_eq!(lab.cpr(&["restart", "-d", "./missing.cpr"]).code, 66);
+    // A job that it cannot save goes on.
+    lab.start(case.engine, "odd", case.unsupported);
+    let refused = lab.cpr(&["checkpoint", "odd"]);
+    assert_eq!(refused.code, 69, "{}", refused.stderr);
+    assert!(lab.cpr.is_running("odd"));
+    let status = lab.cpr(&["ps", "--json"]).good().json();
+    let job = status["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|job| job["name"] == "odd")
+        .unwrap()
+        .clone();
+    assert_eq!(job["phase"], "running", "{job}");
+}
+
+#[test]
+fn native_conforms() {
+    conforms("native_conforms", &NATIVE);
+}
+
+// GCA-CS-2
+#[test]
+fn criu_conforms() {
+    conforms("criu_conforms", &CRIU);
+}
+
+// GCA-CS-1
+#[test]
+fn programs_that_save_themselves_conform() {
+    conforms("programs_that_save_themselves_conform", &APPLICATION);
+}
+
+// GCA-CTS-3, GCA-CTS-33
+#[test]
+fn the_external_example_conforms() {
+    conforms("the_external_example_conforms", &EXTERNAL);
+}
+
+// GCA-CTS-30
+#[test]
+fn an_image_is_restarted_by_its_engine_or_not_at_all() {
+    let Some(lab) = Lab::new("an_image_is_restarted_by_its_engine", As::User) else {
+        return;
+    };
+    lab.start(EXTERNAL.engine, "sim", EXTERNAL.job);
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    let empty = lab.cpr.work.join("empty");
+    fs::create_dir(&empty).unwrap();
+    let refused = lab.cpr_in(&empty, &["restart", "-d", "sim"]);
+    assert_eq!(refused.code, 78, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("engine open-files, which is not here"),
+        "{}",
+        refused.stderr
+    );
+    lab.restarts("sim", "sim", 1);
+}
+
+// GCA-CTS-16
+#[test]
+fn an_engine_of_newest_images_restarts_no_older_one() {
+    let Some(lab) = Lab::new("an_engine_of_newest_images", As::User) else {
+        return;
+    };
+    let text = fs::read_to_string(lab.config.join("engines.d/open-files.toml")).unwrap();
+    let text = text
+        .replace("open-files", "newest")
+        .replace("driver =", "images = \"newest\"\ndriver =");
+    lab.write("newest.toml", &text);
+    lab.start("newest", "sim", EXTERNAL.job);
+    let older = lab.cpr(&["checkpoint", "sim", "--json"]).good().json()["image"]
+        .as_str()
+        .unwrap()
+        .to_string();
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    let refused = lab.cpr(&["restart", "-d", &older]);
+    assert_eq!(refused.code, 78, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("restarts the newest image only"),
+        "{}",
+        refused.stderr
+    );
+    lab.restarts("sim", "sim", 1);
+}
+
+/// The example with a fault at one step.
+const FAULTY: &str = r#"#!/usr/bin/env python3
+import importlib.util, os, signal, sys, time
+spec = importlib.util.spec_from_file_location("engine", os.path.join(os.path.dirname(__file__), "open_files.py"))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+fault, where = "FAULT", "STEP"
+class Faulty(module.Engine):
+    pass
+def make(step, good):
+    def act(self, request):
+        if step != where:
+            return good(self, request)
+        if fault == "hang":
+            time.sleep(1000)
+        if fault == "crash":
+            sys.exit("out of paint")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "garbage":
+            os.write(1, b"\xff\xfe{{{\n")
+            return {}
+        if fault == "other":
+            print('{"step": "dance", "ok": true}', flush=True)
+            return {}
+        if fault == "flood":
+            while True:
+                os.write(1, b"x" * 65536)
+        # A lie: nothing is done.
+        if step == "prepare":
+            return {"group": {"kind": "tree", "id": "1", "processes": [request["root"], 1]}}
+        return {"root": 31999}
+    return act
+for step in ["prepare", "stop", "checkpoint", "resume_after_checkpoint", "rebuild", "resume_after_restart"]:
+    setattr(Faulty, step, make(step, getattr(module.Engine, step)))
+module.Engine = Faulty
+module.main()
+"#;
+
+const CHECKPOINT_STEPS: [(&str, &str); 4] = [
+    ("prepare", "prepare"),
+    ("stop", "stop"),
+    ("checkpoint", "checkpoint"),
+    ("resume_after_checkpoint", "resume after the checkpoint"),
+];
+
+fn add_faulty(lab: &Lab, fault: &str, step: &str) -> String {
+    let name = format!("{fault}-{}", step.replace('_', "-"));
+    lab.write(
+        &format!("{name}.py"),
+        &FAULTY.replace("FAULT", fault).replace("STEP", step),
+    );
+    let text = format!(
+        "name = \"{name}\"\ndriver = \"external\"\nprogram = [\"./{name}.py\"]\n[deadlines]\n\
+         prepare = 1\nstop = 1\ncheckpoint = 1\nresume = 1\nrebuild = 1\n"
+    );
+    // Python takes a moment to start.
+    let text = text
+        .replace("prepare = 1", "prepare = 5")
+        .replace("rebuild = 1", "rebuild = 5");
+    lab.write(&format!("{name}.toml"), &text);
+    name
+}
+
+/// Whatever an engine does, the job goes on, and the user learns which step of which engine it was.
+#[test]
+fn a_faulty_engine_does_not_harm_the_job() {
+    let Some(lab) = Lab::new("a_faulty_engine_does_not_harm_the_job", As::User) else {
+        return;
+    };
+    for fault in ["hang", "crash", "kill", "garbage", "other", "flood", "lie"] {
+        for (step, said) in CHECKPOINT_STEPS {
+            let engine = add_faulty(&lab, fault, step);
+            let job = format!("job-{engine}");
+            lab.start(&engine, &job, EXTERNAL.job);
+            let failed = lab.cpr(&["checkpoint", &job]);
+            assert!(failed.code >= 64, "{engine}: {} {}", failed.code, failed.stderr);
+            assert!(
+                failed.stderr.contains(&format!("engine {engine}: {said}: ")),
+                "{}",
+                failed.stderr
+            );
+            if fault == "crash" {
+                assert!(failed.stderr.contains("it said: out of paint"), "{}", failed.stderr);
+            }
+            let had = *lab.numbers(&job).last().unwrap();
+            lab.wait_for(&job, 0, had + 3);
+            assert!(lab.cpr(&["images", "-q", &job]).good().text().is_empty());
+            lab.kill(&job);
+        }
+    }
+}
+
+#[test]
+fn a_faulty_engine_leaves_no_half_restarted_job() {
+    let Some(lab) = Lab::new("a_faulty_engine_leaves_no_half_restarted_job", As::User) else {
+        return;
+    };
+    for fault in ["hang", "crash", "garbage", "lie"] {
+        for (step, said) in [
+            ("rebuild", "rebuild"),
+            ("resume_after_restart", "resume after the restart"),
+        ] {
+            if fault == "lie" && step != "rebuild" {
+                continue;
+            }
+            let engine = add_faulty(&lab, fault, step);
+            let job = format!("job-{engine}");
+            lab.start(&engine, &job, EXTERNAL.job);
+            lab.cpr(&["checkpoint", "--stop", &job]).good();
+            let failed = lab.cpr(&["restart", "-d", &job]);
+            assert!(failed.code >= 64, "{engine}: {} {}", failed.code, failed.stderr);
+            assert!(
+                failed.stderr.contains(&format!("engine {engine}: {said}: ")),
+                "{}",
+                failed.stderr
+            );
+            assert!(!lab.cpr.is_running(&job));
+        }
+    }
+}
+
+// GCA-CTS-24
+#[test]
+fn placeholders_are_filled_in() {
+    let Some(lab) = Lab::new("placeholders_are_filled_in", As::User) else {
+        return;
+    };
+    lab.write(
+        "args.py",
+        "#!/usr/bin/env python3\nimport sys\nsys.exit(\"args \" + \" \".join(sys.argv[1:]))\n",
+    );
+    // Probed by the engine of the same name with another program: only a checkpoint shows arguments.
+    lab.write(
+        "args.toml",
+        "name = \"args\"\ndriver = \"external\"\nprogram = [\"./args.py\", \"--job=%JOB%\", \"--image=%IMAGE%\"]\n",
+    );
+    let probed = lab.cpr(&["engines", "show", "args", "--json"]).good().json();
+    assert_eq!(probed["works"], false, "{probed}");
+    assert!(
+        probed["reason"].as_str().unwrap().contains("it said: args --job=%JOB%"),
+        "{probed}"
+    );
+    // As the engine of a job that was started while it worked.
+    lab.write(
+        "args.py",
+        &fs::read_to_string(lab.config.join("engines.d/open_files.py")).unwrap(),
+    );
+    lab.start("args", "sim", EXTERNAL.job);
+    lab.write(
+        "args.py",
+        "#!/usr/bin/env python3\nimport sys\nsys.exit(\"args \" + \" \".join(sys.argv[1:]))\n",
+    );
+    let failed = lab.cpr(&["checkpoint", "sim"]);
+    assert!(failed.stderr.contains("args --job=sim --image=/"), "{}", failed.stderr);
+}
+
+/// Checkpoints of its own come by any engine.
+// GCA-CTS-6
+#[test]
+fn periodic_checkpoints_are_made_by_the_engine() {
+    let Some(lab) = Lab::new("periodic_checkpoints_are_made_by_the_engine", As::User) else {
+        return;
+    };
+    let mut all = vec![
+        "run",
+        "-d",
+        "--engine",
+        "open-files",
+        "--every",
+        "300ms",
+        "--keep",
+        "2",
+        "--name",
+        "sim",
+        "--",
+    ];
+    all.extend(EXTERNAL.job);
+    lab.cpr(&all).good();
+    wait_until(PATIENCE, "the third image", || {
+        lab.cpr(&["images", "-q", "sim"]).good().text().contains("000003.cpr")
+    });
+    wait_until(Duration::from_secs(20), "the oldest is gone", || {
+        !lab.cpr(&["images", "-q", "sim"]).good().text().contains("000001.cpr")
+    });
+}
+
+/// What only the native engine can do is refused by name.
+#[test]
+fn what_an_engine_cannot_do_is_refused() {
+    let Some(lab) = Lab::new("what_an_engine_cannot_do_is_refused", As::User) else {
+        return;
+    };
+    lab.start(EXTERNAL.engine, "sim", EXTERNAL.job);
+    for option in ["--incremental", "--compare", "--live", "--compress"] {
+        let refused = lab.cpr(&["checkpoint", option, "sim"]);
+        assert_eq!(refused.code, 69, "{option}: {}", refused.stderr);
+    }
+    assert_eq!(lab.cpr(&["check", "sim"]).code, 69);
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    assert_eq!(lab.cpr(&["restart", "-d", "--lazy", "sim"]).code, 69);
+    lab.restarts("sim", "sim", 1);
+}
