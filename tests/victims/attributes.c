@@ -132,6 +132,10 @@ int main(int argc, char **argv) {
     CHECK(syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6) == 0);
     int setting = open("/proc/self/oom_score_adj", O_WRONLY);
     CHECK(setting >= 0 && write(setting, "321", 3) == 3 && close(setting) == 0);
+    if (root) {
+        setting = open("/proc/self/loginuid", O_WRONLY);
+        CHECK(setting >= 0 && write(setting, "4321", 4) == 4 && close(setting) == 0);
+    }
     setting = open("/proc/self/coredump_filter", O_WRONLY);
     CHECK(setting >= 0 && write(setting, "0x1f", 4) == 4 && close(setting) == 0);
     struct rlimit limit = {50, 77}, got;
@@ -167,6 +171,7 @@ int main(int argc, char **argv) {
     SAME(prctl(PR_GET_SECUREBITS), root ? SECBIT_NOROOT | SECBIT_KEEP_CAPS : SECBIT_KEEP_CAPS);
     SAME(number("/proc/self/oom_score_adj", 10), 321);
     SAME(number("/proc/self/coredump_filter", 16), 0x1f);
+    if (root) SAME(number("/proc/self/loginuid", 10), 4321);
     CHECK(getrlimit(RLIMIT_NOFILE, &got) == 0);
     SAME(got.rlim_cur, 50);
     SAME(got.rlim_max, 77);

@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
     common[PAGE] = 2;
     int status = take("/proc/self/status", O_RDONLY), tasks = take("/proc/self/task", O_RDONLY | O_DIRECTORY);
     int init = take("/proc/1/status", O_RDONLY), machine = take("/proc/meminfo", O_RDONLY);
+    int spaces = take("/proc/self/ns/net", O_RDONLY);
     /* The child has its own, and those that its parent opened as `self`. */
     pid_t me = getpid(), child = fork();
     CHECK(child >= 0);
@@ -88,7 +89,9 @@ int main(int argc, char **argv) {
     CHECK(strncmp(again(machine), "MemTotal:", 9) == 0);
     char own[16];
     snprintf(own, sizeof own, "%d", (int)getpid());
-    struct stat info;
+    struct stat info, other;
+    CHECK(fstat(spaces, &info) == 0 && stat("/proc/self/ns/net", &other) == 0);
+    SAME(info.st_ino, other.st_ino);
     CHECK(fstatat(tasks, own, &info, 0) == 0 && S_ISDIR(info.st_mode));
     ((atomic_uchar *)common)[4] = 5;
     int ended;

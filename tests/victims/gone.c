@@ -1,5 +1,6 @@
 /* Files, directories and links that have no name any more, or another one. */
 #include "victim.h"
+#include <sys/inotify.h>
 
 static char base[512];
 
@@ -27,6 +28,16 @@ int main(int argc, char **argv) {
     int linked = open(named("first"), O_RDWR | O_CREAT, 0600);
     CHECK(linked >= 0 && write(linked, "one", 3) == 3);
     CHECK(link(named("first"), named("second")) == 0 && unlink(named("first")) == 0);
+
+    /* One whose other name is in the directory above. */
+    CHECK(mkdir(named("below"), 0700) == 0);
+    int above = open(named("below/first"), O_RDWR | O_CREAT, 0600);
+    CHECK(above >= 0 && link(named("below/first"), named("above")) == 0);
+    CHECK(unlink(named("below/first")) == 0 && rmdir(named("below")) == 0);
+
+    /* Watched, and open. */
+    int watch = inotify_init1(IN_NONBLOCK), watched = open(named("watched"), O_RDWR | O_CREAT, 0600);
+    CHECK(watched >= 0 && inotify_add_watch(watch, named("watched"), IN_MODIFY) == 1 && unlink(named("watched")) == 0);
 
     /* A deleted file keeps the time of its last modification. */
     int old = open(named("old"), O_RDWR | O_CREAT, 0600);
@@ -62,12 +73,36 @@ int main(int argc, char **argv) {
         if (i == 0) dead[2] = syscall(SYS_pidfd_open, child, 0);
         CHECK(dead[i] >= 0 && waitpid(child, NULL, 0) == child);
     }
+    /* A file and the directory in /proc of one that has ended. */
+    int hold[2];
+    CHECK(pipe(hold) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        close(hold[1]);
+        _exit(read(hold[0], hold, 1));
+    }
+    char entry[64];
+    snprintf(entry, sizeof entry, "/proc/%d", (int)child);
+    int of_dead = open(entry, O_RDONLY | O_DIRECTORY), status_of_dead = openat(of_dead, "status", O_RDONLY);
+    CHECK(of_dead >= 0 && status_of_dead >= 0);
+    close(hold[0]);
+    close(hold[1]);
+    CHECK(waitpid(child, NULL, 0) == child);
     ready();
 
     int second = open(named("second"), O_RDONLY);
     char text[16] = "";
     CHECK(second >= 0 && read(second, text, 3) == 3 && strcmp(text, "one") == 0);
     CHECK(pwrite(linked, "two", 3, 0) == 3 && pread(second, text, 3, 0) == 3 && strcmp(text, "two") == 0);
+
+    CHECK(pwrite(above, "up", 2, 0) == 2 && (second = open(named("above"), O_RDONLY)) >= 0);
+    CHECK(read(second, text, 3) == 2 && memcmp(text, "up", 2) == 0);
+
+    struct inotify_event event;
+    CHECK(pwrite(watched, "x", 1, 0) == 1 && read(watch, &event, sizeof event) == sizeof event);
+    CHECK(event.wd == 1 && event.mask == IN_MODIFY);
+    CHECK(openat(of_dead, "stat", O_RDONLY) == -1 && (errno == ESRCH || errno == ENOENT));
+    CHECK(read(status_of_dead, text, 1) == -1 && errno == ESRCH);
 
     struct stat stat, other;
     CHECK(fstat(old, &stat) == 0);

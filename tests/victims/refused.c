@@ -113,7 +113,20 @@ int main(int argc, char **argv) {
             if (atoi(entry->d_name) > getpid()) NEED(syscall(SYS_pidfd_open, atoi(entry->d_name), O_EXCL) >= 0);
         closedir(tasks);
     } else if (IS("namespace_file")) {
-        NEED(open("/proc/self/ns/net", O_RDONLY) >= 0);
+        /* Of a process that is in it alone, and ends. */
+        int made[2];
+        char space[64], byte;
+        CHECK(pipe(made) == 0);
+        pid_t inside = fork();
+        if (inside == 0) {
+            if (syscall(SYS_unshare, CLONE_NEWUSER | CLONE_NEWNET) == 0 && write(made[1], "x", 1) == 1) pause();
+            _exit(0);
+        }
+        close(made[1]);
+        NEED(read(made[0], &byte, 1) == 1);
+        snprintf(space, sizeof space, "/proc/%d/ns/net", (int)inside);
+        NEED(open(space, O_RDONLY) >= 0);
+        CHECK(close(made[0]) == 0 && kill(inside, SIGKILL) == 0 && waitpid(inside, NULL, 0) == inside);
     } else if (IS("path")) {
         int ends[2];
         char name[32];

@@ -16,6 +16,14 @@ static int same(struct sockaddr_storage a, struct sockaddr_storage b) {
     return memcmp(&a, &b, a.ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6)) == 0;
 }
 
+/* Of a connection that has ended, too. */
+static struct sockaddr_storage last_peer_of(int fd) {
+    struct sockaddr_storage name = {0};
+    socklen_t length = sizeof(struct sockaddr_in);
+    CHECK(getsockopt(fd, SOL_SOCKET, SO_PEERNAME, &name, &length) == 0);
+    return name;
+}
+
 static struct sockaddr_in loopback(int port) {
     return (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 }
@@ -60,6 +68,7 @@ static void read_all(int fd, char *to, size_t size) {
     }
 }
 
+static socklen_t length_of_info;
 static char data[200000], got[200000];
 
 int main(int argc, char **argv) {
@@ -108,6 +117,8 @@ int main(int argc, char **argv) {
     pair(listener, ended);
     CHECK(write(ended[0], "bye", 3) == 3);
     CHECK(shutdown(ended[0], SHUT_WR) == 0 && shutdown(ended[1], SHUT_WR) == 0);
+    struct sockaddr_storage ended_name = name_of(ended[0], 0);
+    CHECK(same(last_peer_of(ended[1]), ended_name));
     /* Reset by the peer, and nobody knows yet. */
     pair(listener, reset);
     struct linger now = {1, 0};
@@ -169,6 +180,21 @@ int main(int argc, char **argv) {
     int early = client_of(listener);
     struct sockaddr_storage early_name = name_of(early, 0);
 
+    /* A connection that is being made: one waits to be accepted, and there is no room for another. */
+    int busy = socket(AF_INET, SOCK_STREAM, 0), connecting[2];
+    struct sockaddr_in busy_name = loopback(0);
+    CHECK(bind(busy, (struct sockaddr *)&busy_name, sizeof busy_name) == 0 && listen(busy, 0) == 0);
+    struct sockaddr_storage busy_at = name_of(busy, 0);
+    for (int i = 0; i < 2; i++) {
+        connecting[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        CHECK(connecting[i] >= 0);
+        connect(connecting[i], (struct sockaddr *)&busy_at, sizeof busy_at);
+    }
+    struct tcp_info info;
+    length_of_info = sizeof info;
+    CHECK(getsockopt(connecting[1], IPPROTO_TCP, TCP_INFO, &info, &length_of_info) == 0 && info.tcpi_state == 2);
+    struct sockaddr_storage connecting_name = name_of(connecting[1], 0);
+
     ready();
 
     for (int i = 0; i < 100; i++) {
@@ -216,6 +242,9 @@ int main(int argc, char **argv) {
     SAME(read(half[0], text, 100), 0);
     SAME(read(gone[0], text, 100), 11);
     SAME(read(gone[0], text, 100), 0);
+    CHECK(same(name_of(ended[0], 0), ended_name) && same(last_peer_of(ended[1]), ended_name));
+    CHECK(same(last_peer_of(ended[0]), listening) && same(name_of(ended[1], 0), listening));
+    CHECK(write(ended[0], "x", 1) == -1 && errno == EPIPE);
     SAME(read(ended[1], text, 100), 3);
     SAME(read(ended[1], text, 100), 0);
     SAME(read(ended[0], text, 100), 0);
@@ -233,6 +262,12 @@ int main(int argc, char **argv) {
     CHECK(same(name_of(bound, 0), bound_name) && listen(bound, 1) == 0);
     close(client_of(bound));
     SAME(number(fresh, IPPROTO_IPV6, IPV6_V6ONLY), 1);
+    CHECK(same(name_of(connecting[1], 0), connecting_name));
+    for (int i = 0; i < 2; i++) {
+        int end = accept(busy, NULL, NULL);
+        struct pollfd made = {.fd = connecting[i], .events = POLLOUT};
+        CHECK(end >= 0 && poll(&made, 1, 30000) == 1 && number(connecting[i], SOL_SOCKET, SO_ERROR) == 0);
+    }
     int accepted = accept(listener, NULL, NULL);
     CHECK(accepted >= 0 && same(name_of(accepted, 1), early_name));
     CHECK(write(early, "at last", 7) == 7 && read(accepted, text, 100) == 7);

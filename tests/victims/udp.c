@@ -79,9 +79,11 @@ int main(int argc, char **argv) {
     CHECK(setsockopt(picky, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
     CHECK(setsockopt(picky, SOL_SOCKET, SO_LOCK_FILTER, &(int){1}, sizeof(int)) == 0);
     CHECK(setsockopt(picky, SOL_SOCKET, SO_NO_CHECK, &(int){1}, sizeof(int)) == 0);
-    /* One that is shut down, and one that takes nothing any more. */
+    /* One that is shut down, one that takes nothing any more, and one that sends nothing. */
     int shut = socket(AF_INET, SOCK_DGRAM, 0), taking_none = socket(AF_INET, SOCK_DGRAM, 0);
     CHECK(connect(shut, (struct sockaddr *)&one, sizeof one) == 0 && shutdown(shut, SHUT_RDWR) == 0);
+    int sending_none = socket(AF_INET, SOCK_DGRAM, 0);
+    CHECK(connect(sending_none, (struct sockaddr *)&one, sizeof one) == 0 && shutdown(sending_none, SHUT_WR) == 0);
     CHECK(connect(taking_none, (struct sockaddr *)&one, sizeof one) == 0 && shutdown(taking_none, SHUT_RD) == 0);
 
     ready();
@@ -98,6 +100,8 @@ int main(int argc, char **argv) {
     CHECK(getsockopt(picky, SOL_SOCKET, SO_NO_CHECK, &unchecked, &length) == 0 && unchecked == 1);
     CHECK(recv(shut, &unchecked, 1, 0) == 0 && send(shut, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
     CHECK(recv(taking_none, &unchecked, 1, 0) == 0);
+    CHECK(send(sending_none, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    CHECK(recv(sending_none, &unchecked, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN);
 
     CHECK(own(any).sin_port == any_name.sin_port && own(local).sin_port == local_name.sin_port);
     CHECK(own(client).sin_port == client_name.sin_port);

@@ -478,6 +478,7 @@ fn object(manifest: &Manifest, object: &Object) -> String {
         Object::Fifo(fifo) => format!("FIFO {} (pipe {})", fifo.path, fifo.pipe.0),
         Object::Device { path, .. } => format!("device {path}"),
         Object::Proc { pid: Some(pid), path } => format!("/proc/{pid}/{path}"),
+        Object::DeadProc { pid, path } => format!("/proc/{pid}/{path} (deleted)"),
         Object::Proc { pid: None, path } => format!("/proc/{path}"),
         Object::EventFd { count, semaphore } => {
             format!("eventfd, count {count}{}", if *semaphore { ", semaphore" } else { "" })
@@ -569,6 +570,7 @@ fn inet_socket(socket: &InetSocket) -> String {
         InetState::Associated { remote } => format!("connected to {remote}"),
         InetState::Listening { backlog } => format!("listening, backlog {backlog}"),
         InetState::Inner { peer, remote } => format!("connected to {} ({remote})", peer.0),
+        InetState::Connecting { remote } => format!("connecting to {remote}"),
         InetState::Waiting { listener, remote } => format!("waiting to be accepted by {} ({remote})", listener.0),
         InetState::PeerClosed { remote } => format!("connected to {remote}, which has closed"),
         InetState::Ended { reset: false } => "ended".to_string(),

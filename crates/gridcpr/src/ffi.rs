@@ -602,7 +602,7 @@ fn describe(object: &Object) -> (&'static str, &[u8]) {
         Object::Directory { path } => ("directory", &path.0),
         Object::Fifo(fifo) => ("fifo", &fifo.path.0),
         Object::Device { path, .. } => ("device", &path.0),
-        Object::Proc { path, .. } => ("proc", &path.0),
+        Object::Proc { path, .. } | Object::DeadProc { path, .. } => ("proc", &path.0),
         Object::Saved(_) => ("saved", b""),
         Object::Pipe(_) => ("pipe", b""),
         Object::EventFd { .. } => ("event-fd", b""),

@@ -411,6 +411,8 @@ pub struct Process {
     pub thp_disabled: bool,
     /// /proc/PID/oom_score_adj.
     pub oom_score_adj: i32,
+    /// /proc/PID/loginuid; none where no user has logged in.
+    pub login_user: Option<u32>,
     /// /proc/PID/coredump_filter.
     pub coredump_filter: u32,
     /// personality(2).
@@ -926,6 +928,13 @@ pub enum Object {
         /// Path below /proc/PID/, or below /proc/.
         path: ByteString,
     },
+    /// The same, open for reading, of a process that had ended and been waited for.
+    DeadProc {
+        /// The process.
+        pid: i32,
+        /// Path below /proc/PID/; empty for the directory itself.
+        path: ByteString,
+    },
     /// eventfd(2).
     EventFd {
         /// Counter.
@@ -1081,8 +1090,10 @@ pub struct InotifyWatch {
     pub wd: i32,
     /// IN_* mask.
     pub mask: u32,
-    /// Path watched.
+    /// Path watched; of a deleted file where it was.
     pub path: ByteString,
+    /// A deleted file that the job has open.
+    pub saved: Option<SavedFileId>,
 }
 
 /// A file whose contents are in the image.
@@ -1306,6 +1317,11 @@ pub enum InetState {
         /// Its address as this end sees it.
         remote: Endpoint,
     },
+    /// A stream on which connect(2) has begun; it begins again.
+    Connecting {
+        /// The other side.
+        remote: Endpoint,
+    },
     /// A stream that waits to be accepted from a listening socket of the image; nothing was sent yet.
     Waiting {
         /// The listening socket.
@@ -1405,6 +1421,8 @@ pub struct NetlinkSocket {
 pub struct Terminal {
     /// Number below /dev/pts.
     pub index: u32,
+    /// Of a console or a serial line: where it is, and its device number. It is opened where restart has no terminal.
+    pub line: Option<(ByteString, u64)>,
     /// The master side is outside the job: restart supplies a terminal.
     pub external: bool,
     /// `struct termios2`.

@@ -590,6 +590,13 @@ impl Check<'_> {
                 // Init is not part of the job, but always there.
                 pid.filter(|pid| *pid != 1).map_or(Ok(()), process)
             }
+            Object::DeadProc { pid, path: name } => {
+                within(*pid > 0, "process")?;
+                within(
+                    !name.0.contains(&0) && !name.0.split(|&b| b == b'/').any(|part| part == b".."),
+                    "path",
+                )
+            }
             Object::EventFd { .. } | Object::TimerFd { .. } | Object::SignalFd { .. } => Ok(()),
             Object::Epoll { targets } => {
                 let mut registered = HashSet::new();
@@ -681,7 +688,8 @@ impl Check<'_> {
         let sockets = &self.manifest.inet_sockets;
         within([AF_INET, AF_INET6].contains(&socket.family), "address family")?;
         within([SOCK_STREAM, SOCK_DGRAM, SOCK_RAW].contains(&socket.kind), "type")?;
-        within((0..256).contains(&socket.protocol), "protocol")?;
+        // There are numbers beyond those of the IP header, such as that of multipath TCP.
+        within((0..512).contains(&socket.protocol), "protocol")?;
         within(socket.shutdown <= 3, "shutdown state")?;
         options(&socket.options)?;
         let endpoint = |endpoint: &Endpoint| {
@@ -722,7 +730,7 @@ impl Check<'_> {
                     _ => Err(format!("IP socket {} does not listen", listener.0)),
                 }
             }
-            InetState::PeerClosed { remote } => endpoint(remote),
+            InetState::PeerClosed { remote } | InetState::Connecting { remote } => endpoint(remote),
             InetState::Outer(connection) => {
                 endpoint(&connection.remote)?;
                 within(socket.local.is_some(), "connection without an address")?;

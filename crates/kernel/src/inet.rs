@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ const OPTION_MAX: usize = 4096;
 
 /// SO_NETNS_COOKIE (Linux 5.14).
 const SO_NETNS_COOKIE: i32 = 71;
+const SO_PEERNAME: i32 = 28;
 const TCP_INFO: i32 = 11;
 const TCP_REPAIR: i32 = 19;
 const TCP_REPAIR_QUEUE: i32 = 20;
@@ -283,6 +284,20 @@ pub fn peek_datagram(socket: BorrowedFd<'_>) -> io::Result<Option<Datagram>> {
     }
 }
 
+/// Whether the sending side of a connected datagram socket is shut down, which the kernel tells nowhere: a datagram whose
+/// contents cannot be read fails with EPIPE where it is, and with EFAULT where it is not. Nothing is sent.
+pub fn sends_no_more(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let nowhere = std::ptr::without_provenance::<libc::c_void>(1);
+    // SAFETY: the kernel copies from the address with faults handled; page zero is never mapped here.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), nowhere, 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    match io::Error::last_os_error() {
+        _ if sent >= 0 => Err(INVALID.into()),
+        error if error.raw_os_error() == Some(libc::EPIPE) => Ok(true),
+        error if error.raw_os_error() == Some(libc::EFAULT) => Ok(false),
+        error => Err(error),
+    }
+}
+
 /// SO_ATTACH_FILTER of a program that drops everything that comes in, unseen and unacknowledged.
 pub fn drop_incoming(socket: BorrowedFd<'_>) -> io::Result<()> {
     // One instruction, BPF_RET | BPF_K, of zero bytes.
@@ -360,6 +375,30 @@ pub struct TcpDiag {
 /// An IPv4 address in its IPv6 form as IPv4: how the kernel matches addresses.
 pub fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// SO_PEERNAME: what the socket is connected to, or (of TCP) was until its connection ended; none if neither.
+pub fn last_peer(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    // The kernel refuses a buffer that is longer than the address: of a sockaddr_in6, or of a sockaddr_in.
+    let mut long = [0u8; size_of::<libc::sockaddr_in6>()];
+    let mut short = [0u8; size_of::<libc::sockaddr_in>()];
+    let name = match option_with(socket, libc::SOL_SOCKET, SO_PEERNAME, &mut long) {
+        Ok(()) => long.as_slice(),
+        Err(_) => {
+            option_with(socket, libc::SOL_SOCKET, SO_PEERNAME, &mut short).ok()?;
+            short.as_slice()
+        }
+    };
+    let family = u16::from_ne_bytes(*name.first_chunk::<2>()?);
+    let port = u16::from_be_bytes([*name.get(2)?, *name.get(3)?]);
+    match i32::from(family) {
+        libc::AF_INET => Some(SocketAddr::new(IpAddr::from(*name.get(4..)?.first_chunk::<4>()?), port)),
+        libc::AF_INET6 => {
+            let scope = u32::from_ne_bytes(*name.get(24..)?.first_chunk::<4>()?);
+            Some(SocketAddrV6::new((*name.get(8..)?.first_chunk::<16>()?).into(), port, 0, scope).into())
+        }
+        _ => None,
+    }
 }
 
 /// Asks for the TCP socket with these addresses in the caller's network namespace.

@@ -159,12 +159,37 @@ pub fn kill_all_others() -> io::Result<()> {
 /// # Errors
 /// No process can be made.
 pub fn dead_process() -> io::Result<OwnedFd> {
+    let (pid, fd) = passing_process()?;
+    end_passing(pid, &fd)?;
+    fd.fd().try_clone_to_owned()
+}
+
+/// What `path` below /proc/PID was of a process that has ended and been waited for, opened with some of `flags` for
+/// reading.
+///
+/// # Errors
+/// No process can be made, or it has no such file.
+pub fn open_of_dead_process(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+    let (pid, fd) = passing_process()?;
+    let full = [format!("/proc/{pid}/").as_bytes(), path].concat();
+    use rustix::fs::OFlags;
+    let kept = OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | (OFlags::from_bits_retain(flags as u32) & kept);
+    let opened = rustix::fs::open(full.as_slice(), flags, rustix::fs::Mode::empty());
+    end_passing(pid, &fd)?;
+    Ok(opened?)
+}
+
+fn passing_process() -> io::Result<(i32, PidFd)> {
     let pid = spawn_stub(0)?;
-    let fd = PidFd::open(pid)?;
+    Ok((pid, PidFd::open(pid)?))
+}
+
+fn end_passing(pid: i32, fd: &PidFd) -> io::Result<()> {
     fd.signal(libc::SIGKILL)?;
     let raw = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
     rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty()))?;
-    fd.fd().try_clone_to_owned()
+    Ok(())
 }
 
 /// Raises our soft limit on descriptors to the hard limit and returns the old pair.

@@ -108,6 +108,10 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
         Ok(text.parse().unwrap_or(0))
     };
     saved.oom_score_adj = number("oom_score_adj")? as i32;
+    let login = String::from_utf8_lossy(&file("loginuid").unwrap_or_default())
+        .trim()
+        .parse();
+    saved.login_user = login.ok().filter(|user| *user != u32::MAX);
     if saved.sid == pid {
         saved.autogroup_nice = autogroup_nice(&file("autogroup").unwrap_or_default());
     }

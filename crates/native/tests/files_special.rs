@@ -241,7 +241,7 @@ fn inotify_reports_files_made_after_restart() {
         let saved = inotify::resolve(&watches, mounts, &places, "test").unwrap();
         assert_eq!(saved[0].wd, 17);
         assert_eq!(saved[0].path.as_path(), watched.canonicalize().unwrap());
-        let again = inotify::make(&saved, true).unwrap();
+        let again = inotify::make(&saved, &[], true).unwrap();
         std::fs::write(watched.join("early"), "").unwrap();
         inotify::discard_events(again.as_fd()).unwrap();
         std::fs::write(watched.join("late"), "").unwrap();

@@ -184,6 +184,7 @@ pub fn manifest() -> Manifest {
                 wd: 1,
                 mask: 2,
                 path: bytes("/tmp"),
+                saved: None,
             }],
             queued: Bytes(vec![0; 16]),
         }),

@@ -11,7 +11,7 @@ use cpr_types::{Error, Result};
 use rustix::fs::{FileType, Stat};
 
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, inet, mqueue, save, socket, unix};
+use super::{Target, inet, mqueue, regular, save, socket, unix};
 use crate::{Blocker, TcpPolicy};
 
 /// A descriptor of a running process.
@@ -149,7 +149,9 @@ impl Scene {
                 let supplied = device && self.is_stream(seen);
                 (!supplied).then(|| seen.blocker(reason.clone(), hint.as_deref()))
             }
-            Kind::Proc(Some(pid), _) if *pid != 1 && !self.pids.contains(pid) => {
+            Kind::Proc(Some(pid), _)
+                if *pid != 1 && !self.pids.contains(pid) && !regular::is_readable_of_dead(&seen.link, &seen.info) =>
+            {
                 Some(seen.blocker(format!("process {pid} is not part of the job"), None))
             }
             Kind::PidFd => match seen.info.kind {

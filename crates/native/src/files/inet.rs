@@ -102,6 +102,8 @@ impl Entry {
         let local = SocketAddr::try_from(local).ok();
         let remote = match rustix::net::getpeername(&handle) {
             Ok(remote) => remote.and_then(|remote| SocketAddr::try_from(remote).ok()),
+            // A connection that has ended still knows its addresses.
+            Err(rustix::io::Errno::NOTCONN) if kind == STREAM => kernel::last_peer(handle.as_fd()),
             Err(rustix::io::Errno::NOTCONN) => None,
             Err(error) => return Err(std::io::Error::from(error)).context(what),
         };
@@ -332,7 +334,8 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     let again = "try again a little later";
     // What is on its way out leaves at once; what stays is held back by the program (UDP_CORK, MSG_MORE).
     let deadline = Instant::now() + Duration::from_millis(100);
-    while kernel::unacknowledged(handle).context(what)? > 0 {
+    // Ping sockets do not tell, and hold nothing back.
+    while is_udp(entry) && kernel::unacknowledged(handle).context(what)? > 0 {
         if Instant::now() > deadline {
             return Err(entry.refuse("holds back data that it has not sent yet", again));
         }
@@ -369,20 +372,26 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     };
     let mut image = entry.image(state)?;
     image.queue = queue;
-    // Whether only the sending side is shut down, poll(2) does not tell.
     image.shutdown = match (found.contains(PollFlags::RDHUP), found.contains(PollFlags::HUP)) {
         (_, true) => tcp::RECEIVE | tcp::SEND,
         (true, false) => tcp::RECEIVE,
+        // Of a socket that is not connected it is not known. Other kinds than UDP have other errors.
+        (false, false) if entry.is_connected() && is_udp(entry) && kernel::sends_no_more(handle).context(what)? => {
+            tcp::SEND
+        }
         (false, false) => 0,
     };
     Ok(image)
 }
 
+fn is_udp(entry: &Entry) -> bool {
+    entry.kind == DGRAM && [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE].contains(&entry.protocol)
+}
+
 /// Refuses queues that could not be filled by sending.
 fn refuse_queue(entry: &Entry, entries: &[Entry]) -> Result<()> {
     let again = "try again when the program has read them";
-    let udp = entry.kind == DGRAM && [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE].contains(&entry.protocol);
-    let Some(local) = entry.local.filter(|_| udp) else {
+    let Some(local) = entry.local.filter(|_| is_udp(entry)) else {
         return Err(entry.refuse("holds packets that were not read", again));
     };
     let device = kernel::option(entry.handle.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE);

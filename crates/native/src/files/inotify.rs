@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cpr_image::model::{ByteString, Bytes, InotifyWatch, Object, OpenFile};
+use cpr_image::model::{ByteString, Bytes, InotifyWatch, Object, OpenFile, SavedFileId};
 use cpr_kernel::event;
 use cpr_kernel::proc::{self, FdInfoKind, Mount};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -52,11 +52,30 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         .transpose()
         .context(|| format!("{}: list the mounts", description.label()))?
         .unwrap_or_default();
-    let watches = resolve(watches, &mounts, &|| places(context), &description.label())?;
+    // Deleted files have no path, but the job can have them open.
+    let (open, others): (Vec<_>, Vec<_>) = watches
+        .iter()
+        .cloned()
+        .partition(|watch| open_file(watch, context).is_some());
+    let mut watches = resolve(&others, &mounts, &|| places(context), &description.label())?;
+    watches.extend(open.iter().filter_map(|watch| {
+        Some(InotifyWatch {
+            wd: watch.wd,
+            mask: watch.mask,
+            path: ByteString::default(),
+            saved: Some(open_file(watch, context)?),
+        })
+    }));
     Ok(Object::Inotify {
         watches,
         queued: Bytes::default(),
     })
+}
+
+/// The deleted file that a watch is on, if the image has it.
+fn open_file(watch: &proc::InotifyWatch, context: &SaveContext<'_>) -> Option<SavedFileId> {
+    let (major, minor) = watch.sdev;
+    context.saved.known(rustix::fs::makedev(major, minor), watch.ino)
 }
 
 /// Directories and files the job works with, nearest first.
@@ -118,6 +137,7 @@ pub fn resolve(
                 wd: watch.wd,
                 mask: watch.mask,
                 path: ByteString(path.into_os_string().as_bytes().to_vec()),
+                saved: None,
             })
         })
         .collect()
@@ -189,15 +209,15 @@ fn search(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], places:
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] when a watched path is missing.
-pub fn restore(file: &OpenFile, watches: &[InotifyWatch], _context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
-    make(watches, is_nonblocking(file))
+pub fn restore(file: &OpenFile, watches: &[InotifyWatch], context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+    make(watches, &context.saved, is_nonblocking(file))
 }
 
-/// Makes an inotify descriptor with the same watches.
+/// Makes an inotify descriptor with the same watches; `saved` are the saved files of the image.
 ///
 /// # Errors
 /// As [`restore`].
-pub fn make(watches: &[InotifyWatch], nonblocking: bool) -> Result<OwnedFd> {
+pub fn make(watches: &[InotifyWatch], saved: &[OwnedFd], nonblocking: bool) -> Result<OwnedFd> {
     let mut flags = CreateFlags::CLOEXEC;
     flags.set(CreateFlags::NONBLOCK, nonblocking);
     let fd = rustix::fs::inotify::init(flags)
@@ -210,7 +230,15 @@ pub fn make(watches: &[InotifyWatch], nonblocking: bool) -> Result<OwnedFd> {
         event::set_next_watch(fd.as_fd(), watch.wd)
             .context(what)
             .map_err(|e| e.with_hint("the kernel needs CONFIG_CHECKPOINT_RESTORE"))?;
-        let wd = event::add_watch(fd.as_fd(), &watch.path.0, watch.mask)
+        let path = match watch.saved {
+            None => watch.path.0.clone(),
+            Some(id) => {
+                let file = saved.get(id.index());
+                let file = file.ok_or_else(|| Error::new(ErrorKind::Damaged, "the image has no such saved file"))?;
+                format!("/proc/self/fd/{}", file.as_raw_fd()).into_bytes()
+            }
+        };
+        let wd = event::add_watch(fd.as_fd(), &path, watch.mask)
             .context(what)
             .map_err(|e| {
                 if e.kind() == ErrorKind::NotFound {

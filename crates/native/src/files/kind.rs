@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 
 use cpr_kernel::proc::{FdInfo, FdInfoKind, LockKind, ProcDir};
 use cpr_types::{Context, Result};
@@ -106,7 +107,7 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile | FileType::Directory | FileType::Symlink if !absolute => {
             if file_system(pid, fd) == Some(NSFS_MAGIC) {
-                unsupported("a namespace is held open", "")
+                own_namespace(pid, link).unwrap_or_else(|| unsupported("a namespace is held open", ""))
             } else {
                 unsupported("the file has no path in the job's file system", "")
             }
@@ -169,6 +170,15 @@ fn anonymous(name: &str) -> Kind {
     }
 }
 
+/// A namespace that the process is in itself, as its file in /proc.
+fn own_namespace(pid: i32, link: &[u8]) -> Option<Kind> {
+    let name = &link[..link.iter().position(|&b| b == b':')?];
+    let path = [b"ns/", name].concat();
+    let full = [format!("/proc/{pid}/").as_bytes(), path.as_slice()].concat();
+    let own = rustix::fs::readlink(std::ffi::OsStr::from_bytes(&full), Vec::new()).ok()?;
+    (own.as_bytes() == link).then_some(Kind::Proc(Some(pid), path))
+}
+
 /// `f_type` of the file system of an open file.
 fn file_system(pid: i32, fd: i32) -> Option<u64> {
     let statfs = rustix::fs::statfs(format!("/proc/{pid}/fd/{fd}")).ok()?;
@@ -177,6 +187,10 @@ fn file_system(pid: i32, fd: i32) -> Option<u64> {
 
 /// The process and path of a file of the /proc that is mounted at /proc.
 fn proc_path(pid: i32, fd: i32, link: &[u8]) -> Option<(Option<i32>, Vec<u8>)> {
+    // The entry of a process that has ended.
+    let link = super::dead_process(link)
+        .and(link.strip_suffix(b" (deleted)"))
+        .unwrap_or(link);
     let rest = link.strip_prefix(b"/proc/")?;
     if file_system(pid, fd) != Some(PROC_MAGIC) {
         return None;

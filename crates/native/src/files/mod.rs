@@ -48,7 +48,7 @@ use crate::sink::PageSource;
 
 pub use check::check;
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
-pub use regular::{other_name, save_deleted_cwd};
+pub use regular::{dead_process, other_name, save_deleted_cwd};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
 pub use save::save;
 pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, open_saved, seal_last};

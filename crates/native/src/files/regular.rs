@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cpr_image::model::{ByteString, FileContent, Manifest, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind};
-use cpr_kernel::proc::ProcDir;
+use cpr_kernel::proc::{FdInfo, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -17,6 +17,9 @@ const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 const DEBUGFS_MAGIC: u64 = 0x6462_6720;
 const TRACEFS_MAGIC: u64 = 0x7472_6163;
+
+/// What the kernel adds to the path of what has been deleted.
+const DELETED: &[u8] = b" (deleted)";
 
 fn io(error: Errno) -> std::io::Error {
     error.into()
@@ -70,7 +73,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "{}: the file is open for writing, and its only names are in other directories than it was opened in",
+                    "{}: the file is open for writing, and no name of it is in the directory it was opened in, nor above",
                     description.label()
                 ),
             )
@@ -117,7 +120,23 @@ pub fn save_memfd(description: &Description, context: &mut SaveContext<'_>) -> R
 
 /// Where a deleted object was, from what the kernel shows.
 fn former(link: &[u8]) -> ByteString {
-    ByteString(link.strip_suffix(b" (deleted)").unwrap_or(link).to_vec())
+    ByteString(link.strip_suffix(DELETED).unwrap_or(link).to_vec())
+}
+
+/// The process that has ended, and the path below its entry in /proc, that something is open on.
+pub fn dead_process(link: &[u8]) -> Option<(i32, ByteString)> {
+    let path = former(link);
+    let rest = path.0.strip_prefix(b"/proc/")?;
+    let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+    let process = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+    let below = rest.get(end + 1..).unwrap_or_default().to_vec();
+    let dead = link.ends_with(DELETED) || !Path::new(&format!("/proc/{process}")).exists();
+    dead.then_some((process, ByteString(below)))
+}
+
+/// Whether something is open for reading only of a process that has ended.
+pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
+    dead_process(link).is_some() && kind::readable(info.flags) && !kind::writable(info.flags)
 }
 
 /// The working directory of a stopped process as a saved file, if it has been deleted.
@@ -138,15 +157,25 @@ pub fn save_deleted_cwd(proc: &ProcDir, saved: &mut SavedFiles) -> Result<Option
     ))
 }
 
-/// Another name of a file in the directory it was in; links are mostly made beside what they are links to.
+/// Another name of a file in the directory it was in, or in one above; links are mostly made beside what they are links
+/// to.
 pub fn other_name(link: &[u8], inode: u64) -> Option<Vec<u8>> {
+    let path = former(link);
+    let above = path.as_path().ancestors().skip(1);
+    let mut there = above
+        .filter_map(|directory| Some((directory, rustix::fs::stat(directory).ok()?.st_dev)))
+        .peekable();
+    let (_, device) = *there.peek()?;
+    there
+        .take_while(|(_, other)| *other == device)
+        .find_map(|(directory, _)| name_in(directory, device, inode))
+}
+
+fn name_in(parent: &Path, device: u64, inode: u64) -> Option<Vec<u8>> {
     /// Directories with more entries are not searched.
     const MOST: usize = 100_000;
-    let path = former(link);
-    let parent = path.as_path().parent()?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(parent, flags, Mode::empty()).ok()?;
-    let device = rustix::fs::fstat(&directory).ok()?.st_dev;
     let entries = rustix::fs::Dir::new(directory).ok()?;
     for entry in entries.take(MOST) {
         let entry = entry.ok()?;
@@ -254,7 +283,7 @@ pub fn save_controlling_terminal(description: &Description, context: &mut SaveCo
 /// Saves a file of /proc.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] when it belongs to a process outside the job.
+/// [`ErrorKind::Unsupported`] when it belongs to a process outside the job, or can be written and belongs to none.
 pub fn save_proc(
     description: &Description,
     pid: Option<i32>,
@@ -266,6 +295,11 @@ pub fn save_proc(
         && pid != 1
         && !context.targets.iter().any(|target| target.pid == pid)
     {
+        if let Some((process, path)) = dead_process(&description.link)
+            && is_readable_of_dead(&description.link, &description.info)
+        {
+            return Ok(Object::DeadProc { pid: process, path });
+        }
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("{}: process {pid} is not part of the job", description.label()),
@@ -464,6 +498,17 @@ pub fn restore_proc(file: &OpenFile, pid: Option<i32>, path: &ByteString) -> Res
         .map_err(io)
         .context(|| format!("open {full}"))?;
     set_position(fd.as_fd(), &full, file.position)?;
+    Ok(fd)
+}
+
+/// Opens a file of /proc of a process that is no more: one that is made for it, and ends at once.
+///
+/// # Errors
+/// No process can be made, or it has no such file.
+pub fn restore_dead_proc(file: &OpenFile, path: &ByteString) -> Result<OwnedFd> {
+    let fd = cpr_kernel::process::open_of_dead_process(&path.0, file.flags)
+        .context(|| format!("open /proc/PID/{path} of a process that ends at once"))?;
+    set_position(fd.as_fd(), path, file.position)?;
     Ok(fd)
 }
 

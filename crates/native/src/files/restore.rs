@@ -137,6 +137,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::Fifo(fifo) => pipe::restore_fifo(file, fifo, context),
         Object::Device { path, rdev } => regular::restore_device(file, path, *rdev, context),
         Object::Proc { pid, path } => regular::restore_proc(file, *pid, path),
+        Object::DeadProc { path, .. } => regular::restore_dead_proc(file, path),
         Object::EventFd { count, semaphore } => eventfd::restore(file, *count, *semaphore, context),
         Object::TimerFd {
             clock,

@@ -92,8 +92,9 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     socket::finish(context)?;
     find_streams(context)?;
     split_streams(context, &mut processes);
-    let later = |kind: &Kind| matches!(kind, Kind::Epoll | Kind::ControllingTerminal);
+    let later = |kind: &Kind| matches!(kind, Kind::Epoll | Kind::ControllingTerminal | Kind::Inotify);
     save_objects(context, |kind| !later(kind))?;
+    save_objects(context, |kind| *kind == Kind::Inotify)?;
     save_objects(context, |kind| *kind == Kind::ControllingTerminal)?;
     terminal::finish(context)?;
     save_objects(context, |kind| *kind == Kind::Epoll)?;
@@ -450,7 +451,11 @@ fn open_file(entry: &Entry) -> Result<OpenFile> {
         .clone()
         .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{}: not saved", description.label())))?;
     let position = match object {
-        Object::Regular(_) | Object::Directory { .. } | Object::Saved(_) | Object::Proc { .. } => info.pos,
+        Object::Regular(_)
+        | Object::Directory { .. }
+        | Object::Saved(_)
+        | Object::Proc { .. }
+        | Object::DeadProc { .. } => info.pos,
         _ => 0,
     };
     let inherited = matches!(object, Object::Inherited { .. });

@@ -36,7 +36,7 @@ pub fn classify(handle: BorrowedFd<'_>) -> std::io::Result<Class> {
     let protocol = kernel::option(handle, SO_PROTOCOL)?;
     Ok(match (domain, kind) {
         (libc::AF_UNIX, _) => Class::Unix,
-        (libc::AF_INET | libc::AF_INET6, _) if protocol == IPPROTO_MPTCP => {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) if protocol == IPPROTO_MPTCP => {
             Class::Other("a multipath TCP socket".into())
         }
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) if protocol == libc::IPPROTO_TCP => Class::Inet,

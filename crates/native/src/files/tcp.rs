@@ -7,8 +7,8 @@
 //! What was written and has not arrived (the reader's buffer is full) can be seen in repair mode only, which takes
 //! CAP_NET_ADMIN over the network namespace. Who lacks it cannot checkpoint a connection with such data.
 //!
-//! Limits: a connection of the job whose two sides are shut down has ended, and its error (if any) becomes ECONNRESET;
-//! window sizes and congestion state are those of a new connection.
+//! Limits: a connection that has ended, and whose other end is not in the job, keeps neither its addresses nor its error
+//! (which becomes ECONNRESET); window sizes and congestion state are those of a new connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -61,6 +61,8 @@ pub(super) enum Link {
     Listening,
     /// The socket at this position.
     Inner(usize),
+    /// Somebody who has not answered yet.
+    Connecting,
     /// It waits to be accepted from the listening socket at this position.
     Waiting(usize),
     /// Nobody any more: the other side has closed.
@@ -122,11 +124,22 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
             return Ok(Link::Listening);
         }
         state::CLOSE if ready.contains(PollFlags::RDHUP) => {
-            return Ok(Link::Ended {
-                reset: ready.contains(PollFlags::ERR),
-            });
+            let reset = ready.contains(PollFlags::ERR);
+            // Both ends are in the job, and neither sends any more.
+            let other = (!reset)
+                .then(|| addresses(entry))
+                .flatten()
+                .and_then(|(local, remote)| {
+                    entries
+                        .iter()
+                        .position(|other| has_ended(other) && addresses(other) == Some((remote, local)))
+                });
+            return Ok(other
+                .filter(|other| *other != index)
+                .map_or(Link::Ended { reset }, Link::Inner));
         }
         state::CLOSE => return Ok(Link::Fresh),
+        state::SYN_SENT if entry.remote.is_some() => return Ok(Link::Connecting),
         state::SYN_SENT | state::SYN_RECV if policy != TcpPolicy::Close => {
             return Err(entry.refuse("is being connected", again));
         }
@@ -174,6 +187,15 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
         ));
     }
     Ok(Link::Outside)
+}
+
+/// Whether a connection has ended in both directions, without an error that its owner does not know yet.
+fn has_ended(entry: &Entry) -> bool {
+    let ready = netlink::ready(entry.handle.as_fd()).unwrap_or(PollFlags::ERR);
+    entry.kind == STREAM
+        && entry.info.state == state::CLOSE
+        && ready.contains(PollFlags::RDHUP)
+        && !ready.contains(PollFlags::ERR)
 }
 
 fn addresses(entry: &Entry) -> Option<(SocketAddr, SocketAddr)> {
@@ -268,11 +290,12 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
         .map(endpoint)
         .ok_or_else(|| entry.refuse("is about to end", "try again"));
     let mut shutdown = 0;
-    if has_finished(entry.info.state) {
+    let ready = netlink::ready(handle).context(what)?;
+    let ended = entry.info.state == state::CLOSE && ready.contains(PollFlags::RDHUP);
+    if has_finished(entry.info.state) || ended {
         shutdown |= SEND;
     }
-    let ready = netlink::ready(handle).context(what)?;
-    if ready.contains(PollFlags::RDHUP) && !knows_end(entry.info.state) {
+    if ready.contains(PollFlags::RDHUP) && !knows_end(entry.info.state) && !ended {
         shutdown |= RECEIVE;
     }
     let mut silent = false;
@@ -282,6 +305,7 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
             let backlog = entry.info.backlog;
             (InetState::Listening { backlog }, Vec::new())
         }
+        Link::Connecting => (InetState::Connecting { remote: remote? }, Vec::new()),
         Link::Waiting(listener) => {
             let listener = InetSocketId(listener as u32);
             let remote = remote?;
@@ -501,7 +525,10 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn is_made(&self, index: usize) -> bool {
-        let waits = matches!(self.sockets[index].state, InetState::Waiting { .. });
+        let waits = matches!(
+            self.sockets[index].state,
+            InetState::Waiting { .. } | InetState::Connecting { .. }
+        );
         self.ends[index].is_some() || waits
     }
 
@@ -626,9 +653,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Connects those that wait to be accepted.
+    /// Connects those that wait to be accepted, and begins with those that wait for an answer.
     pub(super) fn waiting(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
+            if let InetState::Connecting { remote } = &socket.state {
+                let what = || describe(index, socket);
+                self.ends[index] = Some(begin_to_connect(socket, address(remote)?).context(what)?);
+            }
             if let InetState::Waiting { remote, .. } = &socket.state {
                 let what = || describe(index, socket);
                 let local = Some(self.local(index)?);
@@ -637,6 +668,26 @@ impl<'a> Builder<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// A socket whose connect(2) is under way.
+fn begin_to_connect(socket: &InetSocket, remote: SocketAddr) -> Result<OwnedFd> {
+    let what = || format!("connect to {remote}");
+    let end = sockopt::new_socket(socket.family, STREAM, 0)?;
+    sockopt::set(end.as_fd(), &socket.options, Phase::Early)?;
+    if let Some(local) = &socket.local {
+        share_port(end.as_fd())?;
+        rustix::net::bind(&end, &address(local)?)
+            .map_err(io::Error::from)
+            .context(what)
+            .map_err(in_use)?;
+    }
+    blocking(end.as_fd(), false)?;
+    match rustix::net::connect(&end, &remote) {
+        // What the answer is, the program asks itself.
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS | rustix::io::Errno::CONNREFUSED) => Ok(end),
+        Err(error) => Err(io::Error::from(error)).context(what).map_err(in_use),
     }
 }
 

@@ -6,18 +6,18 @@
 //! them back exactly is refused before anything is read.
 //!
 //! Any other terminal is *external*: restart supplies one ([`Terminals`]), which gets the saved line settings but keeps
-//! its own window size and its own queues.
+//! its own window size and its own queues. Where it has none, a console or a serial line is opened again.
 //!
 //! The number below /dev/pts may be another one after restart.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, FileId, Object, OpenFile, Terminal, TerminalId};
+use cpr_image::model::{ByteString, Bytes, FileId, Object, OpenFile, Terminal, TerminalId};
 use cpr_kernel::terminal::{self as kernel, Attributes};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::termios::Winsize;
 
 use super::{Description, RestoreContext, SaveContext};
@@ -81,6 +81,8 @@ struct Entry {
     slave: Option<OwnedFd>,
     /// File system of the slave: there can be several /dev/pts.
     device: Option<u64>,
+    /// Where a console or serial line is.
+    path: Option<ByteString>,
 }
 
 /// What a process knows of its controlling terminal, from /proc/PID/stat.
@@ -119,6 +121,7 @@ impl SaveState {
                     master: None,
                     slave: None,
                     device: None,
+                    path: line_path(handle, side),
                 });
                 self.entries.len() - 1
             }
@@ -159,6 +162,37 @@ impl SaveState {
     pub fn finish(&self, members: &[Member]) -> Result<Vec<Terminal>> {
         self.entries.iter().map(|entry| entry.image(members)).collect()
     }
+}
+
+/// The path of a console or serial line, if it leads there.
+fn line_path(handle: BorrowedFd<'_>, side: Side) -> Option<ByteString> {
+    let Side::Line(rdev) = side else { return None };
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", handle.as_raw_fd()), Vec::new()).ok()?;
+    let path = ByteString(link.into_bytes());
+    let there = rustix::fs::stat(path.as_path()).ok()?;
+    (there.st_rdev == rdev).then_some(path)
+}
+
+/// Opens a console or serial line; none if it is gone, or another one has its place.
+fn open_line(path: &ByteString, rdev: u64) -> Option<OwnedFd> {
+    // With O_PATH nothing is done to a device that is not the one.
+    let (node, stat) = super::regular::locate(path).ok()?;
+    if !FileType::from_raw_mode(stat.st_mode).is_char_device() || stat.st_rdev != rdev || !is_line(rdev) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+    let open = |access| {
+        rustix::fs::open(
+            &path,
+            access | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()
+}
+
+fn is_line(rdev: u64) -> bool {
+    matches!(side(rdev), Some(Side::Line(_)))
 }
 
 /// Notes one side of a terminal; [`finish`] saves it.
@@ -312,6 +346,10 @@ impl Entry {
                 Side::Slave(index) => index,
                 Side::Line(rdev) => rustix::fs::minor(rdev),
                 Side::Master => 0,
+            },
+            line: match self.key {
+                Side::Line(rdev) => self.path.clone().map(|path| (path, rdev)),
+                _ => None,
             },
             external: self.master.is_none(),
             attributes: Bytes(attributes.to_bytes().to_vec()),
@@ -668,6 +706,8 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
 #[derive(Debug)]
 pub struct Terminals {
     pairs: Vec<Option<Pair>>,
+    /// Consoles and serial lines, opened because restart was given no terminal.
+    lines: Vec<Option<OwnedFd>>,
     /// What replaces external terminals.
     external: Option<OwnedFd>,
 }
@@ -700,13 +740,20 @@ impl Terminals {
             }
         }
         let mut pairs = Vec::with_capacity(terminals.len());
+        let mut lines = Vec::with_capacity(terminals.len());
         for (terminal, has_slave) in terminals.iter().zip(has_slave) {
             if terminal.external {
-                if let Some(external) = external {
+                let line = match (&external, &terminal.line) {
+                    (None, Some((path, rdev))) => open_line(path, *rdev),
+                    _ => None,
+                };
+                if let Some(external) = external.or(line.as_ref().map(AsFd::as_fd)) {
                     adopt(external, &attributes(terminal)?)?;
                 }
+                lines.push(line);
                 pairs.push(None);
             } else {
+                lines.push(None);
                 let open_slave = has_slave || terminal.slave_closed || terminal.hung_up;
                 pairs.push(Some(make(terminal, open_slave).context(|| describe(terminal, "make"))?));
             }
@@ -715,7 +762,7 @@ impl Terminals {
             .map(|fd| fd.try_clone_to_owned())
             .transpose()
             .context(|| "copy the descriptor of the terminal")?;
-        Ok(Terminals { pairs, external })
+        Ok(Terminals { pairs, lines, external })
     }
 
     /// Opens a side of a terminal with an open file's flags. For an external terminal none was given for: none.
@@ -746,7 +793,7 @@ impl Terminals {
             Some(pair) => kernel::open_slave(pair.master.as_fd(), file.flags & OPEN_FLAGS)
                 .context(what)
                 .map(Some),
-            None => match &self.external {
+            None => match self.outer(id) {
                 Some(external) => reopen(external.as_fd(), file.flags).context(what).map(Some),
                 None => Ok(None),
             },
@@ -775,8 +822,14 @@ impl Terminals {
     pub fn slave_for(&self, id: TerminalId) -> Option<BorrowedFd<'_>> {
         match self.pairs.get(id.index())? {
             Some(pair) => pair.slave.as_ref().map(AsFd::as_fd),
-            None => self.external.as_ref().map(AsFd::as_fd),
+            None => self.outer(id).map(AsFd::as_fd),
         }
+    }
+
+    /// What replaces external terminal `id`.
+    fn outer(&self, id: TerminalId) -> Option<&OwnedFd> {
+        let line = self.lines.get(id.index()).and_then(Option::as_ref);
+        self.external.as_ref().or(line)
     }
 }
 
@@ -862,7 +915,6 @@ fn adopt(terminal: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
 
 /// Another description of the same terminal; where that is not allowed, another descriptor of the same description.
 fn reopen(terminal: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", terminal.as_raw_fd());
     let flags = OFlags::from_bits_retain((flags & OPEN_FLAGS) as u32) | OFlags::NOCTTY | OFlags::CLOEXEC;
     match rustix::fs::open(path, flags, Mode::empty()) {

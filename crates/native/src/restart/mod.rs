@@ -203,6 +203,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         }
         let mut plans = Vec::new();
         for process in living(manifest) {
+            if let Some(user) = process.login_user.filter(|_| roots_own) {
+                log_in(&workshop, process.pid, user);
+            }
             plans.push(rebuild(&mut workshop, manifest, process, &opened, rights)?);
         }
         match verification.join() {
@@ -490,6 +493,22 @@ fn enter(
     identity::enter(&process.cwd, deleted.transpose()?, &process.root, owner, &mut batch);
     space::finish(workshop, space, sources, &mut batch)?;
     workshop.run(pid, &batch).context(what).map(drop)
+}
+
+/// Gives a process its login user, which it can set itself only. Who lacks CAP_AUDIT_CONTROL keeps the restarter's.
+fn log_in(workshop: &Workshop, pid: i32, user: u32) {
+    let Ok(file) = std::fs::File::options()
+        .write(true)
+        .open(format!("/proc/{pid}/loginuid"))
+    else {
+        return;
+    };
+    let _ = with_descriptor(workshop, pid, file.as_fd(), |batch, fd| {
+        let text = user.to_string();
+        let length = text.len();
+        let text = batch.data(text.as_bytes());
+        batch.call(libc::SYS_write, &[fd.into(), text, length.into()]);
+    });
 }
 
 /// Gives a process its descriptors, threads and kernel state.
