@@ -409,7 +409,8 @@ fn ended_by(cpr: &Cpr, output: &str, with_handler: bool, options: &[&str]) -> St
     let caught = || {
         text(format!("/proc/{child}/status").into())
             .lines()
-            .any(|l| l == "SigCgt:\t0000000000004002")
+            .filter_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:\t")?, 16).ok())
+            .any(|signals| signals & 1 << (15 - 1) != 0)
     };
     wait_until(PATIENCE, "the handler is set", || !with_handler || caught());
     let mut arguments = vec!["checkpoint", child.as_str(), "-o", image.as_str()];
