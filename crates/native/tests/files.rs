@@ -621,7 +621,6 @@ fn what_cannot_be_saved_is_named() {
             "s = socket.socket(socket.AF_UNIX); s.connect('\\0' + sys.argv[2]); os.dup2(s.fileno(), 40); s.close()",
             &["outside"],
         ),
-        ("os.dup2(os.open('/proc/self/ns/mnt', os.O_RDONLY), 40)", &["namespace"]),
     ];
     let (reader, _writer) = std::io::pipe().unwrap();
     let name = format!("cpr-files-test-{own}");
