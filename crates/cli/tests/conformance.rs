@@ -245,6 +245,27 @@ fn conforms(test: &str, case: &Case) {
     assert_eq!(job["phase"], "running", "{job}");
 }
 
+/// What a user can have written is never run as root, whatever it says.
+#[test]
+fn root_restarts_no_image_that_is_a_users() {
+    const DENIED: i32 = 77;
+    let Some(lab) = Lab::new("root_restarts_no_image_that_is_a_users", As::Root) else {
+        return;
+    };
+    lab.start(APPLICATION.engine, "sim", APPLICATION.job);
+    lab.wait_for("sim", 0, 5);
+    let image = lab.cpr.work.join("sim.cpr");
+    let path = image.to_str().unwrap();
+    lab.cpr(&["checkpoint", "--stop", "-o", path, "sim"]).good();
+    std::os::unix::fs::chown(&image, Some(65534), None).unwrap();
+    let refused = lab.cpr(&["restart", "-d", "--name", "theirs", path]);
+    assert_eq!(refused.code, DENIED, "{}", refused.stderr);
+    assert!(refused.stderr.contains("belongs to user 65534"), "{}", refused.stderr);
+    std::os::unix::fs::chown(&image, Some(0), None).unwrap();
+    lab.cpr(&["restart", "-d", "--name", "ours", path]).good();
+    lab.kill("ours");
+}
+
 #[test]
 fn native_conforms() {
     conforms("native_conforms", &NATIVE);

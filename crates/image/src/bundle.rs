@@ -317,6 +317,15 @@ impl Bundle {
         })
     }
 
+    /// The user its file belongs to, who can have written what it says.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn file_owner(&self) -> Result<u32> {
+        let metadata = self.file.metadata();
+        Ok(metadata.context(|| format!("look at image {}", self.name))?.uid())
+    }
+
     /// What it is of.
     pub fn record(&self) -> &BundleRecord {
         &self.record

@@ -262,10 +262,20 @@ impl Building {
     ///
     /// # Errors
     /// [`ErrorKind::Incompatible`] where the engine is not here, does not work here, or must not restart this image here;
-    /// [`ErrorKind::Denied`] for somebody else's image.
+    /// [`ErrorKind::Denied`] for somebody else's image. Root may restart none whose file is a user's: engines restore what
+    /// their files say, or start a command, with the rights they have (LBNL-2.2.4A).
     pub(crate) fn new(job: &Job, bundle: &Bundle, path: Option<&Path>) -> Result<Building> {
         let record = bundle.record().clone();
         let own = rustix::process::geteuid();
+        let file_owner = bundle.file_owner()?;
+        if own.is_root() && file_owner != 0 {
+            let text = format!(
+                "the image file belongs to user {file_owner}, and engine {} would run it as root",
+                record.engine
+            );
+            return Err(Error::new(ErrorKind::Denied, text)
+                .with_hint("restart it as that user; if you trust it, make the file root's first"));
+        }
         if !own.is_root() && own.as_raw() != record.owner_uid {
             return Err(Error::new(
                 ErrorKind::Denied,
