@@ -188,44 +188,33 @@ impl<'a> Task<'a> {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
         let inside = job.is_around_us(&state);
-        if let Some(saving) = saving {
-            let worker = start_saving(&root, saving, destination);
-            if worker.is_err() && stop {
-                job.set_stop_intent(None)?;
-            }
-            return Ok(Task {
-                worker: worker?,
-                _lock: Some(lock),
-                job: Some(job),
-                image,
-                in_job_directory: options.output.is_none(),
-                stop,
-                of_supervisor: false,
-                inside,
-                result: None,
-            });
-        }
-        let tcp = options.tcp.unwrap_or(job.spec().tcp);
-        let mut request = request(options, inner, name, state.init.is_some(), tcp);
-        request.files = job.spec().files.iter().chain(&options.files).cloned().collect();
-        request.keep.libraries |= job.spec().keep_files.libraries;
-        request.keep.executables |= job.spec().keep_files.executables;
-        request.requester = inside.then(|| requester(options));
-        request.mounts = job.mounts_outside(&state);
-        request.log = std::fs::canonicalize(job.log_path())
-            .map(|path| ByteString::from(&path))
-            .unwrap_or_default();
-        let (link, kept) = match vault {
-            Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
-            None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
+        let native = |destination: Destination| {
+            let tcp = options.tcp.unwrap_or(job.spec().tcp);
+            let mut request = request(options, inner, name, state.init.is_some(), tcp);
+            request.files = job.spec().files.iter().chain(&options.files).cloned().collect();
+            request.keep.libraries |= job.spec().keep_files.libraries;
+            request.keep.executables |= job.spec().keep_files.executables;
+            request.requester = inside.then(|| requester(options));
+            request.mounts = job.mounts_outside(&state);
+            request.log = std::fs::canonicalize(job.log_path())
+                .map(|path| ByteString::from(&path))
+                .unwrap_or_default();
+            let (link, kept) = match vault {
+                Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
+                None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
+            };
+            // Where the image before is gone, tracking begins anew.
+            let earlier = kept.and_then(|kept| kept.open().ok());
+            let incremental = options.basis != Basis::Full;
+            let wanted = incremental || job.spec().sequence.is_some() || earlier.is_some();
+            request.keep_tracking = wanted && (incremental || options.output.is_none()) && !stop;
+            let keep = link.zip(image.clone()).filter(|_| request.keep_tracking);
+            start(&root, request, destination, earlier, keep)
         };
-        // Where the image before is gone, tracking begins anew.
-        let earlier = kept.and_then(|kept| kept.open().ok());
-        let incremental = options.basis != Basis::Full;
-        let wanted = incremental || job.spec().sequence.is_some() || earlier.is_some();
-        request.keep_tracking = wanted && (incremental || options.output.is_none()) && !stop;
-        let keep = link.zip(image.clone()).filter(|_| request.keep_tracking);
-        let worker = start(&root, request, destination, earlier, keep);
+        let worker = match saving {
+            Some(saving) => start_saving(&root, saving, destination),
+            None => native(destination),
+        };
         if worker.is_err() && stop {
             job.set_stop_intent(None)?;
         }
