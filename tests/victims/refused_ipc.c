@@ -1,6 +1,5 @@
 /* Things that cannot be saved; the mode says which. */
 #include "victim.h"
-#include <linux/aio_abi.h>
 #include <linux/memfd.h>
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
@@ -45,9 +44,6 @@ int main(int argc, char **argv) {
         if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();
         map(rw, MAP_SHARED, fd);
         close(fd);
-    } else if (is("aio")) {
-        aio_context_t context = 0;
-        if (syscall(SYS_io_setup, 8, &context) != 0) missing();
     } else if (is("userfaultfd")) {
         int fd = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
         if (fd < 0) missing();

@@ -190,9 +190,13 @@ mod refused {
     use super::*;
 
     fn refused(mode: &'static str, words: &[&str]) {
+        refused_program("refused_ipc", mode, words);
+    }
+
+    fn refused_program(program: &'static str, mode: &'static str, words: &[&str]) {
         let test = format!("refused::{mode}");
         let Some(cpr) = Cpr::new(&test, As::Root) else { return };
-        let program = compile(&cpr, "refused_ipc");
+        let program = compile(&cpr, program);
         let victim = Victim::start(&cpr, &program, "job", &[mode]);
         if let Some(reason) = victim.said().strip_prefix("MISSING ") {
             skip!(&test, "this machine lacks it: {reason}");
@@ -227,8 +231,8 @@ mod refused {
 
     // LBNL-2.4.12
     #[test]
-    fn asynchronous_io() {
-        refused("aio", &["asynchronous I/O"]);
+    fn asynchronous_io_under_way() {
+        refused_program("aio", "busy", &["asynchronous I/O", "a request is under way"]);
     }
 
     #[test]

@@ -110,6 +110,8 @@ survive! {
     sysv;
     // LBNL-3.9.1.M12
     mqueue;
+    // LBNL-2.4.12
+    aio;
     madvise;
     // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;

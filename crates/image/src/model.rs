@@ -784,6 +784,9 @@ pub enum MappingKind {
     PrivateSaved(SavedFileId),
     /// A System V segment, or a part of it; `mw` among the flags: attached for writing.
     SysvSegment(SegmentId),
+    /// The ring of a context for kernel asynchronous I/O (io_setup), in which nothing is under way; all its pages are
+    /// saved.
+    AioRing,
 }
 
 /// A run of bytes saved in the data area of an image. Encoded as an array of three numbers.

@@ -439,6 +439,10 @@ impl Check<'_> {
                 let size = segment.size.checked_next_multiple_of(PAGE).unwrap_or(0);
                 within(end.is_some_and(|end| end <= size), "part of a segment")?;
             }
+            MappingKind::AioRing => {
+                let covered: u64 = mapping.extents.iter().map(|extent| extent.length).sum();
+                within(covered == length && mapping.offset == 0, "ring of asynchronous I/O")?;
+            }
             MappingKind::Anonymous
             | MappingKind::Stack
             | MappingKind::Vdso

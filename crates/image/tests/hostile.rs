@@ -228,6 +228,10 @@ fn objects_between_processes() {
     check("there is no segment 1", &|m| {
         mappings(m)[5].kind = MappingKind::SysvSegment(SegmentId(1))
     });
+    check("impossible ring of asynchronous I/O", &|m| {
+        mappings(m)[5].kind = MappingKind::AioRing;
+        mappings(m)[5].extents.clear();
+    });
     check("impossible part of a segment", &|m| mappings(m)[5].offset = 3 * 4096);
     check("impossible size", &|m| {
         m.ipc.segments[0].size = 0;

@@ -3,6 +3,7 @@
 //! Every `unsafe` block and raw system call of GridCPR is here, behind small functions that return [`std::io::Result`].
 //! The crate decides nothing: it knows no image, job or policy.
 
+pub mod aio;
 pub mod arch;
 pub mod batch;
 pub mod control;

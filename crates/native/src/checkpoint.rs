@@ -43,7 +43,7 @@ use crate::policy::FileRule;
 use crate::restart::available_memory;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::snapshot::{self, Snapshot};
-use crate::{Blocker, TcpPolicy, blockers, ipc, state};
+use crate::{Blocker, TcpPolicy, aio, blockers, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -751,6 +751,7 @@ fn collect(
     let home = Home::of(frozen.scope, request.pid);
     for process in &mut frozen.processes {
         let (saved, layout) = state::save(process, &home, deadline)?;
+        aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
@@ -833,7 +834,9 @@ fn collect(
         let process = &frozen.processes[index];
         let layout = std::mem::take(&mut layouts[index]);
         let id = cpr_image::model::AddressSpaceId(manifest.address_spaces.len() as u32);
-        let copy = looked.copied.iter().find(|c| c.pid() == process.pid);
+        // What is read into memory behind the back of the page tables is not tracked.
+        let tracked = !process.space.as_ref().is_some_and(aio::uses);
+        let copy = looked.copied.iter().find(|c| tracked && c.pid() == process.pid);
         let mut later = Vec::new();
         let put_off = (snapshot.is_some() && looked.snapshots == Snapshots::Wanted).then_some(&mut later);
         let saved = memory::save(process, layout, &mut shared, copy, put_off, sink);

@@ -8,6 +8,7 @@
 //! process behind; nothing of the job runs before everything is in place and every byte of the image was verified (of
 //! memory that comes later, before it comes).
 
+mod aio;
 mod blockers;
 mod callbacks;
 mod cgroups;

@@ -27,6 +27,7 @@ use cpr_kernel::proc::{MapKind, ProcDir};
 use cpr_kernel::write_tracking::{self, WriteTracker};
 use cpr_types::{Context, Result};
 
+use crate::aio;
 use crate::freeze::Frozen;
 use crate::memory::is_zero;
 use crate::sink::{PAGE_SIZE, PageSink};
@@ -405,7 +406,8 @@ fn note(places: &mut std::slice::IterMut<'_, u64>, length: usize, offset: u64) {
 pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, deadline: Instant) {
     for process in &mut frozen.processes {
         let known = tracked.iter().any(|copied| copied.pid == process.pid);
-        if known || process.space.is_none() {
+        // What asynchronous I/O reads into memory passes the page tables by.
+        if known || process.space.as_ref().is_none_or(aio::uses) {
             continue;
         }
         if let Ok(copied) = track_process(process, deadline) {

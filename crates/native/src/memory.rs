@@ -113,7 +113,6 @@ fn label(map: &MapEntry) -> String {
 fn refuse(map: &MapEntry) -> Option<String> {
     let reason = match map.kind() {
         MapKind::HugePages => "explicit huge pages are not supported",
-        MapKind::Aio => "kernel asynchronous I/O (io_setup) is not supported",
         MapKind::SecretMemory => "secret memory cannot be read",
         MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
         MapKind::Uprobes => "the process is being probed",
@@ -378,6 +377,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         (MapKind::Vsyscall, None) => return Ok(None),
         (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::None),
         (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
+        (MapKind::Aio, None) => (MappingKind::AioRing, Pages::All),
         (MapKind::VvarVclock, None) => (MappingKind::VvarClock, Pages::None),
         (MapKind::Stack, None) => (MappingKind::Stack, Pages::Own),
         // The kernel may empty it at any time (MAP_DROPPABLE), and so may we.

@@ -9,6 +9,7 @@
 //! # Crash consistency
 //! Until then every stub dies with us (PTRACE_O_EXITKILL), and an error kills them all ([`stub::Workshop`]).
 
+mod aio;
 mod check;
 mod huge;
 mod identity;

@@ -12,7 +12,7 @@ use cpr_kernel::memory::PAGE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::{Workshop, number};
-use super::{huge, inherit, lazy};
+use super::{aio, huge, inherit, lazy};
 
 /// Most bytes one pread(2) is asked for.
 const READ_MAX: u64 = 1 << 30;
@@ -290,6 +290,15 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         MappingKind::SysvSegment(id) => {
             let segment = sources.segments.get(id.index()).ok_or_else(damaged)?;
             attach(builder, mapping, segment)?;
+            return finish_mapping(builder, mapping);
+        }
+        MappingKind::AioRing => {
+            // The room it takes at first may be that of the next mapping.
+            builder.flush()?;
+            aio::restore(builder.workshop, builder.pid, mapping, sources)?;
+            if mapping.protection as i32 != libc::PROT_READ | libc::PROT_WRITE {
+                builder.protect(mapping);
+            }
             return finish_mapping(builder, mapping);
         }
     };
