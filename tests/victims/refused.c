@@ -65,6 +65,12 @@ static void *slot_two(void *unused) {
     return unused;
 }
 
+static void *apart(void *unused) {
+    NEED(unshare(CLONE_NEWUTS) == 0);
+    beat(2);
+    return unused;
+}
+
 int main(int argc, char **argv) {
     CHECK(argc > 1);
     mode = argv[1];
@@ -157,6 +163,10 @@ int main(int argc, char **argv) {
         dprintf(1, "READY %d\n", (int)getpid());
         CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0);
         beat_only(0);
+    } else if (IS("thread_namespace")) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, apart, NULL) == 0);
+        AWAIT(beats[2] > 0);
     } else if (IS("leader")) {
         pid_t headless = fork();
         CHECK(headless >= 0);

@@ -29,7 +29,7 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     const int rw = PROT_READ | PROT_WRITE;
     if (is("huge")) {
-        map(rw, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1);
+        map(rw, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1);
     } else if (is("huge-memfd")) {
         int fd = memfd_create("huge", MFD_HUGETLB);
         if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();

@@ -398,6 +398,7 @@ fn mapped_object(manifest: &Manifest, mapping: &Mapping) -> String {
         MappingKind::Vdso => "[vdso]".to_string(),
         MappingKind::Vvar => "[vvar]".to_string(),
         MappingKind::VvarClock => "[vvar_vclock]".to_string(),
+        MappingKind::HugePages(page) => format!("huge pages of {}", size(page)),
         MappingKind::AioRing => "asynchronous I/O".to_string(),
         MappingKind::PrivateFile(id) | MappingKind::SharedFile(id) => {
             let path = manifest.mapped_files.get(id.index()).map(|file| file.path.to_string());

@@ -211,7 +211,7 @@ mod refused {
 
     #[test]
     fn huge_pages() {
-        refused("huge", &["explicit huge pages"]);
+        refused("huge", &["shared explicit huge pages"]);
     }
 
     #[test]

@@ -20,7 +20,6 @@ const BEATS: usize = 8;
 const CLONE_NEWTIME: u32 = 0x80;
 const CLONE_NEWNS: u32 = 0x2_0000;
 const CLONE_NEWCGROUP: u32 = 0x200_0000;
-const CLONE_NEWUTS: u32 = 0x400_0000;
 const CLONE_NEWIPC: u32 = 0x800_0000;
 const CLONE_NEWUSER: u32 = 0x1000_0000;
 const CLONE_NEWPID: u32 = 0x2000_0000;
@@ -315,7 +314,7 @@ refused! {
     mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
     network_namespace [root user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
     ipc_namespace [root user]: ["namespace", &CLONE_NEWIPC.to_string()]; "IPC namespace", "of its own";
-    host_name_namespace [root user]: ["namespace", &CLONE_NEWUTS.to_string()]; "UTS namespace", "of its own";
+    thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     cgroup_namespace [root user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
     user_namespace [root user]: ["namespace", &CLONE_NEWUSER.to_string()]; "user namespace", "of its own";
     pid_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "for its children";

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
 
 use support::victim::{Victim, compile, compile_with};
@@ -135,6 +136,56 @@ fn a_call_that_cannot_be_made_again_ends_with_eintr() {
 #[test]
 fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
+}
+
+/// Ordinary users get namespaces for host names only with user namespaces, which are refused.
+#[test]
+fn host_names_as_root() {
+    survives_as("host_names_as_root", As::Root, "host_names", "");
+}
+
+/// Huge pages that the machine has for the time of a test.
+struct HugePages {
+    before: usize,
+}
+
+impl HugePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn number() -> std::io::Result<usize> {
+        let text = fs::read_to_string(Self::FILE)?;
+        text.trim().parse().map_err(std::io::Error::other)
+    }
+
+    /// Has the machine make `count` more of them, where this user may.
+    fn make(count: usize) -> std::io::Result<Self> {
+        let pages = HugePages {
+            before: Self::number()?,
+        };
+        fs::write(Self::FILE, (pages.before + count).to_string())?;
+        match Self::number()? {
+            now if now >= pages.before + count => Ok(pages),
+            now => Err(std::io::Error::other(format!("there is memory for {now} only"))),
+        }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, self.before.to_string());
+    }
+}
+
+#[test]
+fn huge_pages() {
+    let pages = match HugePages::make(24) {
+        Ok(pages) => pages,
+        Err(error) => skip!("huge_pages", "this machine gives no huge pages: {error}"),
+    };
+    for user in [As::Root, As::User] {
+        survives_as("huge_pages", user, "huge", "");
+    }
+    drop(pages);
 }
 
 /// A program that is linked in one piece, by two C libraries.

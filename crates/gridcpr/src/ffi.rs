@@ -578,6 +578,7 @@ pub unsafe extern "C" fn gridcpr_image_regions(
                 MappingKind::SharedSaved(_) => ("shared-saved", None),
                 MappingKind::PrivateSaved(_) => ("private-saved", None),
                 MappingKind::SysvSegment(_) => ("sysv-segment", None),
+                MappingKind::HugePages(_) => ("huge-pages", None),
                 MappingKind::AioRing => ("aio-ring", None),
             };
             let path = file.and_then(|file| manifest.mapped_files.get(file.index()));

@@ -116,7 +116,7 @@ impl Edit {
             None => Place::Zeros(owner, start),
         };
         Ok(match mapping.kind {
-            MappingKind::Anonymous | MappingKind::Stack => Place::Zeros(own, page),
+            MappingKind::Anonymous | MappingKind::Stack | MappingKind::HugePages(_) => Place::Zeros(own, page),
             MappingKind::SharedSaved(file) => of(Owner::File(file), self.saved(file, mapping, page)),
             MappingKind::SysvSegment(id) => {
                 let segment = self.manifest.ipc.segments.get(id.index());

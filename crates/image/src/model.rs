@@ -180,6 +180,10 @@ id!(
     TerminalId
 );
 id!(
+    /// Index into [`Manifest::host_names`].
+    HostNamesId
+);
+id!(
     /// Index into [`Ipc::segments`].
     SegmentId
 );
@@ -219,6 +223,9 @@ pub struct Manifest {
     /// Processes that are in a control group below that of the job's first one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<CgroupMember>,
+    /// Namespaces for host names (UTS) that the job has made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_names: Vec<HostNames>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -263,6 +270,16 @@ pub struct CgroupMember {
     pub hierarchy: ByteString,
     /// Path below the group of the job's first process.
     pub path: ByteString,
+}
+
+/// What a namespace for host names (UTS) has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct HostNames {
+    /// The host name.
+    pub host: ByteString,
+    /// The NIS domain name.
+    pub domain: ByteString,
 }
 
 /// An image that another one refers to. Extents with an offset of `n` times [`crate::ANCESTOR_STRIDE`] and more, `n`
@@ -387,6 +404,9 @@ pub struct Process {
     pub cwd_saved: Option<SavedFileId>,
     /// Root directory.
     pub root: ByteString,
+    /// The namespace for host names it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_names: Option<HostNamesId>,
     /// File mode creation mask.
     pub umask: u32,
     /// The sixteen resource limits in the kernel's order.
@@ -782,6 +802,8 @@ pub enum MappingKind {
     SharedSaved(SavedFileId),
     /// Private mapping of such a file.
     PrivateSaved(SavedFileId),
+    /// Private memory in explicit huge pages (MAP_HUGETLB) of so many bytes.
+    HugePages(u64),
     /// A System V segment, or a part of it; `mw` among the flags: attached for writing.
     SysvSegment(SegmentId),
     /// The ring of a context for kernel asynchronous I/O (io_setup), in which nothing is under way; all its pages are

@@ -349,6 +349,9 @@ impl Check<'_> {
         if let Some(saved) = process.cwd_saved {
             in_table(saved.index(), &self.manifest.saved_files, "saved file")?;
         }
+        if let Some(names) = process.host_names {
+            in_table(names.index(), &self.manifest.host_names, "namespace for host names")?;
+        }
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -438,6 +441,11 @@ impl Check<'_> {
                 let segment = segment.ok_or_else(|| format!("there is no segment {}", id.0))?;
                 let size = segment.size.checked_next_multiple_of(PAGE).unwrap_or(0);
                 within(end.is_some_and(|end| end <= size), "part of a segment")?;
+            }
+            MappingKind::HugePages(size) => {
+                let aligned = size.is_power_of_two() && size > PAGE;
+                let whole = mapping.start.is_multiple_of(size.max(1)) && length.is_multiple_of(size.max(1));
+                within(aligned && whole, "size of huge pages")?;
             }
             MappingKind::AioRing => {
                 let covered: u64 = mapping.extents.iter().map(|extent| extent.length).sum();

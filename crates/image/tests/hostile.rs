@@ -99,6 +99,14 @@ fn processes_and_threads() {
     check("there is no terminal 1", |m| {
         m.processes[0].controlling_terminal = Some(TerminalId(1))
     });
+    check("there is no namespace for host names 0", |m| {
+        m.processes[0].host_names = Some(HostNamesId(0))
+    });
+    for size in [0, 1, 3 << 20, 4096, 2 << 20] {
+        check("impossible size of huge pages", |m| {
+            mappings(m)[1].kind = MappingKind::HugePages(size)
+        });
+    }
     check("impossible register set", |m| {
         m.processes[0].threads[0].cpu.extended = Bytes(vec![0; 100_000])
     });

@@ -32,6 +32,9 @@ const NAMESPACES: [(&str, &str); 8] = [
     ("time", "time"),
 ];
 
+/// The kind that is saved.
+const SAVED: &str = "uts";
+
 /// The namespaces a job lives in: those of its init or, without one, of its root process. All members must be in them.
 #[derive(Debug)]
 pub struct Home {
@@ -44,6 +47,15 @@ pub struct Home {
 }
 
 impl Home {
+    /// Whether this is the job's own namespace of a kind, by its link in /proc.
+    pub fn has(&self, kind: &str, link: &[u8]) -> bool {
+        let kinds = NAMESPACES.iter().zip(&self.namespaces);
+        let own = kinds
+            .filter(|((file, _), _)| *file == kind)
+            .find_map(|(_, own)| own.as_deref());
+        own.is_none_or(|own| own == link)
+    }
+
     /// Looks at the job with this scope and root process.
     pub fn of(scope: Scope, root: i32) -> Self {
         let init = match scope.members {
@@ -90,8 +102,8 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
             continue;
         };
-        if shared.as_ref().is_some_and(|shared| *shared != own) && !(*file == "pid" && status.ns_pid.len() > home.depth)
-        {
+        let named_already = *file == "pid" && status.ns_pid.len() > home.depth;
+        if shared.as_ref().is_some_and(|shared| *shared != own) && *file != SAVED && !named_already {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
         // The namespace of children has no link while it is empty.
@@ -113,6 +125,27 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
     }
     if proc.auxv().is_ok_and(|auxv| is_32_bit(&auxv)) {
         add("program", "32-bit programs are not supported");
+    }
+    found
+}
+
+/// Threads in namespaces other than their process's, which a thread can enter or make by itself.
+pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
+    let pid = proc.pid();
+    let links = |dir: &ProcDir| NAMESPACES.map(|(file, _)| dir.read_link(&format!("ns/{file}")).ok());
+    let own = links(proc);
+    let others = proc.tasks().unwrap_or_default().into_iter().filter(|tid| *tid != pid);
+    let mut found = Vec::new();
+    for tid in others {
+        let Ok(task) = ProcDir::open_task(pid, tid) else {
+            continue;
+        };
+        for (((_, name), own), thread) in NAMESPACES.iter().zip(&own).zip(links(&task)) {
+            if own.is_some() && thread.is_some() && *own != thread {
+                let reason = format!("thread {tid} is in a {name} namespace of its own");
+                found.push((format!("{name} namespace"), reason));
+            }
+        }
     }
     found
 }

@@ -43,7 +43,7 @@ use crate::policy::FileRule;
 use crate::restart::available_memory;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::snapshot::{self, Snapshot};
-use crate::{Blocker, TcpPolicy, aio, blockers, ipc, state};
+use crate::{Blocker, TcpPolicy, aio, blockers, host_names, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +289,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
         };
         for (object, reason) in blockers::of_process(&target.proc, &home)
             .into_iter()
+            .chain(blockers::of_threads(&target.proc))
             .chain(memory::blockers(&target.proc))
         {
             found.push(Blocker {
@@ -749,12 +750,15 @@ fn collect(
     let deadline = frozen.deadline();
     let mut layouts = Vec::new();
     let home = Home::of(frozen.scope, request.pid);
+    let mut host_names = host_names::Saved::default();
     for process in &mut frozen.processes {
-        let (saved, layout) = state::save(process, &home, deadline)?;
+        let (mut saved, layout) = state::save(process, &home, deadline)?;
+        saved.host_names = host_names.of(process, &home, deadline)?;
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
+    manifest.host_names = host_names.namespaces;
     let root_pid = root(frozen, request);
     manifest.checkpoint.root_pid = root_pid;
     let live: Vec<usize> = (0..frozen.processes.len())
@@ -819,6 +823,7 @@ fn collect(
     };
     // A copy would become a child of who adopts orphans, and he would be told of its end.
     let adopted = manifest.processes.iter().any(|process| process.child_subreaper);
+    let huge = |process: &freeze::Process| process.space.as_ref().is_some_and(memory::has_huge_pages);
     for &index in &live {
         let snapshot = match looked.snapshots {
             Snapshots::ToCompare if adopted => {
@@ -826,7 +831,11 @@ fn collect(
                             compared";
                 return Err(Error::new(ErrorKind::Unsupported, text).with_hint("leave --compare out"));
             }
-            Snapshots::Wanted if adopted => None,
+            Snapshots::ToCompare if huge(&frozen.processes[index]) => {
+                let text = "no copy is made of a process with explicit huge pages, so that nothing can be compared";
+                return Err(Error::new(ErrorKind::Unsupported, text).with_hint("leave --compare out"));
+            }
+            Snapshots::Wanted if adopted || huge(&frozen.processes[index]) => None,
             Snapshots::None => None,
             Snapshots::Wanted => Snapshot::take(&mut frozen.processes[index], deadline).ok(),
             Snapshots::ToCompare => Some(Snapshot::take(&mut frozen.processes[index], deadline)?),

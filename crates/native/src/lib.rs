@@ -15,6 +15,7 @@ mod cgroups;
 mod checkpoint;
 pub mod files;
 mod freeze;
+mod host_names;
 mod ipc;
 mod libraries;
 mod live;

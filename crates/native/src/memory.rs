@@ -112,7 +112,7 @@ fn label(map: &MapEntry) -> String {
 
 fn refuse(map: &MapEntry) -> Option<String> {
     let reason = match map.kind() {
-        MapKind::HugePages => "explicit huge pages are not supported",
+        MapKind::HugePages if map.shared => "shared explicit huge pages are not supported",
         MapKind::SecretMemory => "secret memory cannot be read",
         MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
         MapKind::Uprobes => "the process is being probed",
@@ -344,7 +344,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
     }
     let vm = flags.get(pid, map);
     let has = |code: &[u8; 2]| vm.contains(code);
-    if has(b"ht") {
+    if has(b"ht") && map.kind() != MapKind::HugePages {
         return Err(unsupported("explicit huge pages are not supported"));
     }
     let kernels_own = matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso);
@@ -377,6 +377,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         (MapKind::Vsyscall, None) => return Ok(None),
         (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::None),
         (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
+        (MapKind::HugePages, None) => (MappingKind::HugePages(page_size(&process.proc, map)?), Pages::Own),
         (MapKind::Aio, None) => (MappingKind::AioRing, Pages::All),
         (MapKind::VvarVclock, None) => (MappingKind::VvarClock, Pages::None),
         (MapKind::Stack, None) => (MappingKind::Stack, Pages::Own),
@@ -457,7 +458,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         _ => return Err(unsupported("this kind of mapping is not supported")),
     };
     let offset = match kind {
-        MappingKind::Anonymous | MappingKind::Stack => 0,
+        MappingKind::Anonymous | MappingKind::Stack | MappingKind::HugePages(_) => 0,
         _ => map.offset,
     };
     let bit = |on: bool, value: u32| if on { value } else { 0 };
@@ -480,6 +481,18 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         pages,
         library,
     }))
+}
+
+/// Size of the huge pages of a mapping, in bytes.
+fn page_size(proc: &ProcDir, map: &MapEntry) -> Result<u64> {
+    let what = || format!("ask for the page size of {}", label(map));
+    let size = proc.page_size_at(map.start).context(what)?;
+    size.ok_or_else(|| Error::new(ErrorKind::Gone, format!("{} is gone", label(map))))
+}
+
+/// Whether a process has memory in explicit huge pages. A copy of the process would need as many again, which are few.
+pub fn has_huge_pages(space: &Space) -> bool {
+    space.maps.iter().any(|map| map.kind() == MapKind::HugePages)
 }
 
 /// The file that a mapping of POSIX shared memory is of, to be saved with its contents.
@@ -574,7 +587,11 @@ fn copy(
         }
     }
     // A page of zeros hides what the file has there.
-    let skip_zeros = matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Stack) && !library;
+    let skip_zeros = !library
+        && matches!(
+            mapping.kind,
+            MappingKind::Anonymous | MappingKind::Stack | MappingKind::HugePages(_)
+        );
     let mut buffer = Vec::new();
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut extents = Vec::new();

@@ -272,6 +272,7 @@ pub fn manifest() -> Manifest {
     };
     Manifest {
         cgroups: Vec::new(),
+        host_names: Vec::new(),
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),

@@ -241,6 +241,21 @@ impl VmFlags {
     }
 }
 
+/// Finds the `KernelPageSize:` of the mapping that starts at `start` in `/proc/PID/smaps`, in bytes.
+pub fn parse_page_size(file: &str, text: &[u8], start: u64) -> io::Result<Option<u64>> {
+    let mut here = false;
+    for (at, line) in lines(file, text) {
+        if !line.first().is_some_and(u8::is_ascii_uppercase) {
+            let addresses = split_once(line, b' ').and_then(|(addresses, _)| range(addresses));
+            here = at.need(addresses, "addresses")?.0 == start;
+        } else if let Some(size) = line.strip_prefix(b"KernelPageSize:").filter(|_| here) {
+            let number = super::words(size).next().and_then(decimal::<u64>);
+            return at.need(number, "size").map(|kib| Some(kib * 1024));
+        }
+    }
+    Ok(None)
+}
+
 /// Parses the `VmFlags:` lines of `/proc/PID/smaps`; all other lines of a mapping are skipped.
 pub fn parse_smaps_flags(file: &str, text: &[u8]) -> io::Result<Vec<VmFlags>> {
     let mut found = Vec::new();

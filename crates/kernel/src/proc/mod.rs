@@ -116,6 +116,11 @@ impl ProcDir {
         maps::parse_smaps_flags(&self.label("smaps"), &self.read("smaps")?)
     }
 
+    /// Size of the pages of the mapping that starts at `start`, bytes, from `/proc/PID/smaps`; none if there is no such one.
+    pub fn page_size_at(&self, start: u64) -> io::Result<Option<u64>> {
+        maps::parse_page_size(&self.label("smaps"), &self.read("smaps")?, start)
+    }
+
     /// All resource limits, from `/proc/PID/limits`, in kernel order.
     pub fn limits(&self) -> io::Result<Vec<Limit>> {
         limits::parse(&self.label("limits"), &self.read("limits")?)

@@ -33,6 +33,13 @@ pub struct Rights {
     pub capabilities: u64,
 }
 
+impl Rights {
+    /// Whether it may do what takes CAP_SYS_ADMIN.
+    pub fn may_administer(self) -> bool {
+        self.capabilities >> CAP_SYS_ADMIN & 1 == 1
+    }
+}
+
 /// Adds everything that belongs to one thread but its credentials and registers.
 pub fn thread(thread: &Thread, process: &Process, batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
@@ -227,8 +234,7 @@ pub fn seccomp(
     if thread.seccomp == Seccomp::Off {
         return Ok(());
     }
-    let admin = rights.capabilities >> CAP_SYS_ADMIN & 1 == 1;
-    if !thread.credentials.no_new_privs && !admin {
+    if !thread.credentials.no_new_privs && !rights.may_administer() {
         // A filter made by somebody without privileges must not reach programs that have some.
         return Err(Error::new(
             ErrorKind::Denied,

@@ -11,6 +11,7 @@
 
 mod aio;
 mod check;
+mod host_names;
 mod huge;
 mod identity;
 mod inherit;
@@ -157,7 +158,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut objects = ipc::create(&manifest.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
-        let mut built = make_processes(&mut workshop, manifest, &context, &sources)?;
+        let mut built = make_processes(&mut workshop, manifest, &context, &sources, rights)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let later = match &request.lazy {
@@ -360,6 +361,7 @@ fn make_processes(
     manifest: &Manifest,
     context: &RestoreContext<'_>,
     sources: &Sources<'_>,
+    rights: Rights,
 ) -> Result<Built> {
     let mut built = Built::default();
     let root = manifest.checkpoint.root_pid;
@@ -391,6 +393,7 @@ fn make_processes(
             Step::Die { pid, status } => workshop.die(pid, status)?,
         }
     }
+    host_names::enter(workshop, manifest, rights.may_administer())?;
     for process in living(manifest) {
         let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
         workshop

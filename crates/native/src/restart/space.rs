@@ -278,6 +278,7 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
     };
     let mapped = |index: usize| sources.mapped.get(index).map(number).ok_or_else(damaged);
     let saved = |index: usize| sources.saved.get(index).map(number).ok_or_else(damaged);
+    let mut place = format!("memory at {:#x}", mapping.start);
     let private_anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let (mut flags, fd) = match mapping.kind {
         MappingKind::Vdso | MappingKind::Vvar | MappingKind::VvarClock => return Ok(()),
@@ -287,6 +288,11 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         MappingKind::SharedFile(id) => (libc::MAP_SHARED, mapped(id.index())?),
         MappingKind::PrivateSaved(id) => (libc::MAP_PRIVATE, saved(id.index())?),
         MappingKind::SharedSaved(id) => (libc::MAP_SHARED, saved(id.index())?),
+        MappingKind::HugePages(size) => {
+            let size = (size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
+            place += " in huge pages (see vm.nr_hugepages)";
+            (private_anonymous | libc::MAP_HUGETLB | size, -1)
+        }
         MappingKind::SysvSegment(id) => {
             let segment = sources.segments.get(id.index()).ok_or_else(damaged)?;
             attach(builder, mapping, segment)?;
@@ -316,7 +322,6 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         wanted
     };
     let length = mapping.end - mapping.start;
-    let place = format!("memory at {:#x}", mapping.start);
     builder.batch.must(
         libc::SYS_mmap,
         &[
