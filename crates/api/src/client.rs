@@ -1,4 +1,4 @@
-//! A client of the grid service, or of another node's agent: over a UNIX socket, or TCP with a token.
+//! A client of the grid service, or of another node's agent: over a UNIX socket, or TCP with a certificate or a token.
 //!
 //! Calls block, and every wait for the other side has a deadline.
 
@@ -6,15 +6,19 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::http::{self, Answer, Connection, Request};
 use crate::model::Problem;
+use crate::tls::{self, ClientTls};
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -28,32 +32,53 @@ const LONGEST_ANSWER: u64 = 256 << 20;
 pub enum Endpoint {
     /// A UNIX socket; the service knows by it who calls.
     Unix(PathBuf),
-    /// `HOST:PORT`; the service knows by a token who calls.
+    /// `HOST:PORT`, as it is; the service knows by a token who calls.
     Tcp(String),
+    /// `HOST:PORT`, with TLS; the service knows by a certificate or a token who calls.
+    Tls(String),
+}
+
+/// The host of `HOST:PORT`.
+fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+impl Endpoint {
+    /// What is said to it can be read on the network.
+    pub fn can_be_overheard(&self) -> bool {
+        match self {
+            Endpoint::Unix(_) | Endpoint::Tls(_) => false,
+            Endpoint::Tcp(address) => {
+                let host = host(address);
+                let loopback = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+                !loopback && host != "localhost"
+            }
+        }
+    }
 }
 
 impl std::str::FromStr for Endpoint {
     type Err = Error;
 
-    /// `unix:/PATH`, `/PATH` or `http://HOST:PORT`.
+    /// `unix:/PATH`, `/PATH`, `https://HOST:PORT` or `http://HOST:PORT`.
     fn from_str(text: &str) -> Result<Self> {
         let path = text.strip_prefix("unix:").unwrap_or(text);
         if path.starts_with('/') {
             return Ok(Endpoint::Unix(path.into()));
         }
-        match text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) {
-            Some(address)
-                if address
-                    .rsplit_once(':')
-                    .is_some_and(|(_, port)| port.parse::<u16>().is_ok()) =>
-            {
-                Ok(Endpoint::Tcp(address.to_string()))
-            }
-            _ => Err(
+        let address = |scheme: &str| {
+            let address = text.strip_prefix(scheme)?.trim_end_matches('/');
+            let (host, port) = address.rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok()).then(|| address.to_string())
+        };
+        let endpoint = address("https://").map(Endpoint::Tls);
+        endpoint
+            .or_else(|| address("http://").map(Endpoint::Tcp))
+            .ok_or_else(|| {
                 Error::new(ErrorKind::Usage, format!("{text:?} is not the address of a grid"))
-                    .with_hint("write unix:/run/gridcpr/cprd.sock or http://HOST:PORT"),
-            ),
-        }
+                    .with_hint("write unix:/run/gridcpr/cprd.sock or https://HOST:PORT")
+            })
     }
 }
 
@@ -62,6 +87,7 @@ impl std::fmt::Display for Endpoint {
         match self {
             Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
             Endpoint::Tcp(address) => write!(f, "http://{address}"),
+            Endpoint::Tls(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -71,17 +97,26 @@ impl std::fmt::Display for Endpoint {
 pub struct Client {
     endpoint: Endpoint,
     token: Option<String>,
+    tls: Option<Arc<ClientTls>>,
     silence: Duration,
 }
 
 impl Client {
-    /// A client that says `token` to a TCP service.
+    /// A client that says `token` to a service on the network.
     pub fn new(endpoint: Endpoint, token: Option<String>) -> Client {
         Client {
             endpoint,
             token,
+            tls: None,
             silence: SILENCE,
         }
+    }
+
+    /// The same, with what is needed for TLS.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Option<Arc<ClientTls>>) -> Client {
+        self.tls = tls;
+        self
     }
 
     /// The same, with another limit to how long the other side may keep silent.
@@ -155,7 +190,7 @@ impl Client {
         }
         let host = match &self.endpoint {
             Endpoint::Unix(_) => "localhost",
-            Endpoint::Tcp(address) => address,
+            Endpoint::Tcp(address) | Endpoint::Tls(address) => address,
         };
         let request = Request {
             method,
@@ -167,6 +202,7 @@ impl Client {
         let answer = self
             .connect()
             .and_then(|connection| http::exchange(connection, &request))
+            .map_err(tls::explained)
             .context(what)?;
         if (200..300).contains(&answer.status) {
             return Ok(answer);
@@ -191,22 +227,42 @@ impl Client {
                 stream.set_write_timeout(Some(self.silence)).context(what)?;
                 Ok(Box::new(stream))
             }
-            Endpoint::Tcp(address) => {
+            Endpoint::Tcp(address) => Ok(Box::new(self.connect_tcp(address)?)),
+            Endpoint::Tls(address) => {
+                let Some(tls) = &self.tls else {
+                    return Err(Error::new(
+                        ErrorKind::Usage,
+                        format!("nothing says which CA https://{address} goes by"),
+                    )
+                    .with_hint("name the file with its certificate: GRIDCPR_CA, or tls.ca of a daemon"));
+                };
                 let what = || format!("connect to {address}");
-                let mut result = Err(std::io::Error::from(std::io::ErrorKind::NotFound));
-                for target in address.to_socket_addrs().context(what)? {
-                    result = TcpStream::connect_timeout(&target, CONNECT.min(self.silence));
-                    if result.is_ok() {
-                        break;
-                    }
-                }
-                let stream = result.context(what)?;
-                stream.set_nodelay(true).context(what)?;
-                stream.set_read_timeout(Some(self.silence)).context(what)?;
-                stream.set_write_timeout(Some(self.silence)).context(what)?;
+                let name = ServerName::try_from(host(address).to_string()).map_err(|error| {
+                    Error::new(ErrorKind::Usage, format!("{address:?} has no name of a host")).with_source(error)
+                })?;
+                let connection = ClientConnection::new(tls.get()?, name)
+                    .map_err(|error| Error::new(ErrorKind::Internal, what()).with_source(error))?;
+                let mut stream = StreamOwned::new(connection, self.connect_tcp(address)?);
+                stream.conn.complete_io(&mut stream.sock).context(what)?;
                 Ok(Box::new(stream))
             }
         }
+    }
+
+    fn connect_tcp(&self, address: &str) -> Result<TcpStream> {
+        let what = || format!("connect to {address}");
+        let mut result = Err(std::io::Error::from(std::io::ErrorKind::NotFound));
+        for target in address.to_socket_addrs().context(what)? {
+            result = TcpStream::connect_timeout(&target, CONNECT.min(self.silence));
+            if result.is_ok() {
+                break;
+            }
+        }
+        let stream = result.context(what)?;
+        stream.set_nodelay(true).context(what)?;
+        stream.set_read_timeout(Some(self.silence)).context(what)?;
+        stream.set_write_timeout(Some(self.silence)).context(what)?;
+        Ok(stream)
     }
 }
 
@@ -221,4 +277,39 @@ fn read_all(answer: Answer) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::Damaged, "the answer is too long"));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_say_how_a_service_is_reached_and_whether_others_can_listen() {
+        for (text, overheard) in [
+            ("/run/x", false),
+            ("unix:/run/x", false),
+            ("https://grid.example:7700", false),
+            ("http://127.0.0.1:7700/", false),
+            ("http://[::1]:7700", false),
+            ("http://localhost:7700", false),
+            ("http://localhost.example:7700", true),
+            ("http://10.0.0.1:7700", true),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.can_be_overheard(), overheard, "{text}");
+            assert_eq!(endpoint.to_string().parse::<Endpoint>().unwrap(), endpoint);
+        }
+        for bad in [
+            "",
+            "grid",
+            "ftp://x:1",
+            "https://x",
+            "http://:80",
+            "https://x:99999",
+            "run/x",
+        ] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
 }

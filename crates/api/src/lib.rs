@@ -9,5 +9,6 @@ pub mod agent;
 pub mod client;
 mod http;
 pub mod model;
+pub mod tls;
 
 pub use client::{Client, Endpoint};

@@ -151,10 +151,20 @@ pub struct Nodes {}
 
 /// Where the token for a grid on the network is.
 pub const TOKEN_FILE: &str = "GRIDCPR_TOKEN_FILE";
+/// Where the certificate of the CA is.
+pub const CA: &str = "GRIDCPR_CA";
+/// Where the user's own certificate is.
+pub const CERTIFICATE: &str = "GRIDCPR_CERTIFICATE";
+/// Where its key is.
+pub const KEY: &str = "GRIDCPR_KEY";
+/// Where the lists of revoked certificates are.
+pub const REVOKED: &str = "GRIDCPR_REVOKED";
+/// Whether a token may be sent over a network as it is.
+pub const ALLOW_PLAIN_HTTP: &str = "GRIDCPR_ALLOW_PLAIN_HTTP";
 
-/// The file with the token, where there is one.
-pub fn token_file() -> Option<PathBuf> {
-    std::env::var_os(TOKEN_FILE)
+/// The file that a variable of the environment names, where it does.
+pub fn file(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
 }

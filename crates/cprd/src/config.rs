@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use cpr_api::Endpoint;
+use cpr_api::tls::Files;
 use cpr_grid::Policy;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::server::Limits;
 
 /// Where the configuration is looked for by root.
 const DEFAULT_FILE: &str = "/etc/gridcpr/cprd.toml";
@@ -20,6 +25,71 @@ pub struct Config {
     pub grid: GridConfig,
     /// The agent of a node.
     pub node: NodeConfig,
+    /// Who is believed on the network.
+    pub tls: TlsConfig,
+    /// What callers are granted.
+    pub limits: LimitsConfig,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// Certificates of the CAs that are believed.
+    pub ca: Option<PathBuf>,
+    /// Certificate of this daemon.
+    pub certificate: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+    /// Lists of revoked certificates, of every CA.
+    pub revoked: Option<PathBuf>,
+    /// Without certificates, addresses of a network may be used all the same: tokens and images can be read on it.
+    pub allow_plain_http: bool,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Connections at once, at each address.
+    pub connections: usize,
+    /// Connections at once of one host, or of one user of this machine.
+    pub connections_per_peer: usize,
+    /// How long the head of a request, or its body, may take, and how long a connection may be idle.
+    pub patience_ms: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        LimitsConfig {
+            connections: 1024,
+            connections_per_peer: 128,
+            patience_ms: 15_000,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// What the server goes by.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            connections: self.connections,
+            connections_per_peer: self.connections_per_peer,
+            patience: Duration::from_millis(self.patience_ms),
+        }
+    }
+}
+
+impl TlsConfig {
+    /// The files for TLS; none where it is not used.
+    pub fn files(&self) -> Option<Files> {
+        let ca = self.ca.clone()?;
+        Some(Files {
+            ca,
+            own: self.certificate.clone().zip(self.key.clone()),
+            revoked: self.revoked.clone(),
+        })
+    }
 }
 
 /// `[grid]`
@@ -32,7 +102,7 @@ pub struct GridConfig {
     pub database: Option<String>,
     /// Socket for users of this machine, who are known by their credentials.
     pub socket: PathBuf,
-    /// Addresses for everybody else, who are known by tokens.
+    /// Addresses for everybody else, who are known by certificates or tokens.
     pub listen: Vec<SocketAddr>,
     /// Who has which token.
     pub tokens: PathBuf,
@@ -54,7 +124,7 @@ pub struct GridConfig {
 pub struct NodeConfig {
     /// Name, as no other node has it; the host name where nothing is said.
     pub name: Option<String>,
-    /// Where the service is: `http://HOST:PORT`, or `unix:/PATH`.
+    /// Where the service is: `https://HOST:PORT`, `http://HOST:PORT` or `unix:/PATH`.
     pub grid: String,
     /// File with the token of this node.
     pub token_file: Option<PathBuf>,
@@ -100,16 +170,25 @@ fn state_directory() -> PathBuf {
     base("/var/lib/cprd", "XDG_STATE_HOME", ".local/state/gridcpr")
 }
 
+/// Where our own configuration and secrets are.
+fn configuration_directory() -> PathBuf {
+    base("/etc/gridcpr", "XDG_CONFIG_HOME", ".config/gridcpr")
+}
+
+/// Where the CA is, unless somebody says something else.
+pub fn ca_directory() -> PathBuf {
+    configuration_directory().join("ca")
+}
+
 impl Default for GridConfig {
     fn default() -> Self {
         let policy = Policy::default();
-        let configuration = base("/etc/gridcpr", "XDG_CONFIG_HOME", ".config/gridcpr");
         GridConfig {
             directory: state_directory().join("grid"),
             database: None,
             socket: base("/run/gridcpr", "XDG_RUNTIME_DIR", ".local/state/gridcpr").join("cprd.sock"),
             listen: Vec::new(),
-            tokens: configuration.join("tokens"),
+            tokens: configuration_directory().join("tokens"),
             operators: Vec::new(),
             lease_ms: policy.lease_ms,
             margin_ms: policy.margin_ms,
@@ -202,7 +281,37 @@ impl Config {
         if grid.copies == 0 {
             return refuse("grid.copies is 0", "1 leaves images where they were made");
         }
-        node.grid.parse::<cpr_api::Endpoint>()?;
+        let service = node.grid.parse::<Endpoint>()?;
+        let tls = &self.tls;
+        if tls.certificate.is_some() != tls.key.is_some() {
+            return refuse("of tls.certificate and tls.key one is missing", "set both or none");
+        }
+        if tls.ca.is_none() && (tls.certificate.is_some() || tls.revoked.is_some()) {
+            return refuse("tls.ca is missing", "name the file with the certificate of the CA");
+        }
+        if tls.ca.is_none() && matches!(service, Endpoint::Tls(_)) {
+            return refuse("node.grid needs tls.ca", "name the file with the certificate of the CA");
+        }
+        let open = |address: &&SocketAddr| !address.ip().is_loopback();
+        let listens = grid.listen.iter().chain(&node.listen);
+        if tls.ca.is_some() && tls.certificate.is_none() && listens.clone().next().is_some() {
+            return refuse(
+                "whoever listens needs tls.certificate and tls.key",
+                "`cprd ca issue` makes them",
+            );
+        }
+        let plain = tls.ca.is_none() && listens.clone().any(|address| open(&address));
+        if (plain || service.can_be_overheard()) && !tls.allow_plain_http {
+            return refuse(
+                "without TLS, tokens and images can be read on the network",
+                "set tls.ca, tls.certificate and tls.key; or, on a network that only this grid's machines reach, \
+                 tls.allow_plain_http = true",
+            );
+        }
+        let limits = &self.limits;
+        if limits.connections == 0 || limits.connections_per_peer == 0 || limits.patience_ms < 100 {
+            return refuse("limits are too tight", "nobody could be answered");
+        }
         for (name, path) in [("grid.directory", &grid.directory), ("node.directory", &node.directory)] {
             if !path.is_absolute() {
                 return refuse(&format!("{name} is not absolute"), "write a path that begins with /");
@@ -261,6 +370,13 @@ mod tests {
         let path = Some(PathBuf::from("/x"));
         config.grid.database = Some("sqlite:///x".into());
         config.grid.store = path.clone();
+        config.tls = TlsConfig {
+            ca: path.clone(),
+            certificate: path.clone(),
+            key: path.clone(),
+            revoked: path.clone(),
+            allow_plain_http: false,
+        };
         config.node = NodeConfig {
             name: Some("x".into()),
             token_file: path.clone(),
@@ -278,7 +394,10 @@ mod tests {
             let rows = rows.split("\n\n").next().unwrap();
             for name in settings.as_table().unwrap().keys() {
                 assert!(
-                    rows.contains(&format!("\n| `{name}` |")),
+                    rows.lines().any(|row| row
+                        .split(" | ")
+                        .next()
+                        .is_some_and(|cell| cell.contains(&format!("`{name}`")))),
                     "[{part}] {name} is not described"
                 );
             }
@@ -291,7 +410,15 @@ mod tests {
             let read = toml::from_str::<Config>(text).map_err(|error| error.to_string());
             read.and_then(|config| config.check().map_err(|error| error.chain()))
         };
-        check("[grid]\nlease_ms = 3000\nmargin_ms = 1000").unwrap();
+        for good in [
+            "[grid]\nlease_ms = 3000\nmargin_ms = 1000",
+            "[grid]\nlisten = [\"127.0.0.1:1\", \"[::1]:1\"]",
+            "[grid]\nlisten = [\"10.0.0.1:1\"]\n[tls]\nallow_plain_http = true",
+            "[grid]\nlisten = [\"10.0.0.1:1\"]\n[tls]\nca = \"/x\"\ncertificate = \"/x\"\nkey = \"/x\"",
+            "[node]\ngrid = \"https://10.0.0.1:1\"\n[tls]\nca = \"/x\"",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
         for bad in [
             "[grid]\nlaese_ms = 3000",
             "[grid]\nlease_ms = 3000\nmargin_ms = 3000",
@@ -300,6 +427,14 @@ mod tests {
             "[node]\ngrid = \"ftp://x\"",
             "[node]\ndirectory = \"here\"",
             "[node]\nslots = 0",
+            "[grid]\nlisten = [\"10.0.0.1:1\"]",
+            "[node]\nlisten = \"0.0.0.0:1\"",
+            "[node]\ngrid = \"http://10.0.0.1:1\"",
+            "[node]\ngrid = \"https://10.0.0.1:1\"",
+            "[tls]\nca = \"/x\"\ncertificate = \"/x\"",
+            "[tls]\nrevoked = \"/x\"",
+            "[tls]\nca = \"/x\"\n[grid]\nlisten = [\"127.0.0.1:1\"]",
+            "[limits]\nconnections = 0",
             "x",
         ] {
             assert!(check(bad).is_err(), "{bad}");

@@ -4,9 +4,12 @@
 //! at any instant.
 
 mod agent;
+mod ca;
 mod config;
 mod http;
+mod server;
 mod store;
+mod tls;
 mod tokens;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +61,14 @@ enum Verb {
         #[arg(long, default_value = "user", value_parser = tokens::parse_role)]
         role: Role,
     },
+    /// Run a certificate authority for the grid
+    Ca {
+        /// Directory of the CA
+        #[arg(long, value_name = "DIR", default_value_os_t = config::ca_directory())]
+        dir: PathBuf,
+        #[command(subcommand)]
+        verb: CaVerb,
+    },
     /// Print the OpenAPI description of the interface
     Openapi,
     /// Become the program that standard input describes
@@ -71,6 +82,50 @@ enum ConfigVerb {
     Check,
     /// Print the configuration with all defaults
     Show,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaVerb {
+    /// Make the CA: ca.pem is its certificate, ca.key its key, revoked.pem its list of revoked certificates
+    Init,
+    /// Issue a certificate and its key, as NAME.pem and NAME.key
+    Issue {
+        /// Login name, or name of the node
+        name: String,
+        /// What it is good for: service, node, user, operator or admin
+        #[arg(long, default_value = "user", value_parser = ca::parse_purpose)]
+        role: ca::Purpose,
+        /// Where the service or node can be reached: an address or a host name; may be given several times
+        #[arg(long = "host", value_name = "HOST")]
+        hosts: Vec<String>,
+        /// How long it is good: a number with s, m, h or d
+        #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_duration)]
+        valid: Duration,
+        /// Directory to write both into
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        to: PathBuf,
+    },
+    /// Revoke all certificates of a name; revoked.pem has to go to all machines of the grid then
+    Revoke {
+        /// Login name, or name of the node
+        name: String,
+    },
+}
+
+/// A number of seconds, minutes, hours or days, as `90d`.
+fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    let unit = text.chars().last().and_then(|unit| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3600),
+        'd' => Some(86_400),
+        _ => None,
+    });
+    let number = unit.and_then(|_| text[..text.len() - 1].parse::<u32>().ok());
+    match (number, unit) {
+        (Some(number), Some(unit)) if number > 0 => Ok(Duration::from_secs(u64::from(number) * unit)),
+        _ => Err(format!("{text:?} is not a duration such as 90d, 12h or 30s")),
+    }
 }
 
 fn main() -> ExitCode {
@@ -107,6 +162,9 @@ fn run(cli: Cli) -> Result<()> {
         println!("{}", http::openapi_json()?);
         return Ok(());
     }
+    if let Verb::Ca { dir, verb } = cli.verb {
+        return run_ca(&ca::Ca::at(&dir), verb);
+    }
     let config = Config::load(cli.config.as_deref())?;
     match cli.verb {
         Verb::All => serve(&config, true, true),
@@ -127,7 +185,34 @@ fn run(cli: Cli) -> Result<()> {
             println!("{}", tokens::issue(&config.grid.tokens, &name, role)?);
             Ok(())
         }
-        Verb::Openapi | Verb::Become => Ok(()),
+        Verb::Ca { .. } | Verb::Openapi | Verb::Become => Ok(()),
+    }
+}
+
+fn run_ca(ca: &ca::Ca, verb: CaVerb) -> Result<()> {
+    match verb {
+        CaVerb::Init => ca.init(),
+        CaVerb::Issue {
+            name,
+            role,
+            hosts,
+            valid,
+            to,
+        } => {
+            let request = ca::Request {
+                name,
+                purpose: role,
+                hosts,
+                valid,
+            };
+            let (certificate, key) = ca.issue(&request, &to)?;
+            println!("{}\n{}", certificate.display(), key.display());
+            Ok(())
+        }
+        CaVerb::Revoke { name } => {
+            println!("revoked: {}", ca.revoke(&name)?);
+            Ok(())
+        }
     }
 }
 
@@ -161,7 +246,10 @@ fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
             parts.spawn(keep_ticking(grid));
         }
         if with_node {
-            let agent = Agent::new(config, grid_client(config, with_grid)?)?;
+            let files = config.tls.files();
+            let tls = files.map(tls::client).transpose()?.map(Arc::new);
+            let client = grid_client(config, with_grid)?.with_tls(tls.clone());
+            let agent = Agent::new(config, client, tls)?;
             agent::start(&mut parts, config, agent).await?;
         }
         log("ready");

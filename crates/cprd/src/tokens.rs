@@ -25,7 +25,8 @@ pub fn parse_role(text: &str) -> Result<Role> {
     }
 }
 
-fn role_name(role: Role) -> &'static str {
+/// The name of a role.
+pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::User => "user",
         Role::Operator => "operator",
@@ -34,9 +35,14 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
+/// Whether something can be the name of somebody.
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#')
+}
+
 /// Makes a token, and writes down its hash.
 pub fn issue(path: &Path, name: &str, role: Role) -> Result<String> {
-    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
+    if !is_name(name) {
         return Err(Error::new(ErrorKind::Usage, format!("{name:?} cannot have a token")));
     }
     let mut random = [0; 32];

@@ -132,8 +132,11 @@ impl Agent {
             file.seek(SeekFrom::Start(offset)).context(|| "read an image")?;
             return Ok(Box::new(file));
         }
-        let endpoint = Endpoint::Tcp(source.address.clone());
-        let client = Client::new(endpoint, Some(image.ticket.clone()));
+        let endpoint = match &self.tls {
+            Some(_) => Endpoint::Tls(source.address.clone()),
+            None => Endpoint::Tcp(source.address.clone()),
+        };
+        let client = Client::new(endpoint, Some(image.ticket.clone())).with_tls(self.tls.clone());
         Ok(Box::new(client.open(&format!("/v1/images/{}", image.id), offset)?))
     }
 }

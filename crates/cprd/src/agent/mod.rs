@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use cpr_api::Client;
 use cpr_api::agent::{BadImage, CheckpointReport, Incarnation, Orders, Report};
 use cpr_api::model::NodeInfo;
+use cpr_api::tls::ClientTls;
 use cpr_node::{grant_lease, lease_clock};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use tokio::task::JoinSet;
@@ -66,6 +67,8 @@ struct State {
 pub struct Agent {
     info: NodeInfo,
     client: Client,
+    /// How other nodes are reached; none: as they are.
+    tls: Option<Arc<ClientTls>>,
     layout: Layout,
     runner: Runner,
     store: Option<std::path::PathBuf>,
@@ -76,7 +79,7 @@ pub struct Agent {
 
 impl Agent {
     /// Prepares the agent; nothing happens yet.
-    pub fn new(config: &Config, client: Client) -> Result<Arc<Agent>> {
+    pub fn new(config: &Config, client: Client, tls: Option<Arc<ClientTls>>) -> Result<Arc<Agent>> {
         let layout = Layout::open(&config.node.directory)?;
         let state = State {
             records: layout.records()?,
@@ -85,6 +88,7 @@ impl Agent {
         Ok(Arc::new(Agent {
             info: describe(config),
             client: client.with_silence(SILENCE),
+            tls,
             runner: Runner::new(config.node.cpr.as_deref())?,
             store: config.node.store.clone(),
             instance: layout.instance()?,
@@ -216,9 +220,7 @@ fn describe(config: &Config) -> NodeInfo {
 
 /// Starts the agent, and the server that other nodes fetch images from.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
-    if let Some(address) = config.node.listen {
-        serve::start(parts, address, agent.clone()).await?;
-    }
+    serve::start(parts, config, agent.clone()).await?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

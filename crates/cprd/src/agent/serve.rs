@@ -1,16 +1,17 @@
-//! Gives images to other nodes, which show the ticket that the service has given them for it.
+//! Gives images to other nodes, which show the ticket that the service has given them for it, and with TLS also that they
+//! are nodes.
 
 use std::io::SeekFrom;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use cpr_api::model::Problem;
+use cpr_grid::Role;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -18,24 +19,61 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::{Agent, images};
+use crate::config::Config;
 use crate::log;
+use crate::server::{Listener, Peer, serve};
+use crate::tls::{self, ServerTls};
 
 /// Bytes of one piece of an answer.
 const PIECE: usize = 256 << 10;
 
-/// Listens at `address`.
-pub async fn start(parts: &mut JoinSet<Result<()>>, address: SocketAddr, agent: Arc<Agent>) -> Result<()> {
+/// What the handler needs.
+struct Shared {
+    agent: Arc<Agent>,
+    tls: Option<Arc<ServerTls>>,
+}
+
+/// Listens at the address of the configuration, where there is one.
+pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
+    let Some(address) = config.node.listen else {
+        return Ok(());
+    };
     let what = || format!("listen on {address}");
+    let tls = config.tls.files().map(tls::agent).transpose()?.map(Arc::new);
     let listener = TcpListener::bind(address).await.context(what)?;
     log(format!("giving images at {}", listener.local_addr().context(what)?));
-    let router = Router::new().route("/v1/images/{id}", get(image)).with_state(agent);
-    parts.spawn(async move { axum::serve(listener, router).await.context(|| "give images") });
+    let shared = Arc::new(Shared {
+        agent,
+        tls: tls.clone(),
+    });
+    let router = Router::new().route("/v1/images/{id}", get(image)).with_state(shared);
+    parts.spawn(serve(Listener::Tcp(listener, tls), router, config.limits.limits()));
     Ok(())
 }
 
+/// With TLS, refuses who is no node.
+fn require_node(shared: &Shared, peer: &Peer) -> Result<()> {
+    let (Some(tls), Peer::Remote { certificates }) = (&shared.tls, peer) else {
+        return Ok(());
+    };
+    match tls.get()?.identify(certificates)? {
+        Some((_, Role::Node)) => Ok(()),
+        _ => Err(Error::new(ErrorKind::Denied, "images are for nodes of the grid")),
+    }
+}
+
 /// `GET /v1/images/{id}`, from a byte on: `Range: bytes=N-`.
-async fn image(State(agent): State<Arc<Agent>>, Path(id): Path<i64>, headers: HeaderMap) -> Response {
-    match open(&agent, id, &headers).await {
+async fn image(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<i64>,
+    headers: HeaderMap,
+) -> Response {
+    let opened = match require_node(&shared, &peer) {
+        Ok(()) => open(&shared.agent, id, &headers).await,
+        Err(error) => Err(error),
+    };
+    match opened {
         Ok(response) => response,
         Err(error) => {
             let status = match error.kind() {

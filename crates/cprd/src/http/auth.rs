@@ -1,49 +1,25 @@
-//! Who calls: by the credentials of a UNIX socket, or a token over TCP.
+//! Who calls: by the credentials of a UNIX socket, or a certificate or token over TCP.
 
 use std::sync::Arc;
 
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::serve::IncomingStream;
 use cpr_api::model::Owner;
 use cpr_grid::{Caller, Role};
 use cpr_types::{Error, ErrorKind, Result};
-use tokio::net::{TcpListener, UnixListener};
 
 use super::Service;
 use super::answer::Failure;
+use crate::server::Peer;
 use crate::{log, tokens};
 
-/// The other side of a connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Peer {
-    /// A process of this user on this machine, by SO_PEERCRED (unix(7)).
-    Local { uid: u32 },
-    /// Somebody on the network.
-    Remote,
-    /// A local process that had gone before it could be asked.
-    Unknown,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        match stream.io().peer_cred() {
-            Ok(credentials) => Peer::Local { uid: credentials.uid() },
-            Err(_) => Peer::Unknown,
-        }
-    }
-}
-
-impl Connected<IncomingStream<'_, TcpListener>> for Peer {
-    fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
-        Peer::Remote
-    }
-}
+/// Longest request, bytes: a job's command and environment, or a node's report of many images.
+const LONGEST_REQUEST: usize = 16 << 20;
 
 fn owner_of(user: nix::unistd::User) -> Owner {
     Owner {
@@ -70,29 +46,38 @@ fn local(uid: u32) -> Result<Owner> {
     ))
 }
 
-fn identify(service: &Service, peer: Peer, parts: &Parts) -> Result<Caller> {
-    let denied = |what: &str| Err(Error::new(ErrorKind::Denied, what.to_string()));
+/// Whom a certificate or, where it names nobody, a token stands for.
+fn remote(service: &Service, peer: &Peer, parts: &Parts) -> Result<(String, Role)> {
+    if let (Some(tls), Peer::Remote { certificates }) = (&service.tls, peer)
+        && let Some(named) = tls.get()?.identify(certificates)?
+    {
+        return Ok(named);
+    }
+    let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some(token) = header.and_then(|value| value.strip_prefix("Bearer ")) else {
+        return Err(
+            Error::new(ErrorKind::Denied, "the request has neither certificate nor token")
+                .with_hint("`cprd ca issue NAME` or `cprd token NAME` on the grid's host makes one"),
+        );
+    };
+    tokens::identify(&service.config.tokens, token.trim())?
+        .ok_or_else(|| Error::new(ErrorKind::Denied, "the token is not known here"))
+}
+
+fn identify(service: &Service, peer: &Peer, parts: &Parts) -> Result<Caller> {
     let (name, user, role) = match peer {
-        Peer::Unknown => return denied("the caller has gone"),
         Peer::Local { uid } => {
-            let user = local(uid)?;
+            let user = local(*uid)?;
             let own = rustix::process::geteuid().as_raw();
-            let role = if uid == 0 || uid == own {
+            let role = if *uid == 0 || *uid == own {
                 Role::Admin
             } else {
                 Role::User
             };
             (user.name.clone(), Some(user), role)
         }
-        Peer::Remote => {
-            let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let Some(token) = header.and_then(|value| value.strip_prefix("Bearer ")) else {
-                return Err(Error::new(ErrorKind::Denied, "the request has no token")
-                    .with_hint("`cprd token NAME` on the grid's host makes one"));
-            };
-            let Some((name, role)) = tokens::identify(&service.config.tokens, token.trim())? else {
-                return denied("the token is not known here");
-            };
+        Peer::Remote { .. } => {
+            let (name, role) = remote(service, peer, parts)?;
             let user = match role {
                 Role::Node => None,
                 _ => nix::unistd::User::from_name(&name)
@@ -112,17 +97,27 @@ fn identify(service: &Service, peer: Peer, parts: &Parts) -> Result<Caller> {
 /// Finds out who calls before anything else is done, and writes down what they changed or were refused: the audit log.
 pub async fn identified(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<ConnectInfo<Peer>>();
-    let peer = peer.map_or(Peer::Unknown, |ConnectInfo(peer)| *peer);
+    let peer = parts.extensions.get::<Peer>().cloned();
     // The path is the one below `/v1`, where this layer is.
     let what = format!("{} /v1{}", parts.method, parts.uri.path());
     // Heartbeats change what nodes themselves are known to have, several times a second.
     let changes = parts.method != Method::GET && !parts.uri.path().ends_with("/agent/heartbeat");
-    let (name, response) = match identify(&service, peer, &parts) {
+    let caller = match &peer {
+        Some(peer) => identify(&service, peer, &parts),
+        None => Err(Error::new(
+            ErrorKind::Internal,
+            "nobody knows where the request came from",
+        )),
+    };
+    let (name, response) = match caller {
         Ok(caller) => {
             let name = caller.name.clone();
             parts.extensions.insert(caller);
-            (name, next.run(Request::from_parts(parts, body)).await)
+            let response = match whole_body(&service, body).await {
+                Ok(body) => next.run(Request::from_parts(parts, body)).await,
+                Err(response) => response,
+            };
+            (name, response)
         }
         Err(error) => ("somebody".to_string(), Failure(error).into_response()),
     };
@@ -130,6 +125,27 @@ pub async fn identified(State(service): State<Arc<Service>>, request: Request, n
         log(format!("audit: {name} {what}: {}", response.status().as_u16()));
     }
     response
+}
+
+/// The body of a request once it has come; who is too slow, or sends too much, is refused.
+async fn whole_body(service: &Service, body: Body) -> std::result::Result<Body, Response> {
+    let refuse = |status: StatusCode, kind: ErrorKind, what: String| {
+        let error = Error::new(kind, what);
+        (status, axum::Json(cpr_api::model::Problem::from(&error))).into_response()
+    };
+    match tokio::time::timeout(service.limits.patience, to_bytes(body, LONGEST_REQUEST)).await {
+        Ok(Ok(bytes)) => Ok(Body::from(bytes)),
+        Ok(Err(_)) => Err(refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::Usage,
+            format!("the body of the request is cut off, or longer than {LONGEST_REQUEST} bytes"),
+        )),
+        Err(_) => Err(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            ErrorKind::TimedOut,
+            "the body of the request did not come in time".to_string(),
+        )),
+    }
 }
 
 /// The caller, as an argument of handlers below [`identified`].

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use cpr_grid::Grid;
@@ -21,14 +20,16 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, GridConfig};
 use crate::log;
-
-/// Longest request, bytes: a job's command and environment, or a node's report of many images.
-const LONGEST_REQUEST: usize = 16 << 20;
+use crate::server::{Limits, Listener, serve};
+use crate::tls::{self, ServerTls};
 
 /// What handlers share.
 pub struct Service {
     pub grid: Arc<Grid>,
     pub config: GridConfig,
+    pub limits: Limits,
+    /// How callers on the network are known; none where they are known by tokens only.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 fn router(service: Arc<Service>) -> Router {
@@ -55,7 +56,6 @@ fn router(service: Arc<Service>) -> Router {
         .route("/readyz", get(routes::readyz))
         .route("/metrics", get(routes::metrics))
         .fallback(routes::nothing)
-        .layer(DefaultBodyLimit::max(LONGEST_REQUEST))
         .with_state(service)
 }
 
@@ -68,23 +68,32 @@ pub fn openapi_json() -> Result<String> {
 
 /// Listens at every address of the configuration.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, grid: Arc<Grid>) -> Result<()> {
+    let files = config.tls.files().filter(|_| !config.grid.listen.is_empty());
     let service = Arc::new(Service {
         grid,
         config: config.grid.clone(),
+        limits: config.limits.limits(),
+        tls: files.map(tls::service).transpose()?.map(Arc::new),
     });
+    let limits = service.limits.clone();
+    let tls = service.tls.clone();
     let router = router(service);
     let socket = listen_unix(&config.grid.socket)?;
     log(format!("listening on {}", config.grid.socket.display()));
-    let app = router.clone().into_make_service_with_connect_info::<auth::Peer>();
-    parts.spawn(async move { axum::serve(socket, app).await.context(|| "serve the UNIX socket") });
+    parts.spawn(serve(Listener::Unix(socket), router.clone(), limits.clone()));
     for address in &config.grid.listen {
-        let socket = TcpListener::bind(address)
-            .await
-            .context(|| format!("listen on {address}"))?;
-        let address = socket.local_addr().context(|| format!("listen on {address}"))?;
-        log(format!("listening on http://{address}"));
-        let app = router.clone().into_make_service_with_connect_info::<auth::Peer>();
-        parts.spawn(async move { axum::serve(socket, app).await.context(|| format!("serve {address}")) });
+        let what = || format!("listen on {address}");
+        let socket = TcpListener::bind(address).await.context(what)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        log(format!(
+            "listening on {scheme}://{}",
+            socket.local_addr().context(what)?
+        ));
+        parts.spawn(serve(
+            Listener::Tcp(socket, tls.clone()),
+            router.clone(),
+            limits.clone(),
+        ));
     }
     Ok(())
 }

@@ -73,6 +73,14 @@ impl Drop for Host {
     }
 }
 
+/// The part of a configuration that says who `name` is on the network.
+fn tls(name: &str) -> String {
+    format!(
+        "[tls]\nca = 'DIR/ca/ca.pem'\ncertificate = 'DIR/ca-issued/{name}.pem'\nkey = 'DIR/ca-issued/{name}.key'\n\
+         revoked = 'DIR/ca/revoked.pem'\n"
+    )
+}
+
 /// A grid: a host with the service, and hosts `n1`, `n2`… with agents.
 pub struct Lab {
     // In this order: nothing restarts jobs any more when the site ends them.
@@ -89,11 +97,14 @@ impl Lab {
         service.ip("link add br0 type bridge");
         service.ip("addr add 10.98.0.254/24 dev br0");
         service.ip("link set br0 up");
+        site.ca("ca", &["init"]);
+        site.issue("ca", &["grid", "--role", "service", "--host", "10.98.0.254"]);
         site.configure(
             "grid.toml",
             &format!(
                 "[grid]\ndirectory = 'DIR/grid'\nsocket = 'DIR/cprd.sock'\ntokens = 'DIR/tokens'\n\
-                 listen = ['10.98.0.254:{SERVICE_PORT}']\nlease_ms = {LEASE_MS}\nmargin_ms = 1500\n{grid}\n"
+                 listen = ['10.98.0.254:{SERVICE_PORT}']\nlease_ms = {LEASE_MS}\nmargin_ms = 1500\n{grid}\n{}",
+                tls("grid")
             ),
         );
         let mut lab = Lab {
@@ -104,20 +115,15 @@ impl Lab {
         lab.start_service();
         for number in 1..=nodes {
             let name = format!("n{number}");
-            let config = lab.site.path("grid.toml");
-            let issued = lab
-                .site
-                .cprd(&["--config", config.to_str().unwrap(), "token", &name, "--role", "node"])
-                .output()
-                .unwrap();
-            assert!(issued.status.success(), "{issued:?}");
-            fs::write(lab.site.path(&format!("{name}.token")), issued.stdout).unwrap();
+            let host = format!("10.98.0.{number}");
+            lab.site.issue("ca", &[&name, "--role", "node", "--host", &host]);
             lab.site.configure(
                 &format!("{name}.toml"),
                 &format!(
-                    "[node]\nname = '{name}'\ngrid = 'http://10.98.0.254:{SERVICE_PORT}'\n\
-                     token_file = 'DIR/{name}.token'\ndirectory = 'DIR/{name}'\n\
-                     listen = '10.98.0.{number}:{AGENT_PORT}'\nslots = 4\n{node}\n"
+                    "[node]\nname = '{name}'\ngrid = 'https://10.98.0.254:{SERVICE_PORT}'\n\
+                     directory = 'DIR/{name}'\n\
+                     listen = '10.98.0.{number}:{AGENT_PORT}'\nslots = 4\n{node}\n{}",
+                    tls(&name)
                 ),
             );
             lab.start(&name);

@@ -56,7 +56,13 @@ fn cpr() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_cprd")).with_file_name("cpr");
     BUILD.call_once(|| {
         let mut command = Command::new(env!("CARGO"));
-        command.args(["build", "--quiet", "-p", "cpr-cli", "--bin", "cpr"]);
+        // With the features that the whole workspace has: most of it is built already then.
+        command.args(["build", "--quiet", "--workspace", "--bin", "cpr"]);
+        // What cargo says to its tests would have it build things again that are built without.
+        let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars().filter(|(name, _)| told(name)) {
+            command.env_remove(name);
+        }
         if path.parent().is_some_and(|directory| directory.ends_with("release")) {
             command.arg("--release");
         }
@@ -80,6 +86,10 @@ pub fn counted(last: u32) -> String {
 pub struct Site {
     pub directory: tempfile::TempDir,
     daemons: Vec<(String, Child)>,
+    /// Address of the database; SQLite's default where there is none.
+    pub database: Option<String>,
+    /// Dropped after the daemons.
+    kept: Vec<Box<dyn std::any::Any>>,
 }
 
 impl Site {
@@ -96,6 +106,8 @@ impl Site {
         let site = Site {
             directory,
             daemons: Vec::new(),
+            database: None,
+            kept: Vec::new(),
         };
         let work = site.path("work");
         fs::create_dir(&work).unwrap();
@@ -109,6 +121,11 @@ impl Site {
         self.directory.path().join(name)
     }
 
+    /// Keeps something as long as the daemons may need it.
+    pub fn keep(&mut self, what: impl std::any::Any) {
+        self.kept.push(Box::new(what));
+    }
+
     /// Writes a configuration file of this name, in which `DIR` is our directory.
     pub fn configure(&self, name: &str, text: &str) {
         let text = text.replace("DIR", self.directory.path().to_str().unwrap());
@@ -117,11 +134,13 @@ impl Site {
 
     /// `all` on this machine.
     pub fn configure_all(&self, more: &str) {
+        let database = self.database.as_ref();
+        let database = database.map_or(String::new(), |url| format!("database = '{url}'\n"));
         self.configure(
             "all.toml",
             &format!(
                 "[grid]\ndirectory = 'DIR/grid'\nsocket = 'DIR/cprd.sock'\ntokens = 'DIR/tokens'\n\
-                 lease_ms = {LEASE_MS}\nmargin_ms = 1500\n{more}\n\
+                 lease_ms = {LEASE_MS}\nmargin_ms = 1500\n{database}{more}\n\
                  [node]\nname = 'n1'\ndirectory = 'DIR/node'\nslots = 4\n"
             ),
         );
@@ -131,6 +150,24 @@ impl Site {
         let mut command = Command::new(self.path("cprd"));
         command.args(arguments).stdin(Stdio::null());
         command
+    }
+
+    /// Runs a CA in a directory of this name.
+    #[track_caller]
+    pub fn ca(&self, name: &str, arguments: &[&str]) {
+        let directory = self.path(name);
+        let all = [&["ca", "--dir", directory.to_str().unwrap()], arguments].concat();
+        let output = self.cprd(&all).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+
+    /// Issues a certificate of that CA; gives the directory `NAME-issued` that it is in.
+    #[track_caller]
+    pub fn issue(&self, ca: &str, arguments: &[&str]) -> PathBuf {
+        let to = self.path(&format!("{ca}-issued"));
+        fs::create_dir_all(&to).unwrap();
+        self.ca(ca, &[&["issue", "--to", to.to_str().unwrap()], arguments].concat());
+        to
     }
 
     /// Starts a daemon with the configuration `NAME.toml`, and waits until it is ready.

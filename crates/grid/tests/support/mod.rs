@@ -7,14 +7,16 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobReport, Orders, Phase, Report};
 use cpr_api::model::{JobSpec, NodeInfo, Owner};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
+
+pub mod postgres;
+
+use postgres::Postgres;
 
 pub fn user(name: &str, uid: u32) -> Caller {
     let user = Owner {
@@ -102,100 +104,6 @@ impl Place {
 
     pub fn pass(&self, ms: u64) {
         self.now.fetch_add(ms, Ordering::SeqCst);
-    }
-}
-
-/// A PostgreSQL server, gone with this.
-pub struct Postgres {
-    tools: PathBuf,
-    directory: tempfile::TempDir,
-    databases: AtomicU64,
-}
-
-impl Postgres {
-    /// The one that all tests share that run at the same time.
-    fn shared() -> Option<Arc<Postgres>> {
-        static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
-        let mut known = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = known.upgrade() {
-            return Some(server);
-        }
-        let server = Arc::new(Postgres::start()?);
-        *known = Arc::downgrade(&server);
-        Some(server)
-    }
-
-    fn start() -> Option<Postgres> {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-        let tools = versions
-            .flatten()
-            .map(|v| v.path().join("bin"))
-            .find(|bin| bin.join("initdb").exists())?;
-        let server = Postgres {
-            tools,
-            directory: tempfile::tempdir().unwrap(),
-            databases: AtomicU64::new(0),
-        };
-        if rustix::process::geteuid().is_root() {
-            // It refuses to run as root.
-            let status = Command::new("chown")
-                .arg("postgres")
-                .arg(server.path())
-                .status()
-                .unwrap();
-            assert!(status.success());
-        }
-        server.tool(
-            "initdb",
-            &["-U", "cpr", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"],
-        );
-        let options = format!("-k {} -h '' -F", server.path());
-        let log = format!("{}/log", server.path());
-        server.tool("pg_ctl", &["-w", "-o", &options, "-l", &log, "start"]);
-        Some(server)
-    }
-
-    fn path(&self) -> &str {
-        self.directory.path().to_str().unwrap()
-    }
-
-    /// A new, empty database.
-    fn database(&self) -> String {
-        let name = format!("grid{}", self.databases.fetch_add(1, Ordering::SeqCst));
-        let status = Command::new(self.tools.join("createdb"))
-            .args(["-h", self.path(), "-U", "cpr", &name])
-            .status();
-        assert!(status.unwrap().success(), "createdb");
-        format!("postgres://cpr@{}/{name}", self.path().replace('/', "%2F"))
-    }
-
-    fn tool(&self, name: &str, arguments: &[&str]) {
-        let program = self.tools.join(name);
-        let mut command = if rustix::process::geteuid().is_root() {
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--"]).arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
-        let data = self.directory.path().join("data");
-        command.arg("-D").arg(data).args(arguments).current_dir("/");
-        // A file: the server that is started keeps its standard streams.
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.path().join("tools"))
-            .unwrap();
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let good = command.status().unwrap().success();
-        let told = |file| std::fs::read_to_string(self.directory.path().join(file)).unwrap_or_default();
-        assert!(good, "{name}: {}{}", told("tools"), told("log"));
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.tool("pg_ctl", &["-w", "-m", "immediate", "stop"]);
     }
 }
 

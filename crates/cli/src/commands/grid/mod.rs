@@ -6,10 +6,13 @@ mod jobs;
 mod nodes;
 mod target;
 
+use std::sync::Arc;
+
+use cpr_api::tls::{self, ClientTls, Files};
 use cpr_api::{Client, Endpoint};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::grid_args::{TOKEN_FILE, token_file};
+use crate::grid_args::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
 
 pub use checkpoints::checkpoints;
 pub use events::events;
@@ -40,11 +43,39 @@ fn client() -> Result<Client> {
         Ok(text) if !text.is_empty() => text.parse()?,
         _ => default_endpoint()?,
     };
-    let Some(path) = token_file() else {
-        return Ok(Client::new(endpoint, None));
+    if endpoint.can_be_overheard() && std::env::var_os(ALLOW_PLAIN_HTTP).is_none_or(|value| value != "1") {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("what is said to {endpoint} can be read on the network"),
+        )
+        .with_hint(format!(
+            "use https://, or set {ALLOW_PLAIN_HTTP}=1 on a network that can be trusted"
+        )));
+    }
+    let read = |path: std::path::PathBuf| -> Result<String> {
+        let text = std::fs::read_to_string(&path).context(|| format!("read {TOKEN_FILE} {}", path.display()))?;
+        Ok(text.trim().to_string())
     };
-    let text = std::fs::read_to_string(&path).context(|| format!("read {TOKEN_FILE} {}", path.display()))?;
-    Ok(Client::new(endpoint, Some(text.trim().to_string())))
+    let token = file(TOKEN_FILE).map(read).transpose()?;
+    Ok(Client::new(endpoint, token).with_tls(client_tls()?.map(Arc::new)))
+}
+
+/// Whom we believe and who we are, by the environment.
+fn client_tls() -> Result<Option<ClientTls>> {
+    let own = match (file(CERTIFICATE), file(KEY)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            let what = format!("of {CERTIFICATE} and {KEY} one is not set");
+            return Err(Error::new(ErrorKind::Usage, what).with_hint("both are needed, or none"));
+        }
+    };
+    let files = file(CA).map(|ca| Files {
+        ca,
+        own,
+        revoked: file(REVOKED),
+    });
+    files.map(|files| tls::client(files, |_| {})).transpose()
 }
 
 /// A query string of those that are given.
