@@ -70,7 +70,8 @@ fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_cho
     assert_eq!(site.cpr(&["checkpoint", "--stop", &grid_job]).status.code(), Some(64));
     let suspended = site.json(&["suspend", &grid_job]);
     assert_eq!(suspended["state"], "suspended");
-    assert!(site.job_processes().is_empty());
+    // What removes its directory may be at work still.
+    wait_until("nothing of it runs", || site.job_processes().is_empty());
     let (first, at_first) = &made[0];
     site.text(&["recover", &id, "--from", first]);
     site.wait_for_state(&id, "running");
@@ -447,7 +448,7 @@ fn jobs_start_by_priority_after_those_they_need_and_end_at_their_time_limit() {
     let endless = site.submit("endless", &["--time-limit", "1s"], &counter(10_000));
     let ended = site.wait_for_state(&endless, "failed");
     assert_eq!(ended["reason"], "its time limit passed");
-    assert!(site.job_processes().is_empty());
+    wait_until("nothing of it runs", || site.job_processes().is_empty());
     // The same word submits the same job.
     let again = ["--key", "one"];
     let first = site.submit("key", &again, &["true"]);
