@@ -102,6 +102,96 @@ cp out "$place/out"
     );
 }
 
+/// Waits by absolute times of the monotonic clock, as Python's sleep does, and tells what the clocks that count from the
+/// start of the machine show.
+const CLOCKS: &str = "import os, time
+begin = time.monotonic()
+open('started', 'w').close()
+while not os.path.exists('go'): time.sleep(0.01)
+with open('clocks', 'w') as out:
+    print(time.monotonic() - begin, time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), file=out)
+while not os.path.exists('end'): time.sleep(0.01)
+";
+
+fn clocks(cpr: &Cpr) -> [f64; 3] {
+    put(cpr, "go", "");
+    wait_until(PATIENCE, "the program goes on", || {
+        read(&cpr.work.join("clocks")).ends_with('\n')
+    });
+    let line = read(&cpr.work.join("clocks"));
+    let fields = line.split_whitespace().map(|field| field.parse().expect("a number"));
+    fields.collect::<Vec<f64>>().try_into().expect("three numbers")
+}
+
+/// LBNL-3.9.1.M14: the machine that the job began on had been up for a million seconds longer than the one it goes on on,
+/// as after a reboot. A program that sleeps by the old clock would sleep on for eleven days.
+#[test]
+fn clocks_go_on_on_a_machine_that_has_just_started() {
+    const LONGER: f64 = 1e6;
+    let test = "clocks_go_on_on_a_machine_that_has_just_started";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let (image, second) = (cpr.work.join("image.cpr"), cpr.work.join("second.cpr"));
+    let script = r#"set -e
+"$1" run -d --name job -- "$3" -c "$4"
+until [ -e started ]; do sleep 0.05; done
+"$1" checkpoint --stop -o "$2" job
+"#;
+    let namespace = [
+        "unshare",
+        "--time",
+        "--fork",
+        "--monotonic",
+        "1000000",
+        "--boottime",
+        "1000000",
+    ];
+    let arguments = [
+        "sh",
+        "-c",
+        script,
+        "sh",
+        text(cpr.binary()),
+        text(&image),
+        PYTHON,
+        CLOCKS,
+    ];
+    cpr.program(&[&namespace[..], &arguments].concat()).good();
+    cpr.cpr(["restart", "-d", "--name", "first", text(&image)]).good();
+    // It is checkpointed in a time namespace now.
+    cpr.checkpoint("first", &["--stop", "-o", text(&second)]);
+    cpr.cpr(["restart", "-d", "--name", "again", text(&second)]).good();
+    let [passed, monotonic, boottime] = clocks(&cpr);
+    assert!((0.0..LONGER / 2.0).contains(&passed), "{passed} s have passed");
+    assert!(monotonic > LONGER && boottime > LONGER, "{monotonic} {boottime}");
+    // Nor do clocks stand still when it is saved and goes on.
+    cpr.checkpoint("again", &[]);
+    put(&cpr, "end", "");
+    assert_eq!(cpr.wait("again"), 0);
+}
+
+/// LBNL-3.9.1.M14: as above, by a user who has no rights over the machine's clocks.
+#[test]
+fn clocks_of_a_users_job_go_on() {
+    let Some(cpr) = Cpr::new("clocks_of_a_users_job_go_on", As::User) else {
+        return;
+    };
+    cpr.run_detached(JOB, &[], &[PYTHON, "-c", CLOCKS]);
+    wait_until(PATIENCE, "it runs", || cpr.work.join("started").exists());
+    let image = cpr.work.join("image.cpr");
+    cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
+    let image = edited(&image, None, |manifest| {
+        manifest.checkpoint.monotonic_ns += 1_000_000_000_000_000;
+        manifest.checkpoint.boottime_ns += 2_000_000_000_000_000;
+    });
+    cpr.give(&image);
+    cpr.cpr(["restart", "-d", "--name", "again", text(&image)]).good();
+    let [passed, monotonic, boottime] = clocks(&cpr);
+    assert!(passed >= 1e6 && monotonic >= 1e6, "{passed} {monotonic}");
+    assert!(boottime >= 2e6, "{boottime}");
+    put(&cpr, "end", "");
+    assert_eq!(cpr.wait("again"), 0);
+}
+
 /// LBNL-3.9.1.M23: an image of a machine whose processor can do more, or whose kernel has another vdso.
 #[test]
 fn what_another_machine_lacks_is_named() {

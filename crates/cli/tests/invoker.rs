@@ -169,6 +169,24 @@ fn the_leader_of_a_session_is_a_child_of_the_command() {
     assert_eq!(command.code(), Some(7), "{}", text_of(&cpr, "again"));
 }
 
+/// A process that was saved by itself goes into group and session of the command, wherever it came from.
+// LBNL-3.9.5.1.4, LBNL-3.9.5.3.6, LBNL-3.9.5.4.3
+#[test]
+fn a_single_process_joins_the_command() {
+    const TEST: &str = "a_single_process_joins_the_command";
+    let Some(cpr) = Cpr::new(TEST, As::Root) else { return };
+    let (pid, image) = saved(&cpr, &[PYTHON, "-c", &waiter()], &[]);
+    let binary = text(cpr.binary());
+    let command = ["setsid", &binary, "restart", "--name", "again", &image];
+    let mut command = Killed::start_into(&cpr, &command, "again");
+    let leader = command.pid();
+    wait_until(PATIENCE, "it is a child of the command", || {
+        relations(pid) == Some([leader, leader, leader])
+    });
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(command.code(), Some(7), "{}", text_of(&cpr, "again"));
+}
+
 /// The whole machine seen from a directory is another root directory, with everything at its place.
 // LBNL-3.9.8.10.2
 #[test]

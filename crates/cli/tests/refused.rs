@@ -15,6 +15,8 @@ use support::{As, Cpr, PATIENCE, finish, poll, skip, wait_until};
 
 /// `Unsupported` of docs/exit-codes.md.
 const UNSUPPORTED: i32 = 69;
+/// `Gone`.
+const GONE: i32 = 68;
 /// Numbers in the file `beat`.
 const BEATS: usize = 8;
 const CLONE_NEWTIME: u32 = 0x80;
@@ -247,6 +249,39 @@ fn socket() -> OwnedFd {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     std::mem::forget(ours);
     theirs.into()
+}
+
+/// Of a program that ends, the main thread may be the first to go. It is ending then, and nothing that
+/// cannot be saved.
+#[test]
+fn a_program_that_is_ending_has_ended() {
+    let test = "a_program_that_is_ending_has_ended";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    let program = compile(&cpr, "refused", &["-pthread"]).expect("a compiler");
+    cpr.run_detached(
+        "job",
+        &[],
+        &[program.to_str().expect("paths of tests are text"), "ending"],
+    );
+    let state = fs::read(cpr.state_dir.join("jobs/job/state.json")).expect("the job has a state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let init = state["init"]["pid"].as_i64().expect("the job's init");
+    let root = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("init lives");
+    let status = format!("/proc/{}/status", root.trim());
+    wait_until(PATIENCE, "the main thread ends", || {
+        fs::read_to_string(&status).is_ok_and(|status| status.contains("zombie"))
+    });
+    let mut checkpoint = cpr.command(cpr.binary());
+    checkpoint
+        .args(["checkpoint", "job"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let checkpoint = checkpoint.spawn().expect("cpr can be run");
+    fs::write(cpr.work.join("end"), "").expect("the test's directory can be written");
+    let ended = checkpoint.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(GONE), "{said}");
+    assert_eq!(cpr.wait("job"), 0);
 }
 
 /// One test for each of these users.

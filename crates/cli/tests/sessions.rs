@@ -640,6 +640,88 @@ fn a_restart_names_what_it_lacks_and_leaves_nothing() {
     assert!(!stat(pid).is_empty(), "it runs again");
 }
 
+/// Leads a session with a group whose leader has died, and tells their numbers.
+const GROUPS: &str = "import os, time
+def wait():
+    while not os.path.exists('go'): time.sleep(0.01)
+leader = os.fork()
+if leader == 0:
+    os.setpgid(0, 0)
+    if os.fork() == 0: wait()
+    os._exit(0)
+os.waitpid(leader, 0)
+print(os.getpid(), leader, flush=True)
+wait()
+";
+
+/// Runs a program as the leader of a session, and ends when all that was in it was waited for: until then numbers are in
+/// use, and not every machine's init waits for orphans.
+const REAPER: &str = "import ctypes, os, sys
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+    os.execl(sys.executable, sys.executable, '-c', *sys.argv[1:])
+try:
+    while True: os.wait()
+except ChildProcessError: pass
+";
+
+/// Has a process with the number given begin a session or a group, another one join, and the first one end.
+const HOLDER: &str = "import ctypes, os, struct, sys, time
+number = ctypes.c_int(int(sys.argv[1]))
+SIGCHLD, CLONE3 = 17, 435
+arguments = struct.pack('11Q', 0, 0, 0, 0, SIGCHLD, 0, 0, 0, ctypes.addressof(number), 1, 0)
+made = ctypes.CDLL(None, use_errno=True).syscall(CLONE3, arguments, len(arguments))
+if made == 0:
+    os.setsid() if sys.argv[2] == 'session' else os.setpgid(0, 0)
+    if os.fork() == 0:
+        while os.getppid() == number.value: time.sleep(0.01)
+        print('READY', flush=True)
+        while not os.path.exists(sys.argv[2] + ' over'): time.sleep(0.01)
+    os._exit(0)
+assert made > 0, ctypes.get_errno()
+os.waitpid(made, 0)
+while not os.path.exists(sys.argv[2] + ' over'): time.sleep(0.01)
+";
+
+/// Numbers of sessions and groups are in use as long as they have members, also when nothing has them as its PID.
+// LBNL-3.9.5.3.5, LBNL-3.9.5.4.2
+#[test]
+fn a_session_whose_numbers_are_in_use_is_not_restarted() {
+    const IN_USE: i32 = 71;
+    let test = "a_session_whose_numbers_are_in_use_is_not_restarted";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let mut reaper = Bare::start(&cpr, &[PYTHON, "-c", REAPER, GROUPS], "out");
+    wait_until(PATIENCE, "it runs", || text(cpr.work.join("out")).ends_with('\n'));
+    let said = text(cpr.work.join("out"));
+    let (sid, group) = said.trim().split_once(' ').expect("two numbers");
+    let image = cpr.work.join("session.cpr").display().to_string();
+    cpr.cpr(["checkpoint", "--stop", "--session", sid, "-o", &image]).good();
+    reaper.reap();
+    for (kind, number) in [("session", sid), ("process group", group)] {
+        let mut holder = Bare::start(&cpr, &[PYTHON, "-c", REAPER, HOLDER, number, kind], kind);
+        wait_until(PATIENCE, "the number is in use", || {
+            text(cpr.work.join(kind)) == "READY\n"
+        });
+        wait_until(PATIENCE, "no process has it as its PID", || {
+            stat(number.parse().expect("a number")).is_empty()
+        });
+        let result = cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "again", &image]);
+        assert_eq!(result.code, IN_USE, "{}", result.stderr);
+        let named = format!("{kind} {number} is in use: process ");
+        assert!(result.stderr.contains(&named), "{named}: {}", result.stderr);
+        let check = cpr.cpr(["check", "--json", "--namespace", "never", &image]);
+        assert!(check.text().contains(&named), "{named}: {}", check.text());
+        let over = cpr.work.join(format!("{kind} over"));
+        fs::write(over, "").expect("the test's directory can be written");
+        holder.reap();
+    }
+    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "again", &image])
+        .good();
+    assert_eq!(stat(sid.parse().expect("a number"))[3], sid);
+}
+
 // LBNL-3.5.4, LBNL-2.2.2.3
 #[test]
 fn programs_of_the_distribution_are_taken_as_they_are() {

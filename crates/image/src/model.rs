@@ -303,9 +303,9 @@ pub struct Ancestor {
 pub struct Checkpoint {
     /// Wall-clock time at which the job was stopped, nanoseconds since the epoch.
     pub time_ns: u64,
-    /// CLOCK_MONOTONIC at the same instant.
+    /// CLOCK_MONOTONIC of the job at the same instant; a restarted job's goes on from there.
     pub monotonic_ns: u64,
-    /// CLOCK_BOOTTIME at the same instant.
+    /// CLOCK_BOOTTIME, likewise.
     pub boottime_ns: u64,
     /// Version of the program that wrote the image.
     pub tool_version: String,

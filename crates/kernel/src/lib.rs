@@ -6,6 +6,7 @@
 pub mod aio;
 pub mod arch;
 pub mod batch;
+pub mod clocks;
 pub mod control;
 pub mod demand_paging;
 pub mod event;

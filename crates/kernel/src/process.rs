@@ -34,6 +34,22 @@ impl PidFd {
         self.fd.as_fd()
     }
 
+    /// Whether the whole process, all threads of it, has ended, or does so within `patience`.
+    pub fn has_ended(&self, patience: std::time::Duration) -> io::Result<bool> {
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left =
+                rustix::time::Timespec::try_from(left).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let mut polled = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::IN)];
+            match rustix::event::poll(&mut polled, Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(ready) => return Ok(ready > 0),
+            }
+        }
+    }
+
     /// pidfd_send_signal(2). Signal 0 only checks for existence and permission.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: the descriptor is open for as long as `self`, the siginfo pointer is null, the rest are numbers.

@@ -64,6 +64,12 @@ impl Home {
         };
         let proc = ProcDir::open(init);
         let namespaces = NAMESPACES.map(|(file, _)| {
+            // Our init makes a time namespace for the job and is in none of it.
+            let file = if file == "time" && matches!(scope.members, Members::Namespace) {
+                "time_for_children"
+            } else {
+                file
+            };
             proc.as_ref()
                 .ok()
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())

@@ -19,6 +19,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Manifest, MappingKind, Process, SavedFileKind};
+use cpr_kernel::clocks::Offsets;
 use cpr_kernel::control::{self, Request, Status, Verb, View};
 use cpr_kernel::memory::Memory;
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir};
@@ -54,6 +55,8 @@ struct Party {
     address: u64,
     tid: i32,
     request: Request,
+    /// How far its CLOCK_MONOTONIC is ahead of ours.
+    ahead_ns: i64,
 }
 
 /// The processes that were asked, until they are told how it went: dropping it tells them that there is no checkpoint.
@@ -117,6 +120,7 @@ impl Party {
             address,
             tid,
             request: view.request,
+            ahead_ns: Offsets::ahead_of_us(pid).ok()?.monotonic_ns,
         };
         Some((party, view))
     }
@@ -184,7 +188,7 @@ impl Asked {
     fn ask_one(&mut self, mut party: Party, view: &View) -> Result<()> {
         let pid = party.pid;
         let busy = |why: &str| Error::new(ErrorKind::Busy, format!("process {pid} {why}"));
-        let now = clock_ns(ClockId::Monotonic);
+        let now = now(party.ahead_ns);
         if view.answer.1 != Status::Idle && view.lease_ns > now {
             return Err(busy("is being checkpointed, or its callbacks still run").with_hint("try again later"));
         }
@@ -200,7 +204,7 @@ impl Asked {
                 .with_hint(format!("let it go on first: kill -CONT {pid}")));
         }
         party.write(control::offset::LIMIT, &(self.limit.as_nanos() as u64).to_ne_bytes())?;
-        party.write(control::offset::LEASE, &lease().to_ne_bytes())?;
+        party.write(control::offset::LEASE, &lease(party.ahead_ns).to_ne_bytes())?;
         party.send(party.request.next())?;
         self.parties.push(party);
         match self.parties.last() {
@@ -217,7 +221,7 @@ impl Asked {
     pub fn close(&mut self, scope: Scope, go_on: &mut GoOn<'_>) -> Result<()> {
         self.ask_new(scope, go_on)?;
         for party in &mut self.parties {
-            party.write(control::offset::LEASE, &lease().to_ne_bytes())?;
+            party.write(control::offset::LEASE, &lease(party.ahead_ns).to_ne_bytes())?;
             party.send(Request {
                 verb: Verb::Close,
                 ..party.request
@@ -285,16 +289,16 @@ impl Asked {
                 .memory
                 .try_clone()
                 .context(|| format!("copy the descriptor of the memory of process {}", party.pid))?;
-            pages.push((memory, party.address));
+            pages.push((memory, party.address, party.ahead_ns));
         }
         let (stop, stopped) = channel::<()>();
         std::thread::Builder::new()
             .name("cpr-lease".to_owned())
             .spawn(move || {
                 while stopped.recv_timeout(RENEWAL) == Err(RecvTimeoutError::Timeout) {
-                    for (memory, address) in &pages {
+                    for (memory, address, ahead_ns) in &pages {
                         // It may have ended.
-                        let _ = memory.write(address + control::offset::LEASE, &lease().to_ne_bytes());
+                        let _ = memory.write(address + control::offset::LEASE, &lease(*ahead_ns).to_ne_bytes());
                     }
                 }
             })
@@ -359,8 +363,14 @@ impl Drop for Asked {
     }
 }
 
-fn lease() -> u64 {
-    clock_ns(ClockId::Monotonic).saturating_add(LEASE.as_nanos() as u64)
+/// CLOCK_MONOTONIC of those whose clock is ahead of ours by that much.
+fn now(ahead_ns: i64) -> u64 {
+    clock_ns(ClockId::Monotonic).saturating_add_signed(ahead_ns)
+}
+
+/// A lease that begins now, by their clock.
+fn lease(ahead_ns: i64) -> u64 {
+    now(ahead_ns).saturating_add(LEASE.as_nanos() as u64)
 }
 
 fn refusal(pid: i32, view: &View) -> Error {

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
+use cpr_kernel::clocks::Offsets;
 use cpr_kernel::proc::{MapKind, Mount, ProcDir};
 use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
 use cpr_kernel::ptrace::block_child_signals;
@@ -279,7 +280,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
     let home = Home::of(scope, root);
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
-            found.extend(freeze::without_leader(pid).map(|reason| Blocker {
+            found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
                 pid,
                 object: "main thread".to_owned(),
                 reason,
@@ -463,8 +464,15 @@ pub fn checkpoint(
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
     }
     manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
-    manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic);
-    manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime);
+    let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
+    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.pid));
+    let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
+    let Offsets {
+        monotonic_ns,
+        boottime_ns,
+    } = ahead.unwrap_or_default();
+    manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic).saturating_add_signed(monotonic_ns);
+    manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime).saturating_add_signed(boottime_ns);
     let mut looked = Looked {
         flags,
         libraries,

@@ -34,6 +34,10 @@ const SETTLING: Duration = Duration::from_millis(50);
 /// stopped with: vfork(2).
 const VFORK_PATIENCE: Duration = Duration::from_millis(50);
 
+/// How long a process of which only the main thread has ended may take to end wholly: on a loaded machine the others
+/// have to be given a processor first.
+const LEADER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How threads of a job are attached to: they live on when we die.
 const ATTACHED: SeizeOptions = SeizeOptions {
     kill_on_exit: false,
@@ -251,6 +255,15 @@ fn inhabitants() -> Result<Vec<i32>> {
 pub fn without_leader(pid: i32) -> Option<String> {
     let stat = ProcDir::open(pid).and_then(|dir| dir.stat()).ok()?;
     (is_zombie(&stat) && stat.num_threads > 1).then(|| "its main thread has ended while others run".to_owned())
+}
+
+/// The same as [`without_leader`] for a process that nobody has stopped: one whose main thread is only the first to end
+/// of all is waited for.
+pub fn runs_without_leader(pid: i32) -> Option<String> {
+    let reason = without_leader(pid)?;
+    let ended = PidFd::open(pid).and_then(|process| process.has_ended(LEADER_PATIENCE));
+    // An error: it is gone already.
+    matches!(ended, Ok(false)).then_some(reason)
 }
 
 fn is_zombie(stat: &Stat) -> bool {

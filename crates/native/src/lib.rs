@@ -34,6 +34,7 @@ pub use checkpoint::{
     After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
     Surroundings, Verdict, check, checkpoint,
 };
+pub use freeze::runs_without_leader;
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};
 pub use restart::{LazyRequest, Pages, RestartRequest, Restarted, check_restart, restart};

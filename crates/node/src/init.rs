@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpr_kernel::process::kill_all_others;
+use cpr_kernel::process::{clock_ns, kill_all_others};
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
-use cpr_kernel::{namespace, terminal_relay};
+use cpr_kernel::{clocks, namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
@@ -257,7 +258,8 @@ pub(crate) fn start_image(
         }
     };
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
-    restart(RestartRequest {
+    let own_clocks = clocks::Own::hold().ok().filter(|_| go_on_with_clocks(image));
+    let restarted = restart(RestartRequest {
         image,
         streams,
         terminal,
@@ -265,7 +267,39 @@ pub(crate) fn start_image(
         log: std::fs::canonicalize(directory.join(LOG)).ok(),
         rebirth,
         lazy,
-    })
+    })?;
+    // Init has no other children, and keeps the namespace for those who ask which one is the job's. A supervisor's
+    // workers are not the job's.
+    if let Some(own) = own_clocks.filter(|_| !own_pid_namespace) {
+        own.restore().context(|| "leave the job's time namespace")?;
+    }
+    Ok(restarted)
+}
+
+/// Lets the clocks that count from the start of the machine go on for processes made from now on as they were at the
+/// checkpoint, in a time namespace, so that a program that waits for a moment by them waits as long as it would have
+/// (LBNL-3.9.1.M14). Whether that was done: not everybody may, and not every kernel can.
+fn go_on_with_clocks(image: &Image) -> bool {
+    let checkpoint = &image.manifest().checkpoint;
+    let ahead = |saved: u64, clock: ClockId| {
+        let saved = i64::try_from(saved).unwrap_or(i64::MAX);
+        saved.saturating_sub(i64::try_from(clock_ns(clock)).unwrap_or(i64::MAX))
+    };
+    let monotonic_ns = ahead(checkpoint.monotonic_ns, ClockId::Monotonic);
+    let boottime_ns = ahead(checkpoint.boottime_ns, ClockId::Boottime);
+    let result = clocks::Offsets::of_children("self").and_then(|own| {
+        clocks::new_namespace(clocks::Offsets {
+            monotonic_ns: own.monotonic_ns.saturating_add(monotonic_ns),
+            boottime_ns: own.boottime_ns.saturating_add(boottime_ns),
+        })
+    });
+    // One that is merely ahead is what a program sees when it was not given a processor for long.
+    if let Err(error) = &result
+        && monotonic_ns > 0
+    {
+        eprintln!("cpr: note: the monotonic clock of the job is set back: make a time namespace: {error}");
+    }
+    result.is_ok()
 }
 
 /// Why the program could not be run, as one line of its pipe.

@@ -212,12 +212,6 @@ pub(crate) fn status_line(pid: i32, key: &str) -> Result<Option<String>> {
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().to_string())))
 }
 
-/// Whether threads of a process run on whose main thread has ended. Its namespaces cannot be seen then.
-pub(crate) fn has_threads_left(pid: i32) -> bool {
-    let threads = status_line(pid, "Threads").ok().flatten();
-    threads.and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 1)
-}
-
 /// The PID in each PID namespace, from /proc's down to the process's own.
 pub(crate) fn namespace_pids(pid: i32) -> Result<Vec<i32>> {
     let line = status_line(pid, "NSpid")?.unwrap_or_default();

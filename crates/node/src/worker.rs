@@ -47,11 +47,11 @@ pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
         let theirs = namespace::identity(&pid, kind)
             .context(what)
             .map_err(|error| match error.kind() {
-                ErrorKind::NotFound if crate::target::has_threads_left(target.pid) => Error::new(
-                    ErrorKind::Unsupported,
-                    format!("process {pid}: its main thread has ended while others run"),
-                ),
-                ErrorKind::NotFound => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
+                // The namespaces of a process whose main thread has ended cannot be seen.
+                ErrorKind::NotFound => match cpr_native::runs_without_leader(target.pid) {
+                    Some(reason) => Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")),
+                    None => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
+                },
                 _ => error,
             })?;
         Ok(theirs != namespace::identity("self", kind).context(what)?)

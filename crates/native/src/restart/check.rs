@@ -10,7 +10,7 @@ use cpr_kernel::arch;
 use cpr_kernel::proc::{self, MapKind, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::log;
+use super::{log, numbers};
 use crate::{Blocker, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
@@ -72,17 +72,12 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             add(0, format!("file {}", file.path), error);
         }
     }
-    for process in &manifest.processes {
-        if !own_pid_namespace {
-            let tids: BTreeSet<i32> = process.threads.iter().map(|t| t.tid).chain([process.pid]).collect();
-            for tid in tids {
-                if ProcDir::open(tid).is_ok() {
-                    let error = Error::new(ErrorKind::InUse, "it is in use")
-                        .with_hint("end what uses it, or restart with --namespace always");
-                    add(process.pid, format!("PID {tid}"), error);
-                }
-            }
+    if !own_pid_namespace {
+        for (pid, number, error) in numbers::in_use(manifest) {
+            add(pid, format!("PID {number}"), error);
         }
+    }
+    for process in &manifest.processes {
         if process.threads.is_empty() {
             continue;
         }

@@ -18,6 +18,7 @@ mod inherit;
 mod ipc;
 mod lazy;
 mod log;
+mod numbers;
 mod plan;
 mod space;
 mod stub;
@@ -364,9 +365,7 @@ fn make_processes(
     rights: Rights,
 ) -> Result<Built> {
     let mut built = Built::default();
-    let root = manifest.checkpoint.root_pid;
-    let whole = manifest.checkpoint.own_pid_namespace || manifest.checkpoint.session != 0;
-    for step in plan::plan(&manifest.processes, whole, root)? {
+    for step in plan::of(manifest)? {
         match step {
             Step::Create { pid, by: None, .. } => workshop.spawn(pid)?,
             Step::Create { pid, by: Some(by), .. } => {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cpr_image::model::{Process, ProcessState};
+use cpr_image::model::{Manifest, Process, ProcessState};
 use cpr_types::{Error, ErrorKind, Result};
 
 /// One step.
@@ -62,11 +62,20 @@ struct Planner<'a> {
     external: HashSet<i32>,
 }
 
+/// Plans the creation of the processes of an image.
+///
+/// # Errors
+/// As [`plan`].
+pub fn of(manifest: &Manifest) -> Result<Vec<Step>> {
+    let whole = manifest.checkpoint.own_pid_namespace || manifest.checkpoint.session != 0;
+    plan(&manifest.processes, whole, manifest.checkpoint.root_pid)
+}
+
 /// Plans the creation of `processes`; `whole` tells that the sessions they are in are the job's own.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] when no order of steps leads to the saved relations.
-pub fn plan(processes: &[Process], whole: bool, root: i32) -> Result<Vec<Step>> {
+fn plan(processes: &[Process], whole: bool, root: i32) -> Result<Vec<Step>> {
     let by_pid: HashMap<i32, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
     for process in processes {

@@ -15,6 +15,8 @@ use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::numbers;
+
 /// Room for one batch in a stub.
 pub const BATCH_ROOM: u64 = 1 << 20;
 
@@ -128,7 +130,7 @@ impl Workshop {
     /// # Errors
     /// [`ErrorKind::InUse`] when its PID is taken, [`ErrorKind::Denied`] without the right to choose PIDs.
     pub fn spawn(&mut self, pid: i32) -> Result<()> {
-        spawn_stub(pid).map_err(|error| pid_error(pid, error))?;
+        spawn_stub(pid).map_err(|error| numbers::refusal(pid, error))?;
         let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
         let options = SeizeOptions {
             kill_on_exit: true,
@@ -268,7 +270,7 @@ impl Workshop {
         let flags = CLONE_PTRACE | if shared_table { CLONE_FILES } else { 0 };
         let call = clone(&mut batch, pid, flags, libc::SIGCHLD as u64);
         let outcome = self.run(by, &batch)?;
-        outcome.result(call).map_err(|error| pid_error(pid, error))?;
+        outcome.result(call).map_err(|error| numbers::refusal(pid, error))?;
         let what = || format!("attach to new process {pid}");
         let tracee = Tracee::born(pid);
         tracee.wait_interrupted(self.deadline).context(what)?;
@@ -295,7 +297,7 @@ impl Workshop {
             let calls: Vec<_> = group.iter().map(|&tid| clone(&mut batch, tid, FLAGS, 0)).collect();
             let outcome = self.run(pid, &batch)?;
             for (&tid, call) in group.iter().zip(calls) {
-                outcome.result(call).map_err(|error| pid_error(tid, error))?;
+                outcome.result(call).map_err(|error| numbers::refusal(tid, error))?;
             }
             for &tid in group {
                 let what = || format!("attach to new thread {tid}");
@@ -453,21 +455,6 @@ fn clone(batch: &mut Batch, tid: i32, flags: u64, exit_signal: u64) -> cpr_kerne
     let place = batch.data(&arguments.to_bytes());
     batch.point(place, SET_TID_OFFSET, tids);
     batch.call(libc::SYS_clone3, &[place, CLONE_ARGUMENTS_SIZE.into()])
-}
-
-fn pid_error(pid: i32, error: std::io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::EEXIST) => Error::new(
-            ErrorKind::InUse,
-            format!("PID {pid} is in use, as a process, thread, process group or session"),
-        )
-        .with_hint("end what uses it, or restart in a PID namespace of its own with --namespace always")
-        .with_source(error),
-        Some(libc::EPERM) => Error::new(ErrorKind::Denied, format!("make a process with PID {pid}"))
-            .with_hint("it takes CAP_CHECKPOINT_RESTORE, or --namespace always")
-            .with_source(error),
-        _ => Error::new(ErrorKind::of_io(&error), format!("make a process with PID {pid}")).with_source(error),
-    }
 }
 
 /// The part of the vdso a mapping is.

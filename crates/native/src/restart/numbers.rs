@@ -1,0 +1,89 @@
+//! Numbers that a job needs back and somebody else has: of processes, threads, process groups and sessions, which all
+//! are PIDs to the kernel.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use cpr_image::model::Manifest;
+use cpr_kernel::proc::{ProcDir, pids};
+use cpr_types::{Error, ErrorKind};
+
+use super::plan::{self, Step};
+
+const HINT: &str = "end what uses it, or restart in a PID namespace of its own with --namespace always";
+
+/// Who uses a number.
+#[derive(Debug, Clone, Copy)]
+enum User {
+    Itself,
+    Session(i32),
+    Group(i32),
+}
+
+impl User {
+    fn error(self, number: i32) -> Error {
+        let reason = match self {
+            User::Itself => format!("PID {number} is in use"),
+            User::Session(by) => format!("session {number} is in use: process {by} is in it"),
+            User::Group(by) => format!("process group {number} is in use: process {by} is in it"),
+        };
+        Error::new(ErrorKind::InUse, reason).with_hint(HINT)
+    }
+}
+
+/// Sessions and groups of the processes here, by number. A session is told before its group of the same number.
+fn joined() -> BTreeMap<i32, User> {
+    let mut found = BTreeMap::new();
+    for pid in pids().unwrap_or_default() {
+        let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) else {
+            continue;
+        };
+        found.insert(stat.session, User::Session(pid));
+        found.entry(stat.pgrp).or_insert(User::Group(pid));
+    }
+    found
+}
+
+/// Why there can be no process with number `number` (LBNL-3.9.5.2.3, LBNL-3.9.5.3.5, LBNL-3.9.5.4.2).
+pub fn refusal(number: i32, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => {
+            let user = ProcDir::open(number).map(|_| User::Itself).ok();
+            let user = user.or_else(|| joined().get(&number).copied());
+            user.map_or_else(
+                // It may have ended since.
+                || {
+                    let reason = format!("PID {number} is in use, as a process, thread, process group or session");
+                    Error::new(ErrorKind::InUse, reason).with_hint(HINT)
+                },
+                |user| user.error(number),
+            )
+            .with_source(error)
+        }
+        Some(libc::EPERM) => Error::new(ErrorKind::Denied, format!("make a process with PID {number}"))
+            .with_hint("it takes CAP_CHECKPOINT_RESTORE, or --namespace always")
+            .with_source(error),
+        _ => Error::new(ErrorKind::of_io(&error), format!("make a process with PID {number}")).with_source(error),
+    }
+}
+
+/// All numbers the job needs that are in use: the process that needs it, the number, and by whom.
+pub fn in_use(manifest: &Manifest) -> Vec<(i32, i32, Error)> {
+    let steps = plan::of(manifest).unwrap_or_default();
+    let made = steps.into_iter().filter_map(|step| match step {
+        Step::Create { pid, .. } => Some((pid, pid)),
+        _ => None,
+    });
+    let threads = manifest.processes.iter().flat_map(|process| {
+        let tids = process.threads.iter().map(|thread| thread.tid);
+        tids.filter(|tid| *tid != process.pid).map(|tid| (process.pid, tid))
+    });
+    let joined = joined();
+    made.chain(threads)
+        .filter_map(|(pid, number)| {
+            let user = ProcDir::open(number).map(|_| User::Itself).ok();
+            let user = user.or_else(|| joined.get(&number).copied())?;
+            Some((pid, number, user.error(number)))
+        })
+        .collect()
+}
