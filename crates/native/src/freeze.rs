@@ -429,8 +429,12 @@ fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
     if status.tracer_pid != 0 {
         return Err(traced(pid, status.tracer_pid));
     }
-    if dir.stat().is_ok_and(|stat| is_zombie(&stat) && stat.num_threads <= 1) {
-        return Ok(Skip::Yes);
+    if dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
+        // The first thread of all may be the first to end.
+        return match runs_without_leader(pid) {
+            None => Ok(Skip::Yes),
+            Some(reason) => Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}"))),
+        };
     }
     let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
     Ok(match task {
