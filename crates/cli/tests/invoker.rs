@@ -187,6 +187,35 @@ fn a_single_process_joins_the_command() {
     assert_eq!(command.code(), Some(7), "{}", text_of(&cpr, "again"));
 }
 
+/// A user with the one capability that lets him choose PIDs has a process of his own back with its PID.
+// LBNL-3.9.1.M22
+#[test]
+fn a_user_who_may_choose_pids_needs_no_more() {
+    const TEST: &str = "a_user_who_may_choose_pids_needs_no_more";
+    let (Some(_root), Some(cpr)) = (Cpr::new(TEST, As::Root), Cpr::new(TEST, As::User)) else {
+        return;
+    };
+    let (pid, image) = saved(&cpr, &["setsid", PYTHON, "-c", &waiter()], &[]);
+    cpr.give(&cpr.work.join("out"));
+    let restart = |capabilities: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.args(capabilities).arg("--").arg(cpr.binary());
+        command.args(["restart", "-d", "--namespace", "never", "--name", "again", &image]);
+        command.current_dir(&cpr.work).env("GRIDCPR_STATE_DIR", &cpr.state_dir);
+        finish(&cpr.work, command, PATIENCE)
+    };
+    const DENIED: i32 = 77;
+    assert_eq!(restart(&[]).code, DENIED);
+    restart(&["--inh-caps=+checkpoint_restore", "--ambient-caps=+checkpoint_restore"]).good();
+    assert!(relations(pid).is_some(), "it has its PID");
+    for key in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(pid.into(), key), "0000000000000000", "{key}");
+    }
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("again"), 7);
+}
+
 /// The whole machine seen from a directory is another root directory, with everything at its place.
 // LBNL-3.9.8.10.2
 #[test]

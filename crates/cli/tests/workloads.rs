@@ -688,6 +688,62 @@ fn dialogue(cpr: &Cpr, steps: &str) {
     cpr.program(&["sh", "-c", shell, "sh", PYTHONS[0], binary, JOB]).good();
 }
 
+/// An editor that is stopped in the background of an interactive shell is brought back on another terminal, draws its
+/// screen anew and saves what was typed.
+fn editor(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    for program in [PYTHONS[0], "vi"] {
+        if cpr.program(&["sh", "-c", r#"command -v "$1""#, "sh", program]).code != 0 {
+            skip!(test, "{program} not found");
+        }
+    }
+    cpr.run_detached(JOB, &["-t"], &["bash", "--norc", "--noprofile", "-i"]);
+    dialogue(
+        &cpr,
+        r"> PS1='ready'':: ' TERM=xterm
+< ready::
+> vi -u NONE -n notes
+< \[New
+> ia line of a note
+< a line of a note
+^[
+^Z \[1\]\+ +Stopped +vi -u NONE -n notes
+< ready::
+^]
+.
+",
+    );
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    dialogue(
+        &cpr,
+        r"> fg
+< vi -u NONE -n notes
+< a line of a note
+> :wq
+< written
+< ready::
+> exit 7
+.
+",
+    );
+    assert_eq!(cpr.wait(JOB), 7, "exit code of the shell");
+    let notes = fs::read_to_string(cpr.work.join("notes")).expect("the editor has written it");
+    assert_eq!(notes, "a line of a note\n\n");
+}
+
+// LBNL-3.3.5
+#[test]
+fn editor_in_the_background_as_root() {
+    editor("editor_in_the_background_as_root", As::Root);
+}
+
+// LBNL-3.3.5
+#[test]
+fn editor_in_the_background_as_user() {
+    editor("editor_in_the_background_as_user", As::User);
+}
+
 /// An interactive shell with background jobs and a history moves to another terminal.
 fn interactive_bash(test: &str, user: As) {
     let Some(cpr) = Cpr::new(test, user) else { return };
