@@ -79,7 +79,7 @@ bench-app: build setup ## Measure checkpoints that a program writes itself, in m
 
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }
-	scripts/zdtm $(ZDTM) --cpr target/release/cpr --json target/zdtm.json
+	scripts/zdtm $(ZDTM) --isolate --cpr target/release/cpr --json target/zdtm.json
 
 compat: build setup ## Try kernel objects and stock programs, and compare with docs/coverage.md
 	@scripts/install-packages --programs

@@ -14,6 +14,7 @@ use support::{As, Cpr, PATIENCE, poll, wait_until};
 /// The distribution's: another one in PATH may be for its owner only.
 const PYTHON: &str = "/usr/bin/python3";
 const NOT_FOUND: i32 = 66;
+const UNSUPPORTED: i32 = 69;
 const WRONG_USAGE: i32 = 64;
 const BUSY: i32 = 75;
 const DENIED: i32 = 77;
@@ -578,6 +579,48 @@ fn a_process_goes_on_after_a_checkpoint_unless_told_otherwise() {
         counted.iter().zip(1..).all(|(count, line)| *count == line * 100_000),
         "counts are missing"
     );
+}
+
+// A restart would give it those of who restarts it.
+#[test]
+fn a_process_in_other_namespaces_than_ours_is_refused() {
+    let Some(cpr) = Cpr::new("a_process_in_other_namespaces", As::Root) else {
+        return;
+    };
+    for (option, kind) in [("--net", "network namespace"), ("--cgroup", "cgroup namespace")] {
+        let sleeper = Bare::start(&cpr, &["unshare", option, "sleep", "1000"], "out");
+        let pid = sleeper.pid().to_string();
+        wait_until(PATIENCE, "it sleeps", || {
+            text(PathBuf::from(format!("/proc/{pid}/comm"))) == "sleep\n"
+        });
+        for command in ["check", "checkpoint"] {
+            let result = cpr.cpr([command, &pid]);
+            let said = format!("{}{}", result.text(), result.stderr);
+            assert!(result.code == UNSUPPORTED && said.contains(kind), "{kind}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_host_name_that_is_not_ours_is_kept() {
+    let Some(cpr) = Cpr::new("a_host_name_that_is_not_ours", As::Root) else {
+        return;
+    };
+    let script = "hostname cpr-elsewhere && echo READY && exec sleep 1000";
+    let mut sleeper = Bare::start(&cpr, &["unshare", "--uts", "sh", "-c", script], "out");
+    let pid = sleeper.pid();
+    wait_until(PATIENCE, "it sleeps", || {
+        text(PathBuf::from(format!("/proc/{pid}/comm"))) == "sleep\n"
+    });
+    assert_eq!(text(cpr.work.join("out")), "READY\n");
+    let image = cpr.work.join("sleeper.cpr").display().to_string();
+    cpr.cpr(["checkpoint", &pid.to_string(), "--stop", "-o", &image]).good();
+    sleeper.reap();
+    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "again", &image])
+        .good();
+    let name = cpr.program(&["nsenter", "--uts", "-t", &pid.to_string(), "hostname"]);
+    assert_eq!(name.text(), "cpr-elsewhere\n", "{}", name.stderr);
+    assert_ne!(cpr.program(&["hostname"]).text(), name.text());
 }
 
 /// Holds a lock on a file, and waits.

@@ -35,7 +35,11 @@ const NAMESPACES: [(&str, &str); 8] = [
 /// The kind that is saved.
 const SAVED: &str = "uts";
 
-/// The namespaces a job lives in: those of its init or, without one, of its root process. All members must be in them.
+/// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
+const INHERITED: [&str; 3] = ["net", "uts", "cgroup"];
+
+/// The namespaces a job lives in: those of its init or, without one, of its root process and ourselves. All members must
+/// be in them.
 #[derive(Debug)]
 pub struct Home {
     /// How many PID namespaces deep the reader of /proc is.
@@ -62,10 +66,16 @@ impl Home {
             Members::Namespace => 1,
             Members::Tree(_) | Members::Session(_) => root,
         };
-        let proc = ProcDir::open(init);
+        let (proc, own) = (ProcDir::open(init), ProcDir::open(std::process::id() as i32));
+        let has_init = scope.members == Members::Namespace;
         let namespaces = NAMESPACES.map(|(file, _)| {
+            let proc = if has_init || !INHERITED.contains(&file) {
+                &proc
+            } else {
+                &own
+            };
             // Our init makes a time namespace for the job and is in none of it.
-            let file = if file == "time" && matches!(scope.members, Members::Namespace) {
+            let file = if file == "time" && has_init {
                 "time_for_children"
             } else {
                 file
@@ -74,7 +84,7 @@ impl Home {
                 .ok()
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
         });
-        let own_status = ProcDir::open(std::process::id() as i32).and_then(|dir| dir.status());
+        let own_status = own.and_then(|dir| dir.status());
         let may_suspend_filters =
             cpr_kernel::namespace::is_admin_of_machine() && own_status.as_ref().is_ok_and(|status| status.seccomp == 0);
         let depth = own_status.map_or(1, |status| status.ns_pid.len());
