@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: bench-app compat help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: bench-app compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,25 +30,36 @@ setup: ## Install what the tests need (Debian packages; quick when all is there)
 build: ## Build everything for use, into target/release
 	$(CARGO) build --release --workspace
 
-install: build ## Install commands, library, header, man pages and systemd units below PREFIX
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man3
+install: build install-library ## Install commands, library, header, man pages and systemd units below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 target/release/cpr $(DESTDIR)$(PREFIX)/bin/cpr
 	install -m 755 target/release/cprd $(DESTDIR)$(PREFIX)/bin/cprd
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	for unit in cprd cprd-grid cprd-node; do \
 		sed -e 's|@PREFIX@|$(PREFIX)|' crates/cprd/systemd/$$unit.service.in \
 			>$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service || exit 1; done
-	install -m 755 target/release/libgridcpr.so $(DESTDIR)$(LIBDIR)/libgridcpr.so.$(VERSION)
+	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+
+# Where the library was built.
+BUILT ?= target/release
+
+# Without building anything: what `install` installs for programs.
+install-library:
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man3
+	install -m 755 $(BUILT)/libgridcpr.so $(DESTDIR)$(LIBDIR)/libgridcpr.so.$(VERSION)
 	ln -sf libgridcpr.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libgridcpr.so.0
 	ln -sf libgridcpr.so.0 $(DESTDIR)$(LIBDIR)/libgridcpr.so
-	install -m 644 target/release/libgridcpr.a $(DESTDIR)$(LIBDIR)/libgridcpr.a
+	install -m 644 $(BUILT)/libgridcpr.a $(DESTDIR)$(LIBDIR)/libgridcpr.a
 	install -m 644 crates/gridcpr/include/gridcpr.h crates/gridcpr/include/gridcpr.hpp bindings/fortran/gridcpr.f90 \
 		$(DESTDIR)$(PREFIX)/include
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' crates/gridcpr/gridcpr.pc.in \
 		>$(DESTDIR)$(LIBDIR)/pkgconfig/gridcpr.pc
-	target/release/cpr man --dir $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 crates/gridcpr/gridcpr.3 crates/gridcpr/gridcpr_app.3 $(DESTDIR)$(PREFIX)/share/man/man3
+	install -m 644 crates/gridcpr/gridcpr.3 crates/gridcpr/gridcpr_app.3 crates/gridcpr/gridcpr_image.3 \
+		$(DESTDIR)$(PREFIX)/share/man/man3
+	for function in $$(sed -n 's/^symbol //p' crates/gridcpr/include/gridcpr.abi); do \
+		page=gridcpr; for more in gridcpr_app gridcpr_image; do \
+			if [[ $$function == $${more}_* ]]; then page=$$more; fi; done; \
+		echo ".so man3/$$page.3" >$(DESTDIR)$(PREFIX)/share/man/man3/$$function.3 || exit 1; done
 
 demo: build ## Watch a simulation survive a crash, alone and in a grid (two minutes)
 	@scripts/demo target/release/cpr
@@ -75,7 +86,9 @@ bench-app: build setup ## Measure checkpoints that a program writes itself, in m
 	@mkdir -p target/bench-app && cp target/release/libgridcpr.so target/bench-app/libgridcpr.so.0
 	@gcc -O2 -Wall -Wextra -I crates/gridcpr/include -o target/bench-app/bench scripts/bench-app.c \
 		target/bench-app/libgridcpr.so.0 -Wl,-rpath,$(CURDIR)/target/bench-app
-	@for directory in /dev/shm /var/tmp; do echo "$$directory:"; target/bench-app/bench $$directory; done
+	@for directory in /dev/shm /var/tmp; do echo "$$directory:"; target/bench-app/bench $$directory; \
+		GRIDCPR_LIBRARY=target/bench-app/libgridcpr.so.0 PYTHONPATH=bindings/python PYTHONDONTWRITEBYTECODE=1 \
+		/usr/bin/python3 scripts/bench-app.py $$directory; done
 
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }
@@ -89,6 +102,9 @@ lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/check-layers
+
+reference: ## Make the reference of libgridcpr for every language, as HTML below target/reference
+	@scripts/reference target/reference
 
 man: ## Write the man pages into target/man
 	$(CARGO) run -q -p cpr-cli -- man --dir target/man

@@ -17,12 +17,12 @@ static void done(JNIEnv *env, jstring string, const char *chars) {
     if (chars) (*env)->ReleaseStringUTFChars(env, string, chars);
 }
 
-FUNCTION(jstring, error)(JNIEnv *env, jclass class) {
+JNIEXPORT jstring JNICALL Java_org_gridcpr_Library_error(JNIEnv *env, jclass class) {
     (void)class;
     return (*env)->NewStringUTF(env, gridcpr_error());
 }
 
-FUNCTION(jint, errorCode)(JNIEnv *env, jclass class) {
+JNIEXPORT jint JNICALL Java_org_gridcpr_Library_errorCode(JNIEnv *env, jclass class) {
     (void)env, (void)class;
     return gridcpr_error_code();
 }
@@ -53,16 +53,20 @@ FUNCTION(jint, close)(JNIEnv *env, jclass class, jlong app) {
 }
 
 FUNCTION(jint, protect)
-(JNIEnv *env, jclass class, jlong app, jstring name, jobject buffer, jint type, jlongArray shape) {
+(JNIEnv *env, jclass class, jlong app, jstring name, jobject buffer, jint type, jlongArray shape, jlongArray strides,
+ jint order) {
     (void)class;
     jsize dimensions = (*env)->GetArrayLength(env, shape);
     jlong *extents = (*env)->GetLongArrayElements(env, shape, NULL);
+    jlong *steps = strides ? (*env)->GetLongArrayElements(env, strides, NULL) : NULL;
     const char *name_ = text(env, name);
     int result = GRIDCPR_E_NO_SPACE;
-    if (extents)
-        result = gridcpr_app_protect(APP(app), name_, (*env)->GetDirectBufferAddress(env, buffer), type,
-                                     (unsigned)dimensions, (const uint64_t *)extents, GRIDCPR_C_ORDER);
+    if (extents && (steps || !strides))
+        result = gridcpr_app_protect_strided(APP(app), name_, (*env)->GetDirectBufferAddress(env, buffer), type,
+                                             (unsigned)dimensions, (const uint64_t *)extents, (const uint64_t *)steps,
+                                             order);
     done(env, name, name_);
+    if (steps) (*env)->ReleaseLongArrayElements(env, strides, steps, JNI_ABORT);
     if (extents) (*env)->ReleaseLongArrayElements(env, shape, extents, JNI_ABORT);
     return result;
 }
@@ -103,21 +107,35 @@ FUNCTION(jlong, restore)(JNIEnv *env, jclass class, jlong app, jlong generation)
     return gridcpr_app_restore(APP(app), (uint64_t)generation);
 }
 
-FUNCTION(jlongArray, generations)(JNIEnv *env, jclass class, jlong app) {
+FUNCTION(jlongArray, progress)(JNIEnv *env, jclass class, jlong app) {
+    (void)class;
+    uint64_t done_, total;
+    if (gridcpr_app_progress(APP(app), &done_, &total) < 0) return NULL;
+    const jlong both[] = {(jlong)done_, (jlong)total};
+    jlongArray numbers = (*env)->NewLongArray(env, 2);
+    if (numbers) (*env)->SetLongArrayRegion(env, numbers, 0, 2, both);
+    return numbers;
+}
+
+/* All, or those that remember `value` under `key`. */
+FUNCTION(jlongArray, generations)(JNIEnv *env, jclass class, jlong app, jstring key, jstring value) {
     (void)class;
     enum { FIELDS = 8 };
+    const char *key_ = text(env, key), *value_ = text(env, value);
     gridcpr_app_generation *found = NULL;
     int count = 0, room;
     do {
         room = count;
         gridcpr_app_generation *more = realloc(found, (size_t)(room + 1) * sizeof *found);
         if (!more) {
-            free(found);
-            return NULL;
+            count = -1;
+            break;
         }
         found = more;
-        count = gridcpr_app_query(APP(app), found, (size_t)room);
+        count = key ? gridcpr_app_find(APP(app), key_, value_, found, (size_t)room)
+                    : gridcpr_app_query(APP(app), found, (size_t)room);
     } while (count > room);
+    done(env, key, key_), done(env, value, value_);
     jlongArray all = count < 0 ? NULL : (*env)->NewLongArray(env, count * FIELDS);
     for (int i = 0; all && i < count; i++) {
         const gridcpr_app_generation *one = &found[i];
@@ -145,12 +163,59 @@ FUNCTION(jstring, attribute)(JNIEnv *env, jclass class, jlong app, jlong generat
     return value;
 }
 
-FUNCTION(jint, update)(JNIEnv *env, jclass class, jlong app, jlong generation, jstring key, jstring value) {
+FUNCTION(jint, update)
+(JNIEnv *env, jclass class, jlong app, jlong generation, jstring key, jstring value, jlong seconds) {
     (void)class;
     const char *key_ = text(env, key), *value_ = text(env, value);
-    int result = gridcpr_app_update(APP(app), (uint64_t)generation, key_, value_, 0);
+    int result = gridcpr_app_update(APP(app), (uint64_t)generation, key_, value_, (uint64_t)seconds);
     done(env, key, key_), done(env, value, value_);
     return result;
+}
+
+FUNCTION(jint, read)
+(JNIEnv *env, jclass class, jlong app, jlong generation, jint rank, jstring name, jlong offset, jbyteArray bytes) {
+    (void)class;
+    const char *name_ = text(env, name);
+    jsize length = (*env)->GetArrayLength(env, bytes);
+    jbyte *place = (*env)->GetByteArrayElements(env, bytes, NULL);
+    int result = GRIDCPR_E_NO_SPACE;
+    if (place) {
+        result = gridcpr_app_read(APP(app), (uint64_t)generation, (uint32_t)rank, name_, (uint64_t)offset, place,
+                                  (size_t)length);
+        (*env)->ReleaseByteArrayElements(env, bytes, place, 0);
+    }
+    done(env, name, name_);
+    return result;
+}
+
+enum { PATH = 1 << 16 };
+
+FUNCTION(jstring, route)(JNIEnv *env, jclass class, jlong app, jstring name) {
+    (void)class;
+    const char *name_ = text(env, name);
+    char *path = malloc(PATH);
+    jstring found = NULL;
+    if (path && gridcpr_app_route(APP(app), name_, path, PATH) >= 0) found = (*env)->NewStringUTF(env, path);
+    free(path);
+    done(env, name, name_);
+    return found;
+}
+
+FUNCTION(jstring, file)(JNIEnv *env, jclass class, jlong app, jlong generation, jstring name) {
+    (void)class;
+    const char *name_ = text(env, name);
+    char *path = malloc(PATH);
+    jstring found = NULL;
+    if (path && gridcpr_app_file(APP(app), (uint64_t)generation, name_, path, PATH) >= 0)
+        found = (*env)->NewStringUTF(env, path);
+    free(path);
+    done(env, name, name_);
+    return found;
+}
+
+FUNCTION(jint, forget)(JNIEnv *env, jclass class, jlong app) {
+    (void)env, (void)class;
+    return gridcpr_app_forget(APP(app));
 }
 
 FUNCTION(jint, free)(JNIEnv *env, jclass class, jlong app, jlong generation) {

@@ -1,4 +1,4 @@
-"""Checkpoints that a program writes itself, and sections in which no checkpoint of the whole program is taken.
+"""Checkpoints that a program writes itself, and its part in checkpoints of the whole program.
 
     import numpy, gridcpr
 
@@ -25,9 +25,12 @@ import ctypes
 import json
 import os
 import sys
-from typing import Any, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Iterator, NamedTuple, Optional
 
-__all__ = ["Checkpoint", "Error", "Generation", "command", "critical", "checkpoint_job", "restarted", "version"]
+__all__ = [
+    "Callback", "Checkpoint", "Error", "Generation", "Later", "Notice", "command", "critical", "checkpoint_job",
+    "restarted", "version",
+]
 
 
 class Error(Exception):
@@ -38,10 +41,30 @@ class Error(Exception):
         self.code = code
 
 
+class Later(Exception):
+    """To be raised by a callback that cannot have a checkpoint just now."""
+
+
+class Notice(NamedTuple):
+    """What a callback is told."""
+
+    event: str
+    """"before" a checkpoint, "continue" after it, "restart", or "told" that something has happened."""
+    failed: bool
+    """With "continue": there is no checkpoint after all."""
+    restarts: int
+    """How often the program was restarted."""
+    checkpoint: int
+    """Number of the checkpoint, the same before and after it."""
+    reason: str
+    """With "told": what has happened (`cpr notify`)."""
+
+
 class Generation(NamedTuple):
     """A generation of a checkpoint."""
 
     number: int
+    """Its number, from 1."""
     time_ns: int
     """When writing began: nanoseconds since the epoch."""
     bytes: int
@@ -51,7 +74,9 @@ class Generation(NamedTuple):
     state: str
     """"incomplete", "complete" or "damaged"."""
     parts: int
+    """Parts that are there."""
     ranks: int
+    """Parts that there have to be."""
     needs: int
     """How many other generations it needs."""
 
@@ -90,6 +115,20 @@ class _Restart(ctypes.Structure):
     ]
 
 
+class _Notice(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("event", ctypes.c_int32),
+        ("failed", ctypes.c_int32),
+        ("restarts", ctypes.c_uint32),
+        ("checkpoint", ctypes.c_uint64),
+        ("reason", ctypes.c_char_p),
+    ]
+
+
+_Call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Notice), ctypes.c_void_p)
+_EVENTS = {1: "before", 2: "continue", 3: "restart", 4: "told"}
+_READY, _LATER, _REFUSE = range(3)
 _TYPES = {
     "b": 0,
     "B": 4,
@@ -141,6 +180,11 @@ def _load() -> ctypes.CDLL:
         "query": [app, ctypes.POINTER(_Generation), ctypes.c_size_t],
         "get_attribute": [app, number, text, ctypes.c_char_p, ctypes.c_size_t],
         "update": [app, number, text, text, number],
+        "find": [app, text, text, ctypes.POINTER(_Generation), ctypes.c_size_t],
+        "read": [app, number, ctypes.c_uint32, text, number, ctypes.c_void_p, ctypes.c_size_t],
+        "route": [app, text, ctypes.c_char_p, ctypes.c_size_t],
+        "file": [app, number, text, ctypes.c_char_p, ctypes.c_size_t],
+        "forget": [app],
         "free": [app, number],
         "validate": [app, number],
         "transfer": [app, number, text],
@@ -149,6 +193,8 @@ def _load() -> ctypes.CDLL:
         function.argtypes = arguments
         if name in ("write", "wait", "restore"):
             function.restype = ctypes.c_int64
+    library.gridcpr_register.argtypes = [_Call, ctypes.c_void_p, ctypes.c_int]
+    library.gridcpr_explain.argtypes = [text]
     library.gridcpr_checkpoint.argtypes = [ctypes.c_uint, ctypes.c_char_p, ctypes.c_size_t]
     library.gridcpr_command.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_char_p, ctypes.c_size_t]
     library.gridcpr_command.restype = ctypes.c_int64
@@ -189,6 +235,47 @@ def critical() -> Iterator[None]:
         yield
     finally:
         _checked(_lib().gridcpr_unblock())
+
+
+class Callback:
+    """A function that is called around checkpoints of the whole program with a Notice, in a thread of the library. An
+    exception in it before a checkpoint refuses the checkpoint, with its text, or puts it off where it is Later.
+    Unregistered by close(), or at the end of a `with` statement."""
+
+    def __init__(self, function: Callable[[Notice], object]) -> None:
+        """Registers it."""
+
+        def call(notice: Any, unused: Any) -> int:
+            told = notice.contents
+            reason = (told.reason or b"").decode(errors="replace")
+            event = _EVENTS.get(told.event, "unknown")
+            try:
+                function(Notice(event, bool(told.failed), told.restarts, told.checkpoint, reason))
+            except Exception as error:
+                _lib().gridcpr_explain(str(error).encode().replace(b"\0", b" "))
+                return _LATER if isinstance(error, Later) else _REFUSE
+            return _READY
+
+        # As long as it is registered, the library has its address.
+        self._call = _Call(call)
+        self._number = _checked(_lib().gridcpr_register(self._call, None, 0))
+
+    def __enter__(self) -> "Callback":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes it; a call that runs now runs to its end. Closing twice does nothing."""
+        number, self._number = self._number, 0
+        if number:
+            _checked(_lib().gridcpr_unregister(number))
+            # One that runs now still needs it.
+            _done.append(self._call)
+
+
+_done: list[Any] = []
 
 
 def checkpoint_job(stop: bool = False) -> Optional[str]:
@@ -313,12 +400,11 @@ class Checkpoint:
         there is none yet."""
         return self._call("restore", generation)
 
-    def generations(self) -> list[Generation]:
-        """All generations, the oldest first."""
+    def _collect(self, name: str, *arguments: Any) -> list[Generation]:
         room = 64
         while True:
             found = (_Generation * room)()
-            count = self._call("query", found, room)
+            count = self._call(name, *arguments, found, room)
             if count <= room:
                 return [
                     Generation(
@@ -327,6 +413,32 @@ class Checkpoint:
                     for g in found[:count]
                 ]
             room = count
+
+    def generations(self) -> list[Generation]:
+        """All generations, the oldest first."""
+        return self._collect("query")
+
+    def find(self, key: str, value: str) -> list[Generation]:
+        """Those that remember `value` under `key`."""
+        return self._collect("find", key.encode(), value.encode())
+
+    def read(self, generation: int, name: str, offset: int, length: int, rank: int = 0) -> bytes:
+        """Bytes of a variable of any rank, in this machine's byte order."""
+        place = ctypes.create_string_buffer(length)
+        self._call("read", generation, rank, name.encode(), offset, place, length)
+        return place.raw
+
+    def route(self, name: str) -> str:
+        """Where to write a file that is to belong to the next generation."""
+        place = ctypes.create_string_buffer(1 << 16)
+        self._call("route", _text(name), place, len(place))
+        return os.fsdecode(place.value)
+
+    def file(self, generation: int, name: str) -> str:
+        """Where such a file of a generation is, for reading."""
+        place = ctypes.create_string_buffer(1 << 16)
+        self._call("file", generation, _text(name), place, len(place))
+        return os.fsdecode(place.value)
 
     def attribute(self, generation: int, key: str) -> str:
         """What a generation remembers under `key`."""
@@ -342,6 +454,10 @@ class Checkpoint:
     def free(self, generation: int) -> None:
         """Removes a generation that no other one needs."""
         self._call("free", generation)
+
+    def forget(self) -> None:
+        """Removes all generations, and what is known of them."""
+        self._call("forget")
 
     def validate(self, generation: int) -> None:
         """Compares every hash of a generation; raises Error where something is wrong."""

@@ -1,7 +1,7 @@
 //! Writing while the program computes on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -32,13 +32,48 @@ impl Progress {
     }
 }
 
-/// A variable with its bytes.
-struct Owned {
+/// Bytes that one thread copies at a time.
+const PIECE: usize = 4 << 20;
+/// Most threads that copy: memory is not faster with more.
+const MOST_THREADS: usize = 4;
+
+/// A variable without its bytes.
+struct Described {
     name: String,
     element: ElementType,
     shape: Vec<u64>,
     order: Order,
-    data: Vec<u8>,
+}
+
+/// Copies variables into memory that was used before where there is some: fresh memory takes longer than the copy.
+fn copy(variables: &[Variable<'_>], spare: &mut Vec<Vec<u8>>) {
+    spare.truncate(variables.len());
+    spare.resize_with(variables.len(), Vec::new);
+    let mut pieces = Vec::new();
+    for (variable, room) in variables.iter().zip(spare) {
+        if room.len() != variable.data.len() {
+            // The old one goes first. Nobody has touched the zeros yet: the threads that copy share in getting the memory.
+            *room = Vec::new();
+            *room = vec![0; variable.data.len()];
+        }
+        pieces.extend(variable.data.chunks(PIECE).zip(room.chunks_mut(PIECE)));
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors.min(MOST_THREADS).min(pieces.len() / 2);
+    let pieces = Mutex::new(pieces.into_iter());
+    let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((from, to)) = next() {
+            to.copy_from_slice(from);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without it this thread copies more.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
 }
 
 /// A generation that is being written from a copy of the variables. Dropping it waits for its end.
@@ -49,34 +84,38 @@ pub struct Background {
 }
 
 impl Background {
-    /// Copies the variables and begins to write them. The store comes back with [`Background::wait`].
+    /// Copies the variables and begins to write them. The store comes back with [`Background::wait`], and keeps the memory
+    /// of the copy for the next one.
     ///
     /// # Errors
     /// No thread can be started. The store is lost then; it can be opened again.
     pub fn start(mut store: Store, variables: &[Variable<'_>]) -> Result<Background> {
-        let copies: Vec<Owned> = variables
+        let described: Vec<Described> = variables
             .iter()
-            .map(|variable| Owned {
+            .map(|variable| Described {
                 name: variable.name.to_owned(),
                 element: variable.element,
                 shape: variable.shape.to_vec(),
                 order: variable.order,
-                data: variable.data.to_vec(),
             })
             .collect();
+        let mut copies = std::mem::take(&mut store.spare);
+        copy(variables, &mut copies);
         let progress = store.progress();
         let work = move || {
-            let variables: Vec<Variable<'_>> = copies
+            let variables: Vec<Variable<'_>> = described
                 .iter()
-                .map(|copy| Variable {
-                    name: &copy.name,
-                    element: copy.element,
-                    shape: &copy.shape,
-                    order: copy.order,
-                    data: &copy.data,
+                .zip(&copies)
+                .map(|(variable, data)| Variable {
+                    name: &variable.name,
+                    element: variable.element,
+                    shape: &variable.shape,
+                    order: variable.order,
+                    data,
                 })
                 .collect();
             let result = store.write(&variables);
+            store.spare = copies;
             (store, result)
         };
         let thread = std::thread::Builder::new().name("gridcpr-app".to_owned()).spawn(work);

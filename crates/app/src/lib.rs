@@ -9,7 +9,9 @@
 
 mod background;
 mod directory;
+pub mod files;
 pub mod npy;
+pub mod npz;
 pub mod part;
 mod retention;
 mod store;
@@ -18,6 +20,7 @@ mod transfer;
 mod variable;
 
 pub use background::{Background, Progress};
+pub use files::FileInfo;
 pub use part::{PartInfo, VariableInfo};
 pub use store::{GenerationInfo, GenerationState, Kind, Options, Restored, Store, Target, Written};
 pub use strided::{gather, scatter};

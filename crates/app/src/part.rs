@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::background::Progress;
 use crate::directory::Pending;
+use crate::files::{self, FileInfo};
 use crate::variable::{ElementType, Order, Variable, bytes_of, check_name, swap};
 
 /// First bytes of the file, and last bytes of it.
@@ -54,6 +55,9 @@ pub struct PartInfo {
     pub attributes: BTreeMap<String, String>,
     /// The variables, in the order they were given.
     pub variables: Vec<VariableInfo>,
+    /// Files that belong to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileInfo>,
 }
 
 /// A variable in a part.
@@ -285,7 +289,19 @@ impl Part {
                 self.read_chunk(chunk, &mut buffer)?;
             }
         }
-        Ok(())
+        self.verify_files()
+    }
+
+    /// Compares the hashes of its files.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`].
+    pub fn verify_files(&self) -> Result<()> {
+        let directory = self.path.with_file_name(files::directory_name(self.info.rank));
+        self.info
+            .files
+            .iter()
+            .try_for_each(|file| files::verify(&directory, file).map(drop))
     }
 
     fn read_chunk(&mut self, chunk: Chunk, place: &mut [u8]) -> Result<()> {
@@ -387,6 +403,9 @@ fn check(info: &PartInfo, end: u64) -> std::result::Result<(), String> {
         return Err(format!("it is part {} of {}", info.rank, info.ranks));
     }
     let mut names = BTreeSet::new();
+    if let Some(file) = info.files.iter().find(|file| files::check_name(&file.name).is_err()) {
+        return Err(format!("a file has the name {:?}", file.name));
+    }
     for variable in &info.variables {
         let name = &variable.name;
         if check_name(name).is_err() || !names.insert(name) {

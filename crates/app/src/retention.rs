@@ -68,6 +68,21 @@ impl Store {
         self.remove(generation)
     }
 
+    /// Removes all generations, whatever state they are in, with all that is known of them. The next one that is written
+    /// has the number it would have had.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn forget(&mut self) -> Result<()> {
+        // What refers to others goes before them.
+        for generation in self.numbers()?.into_iter().rev() {
+            self.remove(generation)?;
+        }
+        self.forget_basis();
+        self.routed.clear();
+        Ok(())
+    }
+
     /// First it counts no more, then its name goes, then its files.
     fn remove(&self, generation: u64) -> Result<()> {
         let place = self.place(generation);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::background::Progress;
 use crate::directory;
+use crate::files;
 use crate::part::{self, Part, PartInfo, file_name};
 use crate::variable::{ElementType, Order, Variable};
 
@@ -243,6 +244,10 @@ pub struct Store {
     last: Option<PartInfo>,
     /// Generations that could not be restored: they do not count among those that are kept.
     pub(crate) unsound: BTreeSet<u64>,
+    /// Names of files that are to belong to the next generation.
+    pub(crate) routed: Vec<String>,
+    /// Memory that background writes have used.
+    pub(crate) spare: Vec<Vec<u8>>,
     progress: Arc<Progress>,
 }
 
@@ -313,6 +318,8 @@ impl Store {
             full: None,
             last: None,
             unsound: BTreeSet::new(),
+            routed: Vec::new(),
+            spare: Vec::new(),
             progress: Arc::default(),
         })
     }
@@ -333,10 +340,7 @@ impl Store {
     /// [`ErrorKind::Usage`] for variables that make no sense or a store that was opened for looking only;
     /// [`ErrorKind::NoSpace`], [`ErrorKind::Io`]. What was there before is there still.
     pub fn write(&mut self, variables: &[Variable<'_>]) -> Result<Written> {
-        if self.lock.is_none() {
-            return Err(Error::new(ErrorKind::Usage, "the store was opened for looking only"));
-        }
-        let generation = self.next;
+        let generation = self.next()?;
         let wanted = self
             .options
             .sequence
@@ -367,6 +371,7 @@ impl Store {
             little_endian: cfg!(target_endian = "little"),
             attributes: self.attributes.clone(),
             variables: Vec::new(),
+            files: files::seal(&self.files_of(generation, self.options.rank), &self.routed)?,
         };
         let path = place.join(file_name(self.options.rank));
         let (written, bytes) = part::write(&path, info, variables, basis, &self.progress)?;
@@ -378,6 +383,7 @@ impl Store {
         self.last = Some(written);
         self.next += 1;
         self.count += 1;
+        self.routed.clear();
         if complete {
             self.retain()?;
         }
@@ -406,8 +412,7 @@ impl Store {
             match self.restore_from(generation, targets) {
                 Ok(attributes) => {
                     // What is written next is a full one, and comes after everything there is.
-                    self.count = 0;
-                    (self.full, self.last) = (None, None);
+                    self.forget_basis();
                     return Ok(Some(Restored {
                         generation,
                         attributes,
@@ -460,6 +465,7 @@ impl Store {
             }
             found.push(index);
         }
+        part.verify_files()?;
         for (target, index) in targets.iter_mut().zip(found) {
             part.read(index, 0, target.data)?;
         }
@@ -487,6 +493,32 @@ impl Store {
     pub fn generations(&self) -> Result<Vec<GenerationInfo>> {
         let numbers = self.numbers()?;
         Ok(numbers.into_iter().filter_map(|g| self.generation(g).ok()).collect())
+    }
+
+    /// Generations that remember all these keys with these values, the oldest first.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn find(&self, attributes: &[(&str, &str)]) -> Result<Vec<GenerationInfo>> {
+        let fits = |info: &GenerationInfo| {
+            let has = |(key, value): &(&str, &str)| info.attributes.get(*key).is_some_and(|found| found == value);
+            attributes.iter().all(has)
+        };
+        Ok(self.generations()?.into_iter().filter(fits).collect())
+    }
+
+    /// Reads bytes of a variable of one rank from `offset` on, and compares the hashes of all chunks that they are in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Damaged`]; [`ErrorKind::Usage`] outside of the variable.
+    pub fn read(&self, generation: u64, rank: u32, variable: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut part = self.part(generation, rank)?;
+        let index = part.info().variables.iter().position(|v| v.name == variable);
+        let missing = || {
+            let text = format!("generation {generation} has no variable {variable}");
+            Error::new(ErrorKind::NotFound, text)
+        };
+        part.read(index.ok_or_else(missing)?, offset, buffer)
     }
 
     /// One generation.
@@ -524,6 +556,7 @@ impl Store {
                     if info.created_ns == 0 || part.created_ns < info.created_ns {
                         info.created_ns = part.created_ns;
                     }
+                    info.bytes += part.files.iter().map(|file| file.bytes).sum::<u64>();
                     info.needs.extend(part.needs());
                     info.attributes.extend(self.attributes_of(part));
                 }
@@ -579,6 +612,20 @@ impl Store {
 
     pub(crate) fn place(&self, generation: u64) -> PathBuf {
         self.directory.join(directory_name(generation))
+    }
+
+    /// The next generation is a full one, and the sequence begins anew.
+    pub(crate) fn forget_basis(&mut self) {
+        self.count = 0;
+        (self.full, self.last) = (None, None);
+    }
+
+    /// Number of the generation that is written next.
+    pub(crate) fn next(&self) -> Result<u64> {
+        match self.lock {
+            Some(_) => Ok(self.next),
+            None => Err(Error::new(ErrorKind::Usage, "the store was opened for looking only")),
+        }
     }
 
     /// Numbers of all generations, ascending.

@@ -1,14 +1,23 @@
 //! Bringing a generation to another place.
 
+use std::fs::File;
 use std::path::Path;
 
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::background::Progress;
 use crate::directory;
 use crate::part::{self, PartInfo, file_name};
 use crate::store::{GenerationState, Options, Store};
 use crate::variable::Variable;
+
+/// Copies a file, durably.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).context(|| format!("open file {}", from.display()))?;
+    let mut pending = directory::Pending::create(to)?;
+    std::io::copy(&mut source, &mut pending.file).context(|| format!("write file {}", to.display()))?;
+    pending.publish()
+}
 
 impl Store {
     /// Copies a complete generation to another base directory, under the same name and number. It needs no other
@@ -62,6 +71,13 @@ impl Store {
                     data,
                 })
                 .collect();
+            for file in &old.files {
+                let from = crate::files::verify(&self.files_of(generation, rank), file)?;
+                let to = there.files_of(generation, rank);
+                directory::create(&to)?;
+                copy(&from, &to.join(&file.name))?;
+                crate::files::verify(&to, file)?;
+            }
             let new = PartInfo {
                 little_endian: cfg!(target_endian = "little"),
                 attributes: info.attributes.clone(),

@@ -201,7 +201,7 @@ fn a_generation_counts_when_every_rank_has_written() {
     }
 }
 
-// SAGA-JD-CPRTimeToLive-3, GFD93-INT-CPRfree
+// SAGA-JD-CPRTimeToLive-3, SAGA-JD-CPRSequence-6, SAGA-SEM-9, GFD93-INT-CPRfree
 #[test]
 fn increments_hold_only_what_changed_and_keep_what_they_need() {
     let base = tempfile::tempdir().unwrap();
@@ -242,6 +242,44 @@ fn increments_hold_only_what_changed_and_keep_what_they_need() {
     assert_eq!(numbers(&store), [0; 0]);
     let left = base.path().join("run").read_dir().unwrap().count();
     assert_eq!(left, 1, "only the lock is left");
+}
+
+/// An increment to the last full generation has all that has changed since then, also what an increment before has.
+// SAGA-JD-CPRSequence-2, SAGA-JD-CPRSequence-4, SAGA-JD-CPRSequence-5
+#[test]
+fn increments_to_the_full_generation_need_nothing_else() {
+    let base = tempfile::tempdir().unwrap();
+    let sequence = Kind::sequence("FII").unwrap();
+    let mut store = Store::open(Options {
+        sequence,
+        ..options(base.path())
+    })
+    .unwrap();
+    let mut data = field(1, 1_000_000);
+    let mut kinds = Vec::new();
+    for round in 0..6 {
+        data[round * 1_100_000] ^= 0xff;
+        let written = write(&mut store, 1, &data);
+        kinds.push((
+            written.kind,
+            written.bytes / CHUNK,
+            store.generation(written.generation).unwrap().needs,
+        ));
+    }
+    let needs = |full: u64| std::collections::BTreeSet::from([full]);
+    let none = std::collections::BTreeSet::new();
+    let circle = |full| {
+        [
+            (Kind::Full, 7, none.clone()),
+            (Kind::SinceFull, 1, needs(full)),
+            (Kind::SinceFull, 2, needs(full)),
+        ]
+    };
+    assert_eq!(kinds, [circle(1), circle(4)].concat());
+    let mut full = Store::open(Options::new(base.path(), "full")).unwrap();
+    for _ in 0..3 {
+        assert_eq!(write(&mut full, 1, &data).kind, Kind::Full);
+    }
 }
 
 // SAGA-JD-CPRTimeToLive-2, SAGA-CP-attr-ttl, GFD93-INT-CPRupdate, GFD93-INT-CPRquery
@@ -307,12 +345,31 @@ fn what_a_background_writer_copied_does_not_change_any_more() {
     let writing = Background::start(store, &variables).unwrap();
     let before = data.clone();
     data.fill(0);
-    let (store, written) = writing.wait().unwrap();
+    let (mut store, written) = writing.wait().unwrap();
     assert!(written.unwrap().complete);
     assert_eq!(store.progress().get(), (4_000_000, 4_000_000));
     let mut found = vec![0u8; data.len()];
     store.part(1, 0).unwrap().read(0, 0, &mut found).unwrap();
     assert_eq!(found, before);
+    // The memory of the copy is used again, and as much of it as there is now.
+    for (step, length) in [(2, 500_000), (3, 700_000), (4, 300_000)] {
+        let data = field(step, length);
+        let shape = [length];
+        let variables = [Variable {
+            name: "field",
+            element: ElementType::Float64,
+            shape: &shape,
+            order: Order::C,
+            data: &data,
+        }];
+        let (again, written) = Background::start(store, &variables).unwrap().wait().unwrap();
+        let mut found = vec![0u8; data.len()];
+        again
+            .read(written.unwrap().generation, 0, "field", 0, &mut found)
+            .unwrap();
+        assert_eq!(found, data);
+        store = again;
+    }
 }
 
 #[test]
@@ -338,6 +395,7 @@ fn another_byte_order_is_turned_round() {
         little_endian: !cfg!(target_endian = "little"),
         attributes: BTreeMap::new(),
         variables: Vec::new(),
+        files: Vec::new(),
     };
     let variables = [
         Variable {
@@ -440,4 +498,74 @@ fn names_numbers_and_shapes_that_make_no_sense_are_refused() {
     let mut looking = Store::look(options(base.path())).unwrap();
     let error = looking.write(&[variable("a", &[2])]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+}
+
+/// Files that a program writes itself count, are kept, moved and lost together with its variables.
+// GFD93-INT-CPRwrite
+#[test]
+fn files_belong_to_their_generation() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    for step in 1..=2 {
+        let path = store.route("state.h5").unwrap();
+        fs::write(path, format!("step {step}")).unwrap();
+        write(&mut store, step, &field(step, 100));
+    }
+    let text = |store: &Store, generation| fs::read_to_string(store.file(generation, "state.h5").unwrap()).unwrap();
+    assert_eq!(
+        (text(&store, 1), text(&store, 2)),
+        ("step 1".to_owned(), "step 2".to_owned())
+    );
+    assert_eq!(store.file(2, "other").unwrap_err().kind(), ErrorKind::NotFound);
+    // The next one has none, and the file is counted.
+    assert_eq!(write(&mut store, 3, &field(3, 100)).generation, 3);
+    assert_eq!(store.file(3, "state.h5").unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(store.generation(2).unwrap().bytes > store.generation(3).unwrap().bytes + 6);
+    fs::remove_dir_all(base.path().join("run/000003")).unwrap();
+    // It goes with a transfer, and one that is altered makes the generation unsound.
+    let elsewhere = tempfile::tempdir().unwrap();
+    store.transfer(2, elsewhere.path()).unwrap();
+    let there = Store::look(options(elsewhere.path())).unwrap();
+    assert_eq!(text(&there, 2), "step 2");
+    assert!(there.validate(2).unwrap().is_empty());
+    fs::write(base.path().join("run/000002/files-00000/state.h5"), "step 3").unwrap();
+    assert_eq!(store.file(2, "state.h5").unwrap_err().kind(), ErrorKind::Damaged);
+    assert_eq!(store.validate(2).unwrap().len(), 1);
+    assert_eq!(read(&mut store, 100), Some((1, vec![2], 1, field(1, 100))));
+    // What was routed has to be written.
+    store.route("missing").unwrap();
+    let error = store.write(&[]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    for name in ["", "..", ".x", "a/b", "/etc/passwd", "a\nb"] {
+        assert_eq!(store.route(name).unwrap_err().kind(), ErrorKind::Usage, "{name:?}");
+    }
+    // What a writer that died has left behind is not there for the next.
+    drop(store);
+    let mut store = Store::open(options(base.path())).unwrap();
+    fs::write(store.route("half").unwrap(), "half").unwrap();
+    drop(store);
+    let mut store = Store::open(options(base.path())).unwrap();
+    let generation = write(&mut store, 4, &field(4, 100)).generation;
+    assert!(!base.path().join(format!("run/{generation:06}/files-00000")).exists());
+    store.forget().unwrap();
+    assert_eq!(numbers(&store), [0u64; 0]);
+}
+
+/// A link in the place of a file leads nowhere.
+#[test]
+fn links_are_not_followed_for_files() {
+    let base = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(base.path())).unwrap();
+    let secret = base.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let path = store.route("notes").unwrap();
+    std::os::unix::fs::symlink(&secret, &path).unwrap();
+    assert!(store.write(&[]).is_err());
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "secret").unwrap();
+    store.write(&[]).unwrap();
+    store.file(1, "notes").unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&secret, &path).unwrap();
+    assert_eq!(store.file(1, "notes").unwrap_err().kind(), ErrorKind::Damaged);
 }

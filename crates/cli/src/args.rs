@@ -75,6 +75,8 @@ pub enum Verb {
     Suspend(Stand),
     /// Let a suspended job, process or session go on
     Resume(Stand),
+    /// Tell the programs of a job that something has happened, if they use libgridcpr
+    Notify(Notify),
     /// Use the terminal of a job in the background; Ctrl-] leaves it
     Attach(JobName),
     /// Show what a job in the background has printed
@@ -156,7 +158,73 @@ pub struct AppStore {
 #[derive(Debug, Subcommand)]
 pub enum AppVerb {
     /// List generations, the oldest first
-    List(AppStore),
+    List {
+        #[command(flatten)]
+        place: AppStore,
+        /// Only those that remember this value under this key; may be given several times
+        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
+        attributes: Vec<(String, String)>,
+    },
+    /// Write a generation: variables and files
+    #[command(after_help = "\
+Files of numpy (.npy) become variables with the type and shape that they have, other files bytes. Each generation that the \
+command writes is a full one.")]
+    Write {
+        #[command(flatten)]
+        place: AppStore,
+        /// A variable, from a file of numpy or any other
+        #[arg(long = "variable", value_name = "NAME=FILE", value_parser = parse_pair, action = ArgAction::Append)]
+        variables: Vec<(String, String)>,
+        /// A file that belongs to the generation as it is, under its own name
+        #[arg(long = "file", value_name = "FILE", value_hint = ValueHint::FilePath, action = ArgAction::Append)]
+        files: Vec<PathBuf>,
+        /// What the generation remembers
+        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
+        attributes: Vec<(String, String)>,
+        /// Which part this is
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        rank: u32,
+        /// How many parts there are
+        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+        ranks: u32,
+        /// Which run the parts belong to, where there are several
+        #[arg(long, value_name = "TEXT")]
+        session: Option<String>,
+        /// Keep so many complete generations
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+        /// Keep each generation so long
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        lifetime: Option<Duration>,
+    },
+    /// Write all variables and files of the newest sound generation into a new directory
+    Restore {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which generation; the newest one in which nothing is altered or missing unless given
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+        /// Part of which rank
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        rank: u32,
+        /// The directory, which must not be there yet
+        #[arg(short, long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+        output: PathBuf,
+    },
+    /// Change what a generation remembers, or how long it is kept
+    Update {
+        #[command(flatten)]
+        place: AppStore,
+        /// Which one
+        #[arg(long, value_name = "NUMBER")]
+        generation: u64,
+        /// What it remembers from now on
+        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
+        attributes: Vec<(String, String)>,
+        /// How long it is kept, from when it was written on
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        lifetime: Option<Duration>,
+    },
     /// Show the variables and attributes of a generation
     Inspect {
         #[command(flatten)]
@@ -173,12 +241,13 @@ pub enum AppVerb {
         #[arg(long, value_name = "NUMBER")]
         generation: Option<u64>,
     },
-    /// Write a variable to a file that numpy.load() reads
+    /// Write a variable, or all of them, to a file that numpy.load() reads
     Export {
         #[command(flatten)]
         place: AppStore,
         /// Name of the variable
-        variable: String,
+        #[arg(required_unless_present = "npz")]
+        variable: Option<String>,
         /// Which generation; the newest complete one unless given
         #[arg(long, value_name = "NUMBER")]
         generation: Option<u64>,
@@ -188,17 +257,23 @@ pub enum AppVerb {
         /// Write the elements only, without numpy's header
         #[arg(long)]
         raw: bool,
+        /// Write all variables, as an archive
+        #[arg(long, conflicts_with_all = ["variable", "raw"])]
+        npz: bool,
         /// The file, which must not be there yet
         #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         output: PathBuf,
     },
-    /// Remove a generation that no other one needs
+    /// Remove a generation that no other one needs, or all of them
     Free {
         #[command(flatten)]
         place: AppStore,
         /// Which one
-        #[arg(long, value_name = "NUMBER")]
-        generation: u64,
+        #[arg(long, value_name = "NUMBER", required_unless_present = "all")]
+        generation: Option<u64>,
+        /// All of them, and what is known of them
+        #[arg(long, conflicts_with = "generation")]
+        all: bool,
     },
     /// Copy a generation below another base directory
     Transfer {
@@ -239,6 +314,9 @@ pub struct Run {
     /// Keep only the newest N images, and those they need
     #[arg(long, value_name = "N", value_parser = parse_keep)]
     pub keep: Option<usize>,
+    /// How long checkpoints that its programs write themselves with libgridcpr are kept, unless these say it
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub lifetime: Option<Duration>,
     /// Give the job a terminal of its own
     #[arg(short, long)]
     pub terminal: bool,
@@ -536,6 +614,25 @@ pub struct Stand {
     /// A POSIX session with all descendants of its processes
     #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
     pub session: Option<i32>,
+}
+
+/// `cpr notify`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  cpr notify sim --reason 'node n17 has lost its network'
+
+Callbacks that a program has registered with gridcpr_register() are called with the event GRIDCPR_TOLD. What they do is up \
+to the program; without callbacks nothing happens.")]
+pub struct Notify {
+    #[command(flatten)]
+    pub stand: Stand,
+    /// What has happened, cut to 255 bytes
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// How long callbacks may take
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    pub timeout: Duration,
 }
 
 /// Commands whose only argument is a job.

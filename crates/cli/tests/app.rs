@@ -126,7 +126,7 @@ impl Solver {
     }
 }
 
-// GFD93-INT-CPRwrite
+// GFD93-INT-CPRwrite, GFD93-WF-4.2, GFD93-WF-4.7
 #[test]
 fn a_solver_in_c_ends_with_the_same_result() {
     let Some(cpr) = Cpr::new("a_solver_in_c_ends_with_the_same_result", As::Root) else {
@@ -237,7 +237,7 @@ fn the_python_package_passes_its_tests() {
 }
 
 /// A job is told where its own checkpoints belong, and which are to be full; they go when the job does.
-// SAGA-JD-CPRSequence-7, SAGA-JD-CPRBaseLocation-5
+// SAGA-JD-CPRSequence-7, SAGA-JD-CPRBaseLocation-5, SAGA-JD-CPRTimeToLive-4
 #[test]
 fn a_job_is_told_where_its_own_checkpoints_belong() {
     let test = "a_job_is_told_where_its_own_checkpoints_belong";
@@ -245,8 +245,8 @@ fn a_job_is_told_where_its_own_checkpoints_belong() {
         return;
     };
     let solver = Solver::c(&cpr);
-    let print = "echo $SAGA_CPR_SEQUENCE; echo $SAGA_CPR_BASE_LOCATION; ./heat '' 300";
-    let run = ["--every", "1h", "--sequence", "FIi"];
+    let print = "echo $SAGA_CPR_SEQUENCE; echo $SAGA_CPR_BASE_LOCATION; echo $SAGA_CPR_TIME_TO_LIVE; ./heat '' 300";
+    let run = ["--every", "1h", "--sequence", "FIi", "--lifetime", "2h"];
     cpr.run_detached("told", &run, &["sh", "-c", print]);
     assert_eq!(cpr.wait("told"), 0);
     let said = String::from_utf8_lossy(&cpr.logs("told")).into_owned();
@@ -254,6 +254,7 @@ fn a_job_is_told_where_its_own_checkpoints_belong() {
     assert_eq!(lines.next(), Some("FIi"));
     let base = PathBuf::from(lines.next().expect("two lines"));
     assert!(base.ends_with("jobs/told/app"), "{}", base.display());
+    assert_eq!(lines.next(), Some("7200"));
     assert!(base.join("heat/000003/complete").exists(), "{said}");
     cpr.cpr(["rm", "told"]).good();
     assert!(!base.exists());
@@ -261,11 +262,11 @@ fn a_job_is_told_where_its_own_checkpoints_belong() {
     let own = cpr.work.join("own").display().to_string();
     let set = format!("SAGA_CPR_BASE_LOCATION={own}");
     let binary = cpr.binary().display().to_string();
-    let script = "echo $SAGA_CPR_SEQUENCE $SAGA_CPR_BASE_LOCATION";
+    let script = "echo $SAGA_CPR_SEQUENCE $SAGA_CPR_BASE_LOCATION ${SAGA_CPR_TIME_TO_LIVE-never}";
     let ended = cpr
         .program(&["env", &set, &binary, "run", "--", "sh", "-c", script])
         .good();
-    assert_eq!(ended.text(), format!("F {own}\n"));
+    assert_eq!(ended.text(), format!("F {own} never\n"));
     drop(solver);
 }
 
@@ -298,7 +299,7 @@ fn a_solver_with_its_own_checkpoints_is_a_job_like_any_other() {
 }
 
 /// What the C program has written is seen by the command, and by numpy.
-// GFD93-INT-CPRquery, GFD93-INT-SMvalidate, GFD93-INT-CPRfree
+// GFD93-INT-CPRquery, GFD93-INT-SMvalidate, GFD93-INT-CPRfree, GFD93-WF-2.1
 #[test]
 fn the_command_looks_after_generations() {
     let Some(cpr) = Cpr::new("the_command_looks_after_generations", As::Root) else {
@@ -348,8 +349,13 @@ fn the_command_looks_after_generations() {
         cpr.cpr(["app", "export", "base", "heat", "nothing", "-o", "n"]).code,
         66
     );
-    let check =
-        "import numpy; t = numpy.load('t.npy'); assert t.shape == (256, 256) and t[0, 5] == 100 and 0 < t[1, 5] < 100";
+    cpr.cpr(["app", "export", "base", "heat", "--npz", "-o", "all.npz"])
+        .good();
+    let check = "import numpy
+t = numpy.load('t.npy')
+assert t.shape == (256, 256) and t[0, 5] == 100 and 0 < t[1, 5] < 100
+z = numpy.load('all.npz')
+assert z.files == ['temperature', 'step'] and z['step'] == 300 and (z['temperature'] == t).all()";
     let numpy = Command::new(PYTHON)
         .args(["-c", check])
         .current_dir(&cpr.work)

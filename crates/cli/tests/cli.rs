@@ -693,7 +693,9 @@ fn man_pages_and_completions_cover_every_command() {
         .collect();
     let mut expected: BTreeSet<String> = verbs.iter().map(|verb| format!("cpr-{verb}.1")).collect();
     expected.insert("cpr.1".to_string());
-    for verb in ["list", "inspect", "verify", "export", "free", "transfer"] {
+    for verb in [
+        "list", "write", "restore", "update", "inspect", "verify", "export", "free", "transfer",
+    ] {
         expected.insert(format!("cpr-app-{verb}.1"));
     }
     expected.insert("cpr-engines-show.1".to_string());

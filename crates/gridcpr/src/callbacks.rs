@@ -1,5 +1,6 @@
 //! What is registered to be called, and what a callback is told and can say.
 
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,10 +21,13 @@ pub enum Event {
     Continue = 2,
     /// The program goes on from an image.
     Restart = 3,
+    /// Somebody says that something has happened ([`Notice::reason`]), such as a failure that the program may want to get
+    /// out of the way of. It goes on as before.
+    Told = 4,
 }
 
 /// What a callback is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// What happens.
     pub event: Event,
@@ -33,6 +37,14 @@ pub struct Notice {
     pub restarts: u32,
     /// Number of the checkpoint, the same before and after it; the numbers grow.
     pub checkpoint: u32,
+    pub(crate) text: Arc<CStr>,
+}
+
+impl Notice {
+    /// With [`Event::Told`]: what has happened; else empty.
+    pub fn reason(&self) -> &str {
+        self.text.to_str().unwrap_or_default()
+    }
 }
 
 /// What a callback says before a checkpoint; otherwise it is not listened to.

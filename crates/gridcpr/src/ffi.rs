@@ -27,6 +27,7 @@ pub struct CNotice {
     failed: i32,
     restarts: u32,
     checkpoint: u64,
+    reason: *const c_char,
 }
 
 /// `gridcpr_restart`
@@ -249,14 +250,15 @@ pub extern "C" fn gridcpr_init() -> c_int {
 }
 
 fn call(callback: Callback, data: usize, notice: &Notice) -> Verdict {
-    let notice = CNotice {
+    let plain = CNotice {
         size: size_of::<CNotice>() as u32,
         event: notice.event as i32,
         failed: i32::from(notice.failed),
         restarts: notice.restarts,
         checkpoint: u64::from(notice.checkpoint),
+        reason: notice.text.as_ptr(),
     };
-    match callback(&notice, data as *mut c_void) {
+    match callback(&plain, data as *mut c_void) {
         0 => Verdict::Ready,
         1 => Verdict::Later,
         _ => Verdict::Refuse,
@@ -839,7 +841,7 @@ mod tests {
     #[test]
     fn structures_are_as_committed() {
         let mut lines: Vec<String> = Vec::new();
-        layout!(lines, CNotice, "gridcpr_notice", size event failed restarts checkpoint);
+        layout!(lines, CNotice, "gridcpr_notice", size event failed restarts checkpoint reason);
         layout!(lines, CRestart, "gridcpr_restart", size times image job);
         layout!(lines, CInfo, "gridcpr_image_info", size processes time_ns bytes initiator_uid owner_uid owner_gid root_pid id edited_from job architecture sysname nodename release version machine);
         layout!(lines, CProcess, "gridcpr_process", pid ppid pgid sid threads descriptors regions uid name cwd);

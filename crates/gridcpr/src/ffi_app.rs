@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -92,8 +93,8 @@ impl App {
             gathered.push(match &variable.strides {
                 Some(strides) => Some(cpr_app::gather(
                     bytes,
-                    &variable.shape,
-                    strides,
+                    &variable.slowest_first(&variable.shape),
+                    &variable.slowest_first(strides),
                     variable.element.size(),
                 )?),
                 None => None,
@@ -150,7 +151,8 @@ impl App {
             if let Some(strides) = &variable.strides {
                 // SAFETY: as above.
                 let place = unsafe { variable.bytes_mut() };
-                cpr_app::scatter(gathered, place, &variable.shape, strides, variable.element.size())?;
+                let (shape, strides) = (variable.slowest_first(&variable.shape), variable.slowest_first(strides));
+                cpr_app::scatter(gathered, place, &shape, &strides, variable.element.size())?;
             }
         }
         Ok(done)
@@ -158,6 +160,15 @@ impl App {
 }
 
 impl Protected {
+    /// Numbers of dimensions, those of the one that runs fastest last.
+    fn slowest_first(&self, numbers: &[u64]) -> Vec<u64> {
+        let mut numbers = numbers.to_vec();
+        if self.order == Order::Fortran {
+            numbers.reverse();
+        }
+        numbers
+    }
+
     /// # Safety
     /// The variable is there, and nobody changes it as long as the slice lives.
     unsafe fn bytes<'a>(&self) -> &'a [u8] {
@@ -308,9 +319,6 @@ pub unsafe extern "C" fn gridcpr_app_protect_strided(
         };
         let shape = numbers(shape);
         let strides = (!strides.is_null()).then(|| numbers(strides));
-        if strides.is_some() && order == Order::Fortran {
-            return Err(usage("an array with strides is written in C order"));
-        }
         let whole = shape.iter().try_fold(element.size(), |all, n| all.checked_mul(*n));
         let extent = match &strides {
             None => whole,
@@ -482,6 +490,126 @@ pub unsafe extern "C" fn gridcpr_app_restore(app: *mut App, generation: u64) -> 
         // SAFETY: as above.
         number(unsafe { App::with_targets(protected, restore) }?)
     })
+}
+
+/// Writes a path that must fit; gives its length.
+///
+/// # Safety
+/// `place` is null, or has room for `size` bytes.
+unsafe fn whole_path(found: &Path, place: *mut c_char, size: usize) -> Result<c_int> {
+    let bytes = found.as_os_str().as_bytes();
+    if place.is_null() || bytes.len() >= size {
+        return Err(usage("the path does not fit"));
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { copy_out(bytes, place, size) };
+    c_int::try_from(bytes.len()).map_err(|_| usage("the path is too long"))
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// As [`opened`]; `name` is a string with a zero at its end; `place` is null, or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_route(
+    app: *mut App,
+    name: *const c_char,
+    place: *mut c_char,
+    size: usize,
+) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
+        let path = app.store()?.route(name)?;
+        // SAFETY: as above.
+        unsafe { whole_path(&path, place, size) }
+    })
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// As [`gridcpr_app_route`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_file(
+    app: *mut App,
+    generation: u64,
+    name: *const c_char,
+    place: *mut c_char,
+    size: usize,
+) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
+        let path = app.store()?.file(generation, name)?;
+        // SAFETY: as above.
+        unsafe { whole_path(&path, place, size) }
+    })
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// As [`opened`]; `name` is a string with a zero at its end; `buffer` is null only where `length` is 0, or has room for
+/// `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_read(
+    app: *mut App,
+    generation: u64,
+    rank: u32,
+    name: *const c_char,
+    offset: u64,
+    buffer: *mut c_void,
+    length: usize,
+) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
+        if length > isize::MAX as usize || (buffer.is_null() && length > 0) {
+            return Err(usage("the buffer is NULL or too long"));
+        }
+        let mut none = [0u8; 0];
+        let buffer = match length {
+            0 => none.as_mut_slice(),
+            // SAFETY: the caller vouches for the room; it is made of bytes with a value first, as a slice must be.
+            _ => unsafe {
+                std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
+                std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
+            },
+        };
+        app.store()?.read(generation, rank, name, offset, buffer).map(|()| 0)
+    })
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// As [`opened`] and [`fill`]; the strings have zeros at their ends.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_find(
+    app: *mut App,
+    key: *const c_char,
+    value: *const c_char,
+    out: *mut CGeneration,
+    count: usize,
+) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let (app, key, value) = unsafe { (opened(app)?, utf8(key)?, utf8(value)?) };
+        let found = app.store()?.find(&[(key, value)])?;
+        // SAFETY: as above.
+        unsafe { fill(found.iter().map(describe), out, count) }
+    })
+}
+
+/// See `gridcpr.h`.
+///
+/// # Safety
+/// As [`opened`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_forget(app: *mut App) -> c_int {
+    // SAFETY: the caller vouches for it.
+    run(|| unsafe { opened(app) }?.store()?.forget().map(|()| 0))
 }
 
 fn describe(info: &GenerationInfo) -> CGeneration {

@@ -3,6 +3,7 @@
 //! The thread that runs the callbacks before a checkpoint stays, asleep, until it runs those after it: a lock taken in
 //! the first is released by the same thread. A callback that does not return keeps that thread, and nothing else.
 
+use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -65,6 +66,8 @@ pub(crate) struct Run {
     done: Mutex<Done>,
     page: &'static Page,
     checkpoint: u32,
+    /// What [`Verb::Tell`] tells.
+    text: Arc<CStr>,
     deadline_ns: u64,
     limit_ns: u64,
     /// The thread has ended.
@@ -89,6 +92,7 @@ impl Run {
             done: Mutex::default(),
             page,
             checkpoint,
+            text: text_of(page, first),
             deadline_ns: now_ns().saturating_add(limit_ns),
             limit_ns,
             ended: AtomicBool::new(false),
@@ -125,6 +129,7 @@ impl Run {
             failed,
             restarts: self.page.restarts.load(Ordering::Relaxed),
             checkpoint: self.checkpoint,
+            text: Arc::clone(&self.text),
         }
     }
 
@@ -170,6 +175,7 @@ impl Run {
         match verb {
             Verb::Continue => self.tell(Event::Continue, false),
             Verb::Restart => self.tell(Event::Restart, false),
+            Verb::Tell => self.tell(Event::Told, false),
             _ => self.tell(Event::Continue, true),
         }
         set(&self.progress, OVER);
@@ -199,6 +205,16 @@ impl Run {
         // Without a thread there is nothing more that could be done for them.
         let _ = thread(move || tell(ready, &notice, limit_ns));
     }
+}
+
+/// What the page says, if it is to be told.
+fn text_of(page: &Page, verb: Verb) -> Arc<CStr> {
+    let said = match verb {
+        Verb::Tell => control::get(&page.notice),
+        _ => Vec::new(),
+    };
+    // It ends before its first zero.
+    CString::new(said).unwrap_or_default().into()
 }
 
 fn thread(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
@@ -298,7 +314,7 @@ fn call_in_handler(entry: &Entry, tid: i32, notice: &Notice, deadline_ns: u64) -
     let _one = lock(&CALLING);
     let new = Arc::new(Work {
         entry: entry.clone(),
-        notice: *notice,
+        notice: notice.clone(),
         tid,
         begun: AtomicBool::new(false),
         finished: AtomicU32::new(0),

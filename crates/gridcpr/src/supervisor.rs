@@ -71,7 +71,7 @@ impl Supervisor {
             Verb::None => {}
             Verb::Prepare => self.prepare(request.sequence),
             Verb::Close => self.close(request.sequence),
-            Verb::Continue | Verb::Fail | Verb::Restart => {
+            Verb::Continue | Verb::Fail | Verb::Restart | Verb::Tell => {
                 if self.active.is_none() {
                     self.active = Some(Active {
                         sequence: request.sequence,
@@ -187,7 +187,7 @@ impl Supervisor {
                 run.go_on(verb);
                 Some(run)
             }
-            None if verb == Verb::Restart && !callbacks::registry().is_empty() => {
+            None if matches!(verb, Verb::Restart | Verb::Tell) && !callbacks::registry().is_empty() => {
                 Run::start(self.page, active.sequence, verb).ok()
             }
             None => None,

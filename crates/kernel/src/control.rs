@@ -30,6 +30,8 @@ pub const MESSAGE: usize = 256;
 pub const JOB: usize = 64;
 /// Longest path of a job's directory, bytes.
 pub const PATH: usize = 1024;
+/// Longest text of a notice, bytes.
+pub const NOTICE: usize = 256;
 
 /// The layout. Words that are not said to be the process's own are written by the checkpointer or restarter.
 #[repr(C)]
@@ -65,6 +67,8 @@ pub struct Page {
     pub job: [AtomicU8; JOB],
     /// Directory of that job, with a zero at its end.
     pub directory: [AtomicU8; PATH],
+    /// What [`Verb::Tell`] tells, with a zero at its end.
+    pub notice: [AtomicU8; NOTICE],
 }
 
 const _: () = assert!(size_of::<Page>() <= LENGTH);
@@ -86,6 +90,8 @@ pub mod offset {
     pub const JOB: u64 = offset_of!(Page, job) as u64;
     /// [`Page::directory`]
     pub const DIRECTORY: u64 = offset_of!(Page, directory) as u64;
+    /// [`Page::notice`]
+    pub const NOTICE: u64 = offset_of!(Page, notice) as u64;
 }
 
 /// What a checkpointer asks for.
@@ -103,6 +109,8 @@ pub enum Verb {
     Fail,
     /// This is a restart.
     Restart,
+    /// Something has happened that the program may want to know of: [`Page::notice`]. No checkpoint takes part.
+    Tell,
 }
 
 /// The word [`Page::request`]: a sequence number that changes with every checkpoint, and what is asked for.
@@ -133,13 +141,14 @@ pub enum Status {
     Late,
 }
 
-const VERBS: [Verb; 6] = [
+const VERBS: [Verb; 7] = [
     Verb::None,
     Verb::Prepare,
     Verb::Close,
     Verb::Continue,
     Verb::Fail,
     Verb::Restart,
+    Verb::Tell,
 ];
 const STATUSES: [Status; 7] = [
     Status::Idle,
@@ -289,7 +298,7 @@ mod tests {
         let offsets = [offset::REQUEST, offset::RESTARTS, offset::LEASE, offset::LIMIT];
         assert_eq!(offsets, [20, 36, 40, 48]);
         assert_eq!([offset::IMAGE, offset::JOB, offset::DIRECTORY], [312, 344, 408]);
-        assert_eq!(VIEW, 1432);
+        assert_eq!((offset::NOTICE, VIEW), (1432, 1688));
     }
 
     #[test]

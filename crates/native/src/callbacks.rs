@@ -174,7 +174,7 @@ impl Asked {
                 if !self.parties.iter().any(|party| party.pid == pid)
                     && let Some((party, view)) = Party::find(pid)
                 {
-                    self.ask_one(party, &view)?;
+                    self.ask_one(party, &view, Verb::Prepare)?;
                 }
             }
             if self.parties.len() == known {
@@ -185,7 +185,7 @@ impl Asked {
         }
     }
 
-    fn ask_one(&mut self, mut party: Party, view: &View) -> Result<()> {
+    fn ask_one(&mut self, mut party: Party, view: &View, verb: Verb) -> Result<()> {
         let pid = party.pid;
         let busy = |why: &str| Error::new(ErrorKind::Busy, format!("process {pid} {why}"));
         let now = now(party.ahead_ns);
@@ -205,7 +205,10 @@ impl Asked {
         }
         party.write(control::offset::LIMIT, &(self.limit.as_nanos() as u64).to_ne_bytes())?;
         party.write(control::offset::LEASE, &lease(party.ahead_ns).to_ne_bytes())?;
-        party.send(party.request.next())?;
+        party.send(Request {
+            verb,
+            ..party.request.next()
+        })?;
         self.parties.push(party);
         match self.parties.last() {
             Some(party) => wake(party),
@@ -412,6 +415,48 @@ fn late(pid: i32, status: Status, wanted: Status, limit: Duration) -> Error {
         format!("process {pid} did not get ready for a checkpoint in {limit}"),
     )
     .with_hint("raise --timeout; a thread of libgridcpr in the process answers, unless the process is stopped")
+}
+
+/// Tells these processes that something has happened, and waits until their callbacks have run; gives how many have
+/// been told. One that does not use libgridcpr, or has no callbacks, is left out.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] for a process that is being checkpointed or is stopped, [`ErrorKind::TimedOut`] after `limit`.
+/// Some may have been told then.
+pub fn tell(pids: &[i32], notice: &str, limit: Duration) -> Result<usize> {
+    let mut text = [0u8; control::NOTICE];
+    // Cut at a character.
+    let end = (0..control::NOTICE).rev().find(|&end| notice.is_char_boundary(end));
+    let said = notice.as_bytes().get(..end.unwrap_or(0)).unwrap_or_default();
+    text[..said.len()].copy_from_slice(said);
+    let mut asked = Asked {
+        parties: Vec::new(),
+        limit,
+        renewal: None,
+    };
+    for &pid in pids {
+        if let Some((party, view)) = Party::find(pid)
+            && view.callbacks > 0
+        {
+            party.write(control::offset::NOTICE, &text)?;
+            asked.ask_one(party, &view, Verb::Tell)?;
+        }
+    }
+    let told = asked.parties.len();
+    asked.renew()?;
+    asked.await_all(Status::Idle, Instant::now() + limit + GRACE, &mut || Ok(()))?;
+    asked.renewal = None;
+    for party in &mut asked.parties {
+        // A checkpointer of before this verb does not understand a page that has it.
+        let request = Request {
+            verb: Verb::None,
+            ..party.request
+        };
+        // One that has ended meanwhile has been told.
+        let _ = party.send(request);
+    }
+    asked.parties.clear();
+    Ok(told)
 }
 
 /// What a restarted process is told.

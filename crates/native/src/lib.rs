@@ -29,7 +29,7 @@ mod snapshot;
 mod state;
 mod userfault;
 
-pub use callbacks::Rebirth;
+pub use callbacks::{Rebirth, tell};
 pub use checkpoint::{
     After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
     Surroundings, Verdict, check, checkpoint,

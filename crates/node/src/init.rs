@@ -36,6 +36,8 @@ const DIRECTORY_VARIABLE: &str = "GRIDCPR_JOB_DIR";
 const BASE_VARIABLE: &str = "SAGA_CPR_BASE_LOCATION";
 /// Which of them are full and which increments.
 const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
+/// For how many seconds one is kept.
+const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 /// Below the job's directory, so that they go with the job; made by the program that writes any.
 const OWN_CHECKPOINTS: &str = "app";
 /// How long workers of ours in the namespace may take to finish once the job has ended.
@@ -90,6 +92,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) about: Rebirth,
     /// Which of its periodic checkpoints are full, and which increments: letters F, I and i.
     pub(crate) sequence: String,
+    /// Seconds for which checkpoints that it writes itself are kept; empty where that was not said.
+    pub(crate) lifetime: String,
     /// Another engine than ours checkpoints the job.
     pub(crate) foreign: bool,
     /// Restart lazily; the pager's descriptors are sent here.
@@ -367,8 +371,10 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
             let offered = [
                 (BASE_VARIABLE, base.as_os_str()),
                 (SEQUENCE_VARIABLE, OsStr::new(&setting.sequence)),
+                (LIFETIME_VARIABLE, OsStr::new(&setting.lifetime)),
             ];
-            variables.extend(offered.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
+            let said = |(name, value): &(&str, &OsStr)| !value.is_empty() && std::env::var_os(name).is_none();
+            variables.extend(offered.into_iter().filter(said));
             spawn::exec(command, &variables)
         }
         Err(error) => error,

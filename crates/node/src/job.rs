@@ -82,6 +82,8 @@ pub struct JobSpec {
     pub sequence: Option<Sequence>,
     /// Keep only that many images, the newest ones, and those they need.
     pub keep: Option<usize>,
+    /// How long checkpoints that its programs write themselves are kept, as these are told.
+    pub lifetime: Option<Duration>,
     /// Give the job a terminal of its own.
     pub terminal: bool,
     /// Leave the job in the IPC namespace of whoever runs it.
@@ -285,6 +287,7 @@ impl Job {
             every: stored.every_ms.map(Duration::from_millis),
             sequence: stored.sequence.as_deref().and_then(|text| text.parse().ok()),
             keep: stored.keep,
+            lifetime: stored.lifetime_s.map(Duration::from_secs),
             terminal: stored.terminal,
             share_ipc: stored.share_ipc,
             tcp: stored.tcp,

@@ -24,6 +24,7 @@ mod job;
 mod known;
 mod lease;
 mod migrate;
+mod notify;
 mod outcome;
 mod paging;
 mod requests;
@@ -48,6 +49,7 @@ pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequen
 pub use known::ImageState;
 pub use lease::{LEASE_LAPSED, grant_lease, lease_clock};
 pub use migrate::{MigrateOptions, Migrated};
+pub use notify::notify_bare;
 pub use outcome::{Outcome, STOPPED_EXIT_CODE};
 pub use restart::{NamespaceChoice, RestartOptions, restart_bundle, restart_image, restart_job, run};
 pub use sandbox::{Proof, prove};

@@ -40,6 +40,8 @@ pub(crate) struct StoredSpec {
     #[serde(default)]
     pub(crate) keep: Option<usize>,
     #[serde(default)]
+    pub(crate) lifetime_s: Option<u64>,
+    #[serde(default)]
     pub(crate) terminal: bool,
     #[serde(default)]
     pub(crate) share_ipc: bool,
@@ -216,6 +218,7 @@ impl StateDir {
             every_ms: spec.every.map(|d| d.as_millis() as u64),
             sequence: spec.sequence.as_ref().map(ToString::to_string),
             keep: spec.keep,
+            lifetime_s: spec.lifetime.map(|lifetime| lifetime.as_secs()),
             terminal: spec.terminal,
             share_ipc: spec.share_ipc,
             tcp: spec.tcp,

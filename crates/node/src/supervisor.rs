@@ -262,6 +262,11 @@ fn start_init(
             .sequence
             .as_ref()
             .map_or_else(|| "F".to_owned(), ToString::to_string),
+        lifetime: launch
+            .job
+            .spec()
+            .lifetime
+            .map_or_else(String::new, |lifetime| lifetime.as_secs().to_string()),
         foreign: launch.job.spec().engine.is_some(),
         keeper,
     };

@@ -40,13 +40,13 @@ enum Method {
 }
 
 /// Processes that stand still together.
-enum Whole<'a> {
+pub(crate) enum Whole<'a> {
     Job(&'a Job, &'a State),
     Bare(Bare),
 }
 
 impl Whole<'_> {
-    fn processes(&self) -> Result<Vec<Target>> {
+    pub(crate) fn processes(&self) -> Result<Vec<Target>> {
         match self {
             Whole::Job(job, state) => job.processes(state),
             Whole::Bare(Bare::Process(pid)) => target::tree(Target::open(*pid)?),

@@ -3,6 +3,7 @@ package org.gridcpr;
 /** What the library says went wrong. */
 public final class GridCprException extends RuntimeException {
     private static final long serialVersionUID = 1L;
+    /** The number. */
     private final int code;
 
     GridCprException(int code, String message) {
@@ -10,7 +11,11 @@ public final class GridCprException extends RuntimeException {
         this.code = code;
     }
 
-    /** The negative number of gridcpr.h, GRIDCPR_E_*. */
+    /**
+     * The negative number of gridcpr.h, GRIDCPR_E_*.
+     *
+     * @return the number
+     */
     public int code() {
         return code;
     }

@@ -16,6 +16,7 @@ mod logs;
 mod man;
 mod merge;
 mod migrate;
+mod notify;
 mod ps;
 mod restart;
 mod resume;
@@ -64,6 +65,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Migrate(args) => migrate::migrate(output, args),
         Verb::Suspend(args) => suspend::suspend(output, &args),
         Verb::Resume(args) => resume::resume(output, &args),
+        Verb::Notify(args) => notify::notify(output, &args),
         Verb::Attach(args) => attach::attach(output, &args),
         Verb::Logs(args) => logs::logs(&args),
         Verb::Wait(args) => wait::wait(output, &args),

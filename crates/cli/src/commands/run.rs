@@ -43,6 +43,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         every: args.every,
         sequence: args.sequence,
         keep: args.keep,
+        lifetime: args.lifetime,
         terminal: args.terminal,
         share_ipc: args.share_ipc,
         tcp: args.tcp.into(),

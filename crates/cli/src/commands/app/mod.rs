@@ -1,23 +1,70 @@
 //! `cpr app`: checkpoints that programs write themselves.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+mod export;
+mod write;
 
-use cpr_app::{GenerationInfo, GenerationState, Options, Store, npy};
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_app::{GenerationInfo, GenerationState, Options, Store};
+use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::{App, AppStore, AppVerb};
 use crate::output::{Output, clean, size};
-
-/// Bytes of a variable exported at a time; of every element type a multiple.
-const PIECE: usize = 1 << 20;
+use write::{Choice, Contents};
 
 pub fn app(output: Output, args: App) -> Result<u8> {
     match args.verb {
-        AppVerb::List(place) => list(output, &place),
+        AppVerb::List { place, attributes } => list(output, &place, &attributes),
+        AppVerb::Write {
+            place,
+            variables,
+            files,
+            attributes,
+            rank,
+            ranks,
+            session,
+            keep,
+            lifetime,
+        } => {
+            let contents = Contents {
+                variables: &variables,
+                files: &files,
+                attributes: &attributes,
+            };
+            let choice = Choice {
+                rank,
+                ranks,
+                session,
+                keep,
+                lifetime,
+            };
+            write::write(output, &place, &contents, choice)
+        }
+        AppVerb::Restore {
+            place,
+            generation,
+            rank,
+            output: directory,
+        } => {
+            let store = store(&place)?;
+            let generation = match generation {
+                Some(one) => sound(&store, one)?,
+                None => newest_sound(output, &store)?,
+            };
+            let written = export::restore(&store, generation, rank, &directory)?;
+            output.done(
+                || json!({"generation": generation, "rank": rank, "directory": directory, "files": written}),
+                || {
+                    let place = clean(&directory.display().to_string()).into_owned();
+                    format!("{place}: {} of generation {generation}\n", written.join(", "))
+                },
+            )
+        }
+        AppVerb::Update {
+            place,
+            generation,
+            attributes,
+            lifetime,
+        } => write::update(output, &store(&place)?, generation, &attributes, lifetime),
         AppVerb::Inspect { place, generation } => inspect(output, &place, generation),
         AppVerb::Verify { place, generation } => verify(output, &place, generation),
         AppVerb::Export {
@@ -26,10 +73,15 @@ pub fn app(output: Output, args: App) -> Result<u8> {
             generation,
             rank,
             raw,
+            npz: _,
             output: file,
         } => {
             let (store, generation) = find(&place, generation)?;
-            let bytes = export(&store, generation, rank, &variable, raw, &file)?;
+            let mut part = store.part(generation, rank)?;
+            let bytes = match &variable {
+                Some(name) => export::variable(&mut part, name, raw, &file)?,
+                None => export::archive(&mut part, &file)?,
+            };
             output.done(
                 || json!({"generation": generation, "rank": rank, "variable": variable, "file": file, "bytes": bytes}),
                 || {
@@ -41,8 +93,16 @@ pub fn app(output: Output, args: App) -> Result<u8> {
                 },
             )
         }
-        AppVerb::Free { place, generation } => {
-            store(&place)?.free(generation)?;
+        AppVerb::Free {
+            place,
+            generation,
+            all: _,
+        } => {
+            let mut store = store(&place)?;
+            match generation {
+                Some(one) => store.free(one)?,
+                None => store.forget()?,
+            }
             output.done(|| json!({"freed": generation}), String::new)
         }
         AppVerb::Transfer { place, generation, to } => {
@@ -81,6 +141,36 @@ fn find(place: &AppStore, generation: Option<u64>) -> Result<(Store, u64)> {
     Ok((store, generation))
 }
 
+/// A generation in which nothing is altered or missing.
+fn sound(store: &Store, generation: u64) -> Result<u64> {
+    let problems = store.validate(generation)?;
+    if problems.is_empty() {
+        return Ok(generation);
+    }
+    let text = format!("generation {generation} is not sound: {}", problems.join("; "));
+    Err(Error::new(ErrorKind::Damaged, text))
+}
+
+/// The newest of them; says which newer ones are passed over.
+fn newest_sound(output: Output, store: &Store) -> Result<u64> {
+    let all = store.generations()?;
+    let mut last = Error::new(ErrorKind::NotFound, "no generation is complete");
+    for info in all
+        .iter()
+        .rev()
+        .filter(|info| info.state != GenerationState::Incomplete)
+    {
+        match sound(store, info.generation) {
+            Ok(generation) => return Ok(generation),
+            Err(error) => {
+                output.note(error.chain());
+                last = error;
+            }
+        }
+    }
+    Err(last)
+}
+
 fn state(info: &GenerationInfo) -> &'static str {
     match info.state {
         GenerationState::Complete => "complete",
@@ -89,8 +179,12 @@ fn state(info: &GenerationInfo) -> &'static str {
     }
 }
 
-fn list(output: Output, place: &AppStore) -> Result<()> {
-    let all = store(place)?.generations()?;
+fn list(output: Output, place: &AppStore, attributes: &[(String, String)]) -> Result<()> {
+    let wanted: Vec<(&str, &str)> = attributes
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let all = store(place)?.find(&wanted)?;
     output.answer(
         || json!(all),
         || {
@@ -136,7 +230,8 @@ fn inspect(output: Output, place: &AppStore, generation: Option<u64>) -> Result<
                         .map(|v| json!({"name": v.name, "element": v.element, "shape": v.shape, "order": v.order, "bytes": v.bytes}))
                         .collect();
                     json!({"rank": part.rank, "host": part.host, "created_ns": part.created_ns,
-                        "little_endian": part.little_endian, "session": part.session, "variables": variables})
+                        "little_endian": part.little_endian, "session": part.session, "variables": variables,
+                        "files": part.files})
                 })
                 .collect();
             json!({"generation": info, "parts": described})
@@ -157,6 +252,9 @@ fn inspect(output: Output, place: &AppStore, generation: Option<u64>) -> Result<
                         shape.join(", "),
                         size(variable.bytes)
                     ));
+                }
+                for file in &part.files {
+                    text.push_str(&format!("  file {}, {}\n", clean(&file.name), size(file.bytes)));
                 }
             }
             text
@@ -193,45 +291,4 @@ fn verify(output: Output, place: &AppStore, generation: Option<u64>) -> Result<(
                 .collect()
         },
     )
-}
-
-/// Writes a variable to a file that must not be there yet.
-fn export(store: &Store, generation: u64, rank: u32, variable: &str, raw: bool, path: &Path) -> Result<u64> {
-    let mut part = store.part(generation, rank)?;
-    let index = part.info().variables.iter().position(|v| v.name == variable);
-    let missing = || {
-        Error::new(
-            ErrorKind::NotFound,
-            format!("generation {generation} has no variable {variable}"),
-        )
-    };
-    let index = index.ok_or_else(missing)?;
-    let info = part.info().variables[index].clone();
-    let what = || format!("write {}", path.display());
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .context(what)?;
-    let mut write = || -> Result<()> {
-        if !raw {
-            file.write_all(&npy::header(&info)).context(what)?;
-        }
-        let mut buffer = vec![0u8; PIECE];
-        let mut at = 0;
-        while at < info.bytes {
-            let length = PIECE.min((info.bytes - at) as usize);
-            part.read(index, at, &mut buffer[..length])?;
-            file.write_all(&buffer[..length]).context(what)?;
-            at += length as u64;
-        }
-        file.sync_all().context(what)
-    };
-    if let Err(error) = write() {
-        // Half an array must not be taken for one.
-        let _ = std::fs::remove_file(path);
-        return Err(error);
-    }
-    Ok(info.bytes)
 }
