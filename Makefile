@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: bench-app compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +89,9 @@ bench-app: build setup ## Measure checkpoints that a program writes itself, in m
 	@for directory in /dev/shm /var/tmp; do echo "$$directory:"; target/bench-app/bench $$directory; \
 		GRIDCPR_LIBRARY=target/bench-app/libgridcpr.so.0 PYTHONPATH=bindings/python PYTHONDONTWRITEBYTECODE=1 \
 		/usr/bin/python3 scripts/bench-app.py $$directory; done
+
+bench-grid: ## Measure the service of a grid with 10 000 jobs and 100 000 checkpoints; DATABASE=postgres://… takes that one
+	$(CARGO) run --release -q -p cpr-grid --example bench_grid -- $(DATABASE)
 
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }

@@ -26,7 +26,7 @@ fn node_of(lab: &Lab, id: &str) -> String {
     job["node"].as_str().unwrap().to_string()
 }
 
-// GFD93-JM-4, GFD93-EH-3, GFD93-EH-5, LBNL-1.2.4.2.d
+// GFD93-JM-4, GFD93-EH-3, GFD93-EH-5, GFD93-SM-6, GFD93-RES-5, XGCP-USE-4, LBNL-1.2.4.2.d
 #[test]
 fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
     let Some(mut lab) = lab(3, "", "") else { return };
@@ -181,6 +181,7 @@ fn a_job_whose_newest_image_is_damaged_everywhere_goes_on_from_an_older_one() {
     assert!(events.contains(&format!("checkpoint {}", newest["id"])), "{events}");
 }
 
+// GFD93-SM-8
 #[test]
 fn with_a_common_store_a_job_goes_on_from_it_and_nothing_stays_there_that_is_not_needed() {
     let Some(mut lab) = lab(2, "store = 'DIR/store'", "store = 'DIR/store'") else {

@@ -49,7 +49,7 @@ fn a_job_runs_as_its_user_with_its_environment_arguments_and_directory() {
     assert!(site.cpr(&["wait", &format!("@{another}")]).status.success());
 }
 
-// GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10, GFD93-SCOPE-2
+// XGCP-USE-3, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10, GFD93-SCOPE-2
 #[test]
 fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_choice() {
     let Some(site) = site() else { return };
@@ -312,7 +312,7 @@ fn the_network_is_served_with_a_token_only_and_nothing_that_comes_from_it_does_h
     assert!(get("/v1/jobs?fields=id,nonsense").starts_with("HTTP/1.1 400"));
 }
 
-// GCA-GCS-6, GCA-GCS-7
+// GCA-GCS-6, GCA-GCS-7, XGCP-JCP-8
 #[test]
 fn subscribers_hear_of_everything_that_happens_to_a_job() {
     let Some(site) = site() else { return };
