@@ -253,7 +253,7 @@ fn an_installed_library_is_found_and_used() {
 }
 
 /// The five commands of README, as they stand there, with a program that has never heard of checkpoints.
-// LBNL-2.3.2, LBNL-3.5, LBNL-3.5.2
+// LBNL-2.3.2
 #[test]
 fn the_five_commands_of_the_readme_work() {
     let Some(cpr) = Cpr::new("README", As::User) else {
@@ -336,7 +336,7 @@ fn the_tutorial_can_be_followed() {
 }
 
 /// The first program of docs/library.md is compiled, saved and restarted as it says there.
-// LBNL-2.3.1, LBNL-1.2.4.2.c
+// LBNL-2.3.1
 #[test]
 fn the_first_program_of_the_library_works() {
     let Some(cpr) = Cpr::new("library.md", As::User) else {
