@@ -47,11 +47,12 @@ pub struct PageIndex {
 }
 
 impl PageIndex {
-    /// An empty one.
+    /// An empty one, for about so many pages.
     ///
     /// # Errors
     /// The kernel has no random bytes to give.
-    pub fn new() -> Result<Self> {
+    pub fn new(expected: u64) -> Result<Self> {
+        let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(GENERATION);
         let mut secret = [0; SECRET];
         match getrandom(&mut secret[..], GetRandomFlags::empty()) {
             Ok(SECRET) => {}
@@ -63,7 +64,7 @@ impl PageIndex {
         }
         Ok(PageIndex {
             secret,
-            new: Positions::default(),
+            new: Positions::with_capacity_and_hasher(expected, BuildHasherDefault::default()),
             old: Positions::default(),
         })
     }
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn pages_are_found_again_for_a_generation_at_least() {
-        let mut index = PageIndex::new().unwrap();
+        let mut index = PageIndex::new(0).unwrap();
         let page = |number: u64| number.to_ne_bytes().repeat(512);
         assert_eq!(index.find_or_note(&page(7), 4096), None);
         assert_eq!(index.find_or_note(&page(8), 8192), None);

@@ -10,13 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::batch::{Batch, CallId};
 use crate::memory::PAGE;
-use crate::userfaultfd::{self, UFFD_API, UFFDIO_API};
+use crate::userfaultfd::{self, UFFD_API, UFFDIO_API, UFFDIO_UNREGISTER};
 
 /// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP.
 const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
-/// _IOR(0xAA, 0x01, struct uffdio_range).
-const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 /// _IOR(0xAA, 0x02, struct uffdio_range).
 const UFFDIO_WAKE: u64 = 0x8010_aa02;
 /// _IOWR(0xAA, 0x03, struct uffdio_copy).

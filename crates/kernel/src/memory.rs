@@ -31,11 +31,36 @@ impl Memory {
     }
 
     /// Reads exactly `buffer.len()` bytes at `address`, whatever the page protection.
-    ///
-    /// process_vm_readv(2) takes two thirds of the time, but pins the pages: those shared with a parent since fork(2) are
-    /// copied for that (FAULT_FLAG_UNSHARE, Linux 5.19), and the job grows.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, address)
+    }
+
+    /// Reads as [`Memory::read`] does memory of process `pid` that may be read, in two thirds of the time. Pins the pages:
+    /// those that it shares with another process since fork(2) are copied for that (FAULT_FLAG_UNSHARE, Linux 5.19), and
+    /// the process grows. See [`Pagemap::are_exclusive`].
+    ///
+    /// # Errors
+    /// As [`Memory::read`], and where the memory is not or no longer that of the process, or may not be read.
+    pub fn read_pinned(&self, pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let local = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        let remote = libc::iovec {
+            iov_base: address as *mut libc::c_void,
+            iov_len: buffer.len(),
+        };
+        // SAFETY: the kernel writes at most iov_len bytes to `buffer`, which `local` describes and which outlives the call;
+        // `remote` is an address of the other process that is not used here.
+        let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if got as usize != buffer.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // A number may be another process's by now, and a process another program's: this memory is gone then.
+        self.file.read_exact_at(&mut [0], address)
     }
 
     /// Writes all of `bytes` at `address`, whatever the page protection.
@@ -191,6 +216,30 @@ impl Pagemap {
             at = argument.walk_end;
         }
         Ok(())
+    }
+
+    /// Whether all pages from `start` to `end` are in memory and mapped by this process only.
+    pub fn are_exclusive(&self, start: u64, end: u64) -> io::Result<bool> {
+        /// Words read at a time.
+        const WORDS: usize = 256;
+        /// In memory, and mapped only here.
+        const EXCLUSIVE: u64 = 1 << 63 | 1 << 56;
+        let mut words = [0u8; WORDS * 8];
+        let mut at = start;
+        while at < end {
+            let pages = ((end - at).div_ceil(PAGE) as usize).min(WORDS);
+            let got = rustix::io::pread(self.fd.as_fd(), &mut words[..pages * 8], at / PAGE * 8)?;
+            let exclusive = |word: &[u8]| {
+                let mut raw = [0u8; 8];
+                raw.copy_from_slice(word);
+                u64::from_ne_bytes(raw) & EXCLUSIVE == EXCLUSIVE
+            };
+            if got != pages * 8 || !words[..got].chunks_exact(8).all(exclusive) {
+                return Ok(false);
+            }
+            at += pages as u64 * PAGE;
+        }
+        Ok(true)
     }
 
     /// Whether the page at `address` is in memory or swapped out.

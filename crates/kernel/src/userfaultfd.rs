@@ -1,5 +1,5 @@
-//! What asynchronous write protection ([`crate::write_tracking`]) and demand paging ([`crate::demand_paging`]) have in
-//! common: making a userfaultfd(2) in another process, and registering its memory.
+//! What asynchronous write protection ([`crate::write_tracking`]), demand paging ([`crate::demand_paging`]) and moving pages
+//! ([`crate::page_move`]) have in common: making a userfaultfd(2) in another process, and registering its memory.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,7 +11,9 @@ pub(crate) const UFFD_API: u64 = 0xaa;
 /// _IOWR(0xAA, 0x3F, struct uffdio_api).
 pub(crate) const UFFDIO_API: u64 = 0xc018_aa3f;
 /// _IOWR(0xAA, 0x00, struct uffdio_register).
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+pub(crate) const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+/// _IOR(0xAA, 0x01, struct uffdio_range).
+pub(crate) const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 
 /// `struct uffdio_register`.
 #[repr(C)]

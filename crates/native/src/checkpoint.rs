@@ -458,6 +458,7 @@ pub fn checkpoint(
     }
     let before_stop = writer.placed();
     writer.enter("stop")?;
+    writer.hurry(request.after == After::Continue);
     let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
@@ -498,6 +499,7 @@ pub fn checkpoint(
         asked.tell_continue();
         frozen.resume()?;
     }
+    writer.hurry(false);
     // The longest time without a step of the job.
     let mut freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;

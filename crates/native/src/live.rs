@@ -29,7 +29,7 @@ use cpr_types::{Context, Result};
 
 use crate::aio;
 use crate::freeze::Frozen;
-use crate::memory::is_zero;
+use crate::memory::{Reader, is_zero};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::userfault;
 
@@ -243,6 +243,11 @@ impl Copied {
     fn round(&mut self, sink: &mut dyn PageSink) -> Result<u64> {
         let mut pages = 0;
         let mut buffer = Vec::new();
+        let reader = Reader {
+            pid: self.pid,
+            memory: &self.memory,
+            pagemap: &self.pagemap,
+        };
         for (&start, area) in &mut self.areas {
             let filter = ScanFilter {
                 all: PAGE_WRITTEN | PAGE_WPALLOWED,
@@ -265,7 +270,7 @@ impl Copied {
                     continue;
                 }
                 pages += (region.end - region.start) / PAGE;
-                copy(&self.memory, start, area, region, &mut buffer, sink)?;
+                copy(&reader, start, area, region, &mut buffer, sink)?;
             }
         }
         Ok(pages)
@@ -274,6 +279,11 @@ impl Copied {
     /// Copies what has not been written since an image that is not to be referred to.
     fn copy_elsewhere(&mut self, sink: &mut dyn PageSink) -> Result<()> {
         let mut buffer = Vec::new();
+        let reader = Reader {
+            pid: self.pid,
+            memory: &self.memory,
+            pagemap: &self.pagemap,
+        };
         for (&start, area) in &mut self.areas {
             let mut page = 0;
             while let Some(next) = area.places[page..].iter().position(|place| *place == ELSEWHERE) {
@@ -288,7 +298,7 @@ impl Copied {
                     end: start + page as u64 * PAGE,
                     categories: 0,
                 };
-                copy(&self.memory, start, area, region, &mut buffer, sink)?;
+                copy(&reader, start, area, region, &mut buffer, sink)?;
             }
         }
         Ok(())
@@ -341,7 +351,7 @@ pub fn take_up(processes: Vec<Tracked>) -> Vec<Copied> {
 }
 
 fn copy(
-    memory: &Memory,
+    reader: &Reader<'_>,
     start: u64,
     area: &mut Area,
     region: PageRegion,
@@ -354,7 +364,7 @@ fn copy(
         buffer.resize(length as usize, 0);
         let first = ((at - start) / PAGE) as usize;
         let pages = buffer.len() / PAGE_SIZE;
-        if memory.read(at, buffer).is_err() {
+        if reader.read(at, buffer).is_err() {
             // It changed under our hands: left to the stop.
             area.places[first..first + pages].fill(UNKNOWN);
             at += length;

@@ -621,12 +621,17 @@ fn copy(
         mapping.extents = extents;
         return Ok(());
     }
+    let reader = Reader {
+        pid: process.pid,
+        memory: &space.memory,
+        pagemap: &space.pagemap,
+    };
     for (start, end) in runs {
         let mut at = start;
         while at < end {
             let length = (end - at).min(CHUNK);
             buffer.resize(length as usize, 0);
-            match space.memory.read(at, &mut buffer) {
+            match reader.read(at, &mut buffer) {
                 Ok(()) => place(&mut buffer, at, skip_zeros, &mut extents, sink)?,
                 Err(_) if matches!(pages, Pages::All) => {
                     readable_pages(process, at, &mut buffer, &mut extents, sink)?;
@@ -650,6 +655,31 @@ fn copy(
     }
     mapping.extents = ordered(extents);
     Ok(())
+}
+
+/// Reads pages of a process in the fastest way that does not make it grow.
+pub struct Reader<'a> {
+    /// The process.
+    pub pid: i32,
+    /// Its memory.
+    pub memory: &'a Memory,
+    /// Its page table.
+    pub pagemap: &'a Pagemap,
+}
+
+impl Reader<'_> {
+    /// Reads whole pages.
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let end = address + buffer.len() as u64;
+        let exclusive = self.pagemap.are_exclusive(address, end).unwrap_or(false);
+        if exclusive && self.memory.read_pinned(self.pid, address, buffer).is_ok() {
+            return Ok(());
+        }
+        self.memory.read(address, buffer)
+    }
 }
 
 /// Where the last page of the file lies that is mapped privately here. Truncating a file takes private copies of its

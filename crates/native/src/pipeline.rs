@@ -1,7 +1,7 @@
 //! The way of page data from the job to the image: read by one thread, written by another, hashed by a third.
 //!
 //! Between them is room for [`BUFFERED`] bytes, so that a stopped job waits for its memory to be read and not for a
-//! disk. Nothing here waits for longer than [`PATIENCE`] without asking whether anybody still wants the image: a reader
+//! disk. Not more than [`HOT`] bytes of it are used while no job waits. Nothing here waits for longer than [`PATIENCE`] without asking whether anybody still wants the image: a reader
 //! at the other end of a pipe may never come back.
 
 use std::fs::File;
@@ -17,8 +17,13 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::checkpoint::{Event, Observer};
 use crate::sink::{PAGE_SIZE, PageSink};
 
-/// Page data buffered in memory while the job is stopped, bytes; beyond that the stop lasts as long as writing does.
+/// Page data buffered in memory while a job is stopped that is to go on, bytes; beyond that the stop lasts as long as
+/// writing does.
 pub const BUFFERED: usize = 64 << 20;
+
+/// Page data under way while nobody waits for them, bytes: few enough to be in the processor's cache when they are written
+/// and hashed, and enough for no thread to be without work.
+const HOT: usize = 4 << 20;
 
 /// Size of one piece handed to the writing thread.
 const PIECE: usize = 1 << 20;
@@ -34,12 +39,14 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Hands page data to a thread that hashes and writes them, and tells the observer how far it is.
 pub struct Pipeline<'a, 'b> {
-    /// Never holds more than [`BUFFERED`]: every piece takes a receipt first.
+    /// Never holds more than what is allowed: every piece takes a receipt first.
     pieces: Option<Sender<Vec<u8>>>,
     /// Pieces that have been written, to be used again: fresh memory costs a page fault for each page.
     receipts: Receiver<Vec<u8>>,
     /// Pieces sent for which no receipt was taken.
     under_way: usize,
+    /// Most pieces under way.
+    allowed: usize,
     spare: Vec<Vec<u8>>,
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
     /// Where the image is not compressed.
@@ -83,12 +90,13 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             pieces: Some(pieces),
             receipts,
             under_way: 0,
+            allowed: HOT / PIECE,
             spare: Vec::new(),
             thread: Some(thread),
             hashing,
             piece: Vec::with_capacity(PIECE),
             next,
-            index: PageIndex::new()?,
+            index: PageIndex::new(expected / cpr_image::PAGE)?,
             shared: 0,
             observer,
             phase: "",
@@ -105,6 +113,11 @@ impl<'a, 'b> Pipeline<'a, 'b> {
     pub fn enter(&mut self, phase: &'static str) -> Result<()> {
         self.phase = phase;
         self.tell()
+    }
+
+    /// Has as much buffered as there is room for, or no more than is good for the cache.
+    pub fn hurry(&mut self, hurried: bool) {
+        self.allowed = if hurried { BUFFERED } else { HOT } / PIECE;
     }
 
     /// Page data placed so far, bytes.
@@ -164,7 +177,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
 
     /// Sends a piece, and gives a buffer with anything in it.
     fn send_piece(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
-        self.settle(BUFFERED / PIECE - 1)?;
+        self.settle(self.allowed - 1)?;
         while let Ok(piece) = self.receipts.try_recv() {
             self.take_back(piece);
         }

@@ -1,18 +1,21 @@
-//! Huge pages for memory that a restart is about to fill: one page fault for 2 MiB instead of 512.
+//! Huge pages for memory that a restart fills: one page fault for 2 MiB instead of 512.
 //!
-//! Only for ranges that the image has every page of, so that the job does not grow. The mapping gets no flag, and the
-//! kernel may split the pages again: the job sees no difference but in AnonHugePages of smaps.
+//! Only for ranges that the image has every page of, so that the job does not grow. Pages are filled in a staging area that
+//! asks for huge pages and then moved to their place, whose mapping gets no flag by that. The kernel may split them
+//! again: the job sees no difference but in AnonHugePages of smaps.
 
 use cpr_image::model::{Mapping, MappingKind};
 use cpr_kernel::batch::Batch;
-use cpr_kernel::memory::PAGE;
+use cpr_kernel::page_move;
+use cpr_types::{Context, Result};
 
-/// Size of a huge page that one entry of the page table above the last level maps. Where it is larger, nothing is done.
-const HUGE: u64 = 2 << 20;
-/// With less than this it is not worth a call that has to reach all processors.
-const LEAST: u64 = 16 << 20;
-const MADV_POPULATE_WRITE: i32 = 23;
-const MADV_COLLAPSE: i32 = 25;
+use super::stub::Workshop;
+
+/// Size of a huge page that one entry of the page table above the last level maps, on x86_64. Where it is another one,
+/// pages are moved one by one.
+pub const HUGE: u64 = 2 << 20;
+/// Bytes of the staging area.
+pub const STAGING: u64 = 32 << 20;
 
 /// Whether the administrator lets programs have transparent huge pages
 /// (Documentation/admin-guide/mm/transhuge.rst).
@@ -23,7 +26,9 @@ pub fn are_allowed() -> bool {
 
 /// The ranges of a mapping that huge pages are for: aligned, and the image has every page of them.
 pub fn ranges(mapping: &Mapping) -> Vec<(u64, u64)> {
-    let suits = mapping.kind == MappingKind::Anonymous && !mapping.flags.iter().any(|flag| flag == "nh");
+    // One that asks for huge pages gets them anyway.
+    let decided = mapping.flags.iter().any(|flag| flag == "nh" || flag == "hg");
+    let suits = mapping.kind == MappingKind::Anonymous && !decided;
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for extent in mapping.extents.iter().filter(|_| suits) {
         match runs.last_mut() {
@@ -34,20 +39,64 @@ pub fn ranges(mapping: &Mapping) -> Vec<(u64, u64)> {
     let aligned = runs
         .into_iter()
         .map(|(start, end)| (start.next_multiple_of(HUGE), end / HUGE * HUGE));
-    aligned
-        .filter(|(start, end)| end.saturating_sub(*start) >= LEAST)
-        .collect()
+    aligned.filter(|(start, end)| start < end).collect()
 }
 
-/// Adds the calls that put huge pages into a range that is empty. Where the kernel has none, nothing happens.
-pub fn prepare(batch: &mut Batch, start: u64, end: u64) {
-    // The kernel puts a huge page in place of a page table that has a page.
-    for at in (start..end).step_by(HUGE as usize) {
-        batch.call(libc::SYS_madvise, &[at.into(), PAGE.into(), MADV_POPULATE_WRITE.into()]);
+/// Has a process make the descriptor that moves pages, and gives its number there; none where the kernel has no such
+/// thing (before Linux 6.8), or the process may not have it.
+pub fn open(workshop: &Workshop, pid: i32) -> Result<Option<u64>> {
+    let mut batch = Batch::new();
+    let call = page_move::open_calls(&mut batch);
+    let Ok(number) = workshop.run(pid, &batch).and_then(|outcome| {
+        let number = outcome.result(call);
+        number.context(|| "make a userfaultfd")
+    }) else {
+        return Ok(None);
+    };
+    let mut batch = Batch::new();
+    page_move::setup_calls(&mut batch, number);
+    if workshop.run(pid, &batch).is_ok() {
+        return Ok(Some(number));
     }
+    close(workshop, pid, number)?;
+    Ok(None)
+}
+
+/// Has a process close the descriptor.
+pub fn close(workshop: &Workshop, pid: i32, number: u64) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_close, &[number.into()], "close a descriptor");
+    workshop.run(pid, &batch).map(drop)
+}
+
+/// Adds the calls that make the staging area at an address that is a multiple of [`HUGE`].
+pub fn stage(batch: &mut Batch, address: u64) {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    batch.must(
+        libc::SYS_mmap,
+        &[
+            address.into(),
+            STAGING.into(),
+            protection.into(),
+            flags.into(),
+            (-1).into(),
+            0.into(),
+        ],
+        "map a place to put huge pages together",
+    );
     batch.call(
         libc::SYS_madvise,
-        &[start.into(), (end - start).into(), MADV_COLLAPSE.into()],
+        &[address.into(), STAGING.into(), libc::MADV_HUGEPAGE.into()],
+    );
+}
+
+/// Adds the call that removes the staging area.
+pub fn unstage(batch: &mut Batch, address: u64) {
+    batch.must(
+        libc::SYS_munmap,
+        &[address.into(), STAGING.into()],
+        "unmap the place where huge pages were put together",
     );
 }
 
@@ -84,10 +133,12 @@ mod tests {
         assert_eq!(ranges(&all), [(4 * MIB, 32 * MIB)]);
         let holed = mapping(&[(0, 17 * MIB), (17 * MIB + PAGE, 40 * MIB)]);
         assert_eq!(ranges(&holed), [(0, 16 * MIB), (18 * MIB, 56 * MIB)]);
-        assert_eq!(ranges(&mapping(&[(0, 15 * MIB)])), [], "too little");
+        assert_eq!(ranges(&mapping(&[(MIB, 2 * MIB)])), [], "no whole one");
         let mut refused = all.clone();
         refused.flags = vec!["nh".to_owned()];
         assert_eq!(ranges(&refused), [], "MADV_NOHUGEPAGE");
+        refused.flags = vec!["hg".to_owned()];
+        assert_eq!(ranges(&refused), [], "MADV_HUGEPAGE: it gets them where it is");
         let file = Mapping {
             kind: MappingKind::Stack,
             ..all

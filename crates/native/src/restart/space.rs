@@ -9,6 +9,7 @@ use cpr_image::Image;
 use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Process, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
+use cpr_kernel::page_move;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::{Workshop, number};
@@ -25,9 +26,6 @@ const SYS_MSEAL: i64 = 462;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const MM_MAP_SIZE: usize = 104;
-
-/// Bytes that huge pages are put into by one batch at most.
-const HUGE_AT_A_TIME: usize = 1 << 30;
 
 /// Most bytes of page data unpacked at a time.
 const WINDOW: u64 = 32 << 20;
@@ -56,8 +54,12 @@ struct Builder<'a> {
     batch: Batch,
     reads: Vec<(CallId, u64)>,
     sources: &'a Sources<'a>,
-    /// The process may have huge pages.
-    huge_pages: bool,
+    /// The descriptor that moves huge pages, for a process that gets some.
+    mover: Option<u64>,
+    /// Moves of the batch: call, address and length.
+    moves: Vec<(CallId, u64, u64)>,
+    /// What could not be moved.
+    unmoved: Vec<(u64, u64)>,
     /// Compressed page data to be put into the window: position by extent, and length.
     pieces: Vec<(u64, u64)>,
     /// Where in the window each goes.
@@ -90,6 +92,11 @@ impl Builder<'_> {
                     ErrorKind::Damaged,
                     format!("process {}: the image gave too few bytes of memory", self.pid),
                 ));
+            }
+        }
+        for (call, address, length) in self.moves.drain(..) {
+            if outcome.raw(call) != 0 {
+                self.unmoved.push((address, length));
             }
         }
         Ok(())
@@ -135,6 +142,50 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Fills a mapping, parts of it with huge pages.
+    fn fill_mapping(&mut self, mapping: &Mapping, place: &str) -> Result<()> {
+        let mut rest = mapping.extents.clone();
+        if let Some(mover) = self.mover {
+            let ranges = huge::ranges(mapping);
+            if !ranges.is_empty() {
+                self.fill_huge(mapping, &ranges, mover, place)?;
+                rest = outside(&mapping.extents, &ranges);
+                for (at, length) in self.unmoved.drain(..) {
+                    rest.extend(inside(&mapping.extents, at, at + length));
+                }
+            }
+        }
+        for extent in &rest {
+            self.fill(extent, place)?;
+        }
+        Ok(())
+    }
+
+    /// Fills ranges that the image has every page of, as far as it works: what does not is in `unmoved` afterwards.
+    fn fill_huge(&mut self, mapping: &Mapping, ranges: &[(u64, u64)], mover: u64, place: &str) -> Result<()> {
+        let staging = self.workshop.staging;
+        huge::stage(&mut self.batch, staging);
+        page_move::register_call(&mut self.batch, mover, mapping.start, mapping.end);
+        for &(start, end) in ranges {
+            for at in (start..end).step_by(huge::STAGING as usize) {
+                let length = huge::STAGING.min(end - at);
+                for extent in inside(&mapping.extents, at, at + length) {
+                    let there = Extent {
+                        start: staging + (extent.start - at),
+                        ..extent
+                    };
+                    self.fill(&there, place)?;
+                }
+                let call = page_move::move_call(&mut self.batch, mover, at, staging, length);
+                self.moves.push((call, at, length));
+                self.make_room()?;
+            }
+        }
+        page_move::unregister_call(&mut self.batch, mover, mapping.start, mapping.end);
+        huge::unstage(&mut self.batch, staging);
+        self.flush()
+    }
+
     fn advise(&mut self, mapping: &Mapping, advice: i32) {
         self.batch.call(
             libc::SYS_madvise,
@@ -164,6 +215,32 @@ fn has(mapping: &Mapping, flag: &str) -> bool {
     mapping.flags.iter().any(|f| f == flag)
 }
 
+/// The parts of extents between two addresses.
+fn inside(extents: &[Extent], start: u64, end: u64) -> Vec<Extent> {
+    let first = extents.partition_point(|extent| extent.start + extent.length <= start);
+    let within = extents[first..].iter().take_while(|extent| extent.start < end);
+    let cut = within.map(|extent| {
+        let (from, to) = (extent.start.max(start), (extent.start + extent.length).min(end));
+        Extent {
+            start: from,
+            length: to - from,
+            offset: extent.offset + (from - extent.start),
+        }
+    });
+    cut.collect()
+}
+
+/// The parts of extents outside some ranges, which ascend.
+fn outside(extents: &[Extent], ranges: &[(u64, u64)]) -> Vec<Extent> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for &(start, end) in ranges.iter().chain(&[(u64::MAX, u64::MAX)]) {
+        parts.extend(inside(extents, at, start));
+        at = end;
+    }
+    parts
+}
+
 /// Maps and fills everything but the vdso.
 ///
 /// # Errors
@@ -182,7 +259,9 @@ pub fn rebuild(
     let mut builder = Builder {
         workshop,
         pid: process.pid,
-        huge_pages: sources.huge_pages && !process.thp_disabled,
+        mover: None,
+        moves: Vec::new(),
+        unmoved: Vec::new(),
         batch: Batch::new(),
         reads: Vec::new(),
         sources,
@@ -190,6 +269,11 @@ pub fn rebuild(
         places: Vec::new(),
         taken: 0,
     };
+    let filled = |mapping: &&Mapping| !(is_lazy && lazy::is_lazy(mapping));
+    let mut all = space.mappings.iter().filter(filled);
+    if sources.huge_pages && !process.thp_disabled && all.any(|mapping| !huge::ranges(mapping).is_empty()) {
+        builder.mover = huge::open(workshop, process.pid)?;
+    }
     let inherited = |mapping: &Mapping| born_with.and_then(|ancestor| inherit::origin(ancestor, mapping));
     if let Some(ancestor) = born_with {
         let kept: HashSet<u64> = space
@@ -223,7 +307,11 @@ pub fn rebuild(
         }
         builder.make_room()?;
     }
-    builder.flush()
+    builder.flush()?;
+    match builder.mover {
+        Some(mover) => huge::close(workshop, process.pid, mover),
+        None => Ok(()),
+    }
 }
 
 /// Makes a mapping that was inherited from an ancestor the process's own.
@@ -341,20 +429,7 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         builder.advise(mapping, libc::MADV_NOHUGEPAGE);
     }
     if filled {
-        let huge = if builder.huge_pages {
-            huge::ranges(mapping)
-        } else {
-            Vec::new()
-        };
-        for (start, end) in huge {
-            for at in (start..end).step_by(HUGE_AT_A_TIME) {
-                huge::prepare(&mut builder.batch, at, end.min(at + HUGE_AT_A_TIME as u64));
-                builder.make_room()?;
-            }
-        }
-        for extent in &mapping.extents {
-            builder.fill(extent, &place)?;
-        }
+        builder.fill_mapping(mapping, &place)?;
     }
     if first != wanted {
         builder.protect(mapping);

@@ -15,7 +15,7 @@ use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::numbers;
+use super::{huge, numbers};
 
 /// Room for one batch in a stub.
 pub const BATCH_ROOM: u64 = 1 << 20;
@@ -49,6 +49,8 @@ pub struct Workshop {
     pub arena: Arena,
     /// The vdso's parts, beside the arena.
     pub parked: Vec<Parked>,
+    /// Where huge pages can be put together: [`huge::STAGING`] bytes that every stub has nothing at.
+    pub staging: u64,
     /// A `syscall` instruction in the parked vdso.
     instruction: u64,
     /// When waits end.
@@ -97,7 +99,8 @@ impl Workshop {
         }
         let special_length: u64 = parked.iter().map(|p| p.length).sum();
         let arena_length = PAGE + BATCH_ROOM;
-        let address = hole(manifest, &own, arena_length + special_length)?;
+        let length = arena_length + special_length + huge::HUGE + huge::STAGING;
+        let address = hole(manifest, &own, length)?;
         let mut at = address + arena_length;
         for part in &mut parked {
             part.address = at;
@@ -117,6 +120,7 @@ impl Workshop {
                 length: arena_length,
             },
             parked,
+            staging: at.next_multiple_of(huge::HUGE),
             instruction: 0,
             deadline,
             channel,
