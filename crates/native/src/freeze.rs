@@ -673,14 +673,16 @@ impl Thread {
     /// because of our stop is made to start again (kernel.md section 6; LBNL-3.7.1.3).
     pub fn resumed_registers(&self, pending: bool) -> Registers {
         let mut registers = self.registers;
-        if let Some(number) = registers.interrupted_syscall()
-            && registers.syscall_result() == EINTR
-            && arch::is_eintr_only(number)
-            && !pending
-        {
+        if self.shows_eintr() && !pending {
             registers.set_syscall_result(ERESTARTSYS);
         }
         registers
+    }
+
+    /// Whether the thread is about to see that a system call was interrupted that is not made again by itself.
+    fn shows_eintr(&self) -> bool {
+        let number = self.registers.interrupted_syscall();
+        self.registers.syscall_result() == EINTR && number.is_some_and(arch::is_eintr_only)
     }
 
     /// The registers a new process goes on with: a relative timeout that only the old process's kernel state knew
@@ -712,15 +714,16 @@ impl Thread {
         self.registers.interrupted_syscall().is_some() && self.registers.syscall_result() == ERESTART_RESTARTBLOCK
     }
 
-    /// Blocks all signals but SIGTRAP, and suspends system call filters, so that the thread can make calls for us.
+    /// Blocks all signals but SIGTRAP, and suspends system call filters, so that the thread can make calls for us. Only
+    /// one thread of a process needs to look at the signals `of_process`.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a thread with filters that we may not suspend: they could kill it.
-    fn prepare(&mut self, pid: i32) -> Result<()> {
+    fn prepare(&mut self, pid: i32, of_process: bool) -> Result<()> {
         if !self.injected {
             let tid = self.tracee.tid();
             // It would be delivered as soon as we unblock it, and be lost.
-            for shared in [true, false] {
+            for shared in [false, true].into_iter().filter(|shared| of_process || !shared) {
                 let pending = self.tracee.pending_signals(shared);
                 let pending = pending.context(|| format!("read the signals of thread {tid}"))?;
                 if interrupts(&pending, !(1 << (libc::SIGTRAP - 1))) {
@@ -801,7 +804,7 @@ impl Process {
         let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_mut()) else {
             return Ok(());
         };
-        thread.prepare(pid)?;
+        thread.prepare(pid, true)?;
         thread.in_syscall_exit = true;
         let arena = Arena::map(
             thread.tracee,
@@ -835,8 +838,8 @@ impl Process {
         let space = self.space.as_ref().ok_or_else(internal)?;
         let arena = space.arena.ok_or_else(internal)?;
         let mut runners = Vec::with_capacity(threads.len());
-        for thread in threads {
-            thread.prepare(pid)?;
+        for (at, thread) in threads.iter_mut().enumerate() {
+            thread.prepare(pid, at == 0)?;
             thread.in_syscall_exit = false;
             runners.push(Runner {
                 tracee: thread.tracee,
@@ -985,8 +988,10 @@ pub fn interrupts(pending: &[[u8; 128]], mask: u64) -> bool {
 /// Gives a thread back what it had. Tells whether a SIGSTOP came for it meanwhile.
 fn put_right(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<bool> {
     let tracee = thread.tracee;
-    let own = tracee.pending_signals(false).unwrap_or_default();
-    let pending = interrupts(shared, thread.mask) || interrupts(&own, thread.mask);
+    let pending = thread.shows_eintr() && {
+        let own = tracee.pending_signals(false).unwrap_or_default();
+        interrupts(shared, thread.mask) || interrupts(&own, thread.mask)
+    };
     let registers = thread.resumed_registers(pending);
     let mut stop = thread.deferred.stop;
     if thread.injected {

@@ -1,5 +1,6 @@
 //! What a stopped process and its threads are, apart from memory and descriptors.
 
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use cpr_image::model::{
@@ -8,7 +9,7 @@ use cpr_image::model::{
     Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
-use cpr_kernel::proc::{ProcDir, TimerNotify, TimerTarget};
+use cpr_kernel::proc::{ProcDir, Status, TimerNotify, TimerTarget};
 use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::thread::CpuSet;
@@ -39,6 +40,8 @@ fn slowest_clock() -> Option<u64> {
     Some(now().wrapping_sub(behind?))
 }
 
+/// With so many threads of a process, a thread of ours looks at them while others are asked.
+const MANY: usize = 32;
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
 /// Size of `struct sched_attr` up to `sched_period`.
@@ -152,21 +155,66 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
         env_end: stat.env_end,
         auxv: Bytes(auxv),
     };
-    process.map_arena(64 * 1024, deadline)?;
-    in_process(process, &mut saved, &mut layout, deadline)?;
-    let asked = questions();
-    let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
-    let shared: Vec<[u8; 128]> = saved
-        .pending_signals
-        .iter()
-        .filter_map(|info| info.0.as_slice().try_into().ok())
-        .collect();
-    for (index, outcome) in outcomes.iter().enumerate() {
-        saved
-            .threads
-            .push(thread_state(process, index, &shared, &asked, outcome)?);
-    }
+    let tids: Vec<i32> = process.threads.iter().map(|thread| thread.tracee.tid()).collect();
+    let look = || {
+        tids.iter()
+            .map(|&tid| Task::look(pid, tid))
+            .collect::<Result<Vec<Task>>>()
+    };
+    std::thread::scope(|scope| {
+        // /proc needs no tracer, and takes as long for many threads as asking them does.
+        let thread = std::thread::Builder::new().name("cpr-look".to_owned());
+        let looking = match tids.len() {
+            0..MANY => None,
+            // Without it we look ourselves.
+            _ => thread.spawn_scoped(scope, look).ok(),
+        };
+        process.map_arena(64 * 1024, deadline)?;
+        in_process(process, &mut saved, &mut layout, deadline)?;
+        let asked = questions();
+        let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
+        let tasks = match looking.map(ScopedJoinHandle::join) {
+            Some(Ok(tasks)) => tasks?,
+            Some(Err(_)) => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "the thread that looks at threads panicked",
+                ));
+            }
+            None => look()?,
+        };
+        let shared: Vec<[u8; 128]> = saved
+            .pending_signals
+            .iter()
+            .filter_map(|info| info.0.as_slice().try_into().ok())
+            .collect();
+        for (index, (outcome, task)) in outcomes.iter().zip(tasks).enumerate() {
+            saved
+                .threads
+                .push(thread_state(process, index, &shared, &asked, outcome, task)?);
+        }
+        Ok(())
+    })?;
     Ok((saved, layout))
+}
+
+/// What /proc tells of a thread.
+struct Task {
+    status: Status,
+    name: Vec<u8>,
+    directories: Option<Directories>,
+}
+
+impl Task {
+    fn look(pid: i32, tid: i32) -> Result<Task> {
+        let task = ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
+        let status = task.status().context(|| format!("read the status of thread {tid}"))?;
+        Ok(Task {
+            name: task.read("comm").unwrap_or_default(),
+            directories: own_directories(pid, &task, status.umask)?,
+            status,
+        })
+    }
 }
 
 fn link(proc: &ProcDir, name: &str) -> Result<ByteString> {
@@ -478,12 +526,12 @@ fn thread_state(
     shared: &[[u8; 128]],
     asked: &Questions,
     outcome: &Outcome,
+    task: Task,
 ) -> Result<SavedThread> {
     let pid = process.pid;
     let thread = &process.threads[index];
     let tid = thread.tracee.tid();
-    let task = ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
-    let status = task.status().context(|| format!("read the status of thread {tid}"))?;
+    let status = task.status;
     let own = thread
         .tracee
         .pending_signals(false)
@@ -518,7 +566,7 @@ fn thread_state(
         .min(CPU_MASK_SIZE as u64) as usize;
     Ok(SavedThread {
         tid,
-        name: ByteString(task.read("comm").unwrap_or_default().trim_ascii_end().to_vec()),
+        name: ByteString(task.name.trim_ascii_end().to_vec()),
         cpu: Cpu {
             general: Bytes(registers.to_bytes()),
             extended: Bytes(extended),
@@ -566,7 +614,7 @@ fn thread_state(
             securebits: outcome.result(asked.securebits).unwrap_or(0) as u32,
             no_new_privs: status.no_new_privs,
         },
-        directories: own_directories(pid, &task, status.umask)?,
+        directories: task.directories,
         seccomp: seccomp(pid, thread, status.seccomp)?,
         memory_policy: match outcome.result(asked.policed) {
             Ok(_) if outcome.word32(asked.policy, 0) != 0 => MemoryPolicy {
