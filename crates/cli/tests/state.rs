@@ -188,6 +188,17 @@ fn huge_pages() {
     drop(pages);
 }
 
+/// Memory is filled in huge pages that it did not ask for, and does not ask for then.
+#[test]
+fn filled_memory() {
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("filled_memory", user) else {
+            continue;
+        };
+        restarts(&cpr, &compile(&cpr, "filled"), "");
+    }
+}
+
 /// A program that is linked in one piece, by two C libraries.
 fn linked(test: &str, user: As, compiler: &str, options: &[&str], names: &[&'static str]) {
     let Some(cpr) = Cpr::new(test, user) else { return };
