@@ -102,6 +102,8 @@ pub fn unstage(batch: &mut Batch, address: u64) {
 
 #[cfg(test)]
 mod tests {
+    use cpr_kernel::memory::PAGE;
+
     use super::*;
     use cpr_image::model::Extent;
 
