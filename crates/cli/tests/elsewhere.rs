@@ -169,7 +169,21 @@ until [ -e started ]; do sleep 0.05; done
     assert_eq!(cpr.wait("again"), 0);
 }
 
-/// LBNL-3.9.1.M14: as above, by a user who has no rights over the machine's clocks.
+/// A machine that was not started anew needs no other clocks: a job's agree with those of programs beside it.
+#[test]
+fn clocks_of_the_same_machine_are_its_own() {
+    let test = "clocks_of_the_same_machine_are_its_own";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    cpr.run_detached(JOB, &[], &["sleep", "1000"]);
+    cpr.checkpoint(JOB, &["--stop"]);
+    cpr.restart(JOB);
+    let jobs = cpr.cpr(["ps", "--json"]).good().json();
+    let pid = jobs["jobs"][0]["pid"].as_i64().expect("the job has a PID");
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/time")).expect("the process lives");
+    assert_eq!(namespace(&pid.to_string()), namespace("self"));
+}
+
+/// LBNL-3.9.1.M14: a clock that is not the machine's, for a user who has no rights over the machine's clocks.
 #[test]
 fn clocks_of_a_users_job_go_on() {
     let Some(cpr) = Cpr::new("clocks_of_a_users_job_go_on", As::User) else {

@@ -303,7 +303,7 @@ pub struct Ancestor {
 pub struct Checkpoint {
     /// Wall-clock time at which the job was stopped, nanoseconds since the epoch.
     pub time_ns: u64,
-    /// CLOCK_MONOTONIC of the job at the same instant; a restarted job's goes on from there.
+    /// CLOCK_MONOTONIC of the job at the same instant.
     pub monotonic_ns: u64,
     /// CLOCK_BOOTTIME, likewise.
     pub boottime_ns: u64,

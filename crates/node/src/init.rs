@@ -40,6 +40,9 @@ const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
 const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 /// Below the job's directory, so that they go with the job; made by the program that writes any.
 const OWN_CHECKPOINTS: &str = "app";
+/// By how much the time since the start of the machine and the wall clock may have drifted apart, or the latter been set,
+/// since a checkpoint that was made on the same machine before it was started anew.
+const SAME_BOOT: Duration = Duration::from_secs(10);
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
@@ -282,15 +285,19 @@ pub(crate) fn start_image(
 
 /// Lets the clocks that count from the start of the machine go on for processes made from now on as they were at the
 /// checkpoint, in a time namespace, so that a program that waits for a moment by them waits as long as it would have
-/// (LBNL-3.9.1.M14). Whether that was done: not everybody may, and not every kernel can.
+/// (LBNL-3.9.1.M14). Nothing is done where they have gone on since: the machine has not been started anew.
+///
+/// Whether there is a time namespace then: not everybody may make one, and not every kernel can.
 fn go_on_with_clocks(image: &Image) -> bool {
     let checkpoint = &image.manifest().checkpoint;
-    let ahead = |saved: u64, clock: ClockId| {
-        let saved = i64::try_from(saved).unwrap_or(i64::MAX);
-        saved.saturating_sub(i64::try_from(clock_ns(clock)).unwrap_or(i64::MAX))
-    };
-    let monotonic_ns = ahead(checkpoint.monotonic_ns, ClockId::Monotonic);
+    let number = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
+    let ahead = |saved: u64, clock: ClockId| number(saved).saturating_sub(number(clock_ns(clock)));
     let boottime_ns = ahead(checkpoint.boottime_ns, ClockId::Boottime);
+    let by_the_wall_ns = ahead(checkpoint.time_ns, ClockId::Realtime);
+    if boottime_ns.abs_diff(by_the_wall_ns) < SAME_BOOT.as_nanos() as u64 {
+        return false;
+    }
+    let monotonic_ns = ahead(checkpoint.monotonic_ns, ClockId::Monotonic);
     let result = clocks::Offsets::of_children("self").and_then(|own| {
         clocks::new_namespace(clocks::Offsets {
             monotonic_ns: own.monotonic_ns.saturating_add(monotonic_ns),
