@@ -178,7 +178,7 @@ async fn run() -> bool {
     let sample = grid.submit(&caller(1), spec(), None).await.unwrap();
     assert_eq!(sample.id, 1, "the database is not empty");
     let pool = AnyPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
-    fill(&mut *pool.acquire().await.unwrap(), &sample).await;
+    fill(&mut pool.acquire().await.unwrap(), &sample).await;
     pool.close().await;
 
     let grid = &grid;
