@@ -9,10 +9,8 @@
 //! revoked.pem  the same, signed; everybody in the grid has a copy
 //! ```
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +23,7 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
+use crate::durable::{append, write};
 use crate::tls::SCHEME;
 use crate::tokens;
 
@@ -88,38 +87,6 @@ fn own_params() -> CertificateParams {
     params
 }
 
-/// Writes a file aside, and moves it to its place when it is on disk.
-fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let what = || format!("write {}", path.display());
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
-    let aside = PathBuf::from(aside);
-    let _ = fs::remove_file(&aside);
-    let mut file = File::options()
-        .create_new(true)
-        .write(true)
-        .mode(mode)
-        .open(&aside)
-        .context(what)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .context(what)?;
-    fs::rename(&aside, path).context(what)
-}
-
-fn append(path: &Path, line: &str) -> Result<()> {
-    let what = || format!("write {}", path.display());
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .context(what)?;
-    file.write_all(line.as_bytes())
-        .and_then(|()| file.sync_all())
-        .context(what)
-}
-
 fn random_serial() -> Result<Vec<u8>> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
@@ -170,9 +137,9 @@ impl Ca {
         let certificate = params
             .self_signed(&key)
             .map_err(failed("sign the certificate of the CA"))?;
-        write(&self.path("ca.pem"), &certificate.pem(), 0o644)?;
+        write(&self.path("ca.pem"), certificate.pem().as_bytes(), 0o644)?;
         // Last: without it there is no CA.
-        write(&self.path("ca.key"), &key.serialize_pem(), 0o600)?;
+        write(&self.path("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
         self.write_revoked()
     }
 
@@ -245,8 +212,8 @@ impl Ca {
         );
         append(&self.path("issued"), &line)?;
         let paths = (to.join(format!("{name}.pem")), to.join(format!("{name}.key")));
-        write(&paths.1, &key.serialize_pem(), 0o600)?;
-        write(&paths.0, &certificate.pem(), 0o644)?;
+        write(&paths.1, key.serialize_pem().as_bytes(), 0o600)?;
+        write(&paths.0, certificate.pem().as_bytes(), 0o644)?;
         Ok(paths)
     }
 
@@ -324,6 +291,6 @@ impl Ca {
             .signed_by(&self.issuer()?)
             .map_err(failed("sign the list of revoked certificates"))?;
         let text = list.pem().map_err(failed("write the list of revoked certificates"))?;
-        write(&self.path("revoked.pem"), &text, 0o644)
+        write(&self.path("revoked.pem"), text.as_bytes(), 0o644)
     }
 }

@@ -6,6 +6,7 @@
 mod agent;
 mod ca;
 mod config;
+mod durable;
 mod http;
 mod server;
 mod store;

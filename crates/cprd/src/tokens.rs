@@ -3,12 +3,13 @@
 //! It is read anew with every request, so that taking a line out takes effect at once.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
 use std::path::Path;
 
 use cpr_grid::Role;
 use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::durable::append;
 
 /// Longest file of tokens, bytes.
 const LONGEST: u64 = 16 << 20;
@@ -53,21 +54,12 @@ pub fn issue(path: &Path, name: &str, role: Role) -> Result<String> {
     if let Some(directory) = path.parent() {
         crate::config::make_private(directory)?;
     }
-    let what = || format!("write {}", path.display());
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .context(what)?;
     let line = format!(
         "{name} {} {}\n",
         role_name(role),
         blake3::hash(token.as_bytes()).to_hex()
     );
-    file.write_all(line.as_bytes())
-        .and_then(|()| file.sync_all())
-        .context(what)?;
+    append(path, &line)?;
     Ok(token)
 }
 

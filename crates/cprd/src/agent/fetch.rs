@@ -13,7 +13,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::Agent;
 use super::images::{for_each_piece, in_store, open};
-use super::layout::sync_directory;
+use crate::durable::sync_directory;
 use crate::log;
 
 /// Pause between rounds over all sources.

@@ -13,7 +13,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
 use super::Agent;
-use super::layout::sync_directory;
+use crate::durable::sync_directory;
 use crate::log;
 
 /// Bytes that are read at once.

@@ -10,15 +10,20 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use cpr_api::agent::Incarnation;
 use cpr_api::model::Owner;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::durable::write;
+
+/// Mode of files that are the agent's only.
+const PRIVATE: u32 = 0o600;
 
 /// What is known of an incarnation besides what its job directory says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,29 +62,6 @@ fn ensure(path: &Path, mode: u32) -> Result<()> {
         .create(path)
         .context(what)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).context(what)
-}
-
-/// Makes the entries of a directory durable.
-pub fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .context(|| format!("write directory {}", path.display()))
-}
-
-/// Writes a file aside, and moves it to its place when it is on disk.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let what = || format!("write {}", path.display());
-    let aside = path.with_extension("new");
-    let mut file = File::options()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&aside)
-        .context(what)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).context(what)?;
-    fs::rename(&aside, path).context(what)?;
-    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// The text of a file, where there is one.
@@ -121,7 +103,7 @@ impl Layout {
             .map_err(io::Error::from)
             .context(|| "get random bytes")?;
         let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        write(&path, text.as_bytes())?;
+        write(&path, text.as_bytes(), PRIVATE)?;
         Ok(text)
     }
 
@@ -131,7 +113,7 @@ impl Layout {
         let before = read(&path)?
             .and_then(|text| text.trim().parse::<u64>().ok())
             .unwrap_or(0);
-        write(&path, (before + 1).to_string().as_bytes())?;
+        write(&path, (before + 1).to_string().as_bytes(), PRIVATE)?;
         Ok(before + 1)
     }
 
@@ -161,7 +143,7 @@ impl Layout {
     pub fn put_record(&self, incarnation: Incarnation, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record)
             .map_err(|error| Error::new(ErrorKind::Internal, "encode a record").with_source(error))?;
-        write(&self.record(incarnation), &text)
+        write(&self.record(incarnation), &text, PRIVATE)
     }
 
     /// Forgets an incarnation.

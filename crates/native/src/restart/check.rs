@@ -73,7 +73,7 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
         }
     }
     if !own_pid_namespace {
-        for (pid, number, error) in numbers::in_use(manifest) {
+        for (pid, number, error) in numbers::in_use(manifest)? {
             add(pid, format!("PID {number}"), error);
         }
     }

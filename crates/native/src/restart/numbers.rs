@@ -6,7 +6,7 @@ use std::io;
 
 use cpr_image::model::Manifest;
 use cpr_kernel::proc::{ProcDir, pids};
-use cpr_types::{Error, ErrorKind};
+use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::plan::{self, Step};
 
@@ -32,16 +32,16 @@ impl User {
 }
 
 /// Sessions and groups of the processes here, by number. A session is told before its group of the same number.
-fn joined() -> BTreeMap<i32, User> {
+fn joined() -> io::Result<BTreeMap<i32, User>> {
     let mut found = BTreeMap::new();
-    for pid in pids().unwrap_or_default() {
+    for pid in pids()? {
         let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) else {
             continue;
         };
         found.insert(stat.session, User::Session(pid));
         found.entry(stat.pgrp).or_insert(User::Group(pid));
     }
-    found
+    Ok(found)
 }
 
 /// Why there can be no process with number `number` (LBNL-3.9.5.2.3, LBNL-3.9.5.3.5, LBNL-3.9.5.4.2).
@@ -49,7 +49,7 @@ pub fn refusal(number: i32, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EEXIST) => {
             let user = ProcDir::open(number).map(|_| User::Itself).ok();
-            let user = user.or_else(|| joined().get(&number).copied());
+            let user = user.or_else(|| joined().ok()?.get(&number).copied());
             user.map_or_else(
                 // It may have ended since.
                 || {
@@ -68,8 +68,11 @@ pub fn refusal(number: i32, error: io::Error) -> Error {
 }
 
 /// All numbers the job needs that are in use: the process that needs it, the number, and by whom.
-pub fn in_use(manifest: &Manifest) -> Vec<(i32, i32, Error)> {
-    let steps = plan::of(manifest).unwrap_or_default();
+///
+/// # Errors
+/// As [`plan::of`]; the processes here cannot be listed.
+pub fn in_use(manifest: &Manifest) -> Result<Vec<(i32, i32, Error)>> {
+    let steps = plan::of(manifest)?;
     let made = steps.into_iter().filter_map(|step| match step {
         Step::Create { pid, .. } => Some((pid, pid)),
         _ => None,
@@ -78,12 +81,14 @@ pub fn in_use(manifest: &Manifest) -> Vec<(i32, i32, Error)> {
         let tids = process.threads.iter().map(|thread| thread.tid);
         tids.filter(|tid| *tid != process.pid).map(|tid| (process.pid, tid))
     });
-    let joined = joined();
-    made.chain(threads)
+    let joined = joined().context(|| "list processes")?;
+    let found = made
+        .chain(threads)
         .filter_map(|(pid, number)| {
             let user = ProcDir::open(number).map(|_| User::Itself).ok();
             let user = user.or_else(|| joined.get(&number).copied())?;
             Some((pid, number, user.error(number)))
         })
-        .collect()
+        .collect();
+    Ok(found)
 }
