@@ -60,6 +60,8 @@ pub struct Global {
 pub enum Verb {
     /// Run a command as a job that can be checkpointed and restarted
     Run(Run),
+    /// Stand in for a job in the script of a batch system, and become its command
+    Exec(Exec),
     /// List jobs
     #[command(visible_alias = "list")]
     Ps(Ps),
@@ -342,6 +344,47 @@ pub struct Run {
     pub wanted: Wanted,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+/// `cpr exec`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples, as lines of a batch script:
+  exec cpr exec --name $SLURM_JOB_ID -- ./sim input.dat
+  exec cpr exec --recover --name sim -- ./sim input.dat
+  exec cpr exec --recover --name sim --fetch 'ssh store cat sim.cpr' -- ./sim input.dat
+
+Without --recover the command is run under its own PID with nothing of cpr around it, and `cpr checkpoint NAME` finds it. \
+With --recover cpr stays: it passes signals on to the job, and ends with its exit code.")]
+pub struct Exec {
+    /// Identifier of the job, under which it is checkpointed
+    #[arg(long)]
+    pub name: String,
+    /// Go on from the newest good image of the job; run the command only where there is none
+    #[arg(long)]
+    pub recover: bool,
+    /// Go on from this image; with --fetch, what its command is to fetch
+    #[arg(long, value_name = "IMAGE", requires = "recover", value_hint = ValueHint::FilePath)]
+    pub image: Option<OsString>,
+    /// First run this command of the shell, which prints the image to go on from, or nothing where there is none so far
+    ///
+    /// It finds the job in $GRIDCPR_JOB, and what --image says in $GRIDCPR_IMAGE.
+    #[arg(long, value_name = "COMMAND", requires = "recover")]
+    pub fetch: Option<OsString>,
+    /// Keep only the newest N images, and those they need
+    #[arg(long, value_name = "N", value_parser = parse_keep)]
+    pub keep: Option<usize>,
+    /// What checkpoints do with TCP connections to outside the job
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Tcp::Refuse)]
+    pub tcp: Tcp,
+    #[command(flatten)]
+    pub contents: Contents,
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// The command and its arguments
+    #[arg(required_unless_present = "recover", trailing_var_arg = true, value_name = "COMMAND",
+        value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
 

@@ -178,7 +178,14 @@ impl<'a> Task<'a> {
                 // Where the root process has ended before the rest of the job, that is another one.
                 let pids = target::namespace_pids(root.pid)?;
                 let inner = pids.last().copied().unwrap_or(inner);
-                Some(Saving::new(job, engine, options, inner, after(options))?)
+                Some(Saving::new(
+                    job,
+                    engine,
+                    options,
+                    inner,
+                    state.init.is_some(),
+                    after(options),
+                )?)
             }
             None => None,
         };
@@ -322,7 +329,7 @@ impl<'a> Task<'a> {
         // A job does not end before its processes do, and we may be one.
         if self.stop && !self.of_supervisor && !self.inside {
             // The supervisor notes the end; until it has, the job counts as running.
-            job.wait(Some(STOP_TIMEOUT)).map(drop)?;
+            job.await_end(Some(STOP_TIMEOUT))?;
         }
         if let Some(keep) = job.spec().keep.filter(|_| self.in_job_directory) {
             job.prune(keep)?;

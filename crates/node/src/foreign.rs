@@ -39,6 +39,8 @@ pub(crate) struct Saving {
     record: BundleRecord,
     files: PathBuf,
     job_directory: PathBuf,
+    /// The job has a PID namespace to itself.
+    own_namespace: bool,
     after: After,
 }
 
@@ -100,6 +102,7 @@ impl Saving {
         engine: &EngineUse,
         options: &CheckpointOptions,
         root: i32,
+        own_namespace: bool,
         after: After,
     ) -> Result<Saving> {
         require_plain(&engine.name, options)?;
@@ -123,6 +126,7 @@ impl Saving {
             descriptor,
             files: fresh_files(job)?,
             job_directory: job.path().to_path_buf(),
+            own_namespace,
             after,
         })
     }
@@ -136,7 +140,10 @@ impl Saving {
 
     fn save_files(&mut self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
         let began = Instant::now();
-        let processes = members()?;
+        let processes = match self.own_namespace {
+            true => members()?,
+            false => descendants(self.record.root)?,
+        };
         self.record.processes = processes.clone();
         let unit = Unit {
             job: self.record.job.clone(),
@@ -240,6 +247,18 @@ fn members() -> Result<Vec<i32>> {
         .filter(|pid| *pid != 1 && *pid != own)
         .filter(|pid| target::parent(*pid).is_some_and(|parent| parent != 0))
         .filter(|pid| target::state(*pid).is_ok_and(|state| state != 'Z'))
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// A process with its descendants, without us, who may be one.
+fn descendants(root: i32) -> Result<Vec<i32>> {
+    let own = std::process::id() as i32;
+    let mut found: Vec<i32> = target::tree(target::Target::open(root)?)?
+        .iter()
+        .map(|process| process.pid)
+        .filter(|pid| *pid != own && target::state(*pid).is_ok_and(|state| state != 'Z'))
         .collect();
     found.sort_unstable();
     Ok(found)

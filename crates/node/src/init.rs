@@ -27,9 +27,9 @@ use crate::wire::{Receiver, WireError, send, wait};
 
 /// SIGCHLD and SIGPIPE.
 pub(crate) const CHILD: i32 = 17;
-const PIPE: i32 = 13;
+pub(crate) const PIPE: i32 = 13;
 /// Name of the job, for its programs.
-const JOB_VARIABLE: &str = "GRIDCPR_JOB";
+pub(crate) const JOB_VARIABLE: &str = "GRIDCPR_JOB";
 /// The job's directory, for its programs.
 const DIRECTORY_VARIABLE: &str = "GRIDCPR_JOB_DIR";
 /// Where a program puts checkpoints that it writes itself (SAGA CPR, section 2.2; [`OWN_CHECKPOINTS`]).
@@ -39,7 +39,7 @@ const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
 /// For how many seconds one is kept.
 const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 /// Below the job's directory, so that they go with the job; made by the program that writes any.
-const OWN_CHECKPOINTS: &str = "app";
+pub(crate) const OWN_CHECKPOINTS: &str = "app";
 /// By how much the time since the start of the machine and the wall clock may have drifted apart, or the latter been set,
 /// since a checkpoint that was made on the same machine before it was started anew.
 const SAME_BOOT: Duration = Duration::from_secs(10);
@@ -374,18 +374,27 @@ fn become_program(command: &[OsString], setting: &Setting<'_>) -> std::io::Error
                 (JOB_VARIABLE, OsStr::new(&setting.about.job)),
                 (DIRECTORY_VARIABLE, directory),
             ];
-            // For programs that write checkpoints themselves; what the user has said holds.
-            let offered = [
-                (BASE_VARIABLE, base.as_os_str()),
-                (SEQUENCE_VARIABLE, OsStr::new(&setting.sequence)),
-                (LIFETIME_VARIABLE, OsStr::new(&setting.lifetime)),
-            ];
-            let said = |(name, value): &(&str, &OsStr)| !value.is_empty() && std::env::var_os(name).is_none();
-            variables.extend(offered.into_iter().filter(said));
+            let (sequence, lifetime) = (OsStr::new(&setting.sequence), OsStr::new(&setting.lifetime));
+            variables.extend(offered(base.as_os_str(), sequence, lifetime));
             spawn::exec(command, &variables)
         }
         Err(error) => error,
     }
+}
+
+/// Variables for programs that write checkpoints themselves; what the user has said holds.
+pub(crate) fn offered<'a>(
+    base: &'a OsStr,
+    sequence: &'a OsStr,
+    lifetime: &'a OsStr,
+) -> impl Iterator<Item = (&'static str, &'a OsStr)> {
+    let all = [
+        (BASE_VARIABLE, base),
+        (SEQUENCE_VARIABLE, sequence),
+        (LIFETIME_VARIABLE, lifetime),
+    ];
+    all.into_iter()
+        .filter(|(name, value)| !value.is_empty() && std::env::var_os(name).is_none())
 }
 
 /// Reaps and obeys until no process of the job is left.

@@ -14,6 +14,7 @@ use crate::directory::Directory;
 use crate::engine::{Basis, FileRule, Image, Keep, TcpPolicy};
 use crate::foreign::EngineUse;
 use crate::known::record_of;
+use crate::lease::boot;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
@@ -139,6 +140,9 @@ pub(crate) struct State {
     /// The same process here, where the job lives in our PID namespace.
     #[serde(default)]
     pub(crate) root_here: Option<Identity>,
+    /// Of a job that its program is without a supervisor: the boot of the machine that these numbers are of.
+    #[serde(default)]
+    pub(crate) boot: Option<String>,
     pub(crate) started_ms: u64,
     pub(crate) finished_ms: Option<u64>,
     /// How the root process ended, once it has.
@@ -146,6 +150,23 @@ pub(crate) struct State {
     pub(crate) restarted_from: Option<PathBuf>,
     pub(crate) stopped_into: Option<PathBuf>,
     pub(crate) error: Option<String>,
+}
+
+impl State {
+    /// Whether the job was registered by a wrapper that became its program: it has no supervisor, and nobody writes down
+    /// how it ends.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.supervisor.is_none() && self.root_here.is_some()
+    }
+
+    /// The program of such a job, while it lives.
+    fn registered(&self) -> Option<Target> {
+        let root = self.root_here.filter(|_| self.is_registered())?;
+        let same_boot = self.boot.is_some() && self.boot == boot().ok();
+        let target = Target::open_same(root).ok().filter(|_| same_boot)?;
+        // One that has ended and was not waited for is still there.
+        matches!(target.wait(Some(Instant::now())), Ok(false)).then_some(target)
+    }
 }
 
 /// How a process ended.
@@ -356,9 +377,19 @@ impl Job {
         write_json(&self.directory, LAST, last)
     }
 
-    /// Whether the job lives: its supervisor or the first process of its namespace holds the lock.
+    /// Whether the job lives: its supervisor or the first process of its namespace holds the lock, or the process that was
+    /// registered is there.
     pub fn is_alive(&self) -> Result<bool> {
-        self.directory.is_locked(LOCK)
+        if self.directory.is_locked(LOCK)? {
+            return Ok(true);
+        }
+        Ok(self.state()?.is_some_and(|state| state.registered().is_some()))
+    }
+
+    /// Of a job that was registered and has ended: the image it was stopped into by a checkpoint.
+    fn stopped_registered(&self) -> Result<Option<PathBuf>> {
+        let intent = self.stop_intent()?.filter(StopIntent::is_complete);
+        Ok(intent.map(|intent| intent.image.unwrap_or_default()))
     }
 
     /// The state of a job that lives.
@@ -464,6 +495,10 @@ impl Job {
                 Phase::Running if self.is_suspended()? => Phase::Suspended,
                 phase => phase,
             },
+            Some(state) if state.is_registered() => match self.stopped_registered()? {
+                Some(_) => Phase::Stopped,
+                None => Phase::Exited,
+            },
             // The supervisor could not write how it ended: it was killed, or the machine went down.
             Some(state) => match state.phase {
                 Phase::Starting | Phase::Running | Phase::Suspended => Phase::Crashed,
@@ -494,7 +529,10 @@ impl Job {
             exit_code: exit.map(|e| e.code),
             signal: exit.and_then(|e| e.signal),
             restarted_from: state.and_then(|s| s.restarted_from.clone()),
-            stopped_into: state.and_then(|s| s.stopped_into.clone()),
+            stopped_into: match state {
+                Some(state) if !alive && state.is_registered() => self.stopped_registered()?,
+                _ => state.and_then(|s| s.stopped_into.clone()),
+            },
             images: self.images()?.len(),
             last_checkpoint: self.last_checkpoint()?,
             error: state.and_then(|s| s.error.clone()),
@@ -601,6 +639,9 @@ impl Job {
     /// The processes of a job that lives in our PID namespace: the descendants of its supervisor, which adopts the
     /// job's orphans, except workers.
     pub(crate) fn host_members(&self, state: &State) -> Result<Vec<Target>> {
+        if state.is_registered() {
+            return target::tree(self.root_target(state)?);
+        }
         let gone = || {
             Error::new(
                 ErrorKind::Gone,
@@ -631,7 +672,7 @@ impl Job {
     }
 
     /// Waits until the job ends, or the time has passed.
-    pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome> {
+    pub(crate) fn await_end(&self, timeout: Option<Duration>) -> Result<()> {
         let deadline = timeout.map(|t| Instant::now() + t);
         let late = || Error::new(ErrorKind::TimedOut, format!("job {} has not ended", self.name));
         if let Some(state) = self.state()?.filter(|_| self.is_alive().unwrap_or(true)) {
@@ -643,10 +684,34 @@ impl Job {
                     return Err(late());
                 }
             }
+            if let Some(target) = state.registered()
+                && !target.wait(deadline)?
+            {
+                return Err(late());
+            }
         }
+        Ok(())
+    }
+
+    /// Waits until the job ends, or the time has passed; tells how it ended.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome> {
+        self.await_end(timeout)?;
         let state = self
             .state()?
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("job {} was never started", self.name)))?;
+        if state.is_registered() {
+            let unknown = || {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "job {} has ended, and only who started it knows its exit code",
+                        self.name
+                    ),
+                )
+            };
+            let image = self.stopped_registered()?.ok_or_else(unknown)?;
+            return Ok(Outcome::StoppedByCheckpoint { image });
+        }
         Ok(match (state.phase, state.exit) {
             (Phase::Stopped, _) => Outcome::StoppedByCheckpoint {
                 image: state.stopped_into.unwrap_or_default(),
@@ -681,7 +746,7 @@ impl Job {
                 Err(error) if error.kind() != ErrorKind::Gone => return Err(error),
                 _ => {}
             }
-            self.wait(Some(KILL_TIMEOUT))?;
+            self.await_end(Some(KILL_TIMEOUT))?;
         }
         self.thaw()?;
         let _lock = self

@@ -29,7 +29,8 @@ pub fn lease_clock() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
 }
 
-fn boot() -> Result<String> {
+/// Which boot of the machine this is.
+pub(crate) fn boot() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
     Ok(text.trim().to_string())

@@ -18,6 +18,7 @@
 mod checkpoint;
 mod directory;
 pub mod engine;
+mod exec;
 mod foreign;
 mod init;
 mod job;
@@ -44,6 +45,7 @@ pub use checkpoint::{
     Bare, CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_bare, checkpoint_bare,
 };
 pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, Method, TcpPolicy};
+pub use exec::{Recovery, become_job, recover};
 pub use foreign::EngineUse;
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;

@@ -194,14 +194,7 @@ pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Res
     let images = job.images()?;
     let mut first = None;
     for entry in images.iter().rev() {
-        let attempt = match Bundle::recognise(&entry.path) {
-            Ok(Some(bundle)) => restart_foreign(&job, &bundle, Some(&entry.path), &options, false),
-            Ok(None) => {
-                Image::open(&entry.path).and_then(|image| restart_into(&job, image, Some(&entry.path), &options, false))
-            }
-            Err(error) => Err(error),
-        };
-        match attempt {
+        match restart_from(&job, &entry.path, &options, false) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 eprintln!(
                     "cpr: {}: {}; trying the image before it",
@@ -217,6 +210,24 @@ pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Res
         Error::new(ErrorKind::NotFound, format!("job {name} has no image to restart from"))
             .with_hint("checkpoint it while it runs, or run it with --every")
     }))
+}
+
+/// Restarts a job from this image; a `new` one that does not start is removed.
+pub(crate) fn restart_from(job: &Job, path: &std::path::Path, options: &RestartOptions, new: bool) -> Result<Outcome> {
+    let opened = match Bundle::recognise(path) {
+        Ok(Some(bundle)) => return restart_foreign(job, &bundle, Some(path), options, new),
+        Ok(None) => Image::open(path),
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(image) => restart_into(job, image, Some(path), options, new),
+        Err(error) => {
+            if new {
+                job.discard();
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Restarts an image as a new job, called after the job it is of unless `options` has a name.

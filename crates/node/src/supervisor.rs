@@ -29,8 +29,11 @@ use crate::terminal::{Relay, Source, WINDOW};
 use crate::vault::Vault;
 use crate::wire::{Receiver, send, wait};
 
-/// Signals passed on to the job: HUP, INT, QUIT, USR1, USR2, TERM, CONT is left to the kernel.
-const FORWARDED: [i32; 6] = [1, 2, 3, 10, 12, 15];
+/// Signals passed on to the job: HUP, INT, QUIT, USR1, USR2, ALRM, TERM, URG, XCPU, XFSZ, VTALRM, PROF, IO, PWR, and those
+/// from [`REAL_TIME`] on. CONT is left to the kernel.
+const FORWARDED: [i32; 14] = [1, 2, 3, 10, 12, 14, 15, 23, 24, 25, 26, 27, 29, 30];
+/// Real-time signals, as the C library counts them.
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 /// Those a terminal sends to its whole foreground group, and so to the job directly: HUP, INT, QUIT.
 const FROM_TERMINAL: [i32; 3] = [1, 2, 3];
 
@@ -102,6 +105,7 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         root: None,
         pid_namespace: None,
         root_here: None,
+        boot: None,
         started_ms: now_ms(),
         finished_ms: None,
         exit: None,
@@ -112,7 +116,11 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
     job.write_state(&state)?;
     // Children that end must be seen, whatever our caller had set.
     spawn::default_signal(CHILD).context(|| "watch for children")?;
-    let mut watched: Vec<i32> = FORWARDED.into_iter().filter(|s| !spawn::is_ignored(*s)).collect();
+    let mut watched: Vec<i32> = FORWARDED
+        .into_iter()
+        .chain(REAL_TIME)
+        .filter(|s| !spawn::is_ignored(*s))
+        .collect();
     watched.extend([CHILD, WINDOW]);
     let mask = spawn::block_signals(&watched).context(|| "block signals")?;
     let result = start(launch, &mut state, &watched, mask).and_then(|mut supervisor| {

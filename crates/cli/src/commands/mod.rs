@@ -8,6 +8,7 @@ mod classes;
 mod completions;
 pub mod edit;
 mod engines;
+mod exec;
 mod grid;
 mod images;
 mod inspect;
@@ -59,6 +60,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
     }
     match verb {
         Verb::Run(args) => run::run(output, args),
+        Verb::Exec(args) => exec::exec(output, args),
         Verb::Ps(args) => ps::ps(output, &args),
         Verb::Checkpoint(args) => checkpoint::checkpoint(output, args),
         Verb::Restart(args) => restart::restart(output, args),

@@ -18,17 +18,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
     if args.wanted.explain {
         return explain(output, &args.wanted);
     }
-    let mut chosen = None;
-    if !args.wanted.request().is_empty() {
-        let registry = Registry::load()?;
-        let choice = registry.choose(&args.wanted.request(), Descriptor::probe)?;
-        let engine = choice.require()?;
-        output.detail(|| format!("the engine is {}", engine.name));
-        chosen = (engine.driver != Driver::Native).then(|| EngineUse {
-            name: engine.name.clone(),
-            version: choice.version.clone(),
-        });
-    }
+    let chosen = chosen_engine(output, &args.wanted)?;
     let state = StateDir::open()?;
     let mut name = args.name;
     if args.on_exit == OnExit::Remove && name.is_none() {
@@ -61,8 +51,23 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
     conclude(output, &outcome)
 }
 
+/// The engine that is wanted; none for the native one.
+pub fn chosen_engine(output: Output, wanted: &Wanted) -> Result<Option<EngineUse>> {
+    if wanted.request().is_empty() {
+        return Ok(None);
+    }
+    let registry = Registry::load()?;
+    let choice = registry.choose(&wanted.request(), Descriptor::probe)?;
+    let engine = choice.require()?;
+    output.detail(|| format!("the engine is {}", engine.name));
+    Ok((engine.driver != Driver::Native).then(|| EngineUse {
+        name: engine.name.clone(),
+        version: choice.version.clone(),
+    }))
+}
+
 /// Says which engine would be used and why.
-fn explain(output: Output, wanted: &Wanted) -> Result<u8> {
+pub fn explain(output: Output, wanted: &Wanted) -> Result<u8> {
     let registry = Registry::load()?;
     let choice = registry.choose(&wanted.request(), Descriptor::probe)?;
     let line = |considered: &Considered| {

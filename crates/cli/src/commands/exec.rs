@@ -1,0 +1,46 @@
+//! `cpr exec`
+
+use cpr_node::{JobSpec, Recovery, StateDir};
+use cpr_types::{Error, ErrorKind, Result};
+
+use crate::args::Exec;
+use crate::commands::{conclude, run};
+use crate::output::Output;
+use crate::target::require_job_name;
+
+pub fn exec(output: Output, args: Exec) -> Result<u8> {
+    require_job_name(Some(&args.name))?;
+    if args.wanted.explain {
+        return run::explain(output, &args.wanted);
+    }
+    let spec = JobSpec {
+        name: Some(args.name.clone()),
+        keep_files: args.contents.keep(),
+        files: args.contents.files,
+        command: args.command,
+        keep: args.keep,
+        tcp: args.tcp.into(),
+        engine: run::chosen_engine(output, &args.wanted)?,
+        ..JobSpec::default()
+    };
+    let state = StateDir::open()?;
+    if args.recover {
+        let recovery = Recovery {
+            image: args.image,
+            fetch: args.fetch,
+        };
+        if let Some(outcome) = cpr_node::recover(&state, &spec, &recovery)? {
+            return conclude(output, &outcome);
+        }
+        if spec.command.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("job {} has no image to go on from", args.name),
+            )
+            .with_hint("give the command to begin with"));
+        }
+        output.detail(|| format!("job {} has no image to go on from, and begins", args.name));
+    }
+    let never = cpr_node::become_job(&state, &spec, args.recover)?;
+    match never {}
+}
