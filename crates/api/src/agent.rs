@@ -46,6 +46,9 @@ pub struct Report {
     /// Images it was told to fetch and could not, or holds and found damaged.
     #[serde(default)]
     pub bad_images: Vec<BadImage>,
+    /// Images it has compared with their hashes since its last report, and found good.
+    #[serde(default)]
+    pub verified: Vec<i64>,
     /// The mark of the last orders it has seen; the answer comes as soon as there are others.
     #[serde(default)]
     pub seen: String,
@@ -198,6 +201,9 @@ pub struct ImageOrder {
     pub bytes: u64,
     /// BLAKE3, in hexadecimal digits.
     pub blake3: String,
+    /// When the copy of this node was last known to be whole; 0 where it has none.
+    #[serde(default)]
+    pub verified_ms: i64,
     /// Whoever shows this may fetch the image from a node that holds it.
     pub ticket: String,
     /// Where to fetch it from, best first.

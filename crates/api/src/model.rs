@@ -283,6 +283,33 @@ pub struct Job {
     pub checkpoint_begun_ms: Option<i64>,
 }
 
+impl Job {
+    /// A job as it is when it is submitted.
+    pub fn new(id: i64, owner: Owner, spec: JobSpec, submitted_ms: i64) -> Job {
+        Job {
+            id,
+            owner,
+            spec,
+            state: JobState::Queued,
+            reason: None,
+            node: None,
+            incarnation: 0,
+            from: None,
+            next_from: None,
+            next_node: None,
+            failures: 0,
+            not_before_ms: 0,
+            intent: None,
+            exit_code: None,
+            signal: None,
+            submitted_ms,
+            started_ms: None,
+            ended_ms: None,
+            checkpoint_begun_ms: None,
+        }
+    }
+}
+
 /// State of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -313,6 +340,14 @@ impl CheckpointState {
             CheckpointState::Lost => "lost",
             CheckpointState::Freed => "freed",
         }
+    }
+
+    /// It has no image, and will never have one again.
+    pub const fn is_gone(self) -> bool {
+        matches!(
+            self,
+            CheckpointState::Failed | CheckpointState::Lost | CheckpointState::Freed
+        )
     }
 
     /// A job can go on from it.

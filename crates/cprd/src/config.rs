@@ -29,6 +29,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// What callers are granted.
     pub limits: LimitsConfig,
+    /// How often images are compared with their hashes though nobody reads them.
+    pub verify: VerifyConfig,
 }
 
 /// `[tls]`
@@ -45,6 +47,25 @@ pub struct TlsConfig {
     pub revoked: Option<PathBuf>,
     /// Without certificates, addresses of a network may be used all the same: tokens and images can be read on it.
     pub allow_plain_http: bool,
+}
+
+/// `[verify]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyConfig {
+    /// Each image is read again after so long; 0: never.
+    pub every_s: u64,
+    /// Not faster than this, MiB a second.
+    pub mb_per_s: u64,
+}
+
+impl Default for VerifyConfig {
+    fn default() -> Self {
+        VerifyConfig {
+            every_s: 7 * 24 * 3600,
+            mb_per_s: 20,
+        }
+    }
 }
 
 /// `[limits]`
@@ -114,6 +135,8 @@ pub struct GridConfig {
     pub margin_ms: u64,
     /// Nodes that are to hold each image where there is no common store.
     pub copies: usize,
+    /// Jobs of lower priority make room: they are saved, and queued again.
+    pub preempt: bool,
     /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
     pub store: Option<PathBuf>,
 }
@@ -193,6 +216,7 @@ impl Default for GridConfig {
             lease_ms: policy.lease_ms,
             margin_ms: policy.margin_ms,
             copies: policy.copies,
+            preempt: policy.preempt,
             store: None,
         }
     }
@@ -229,6 +253,7 @@ impl GridConfig {
             lease_ms: self.lease_ms,
             margin_ms: self.margin_ms,
             copies: self.copies,
+            preempt: self.preempt,
         }
     }
 }
@@ -308,9 +333,23 @@ impl Config {
                  tls.allow_plain_http = true",
             );
         }
+        for store in [&grid.store, &node.store].into_iter().flatten() {
+            if !store.is_absolute() {
+                return refuse(
+                    &format!("store {} is not absolute", store.display()),
+                    "write a directory that begins with /",
+                );
+            }
+        }
         let limits = &self.limits;
         if limits.connections == 0 || limits.connections_per_peer == 0 || limits.patience_ms < 100 {
             return refuse("limits are too tight", "nobody could be answered");
+        }
+        if self.verify.mb_per_s == 0 {
+            return refuse(
+                "verify.mb_per_s is 0",
+                "verify.every_s = 0 says that images are not to be looked at",
+            );
         }
         for (name, path) in [("grid.directory", &grid.directory), ("node.directory", &node.directory)] {
             if !path.is_absolute() {
@@ -435,6 +474,8 @@ mod tests {
             "[tls]\nrevoked = \"/x\"",
             "[tls]\nca = \"/x\"\n[grid]\nlisten = [\"127.0.0.1:1\"]",
             "[limits]\nconnections = 0",
+            "[verify]\nmb_per_s = 0",
+            "[grid]\nstore = \"here\"",
             "x",
         ] {
             assert!(check(bad).is_err(), "{bad}");

@@ -9,7 +9,7 @@ mod config;
 mod durable;
 mod http;
 mod server;
-mod store;
+mod stores;
 mod tls;
 mod tokens;
 
@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::Agent;
 use crate::config::Config;
+use crate::stores::Directory;
 
 /// How often the service looks for what is due, apart from after every change.
 const TICK: Duration = Duration::from_millis(250);
@@ -241,8 +242,9 @@ fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
         if with_grid {
             let grid = Arc::new(open_grid(config).await?);
             http::start(&mut parts, config, grid.clone()).await?;
-            if let Some(store) = &config.grid.store {
-                parts.spawn(store::keep_clean(grid.clone(), store.clone()));
+            if let Some(place) = &config.grid.store {
+                let store = Arc::new(Directory::new(place));
+                parts.spawn(stores::clean::keep_clean(grid.clone(), store, config.verify.clone()));
             }
             parts.spawn(keep_ticking(grid));
         }

@@ -221,3 +221,91 @@ fn with_a_common_store_a_job_goes_on_from_it_and_nothing_stays_there_that_is_not
     left.sort();
     assert_eq!(left, ["4711.cpr", "README"]);
 }
+
+// GFD93-SM-12
+#[test]
+fn a_copy_that_nobody_reads_is_looked_at_and_made_again_when_it_is_damaged() {
+    let Some(lab) = lab(2, "", "[verify]\nevery_s = 2") else {
+        return;
+    };
+    let id = lab.site.submit("out", &[], &counter(10_000));
+    let job = format!("@{id}");
+    lab.site.wait_for_count("out", 5);
+    let made = lab.site.json(&["checkpoint", &job]);
+    let copy = |name: &str| {
+        let path = format!("{name}/users/{NOBODY}/images/{}.cpr", made["id"]);
+        lab.site.path(&path)
+    };
+    let good = fs::read(copy("n1")).unwrap();
+    assert_eq!(good, fs::read(copy("n2")).unwrap());
+    // One bit, and neither size nor name tells of it.
+    let mut bytes = good.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(copy("n2"), bytes).unwrap();
+    wait_until("the damage is found", || {
+        let events = lab
+            .site
+            .text(&["events", "--job", &id, "--kind", "checkpoint.copy-lost"]);
+        events.contains(&format!("checkpoint {}", made["id"])) && events.contains("hash")
+    });
+    wait_until("there is a good copy again", || {
+        fs::read(copy("n2")).is_ok_and(|bytes| bytes == good)
+    });
+    wait_until("the grid knows it, and when both were last looked at", || {
+        let now = lab.site.json(&["checkpoints", &id])["checkpoints"][0].clone();
+        let places = now["locations"].as_array().unwrap();
+        let later = |place: &serde_json::Value| place["verified_ms"].as_i64() > made["stored_ms"].as_i64();
+        now["state"] == "complete" && places.len() == 2 && places.iter().all(later)
+    });
+    lab.site.text(&["cancel", &id]);
+}
+
+// GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth
+#[test]
+fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
+    let Some(lab) = lab(2, "", "") else { return };
+    let id = lab.site.submit("out", &[], &counter(10_000));
+    lab.site.wait_for_count("out", 5);
+    let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
+    lab.site.ca("strange", &["init"]);
+    lab.site
+        .issue("strange", &["n2", "--role", "node", "--host", "10.98.0.2"]);
+    lab.site.issue("ca", &["nobody"]);
+    lab.site
+        .issue("ca", &["n3", "--role", "node", "--host", "10.98.0.3", "--valid", "1s"]);
+    // What the agent of n1 says to somebody in the network of the grid, with a certificate or without.
+    let ask = |certificate: Option<&str>| {
+        let mut command = lab.service_command();
+        command.args(["openssl", "s_client", "-quiet", "-connect", "10.98.0.1:7701", "-CAfile"]);
+        command.arg(lab.site.path("ca/ca.pem"));
+        if let Some(name) = certificate {
+            command.arg("-cert").arg(lab.site.path(&format!("{name}.pem")));
+            command.arg("-key").arg(lab.site.path(&format!("{name}.key")));
+        }
+        let mut child = command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let request = format!(
+            "GET /v1/images/{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer 0123\r\n\r\n",
+            made["id"]
+        );
+        // Whoever is refused has nobody who reads it.
+        let _ = std::io::Write::write_all(child.stdin.as_mut().unwrap(), request.as_bytes());
+        String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+    };
+    let another_node = ask(Some("ca-issued/n2"));
+    assert!(
+        another_node.starts_with("HTTP/1.1 403") && another_node.contains("no ticket"),
+        "{another_node}"
+    );
+    let user = ask(Some("ca-issued/nobody"));
+    assert!(user.starts_with("HTTP/1.1 403") && user.contains("for nodes"), "{user}");
+    assert_eq!(ask(None), "");
+    assert_eq!(ask(Some("strange-issued/n2")), "");
+    wait_until("a certificate has expired", || ask(Some("ca-issued/n3")).is_empty());
+    lab.site.text(&["cancel", &id]);
+}

@@ -21,6 +21,8 @@ pub struct Policy {
     pub margin_ms: u64,
     /// Nodes that are to hold each image where there is no common store.
     pub copies: usize,
+    /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
+    pub preempt: bool,
 }
 
 impl Default for Policy {
@@ -29,6 +31,7 @@ impl Default for Policy {
             lease_ms: 10_000,
             margin_ms: 4_000,
             copies: 2,
+            preempt: false,
         }
     }
 }

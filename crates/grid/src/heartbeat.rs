@@ -49,6 +49,7 @@ struct News {
     made: Vec<(Checkpoint, CheckpointReport)>,
     arrived: Vec<Checkpoint>,
     vanished: Vec<Checkpoint>,
+    verified: Vec<i64>,
     bad: Vec<BadImage>,
 }
 
@@ -79,6 +80,11 @@ impl News {
         }
         let images: BTreeSet<i64> = report.images.iter().copied().collect();
         let held = located(connection, name, true).await?;
+        news.verified = held
+            .iter()
+            .map(|c| c.id)
+            .filter(|id| report.verified.contains(id))
+            .collect();
         news.vanished = held.into_iter().filter(|c| !images.contains(&c.id)).collect();
         let wanted = located(connection, name, false).await?;
         news.arrived = wanted.into_iter().filter(|c| images.contains(&c.id)).collect();
@@ -96,6 +102,7 @@ impl News {
             && self.made.is_empty()
             && self.arrived.is_empty()
             && self.vanished.is_empty()
+            && self.verified.is_empty()
             && self.bad.is_empty()
     }
 }
@@ -202,12 +209,15 @@ impl Grid {
         for checkpoint in news.arrived {
             self.copy_arrived(&mut write, checkpoint, name).await?;
         }
-        for checkpoint in news.vanished {
-            self.copy_gone(&mut write, checkpoint.id, name, "is gone from its place")
-                .await?;
-        }
         for bad in news.bad {
             self.copy_gone(&mut write, bad.id, &bad.location, &bad.message).await?;
+        }
+        for checkpoint in news.vanished {
+            self.copy_gone(&mut write, checkpoint.id, name, "it is gone from its place")
+                .await?;
+        }
+        for id in news.verified {
+            self.copy_verified(&mut write, id, name).await?;
         }
         for (job, phase) in news.jobs {
             // As the steps before have left it.
@@ -282,12 +292,40 @@ impl Grid {
         Ok(())
     }
 
+    /// A copy has been looked at and is whole.
+    async fn copy_verified(&self, write: &mut Write<'_>, id: i64, node: &str) -> Result<()> {
+        let Some(mut checkpoint) = db::checkpoint(&mut write.tx, id).await? else {
+            return Ok(());
+        };
+        let Some(place) = checkpoint.locations.iter_mut().find(|place| place.node == node) else {
+            return Ok(());
+        };
+        place.verified_ms = self.clock.wall_ms();
+        let wanted = write.wanted(id).await?;
+        write.put_checkpoint(&checkpoint, &wanted).await
+    }
+
+    /// Takes down how the copy in the store that nodes share was found: whole, or why not (GFD93-SM-12).
+    pub async fn store_checked(&self, id: i64, problem: Option<&str>) -> Result<()> {
+        let mut write = self.db.write().await?;
+        match problem {
+            None => self.copy_verified(&mut write, id, "").await?,
+            Some(why) => self.copy_gone(&mut write, id, "", why).await?,
+        }
+        write.commit().await
+    }
+
     /// A copy is not there any more. With the last one the checkpoint is lost (GFD93-SM-12).
     async fn copy_gone(&self, write: &mut Write<'_>, id: i64, node: &str, why: &str) -> Result<()> {
         let Some(mut checkpoint) = db::checkpoint(&mut write.tx, id).await? else {
             return Ok(());
         };
+        let known = checkpoint.locations.len();
         checkpoint.locations.retain(|place| place.node != node);
+        if checkpoint.locations.len() == known {
+            // It was told before, perhaps in the same report with another reason.
+            return Ok(());
+        }
         let Some(job) = db::job(&mut write.tx, checkpoint.job).await? else {
             return Ok(());
         };
@@ -422,7 +460,9 @@ fn image_order(checkpoint: &Checkpoint, ticket: String, node: &str, nodes: &[Nod
             address: holder.info.address.clone(),
         })
     });
+    let own = checkpoint.locations.iter().find(|place| place.node == node);
     ImageOrder {
+        verified_ms: own.map_or(0, |place| place.verified_ms),
         id: checkpoint.id,
         owner: checkpoint.owner.clone(),
         bytes: checkpoint.bytes,

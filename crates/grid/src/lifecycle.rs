@@ -214,41 +214,34 @@ fn over(job: &mut Job, state: JobState, why: String, now_ms: i64) {
     job.ended_ms = Some(now_ms);
 }
 
+/// A job for tests, as it is when it is submitted.
+#[cfg(test)]
+pub(crate) fn new_job(id: i64, spec: cpr_api::model::JobSpec) -> Job {
+    let owner = cpr_api::model::Owner {
+        name: "ada".into(),
+        uid: 1,
+        gid: 1,
+    };
+    Job::new(id, owner, spec, 0)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use cpr_api::model::{JobSpec, Owner};
+    use cpr_api::model::JobSpec;
 
     fn job(state: JobState) -> Job {
         let placed = state.is_placed();
+        let spec = JobSpec {
+            retries: Some(2),
+            ..JobSpec::default()
+        };
         Job {
-            id: 1,
-            owner: Owner {
-                name: "ada".into(),
-                uid: 1,
-                gid: 1,
-            },
-            spec: JobSpec {
-                retries: Some(2),
-                ..JobSpec::default()
-            },
             state,
-            reason: None,
             node: placed.then(|| "n1".into()),
             incarnation: u32::from(placed),
-            from: None,
-            next_from: None,
-            next_node: None,
-            failures: 0,
-            not_before_ms: 0,
-            intent: None,
-            exit_code: None,
-            signal: None,
-            submitted_ms: 0,
-            started_ms: None,
-            ended_ms: None,
-            checkpoint_begun_ms: None,
+            ..new_job(1, spec)
         }
     }
 

@@ -1,5 +1,7 @@
 //! Lists: which jobs, checkpoints and events are asked for, page by page.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Page};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -13,6 +15,8 @@ use crate::grid::Grid;
 /// Items of a page where nothing is said, and at most.
 const PAGE: i64 = 100;
 const LONGEST_PAGE: i64 = 1000;
+/// Numbers in one statement.
+const ID_CHUNK: usize = 500;
 
 /// Which jobs. Conditions that are given all have to hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -207,6 +211,28 @@ impl Grid {
                 |c: &Checkpoint| c.id,
             )
             .await
+    }
+
+    /// Checkpoints of which a copy is on record in the store that all nodes share, for the service itself.
+    pub async fn in_store(&self) -> Result<BTreeSet<i64>> {
+        let mut connection = self.db.read().await?;
+        let sql = "SELECT checkpoint FROM locations WHERE node = '' AND held = 1";
+        let rows = db::rows(&mut connection, sql, &[]).await?;
+        rows.iter().map(|row| db::number(row, 0)).collect()
+    }
+
+    /// Those of these checkpoints that there are, for the service itself.
+    pub async fn known_checkpoints(&self, ids: &[i64]) -> Result<BTreeMap<i64, Checkpoint>> {
+        let mut connection = self.db.read().await?;
+        let mut known = BTreeMap::new();
+        for ids in ids.chunks(ID_CHUNK) {
+            let marks: Vec<String> = (1..=ids.len()).map(|n| format!("${n}")).collect();
+            let sql = format!("SELECT doc FROM checkpoints WHERE id IN ({})", marks.join(", "));
+            let values: Vec<Value> = ids.iter().map(|id| Value::from(*id)).collect();
+            let found: Vec<Checkpoint> = db::docs(&mut connection, &sql, &values).await?;
+            known.extend(found.into_iter().map(|checkpoint| (checkpoint.id, checkpoint)));
+        }
+        Ok(known)
     }
 
     /// Events about nodes, and about jobs that the caller may see.

@@ -89,27 +89,7 @@ impl Grid {
                 ));
             }
         }
-        let job = Job {
-            id: write.next("job").await?,
-            owner,
-            spec,
-            state: JobState::Queued,
-            reason: None,
-            node: None,
-            incarnation: 0,
-            from: None,
-            next_from: None,
-            next_node: None,
-            failures: 0,
-            not_before_ms: 0,
-            intent: None,
-            exit_code: None,
-            signal: None,
-            submitted_ms: self.clock.wall_ms(),
-            started_ms: None,
-            ended_ms: None,
-            checkpoint_begun_ms: None,
-        };
+        let job = Job::new(write.next("job").await?, owner, spec, self.clock.wall_ms());
         let blocked = is_blocked(&mut write, &job).await?;
         write.put_job(&job, blocked).await?;
         for id in &job.spec.after {

@@ -9,13 +9,15 @@ use cpr_types::Result;
 use crate::db::{self, About, NEVER, Write};
 use crate::grid::Grid;
 use crate::lifecycle::Change;
-use crate::placement::{self, Free};
+use crate::placement::{self, Free, Room};
 use crate::retention::AFTERLIFE_MS;
 
 /// Queued jobs that are looked at in one go.
 const LOOK_AHEAD: i64 = 500;
 /// Old records are looked for so often.
 const SWEEP_MS: u64 = 3_600_000;
+/// A job that could not be saved is left alone so long.
+const PAUSE_MS: i64 = 60_000;
 /// Answers are kept so long for requests that are repeated.
 const REPEATABLE_MS: i64 = 24 * 3600 * 1000;
 
@@ -141,7 +143,6 @@ impl Grid {
 
     /// Where a job could not be saved lately, it is left alone for a while.
     async fn may_try_to_move(&self, write: &mut Write<'_>, job: &Job) -> Result<bool> {
-        const PAUSE_MS: i64 = 60_000;
         let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
         let last = checkpoints.iter().rfind(|c| c.stop && c.incarnation == job.incarnation);
         Ok(last.is_none_or(|last| last.created_ms + PAUSE_MS <= self.clock.wall_ms()))
@@ -267,13 +268,17 @@ impl Grid {
         let mut write = self.db.write().await?;
         let nodes = db::nodes(&mut write.tx).await?;
         let mut free = self.free(&mut write, &nodes).await?;
+        let stuck = match self.policy.preempt {
+            true => self.stuck(&mut write).await?,
+            false => BTreeSet::new(),
+        };
         let mut changed = false;
         for job in queued {
             let Some(mut job) = db::job(&mut write.tx, job.id).await? else {
                 continue;
             };
             if job.state == JobState::Queued {
-                changed |= self.place(&mut write, &mut job, &nodes, &mut free).await?;
+                changed |= self.place(&mut write, &mut job, &nodes, &mut free, &stuck).await?;
             }
         }
         if changed { write.commit().await } else { Ok(()) }
@@ -285,19 +290,32 @@ impl Grid {
         for node in nodes.iter().filter(|node| node.state == NodeState::Ready) {
             let sql = "SELECT doc FROM jobs WHERE node = $1 AND state IN ('starting', 'running')";
             let jobs: Vec<Job> = db::docs(&mut write.tx, sql, &[node.info.name.as_str().into()]).await?;
-            let slots: u32 = jobs.iter().map(|job| job.spec.slots()).fold(0, u32::saturating_add);
-            let memory = jobs.iter().map(|job| job.spec.memory_mb).fold(0, u64::saturating_add);
+            let taken = jobs
+                .iter()
+                .fold(Room::default(), |taken, job| taken.plus(Room::of(job)));
+            let whole = Room {
+                slots: node.info.slots,
+                memory_mb: node.info.memory_mb,
+            };
             free.push(Free {
-                slots: node.info.slots.saturating_sub(slots),
-                memory_mb: node.info.memory_mb.saturating_sub(memory),
                 info: node.info.clone(),
+                room: whole.minus(taken),
+                running: jobs.into_iter().filter(|job| job.state == JobState::Running).collect(),
+                kept: Room::default(),
             });
         }
         Ok(free)
     }
 
     /// Places one job, or writes down why it has to wait. True where something was written.
-    async fn place(&self, write: &mut Write<'_>, job: &mut Job, nodes: &[Node], free: &mut [Free]) -> Result<bool> {
+    async fn place(
+        &self,
+        write: &mut Write<'_>,
+        job: &mut Job,
+        nodes: &[Node],
+        free: &mut [Free],
+        stuck: &BTreeSet<i64>,
+    ) -> Result<bool> {
         let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
         let start = match choose_start(job, &checkpoints, nodes) {
             Start::From(checkpoint) => Some(checkpoint),
@@ -312,6 +330,15 @@ impl Grid {
         let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
         let node = match placement::choose(job, free, &holders) {
             Ok(node) => node,
+            Err(why) if self.policy.preempt => {
+                return match self.preempt(write, job, free, stuck).await? {
+                    Some(begun) => {
+                        let why = "waits until jobs of lower priority are saved".to_string();
+                        Ok(self.wait(write, job, why).await? || begun)
+                    }
+                    None => self.wait(write, job, why).await,
+                };
+            }
             Err(why) => return self.wait(write, job, why).await,
         };
         if let Some(checkpoint) = start.filter(|_| !holders.contains(&node)) {
@@ -342,6 +369,43 @@ impl Grid {
         ];
         db::execute(&mut write.tx, sql, &values).await?;
         Ok(true)
+    }
+
+    /// Has jobs of lower priority saved and queued again where that helps a job. None where it would not; else whether it
+    /// was begun now, and not before.
+    async fn preempt(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        free: &mut [Free],
+        stuck: &BTreeSet<i64>,
+    ) -> Result<Option<bool>> {
+        let Some(victims) = placement::preempt(job, free, stuck) else {
+            return Ok(None);
+        };
+        for id in &victims {
+            let running = free.iter_mut().flat_map(|node| &mut node.running);
+            let Some(victim) = running.into_iter().find(|other| other.id == *id) else {
+                continue;
+            };
+            self.change(write, victim, Change::End(Intent::Move(None))).await?;
+            self.begin_checkpoint(write, victim, true).await?;
+            let about = About {
+                job: Some(victim),
+                node: victim.node.as_deref(),
+            };
+            let what = format!("job {id} makes room for job {}", job.id);
+            write.note(self.clock.wall_ms(), "job.preempted", about, what).await?;
+        }
+        Ok(Some(!victims.is_empty()))
+    }
+
+    /// Jobs that could not be saved lately.
+    async fn stuck(&self, write: &mut Write<'_>) -> Result<BTreeSet<i64>> {
+        let sql = "SELECT doc FROM checkpoints WHERE state = 'failed' AND created_ms > $1";
+        let since = self.clock.wall_ms() - PAUSE_MS;
+        let failed: Vec<Checkpoint> = db::docs(&mut write.tx, sql, &[since.into()]).await?;
+        Ok(failed.iter().filter(|c| c.stop).map(|c| c.job).collect())
     }
 
     async fn wait(&self, write: &mut Write<'_>, job: &mut Job, why: String) -> Result<bool> {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use cpr_api::agent::Phase;
 use cpr_api::model::*;
-use cpr_grid::{CheckpointQuery, Grid, JobQuery};
+use cpr_grid::{CheckpointQuery, Grid, JobQuery, Policy};
 use support::*;
 
 /// xorshift64: the same steps for the same seed.
@@ -21,6 +21,14 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % sides
+    }
+}
+
+/// Jobs make room for others: that must not lose any.
+fn policy() -> Policy {
+    Policy {
+        preempt: true,
+        ..Policy::default()
     }
 }
 
@@ -38,7 +46,7 @@ struct World {
 impl World {
     async fn new() -> World {
         let place = Place::sqlite();
-        let grid = place.open().await;
+        let grid = place.open_with(policy()).await;
         let nodes = (1..=4).map(|n| FakeNode::new(&format!("n{n}"))).collect();
         World {
             place,
@@ -70,6 +78,7 @@ impl World {
                         &ada,
                         JobSpec {
                             every_s,
+                            priority: dice.roll(3) as i32,
                             retries: Some(1000),
                             ..spec()
                         },
@@ -81,7 +90,7 @@ impl World {
             3 => self.cut[number] = true,
             4..=6 => self.cut[number] = false,
             7 => self.nodes[number].crash(),
-            8 => self.grid = self.place.open().await,
+            8 => self.grid = self.place.open_with(policy()).await,
             9 | 10 => {
                 if let Some(job) = job {
                     // May be refused, which has no effect.

@@ -6,7 +6,7 @@ mod support;
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Phase};
 use cpr_api::model::*;
-use cpr_grid::{CheckpointQuery, EventQuery, Grid, JobQuery};
+use cpr_grid::{CheckpointQuery, EventQuery, Grid, JobQuery, Policy};
 use cpr_types::ErrorKind;
 use support::*;
 
@@ -92,6 +92,112 @@ fn a_job_runs_is_checkpointed_and_ends_and_all_of_it_survives_the_service() {
             .map(|event| event.kind)
             .collect();
         assert_eq!(kinds, ["job.queued", "job.starting", "job.running", "job.finished"]);
+    });
+}
+
+#[test]
+fn jobs_of_lower_priority_make_room_and_go_on_later_and_no_more_of_them_than_needed() {
+    with_each_database("preemption", |place| async move {
+        let mut grid = place
+            .open_with(Policy {
+                preempt: true,
+                ..Policy::default()
+            })
+            .await;
+        // Nodes of two slots each.
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let with = |priority, slots| JobSpec {
+            priority,
+            slots: Some(slots),
+            ..spec()
+        };
+        let mut low = Vec::new();
+        for priority in [1, 2, 1, 3] {
+            low.push(grid.submit(&ada, with(priority, 1), None).await.unwrap().id);
+        }
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let high = grid.submit(&ada, with(5, 1), None).await.unwrap().id;
+        let same = grid.submit(&ada, with(1, 1), None).await.unwrap().id;
+        grid.tick().await.unwrap();
+        let mut changes = grid.changes();
+        changes.borrow_and_update();
+        grid.tick().await.unwrap();
+        assert!(
+            !changes.has_changed().unwrap(),
+            "nothing is written while they are saved"
+        );
+        // The service is started again in the middle of it.
+        drop(grid);
+        grid = place
+            .open_with(Policy {
+                preempt: true,
+                ..Policy::default()
+            })
+            .await;
+        for _ in 0..4 {
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        }
+        assert_eq!(state(&grid, high).await, JobState::Running);
+        assert_eq!(state(&grid, same).await, JobState::Queued, "an equal makes no room");
+        let mut queued = Vec::new();
+        for id in &low {
+            if state(&grid, *id).await == JobState::Queued {
+                queued.push(*id);
+            }
+        }
+        assert_eq!(queued.len(), 1, "one had to go: {queued:?}");
+        let gone = grid.job(&ada, queued[0]).await.unwrap();
+        assert_eq!(
+            (gone.spec.priority, gone.failures),
+            (1, 0),
+            "of the lowest, and it is no failure"
+        );
+        // It goes on from the checkpoint that was made for it, before the one that came later.
+        for node in [&mut one, &mut two] {
+            for (incarnation, phase) in &mut node.jobs {
+                if incarnation.job == high {
+                    *phase = Phase::Exited { code: 0, signal: None };
+                }
+            }
+        }
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let back = grid.job(&ada, gone.id).await.unwrap();
+        assert_eq!((back.state, back.incarnation), (JobState::Running, 2));
+        let from = grid.checkpoint(&ada, back.from.unwrap()).await.unwrap();
+        assert!(from.stop);
+        // Without it, everybody waits.
+        drop(grid);
+        let grid = place.open().await;
+        let high = grid.submit(&ada, with(9, 1), None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(state(&grid, high).await, JobState::Queued);
+    });
+}
+
+#[test]
+fn a_copy_that_was_looked_at_has_the_time_of_it_on_record() {
+    with_each_database("verified copies", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let job = grid.submit(&ada, spec(), None).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let made = grid.request_checkpoint(&ada, job.id, None).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let before = grid.checkpoint(&ada, made.id).await.unwrap();
+        place.pass(1000);
+        one.verified = vec![made.id, 4711];
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let after = grid.checkpoint(&ada, made.id).await.unwrap();
+        let at = |checkpoint: &Checkpoint, node: &str| {
+            let found = checkpoint.locations.iter().find(|place| place.node == node);
+            found.unwrap().verified_ms
+        };
+        assert_eq!(at(&after, "n1"), at(&before, "n1") + 1000);
+        assert_eq!(at(&after, "n2"), at(&before, "n2"));
+        let own = one.orders.images.iter().find(|image| image.id == made.id).unwrap();
+        assert_eq!(own.verified_ms, at(&after, "n1"), "its node is told");
     });
 }
 

@@ -2,7 +2,7 @@
 //! checked from end to end before it is called by its name (GFD93-CT-11).
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use cpr_api::{Client, Endpoint};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::Agent;
-use super::images::{for_each_piece, in_store, open};
+use super::images::for_each_piece;
 use crate::durable::sync_directory;
 use crate::log;
 
@@ -53,7 +53,15 @@ impl Agent {
     /// Tries one source after the other; false where none could give the image.
     fn fetch(&self, image: &ImageOrder) -> bool {
         for source in &image.sources {
-            let Err(error) = self.fetch_from(image, source) else {
+            let path = self.layout.incoming(image.id);
+            let resumed = fs::metadata(&path).is_ok_and(|part| part.len() > 0);
+            let mut fetched = self.fetch_from(image, source);
+            if resumed && fetched.as_ref().is_err_and(|error| error.kind() == ErrorKind::Damaged) {
+                // What came before, from somebody else perhaps, may be what is damaged.
+                let _ = fs::remove_file(&path);
+                fetched = self.fetch_from(image, source);
+            }
+            let Err(error) = fetched else {
                 return true;
             };
             let place = if source.node.is_empty() {
@@ -67,9 +75,13 @@ impl Agent {
                 error.chain()
             ));
             // Another source, or another time, begins anew, unless the connection was cut.
-            let damaged = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound);
+            let missing = error.kind() == ErrorKind::NotFound;
+            if missing || error.kind() == ErrorKind::Damaged {
+                let _ = fs::remove_file(&path);
+            }
+            // Whether an image is missing from the store is not ours to say: perhaps it is we who do not reach it.
+            let damaged = error.kind() == ErrorKind::Damaged || (missing && !source.node.is_empty());
             if damaged {
-                let _ = fs::remove_file(self.layout.incoming(image.id));
                 self.state().bad.push(BadImage {
                     id: image.id,
                     location: source.node.clone(),
@@ -128,9 +140,7 @@ impl Agent {
             let Some(store) = &self.store else {
                 return Err(Error::new(ErrorKind::Unsupported, "this node does not reach the store"));
             };
-            let mut file = open(&in_store(store, image.id))?;
-            file.seek(SeekFrom::Start(offset)).context(|| "read an image")?;
-            return Ok(Box::new(file));
+            return Ok(Box::new(store.read(image.id, offset)?));
         }
         let endpoint = match &self.tls {
             Some(_) => Endpoint::Tls(source.address.clone()),

@@ -1,19 +1,17 @@
-//! Images: held as long as the service wants them, hashed, and put into the store that nodes share.
+//! Images: held as long as the service wants them, and hashed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cpr_api::agent::Orders;
-use cpr_api::model::Owner;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
 use super::Agent;
-use crate::durable::sync_directory;
 use crate::log;
 
 /// Bytes that are read at once.
@@ -76,31 +74,7 @@ pub fn hash(path: &Path) -> Result<(u64, String)> {
     Ok((hasher.count(), hasher.finalize().to_hex().to_string()))
 }
 
-/// Where an image is in the store.
-pub fn in_store(store: &Path, id: i64) -> PathBuf {
-    store.join(format!("{id}.cpr"))
-}
-
 impl Agent {
-    /// Copies an image into the store: there whole, or not there.
-    pub(super) fn put_into_store(&self, store: &Path, path: &Path, owner: &Owner, id: i64) -> Result<()> {
-        let target = in_store(store, id);
-        let aside = store.join(format!(".{id}.{}.part", self.info.name));
-        let what = || format!("write {}", aside.display());
-        let mut to = File::options()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&aside)
-            .context(what)?;
-        for_each_piece(&mut open_held(path)?, |piece| to.write_all(piece).context(what))?;
-        self.layout.give(&aside, owner)?;
-        to.sync_all().context(what)?;
-        fs::rename(&aside, &target).context(|| format!("write {}", target.display()))?;
-        sync_directory(store)
-    }
-
     /// Fetches images that are wanted, and removes those that are not.
     pub(super) fn obey_images(self: &Arc<Self>, orders: &Orders, held: BTreeMap<i64, PathBuf>) -> Result<()> {
         let mut wanted: BTreeSet<i64> = orders.images.iter().map(|image| image.id).collect();

@@ -333,13 +333,15 @@ impl Agent {
         let (bytes, blake3) = images::hash(&path)?;
         let in_store = match &self.store {
             None => false,
-            Some(store) => match self.put_into_store(store, &path, owner, id) {
-                Ok(()) => true,
-                Err(error) => {
-                    log(format!("checkpoint {id} is not in the store: {}", error.chain()));
-                    false
+            Some(store) => {
+                match images::open_held(&path).and_then(|mut image| store.put(id, &mut image, owner, &self.info.name)) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        log(format!("checkpoint {id} is not in the store: {}", error.chain()));
+                        false
+                    }
                 }
-            },
+            }
         };
         Ok(CheckpointResult::Stored {
             bytes,

@@ -10,6 +10,7 @@ mod images;
 mod jobs;
 mod layout;
 mod process;
+mod scrub;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cpr_api::Client;
-use cpr_api::agent::{BadImage, CheckpointReport, Incarnation, Orders, Report};
+use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report};
 use cpr_api::model::NodeInfo;
 use cpr_api::tls::ClientTls;
 use cpr_node::{grant_lease, lease_clock};
@@ -27,10 +28,13 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::log;
+use crate::stores::Directory;
 use layout::{Layout, Record};
 use process::Runner;
 
+pub use images::open as open_image;
 pub use process::become_described;
+pub use scrub::is_whole;
 
 /// How long the service may keep silent before a heartbeat is sent again; shorter than any lease.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -59,6 +63,10 @@ struct State {
     missed: BTreeMap<i64, (u32, Instant)>,
     /// Copies found bad since the last heartbeat.
     bad: Vec<BadImage>,
+    /// Images we are to hold, as they have to be.
+    known: BTreeMap<i64, ImageOrder>,
+    /// Images found whole since the last heartbeat.
+    verified: Vec<i64>,
     /// Who may fetch what.
     tickets: BTreeMap<i64, String>,
 }
@@ -71,7 +79,7 @@ pub struct Agent {
     tls: Option<Arc<ClientTls>>,
     layout: Layout,
     runner: Runner,
-    store: Option<std::path::PathBuf>,
+    store: Option<Directory>,
     instance: String,
     state: Mutex<State>,
     tasks: AtomicUsize,
@@ -90,7 +98,7 @@ impl Agent {
             client: client.with_silence(SILENCE),
             tls,
             runner: Runner::new(config.node.cpr.as_deref())?,
-            store: config.node.store.clone(),
+            store: config.node.store.as_deref().map(Directory::new),
             instance: layout.instance()?,
             layout,
             state: Mutex::new(state),
@@ -154,7 +162,10 @@ impl Agent {
                         log(format!("heartbeat: {text}"));
                         complaint = text;
                     }
-                    self.state().bad.extend(report.bad_images);
+                    let mut state = self.state();
+                    state.bad.extend(report.bad_images);
+                    state.verified.extend(report.verified);
+                    drop(state);
                     std::thread::sleep(PAUSE);
                 }
             }
@@ -164,7 +175,15 @@ impl Agent {
     /// What there is.
     fn report(&self, sequence: u64, seen: &str) -> Report {
         // Results first: an image of which a result is told is then among the images.
-        let checkpoints: Vec<CheckpointReport> = self.state().results.values().cloned().collect();
+        let (checkpoints, bad_images, verified) = {
+            let mut state = self.state();
+            let results: Vec<CheckpointReport> = state.results.values().cloned().collect();
+            (
+                results,
+                std::mem::take(&mut state.bad),
+                std::mem::take(&mut state.verified),
+            )
+        };
         Report {
             info: self.info.clone(),
             instance: self.instance.clone(),
@@ -172,7 +191,8 @@ impl Agent {
             jobs: self.job_reports(),
             checkpoints,
             images: self.layout.images().into_keys().collect(),
-            bad_images: std::mem::take(&mut self.state().bad),
+            bad_images,
+            verified,
             seen: seen.to_string(),
         }
     }
@@ -184,6 +204,7 @@ impl Agent {
             for id in &orders.noted {
                 state.results.remove(id);
             }
+            state.known = orders.images.iter().map(|image| (image.id, image.clone())).collect();
             state.tickets = orders
                 .images
                 .iter()
@@ -221,6 +242,9 @@ fn describe(config: &Config) -> NodeInfo {
 /// Starts the agent, and the server that other nodes fetch images from.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
     serve::start(parts, config, agent.clone()).await?;
+    agent
+        .begin_scrub(&config.verify)
+        .context(|| "begin to look at images")?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -161,6 +161,37 @@ fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not()
 }
 
 #[test]
+fn a_job_of_lower_priority_makes_room_and_goes_on_from_where_it_was() {
+    let Some(mut site) = new_site() else { return };
+    site.configure_all("preempt = true");
+    site.start("all", "all");
+    let low = site.submit("low", &["--slots", "3"], &counter(150));
+    site.wait_for_count("low", 10);
+    let same = site.submit("same", &["--slots", "3"], &["true"]);
+    wait_until("an equal waits", || {
+        site.job(&same)["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("full"))
+    });
+    assert_eq!(site.job(&low)["state"], "running");
+    let high = site.submit("high", &["--slots", "4", "--priority", "7"], &counter(40));
+    assert!(site.cpr(&["wait", &format!("@{high}")]).status.success());
+    assert_eq!(site.output("high"), counted(40));
+    assert!(
+        site.cpr(&["wait", &format!("@{low}")]).status.success(),
+        "{}",
+        site.told()
+    );
+    assert_eq!(site.output("low"), counted(150), "nothing is done twice or left out");
+    let ended = site.job(&low);
+    assert_eq!((&ended["incarnation"], &ended["failures"]), (&2.into(), &0.into()));
+    assert!(ended["from"].is_i64(), "{ended}");
+    let told = site.text(&["events", "--job", &low, "--kind", "job.preempted"]);
+    assert!(told.contains(&format!("job {low} makes room for job {high}")), "{told}");
+    site.wait_for_state(&same, "finished");
+}
+
+#[test]
 fn what_cannot_be_started_fails_with_the_reason() {
     let Some(site) = site() else { return };
     let id = site.submit("out", &[], &["/no/such/program"]);

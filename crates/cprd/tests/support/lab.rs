@@ -145,6 +145,11 @@ impl Lab {
         self.site.start_command("grid", command);
     }
 
+    /// A command on the host of the service.
+    pub fn service_command(&self) -> Command {
+        self.service.command()
+    }
+
     fn number(name: &str) -> usize {
         name.trim_start_matches('n').parse().unwrap()
     }

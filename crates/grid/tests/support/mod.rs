@@ -96,10 +96,12 @@ impl Place {
     }
 
     pub async fn open(&self) -> Grid {
+        self.open_with(Policy::default()).await
+    }
+
+    pub async fn open_with(&self, policy: Policy) -> Grid {
         let db = Db::open(&self.url).await.unwrap();
-        Grid::open(db, Policy::default(), Clock::Manual(self.now.clone()))
-            .await
-            .unwrap()
+        Grid::open(db, policy, Clock::Manual(self.now.clone())).await.unwrap()
     }
 
     pub fn pass(&self, ms: u64) {
@@ -115,6 +117,8 @@ pub struct FakeNode {
     pub jobs: BTreeMap<Incarnation, Phase>,
     pub images: Vec<i64>,
     pub results: Vec<CheckpointReport>,
+    /// What it has looked at since its last report.
+    pub verified: Vec<i64>,
     /// The lease holds until then.
     pub lease_until: u64,
     pub orders: Orders,
@@ -129,6 +133,7 @@ impl FakeNode {
             jobs: BTreeMap::new(),
             images: Vec::new(),
             results: Vec::new(),
+            verified: Vec::new(),
             lease_until: 0,
             orders: Orders::default(),
         }
@@ -157,6 +162,7 @@ impl FakeNode {
             checkpoints: self.results.clone(),
             images: self.images.clone(),
             bad_images: Vec::new(),
+            verified: std::mem::take(&mut self.verified),
             seen: String::new(),
         }
     }
