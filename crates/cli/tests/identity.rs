@@ -80,6 +80,64 @@ fn what_was_opened_as_root_is_opened_again_from_roots_image() {
     assert_eq!(cpr.wait("roots"), 0, "{}", String::from_utf8_lossy(&cpr.logs("roots")));
 }
 
+/// Waits until the job `daemon` has said its first word.
+fn begun(cpr: &Cpr) {
+    let has = || cpr.logs("daemon").starts_with(b"begun\n");
+    wait_until(PATIENCE, "the daemon begins", has);
+}
+
+/// A job in the background that root has started and that has given root's rights up all over writes its log on, which is
+/// in a directory of root's.
+#[test]
+fn a_daemon_that_gave_roots_rights_up_writes_its_log_on() {
+    let Some(cpr) = Cpr::new("a_daemon_that_gave_roots_rights_up_writes_its_log_on", As::Root) else {
+        return;
+    };
+    let script = "echo begun; until [ -e go ]; do sleep 0.05; done; echo ended";
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut run = vec!["run", "-d", "--name", "daemon", "--"];
+    run.extend(nobody);
+    run.extend(["sh", "-c", script]);
+    cpr.cpr(&run).good();
+    begun(&cpr);
+    for _ in 0..2 {
+        cpr.checkpoint("daemon", &["--stop"]);
+        cpr.restart("daemon");
+    }
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(
+        cpr.wait("daemon"),
+        0,
+        "{}",
+        String::from_utf8_lossy(&cpr.logs("daemon"))
+    );
+    assert_eq!(String::from_utf8_lossy(&cpr.logs("daemon")), "begun\nended\n");
+}
+
+/// A daemon that can become root again: the image is root's, since its user could not restart it, and nobody would believe
+/// the user.
+#[test]
+fn a_daemon_that_can_become_root_again_is_restarted() {
+    let Some(cpr) = Cpr::new("a_daemon_that_can_become_root_again_is_restarted", As::Root) else {
+        return;
+    };
+    let script = "import os, sys, time; os.setresuid(65534, 65534, 0); print('begun', flush=True)\n\
+                  while not os.path.exists('go'): time.sleep(0.05)\n\
+                  os.setuid(0); print(os.getresuid(), flush=True)";
+    cpr.cpr(["run", "-d", "--name", "daemon", "--", "python3", "-c", script])
+        .good();
+    begun(&cpr);
+    cpr.checkpoint("daemon", &["--stop"]);
+    cpr.restart("daemon");
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(
+        cpr.wait("daemon"),
+        0,
+        "{}",
+        String::from_utf8_lossy(&cpr.logs("daemon"))
+    );
+}
+
 /// LBNL-3.9.3.1.2, LBNL-3.9.3.2.2, LBNL-3.9.3.3.2: root restores users and groups, of each thread its own.
 /// LBNL-3.9.7.1.2: accounting starts from zero. LBNL-3.9.7.2.2: limits are restored.
 #[test]

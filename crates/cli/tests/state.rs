@@ -93,6 +93,7 @@ survive! {
     // LBNL-3.9.8.1.2
     gone;
     cow;
+    sparse;
     ptys;
     registered;
     tables;

@@ -970,10 +970,17 @@ fn leading_thread(manifest: &Manifest) -> Option<&Thread> {
     saved.and_then(|process| process.threads.first())
 }
 
-/// The user and group the image belongs to.
+/// The user and group the image belongs to: those of the job. That of a job of several users is root's, as long as root
+/// makes it: none of them could restart it, and root would not believe it once it was theirs.
 fn owner_of(manifest: &Manifest) -> Option<(u32, u32)> {
     let credentials = &leading_thread(manifest)?.credentials;
-    Some((credentials.uids[0], credentials.gids[0]))
+    let owner = credentials.uids[0];
+    let threads = manifest.processes.iter().flat_map(|process| &process.threads);
+    let mut users = threads.flat_map(|thread| thread.credentials.uids);
+    if rustix::process::geteuid().is_root() && users.any(|user| user != owner) {
+        return Some((0, 0));
+    }
+    Some((owner, credentials.gids[0]))
 }
 
 /// What the restart machine must have in common with this one, and to whom the image belongs.

@@ -22,6 +22,7 @@ mod live;
 mod mapped;
 mod memory;
 mod pipeline;
+mod places;
 pub mod policy;
 mod restart;
 mod sink;

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cpr_image::model::{AddressSpace, Ancestor, ByteString, Bytes};
+use cpr_image::model::{AddressSpace, Ancestor, ByteString, Bytes, Mapping};
 use cpr_image::{ANCESTOR_STRIDE, Image};
 use cpr_kernel::memory::{
     Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN,
@@ -30,6 +30,7 @@ use cpr_types::{Context, Result};
 use crate::aio;
 use crate::freeze::Frozen;
 use crate::memory::{Reader, is_zero};
+use crate::places::{ELSEWHERE, NONE, Places, UNKNOWN, ZEROS};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::userfault;
 
@@ -39,21 +40,16 @@ const ROUNDS: usize = 6;
 const FEW: u64 = 64;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
+/// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page tables,
+/// gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is found to
+/// be written.
+const HERE: u64 = PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD;
 
-/// Not copied.
-const NONE: u64 = 0;
-/// Copied and found to be zeros. (No data lie at the header's place.)
-const ZEROS: u64 = 1;
-/// Could not be read while the job ran.
-const UNKNOWN: u64 = 2;
-/// In an earlier image that is not to be referred to.
-const ELSEWHERE: u64 = 3;
-
-/// A mapping that is tracked: for each page where its last copy is.
+/// A mapping that is tracked, and where the last copies of its pages are.
 #[derive(Debug)]
 struct Area {
     end: u64,
-    places: Vec<u64>,
+    places: Places,
 }
 
 /// A process whose writes are tracked from one checkpoint to the next, by a userfaultfd of its own.
@@ -134,28 +130,31 @@ impl Known {
     }
 
     /// Where the pages from `start` to `end` of a process are, if they have not been written since.
-    fn places(&self, pid: i32, start: u64, end: u64) -> Vec<u64> {
-        let mut places = vec![UNKNOWN; ((end - start) / PAGE) as usize];
-        let mut set = |from: u64, to: u64, place: &dyn Fn(u64) -> u64| {
-            let (from, to) = (from.max(start), to.min(end));
-            for address in (from..to.max(from)).step_by(PAGE as usize) {
-                places[((address - start) / PAGE) as usize] = place(address);
-            }
-        };
+    fn places(&self, pid: i32, start: u64, end: u64) -> Places {
         let mappings = self.spaces.get(&pid).map_or(&[][..], |space| &space.mappings);
+        let is_in = |mapping: &Mapping| mapping.start <= start && end <= mapping.end;
+        let mut places = Places::new(if mappings.iter().any(is_in) { NONE } else { UNKNOWN });
+        // The part of a range that is in this mapping, as numbers of pages.
+        let part = |from: u64, length: u64| {
+            let (from, to) = (from.max(start), (from + length).min(end));
+            (from < to).then(|| ((from - start) / PAGE, (to - from) / PAGE, from))
+        };
         for mapping in mappings.iter().filter(|m| m.start < end && m.end > start) {
-            set(mapping.start, mapping.end, &|_| NONE);
             for &(address, length) in &mapping.guards {
-                set(address, address + length, &|_| UNKNOWN);
+                if let Some((first, count, _)) = part(address, length) {
+                    places.fill(first, count, UNKNOWN);
+                }
             }
             for extent in &mapping.extents {
+                let Some((first, count, from)) = part(extent.start, extent.length) else {
+                    continue;
+                };
                 let number = self.numbers.get((extent.offset / ANCESTOR_STRIDE) as usize);
-                let base = number.copied().flatten().map(|number| number * ANCESTOR_STRIDE);
-                let inside = extent.offset % ANCESTOR_STRIDE;
-                set(extent.start, extent.start + extent.length, &|address| match base {
-                    Some(base) => base + inside + (address - extent.start),
-                    None => ELSEWHERE,
-                });
+                let inside = extent.offset % ANCESTOR_STRIDE + (from - extent.start);
+                match number.copied().flatten() {
+                    Some(number) => places.note(first, count, number * ANCESTOR_STRIDE + inside, PAGE),
+                    None => places.fill(first, count, ELSEWHERE),
+                }
             }
         }
         places
@@ -222,14 +221,7 @@ impl Copied {
             return (next.min(end), Place::Unknown);
         };
         let end = end.min(area.end);
-        let page = |address: u64| ((address - start) / PAGE) as usize;
-        let places = area.places.get(page(address)..page(end)).unwrap_or_default();
-        let Some(&first) = places.first() else {
-            return (end, Place::Unknown);
-        };
-        let step = if first > ELSEWHERE { PAGE } else { 0 };
-        let alike = |(index, place): (usize, &u64)| *place == first + step * index as u64;
-        let length = places.iter().enumerate().take_while(|&each| alike(each)).count() as u64;
+        let (length, first) = area.places.run((address - start) / PAGE, (end - start) / PAGE, PAGE);
         let place = match first {
             NONE => Place::Untouched,
             ZEROS => Place::Zeros,
@@ -251,22 +243,21 @@ impl Copied {
         for (&start, area) in &mut self.areas {
             let filter = ScanFilter {
                 all: PAGE_WRITTEN | PAGE_WPALLOWED,
+                any: HERE,
                 protect: true,
                 ..ScanFilter::default()
             };
             let mut regions = Vec::new();
             // A mapping that has gone or was replaced is found not to be tracked when the job has stopped.
             if self.pagemap.scan(start, area.end, filter, &mut regions).is_err() {
-                area.places.fill(UNKNOWN);
+                area.places.forget();
                 continue;
             }
             for region in regions {
-                let here = region.categories & (PAGE_PRESENT | PAGE_SWAPPED) != 0;
-                if !here || region.categories & (PAGE_FILE | PAGE_PFNZERO | PAGE_GUARD) != 0 {
-                    let first = ((region.start - start) / PAGE) as usize;
-                    let last = ((region.end - start) / PAGE) as usize;
+                if region.categories & (PAGE_FILE | PAGE_PFNZERO | PAGE_GUARD) != 0 {
                     let guarded = region.categories & PAGE_GUARD != 0;
-                    area.places[first..last].fill(if guarded { UNKNOWN } else { NONE });
+                    let (first, count) = ((region.start - start) / PAGE, (region.end - region.start) / PAGE);
+                    area.places.fill(first, count, if guarded { UNKNOWN } else { NONE });
                     continue;
                 }
                 pages += (region.end - region.start) / PAGE;
@@ -286,16 +277,11 @@ impl Copied {
         };
         for (&start, area) in &mut self.areas {
             let mut page = 0;
-            while let Some(next) = area.places[page..].iter().position(|place| *place == ELSEWHERE) {
-                let first = page + next;
-                let length = area.places[first..]
-                    .iter()
-                    .take_while(|place| **place == ELSEWHERE)
-                    .count();
-                page = first + length;
+            while let Some((first, count)) = area.places.next(page, ELSEWHERE) {
+                page = first + count;
                 let region = PageRegion {
-                    start: start + first as u64 * PAGE,
-                    end: start + page as u64 * PAGE,
+                    start: start + first * PAGE,
+                    end: start + page * PAGE,
                     categories: 0,
                 };
                 copy(&reader, start, area, region, &mut buffer, sink)?;
@@ -317,13 +303,21 @@ impl Copied {
         let filter = ScanFilter {
             all: PAGE_WRITTEN,
             written_only: true,
-            protect: self.keep,
             ..ScanFilter::default()
         };
         let mut regions = Vec::new();
         self.pagemap
             .scan(start, end, filter, &mut regions)
             .context(|| "look which pages were written")?;
+        if self.keep {
+            let filter = ScanFilter {
+                any: HERE,
+                protect: true,
+                ..filter
+            };
+            let protected = self.pagemap.scan(start, end, filter, &mut Vec::new());
+            protected.context(|| "track the writes from now on")?;
+        }
         Ok(Some(regions))
     }
 
@@ -358,57 +352,52 @@ fn copy(
     buffer: &mut Vec<u8>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
+    let places = &mut area.places;
     let mut at = region.start;
     while at < region.end {
         let length = (region.end - at).min(CHUNK);
         buffer.resize(length as usize, 0);
-        let first = ((at - start) / PAGE) as usize;
-        let pages = buffer.len() / PAGE_SIZE;
-        if reader.read(at, buffer).is_err() {
+        let first = (at - start) / PAGE;
+        at += length;
+        if reader.read(start + first * PAGE, buffer).is_err() {
             // It changed under our hands: left to the stop.
-            area.places[first..first + pages].fill(UNKNOWN);
-            at += length;
+            places.fill(first, length / PAGE, UNKNOWN);
             continue;
         }
+        let mut page = first;
         if !buffer.chunks_exact(PAGE_SIZE).any(is_zero) {
-            let mut places = area.places[first..first + pages].iter_mut();
             *buffer = sink.place_buffer(std::mem::take(buffer), &mut |length, offset| {
-                note(&mut places, length, offset);
+                page = note(places, page, length, offset);
             })?;
-            at += length;
             continue;
         }
-        let zero = |page: usize| is_zero(&buffer[page * PAGE_SIZE..(page + 1) * PAGE_SIZE]);
-        let mut page = 0;
-        while page < pages {
-            if zero(page) {
-                area.places[first + page] = ZEROS;
-                page += 1;
+        let pages = buffer.len() / PAGE_SIZE;
+        let zero = |index: usize| is_zero(&buffer[index * PAGE_SIZE..(index + 1) * PAGE_SIZE]);
+        let mut index = 0;
+        while index < pages {
+            let from = index;
+            let is_empty = zero(from);
+            while index < pages && zero(index) == is_empty {
+                index += 1;
+            }
+            page = first + from as u64;
+            if is_empty {
+                places.fill(page, (index - from) as u64, ZEROS);
                 continue;
             }
-            let from = page;
-            while page < pages && !zero(page) {
-                page += 1;
-            }
-            let mut places = area.places[first + from..first + page].iter_mut();
-            sink.place(&buffer[from * PAGE_SIZE..page * PAGE_SIZE], &mut |length, offset| {
-                note(&mut places, length, offset);
+            sink.place(&buffer[from * PAGE_SIZE..index * PAGE_SIZE], &mut |length, offset| {
+                page = note(places, page, length, offset);
             })?;
         }
-        at += length;
     }
     Ok(())
 }
 
-/// Notes where the next pages are.
-fn note(places: &mut std::slice::IterMut<'_, u64>, length: usize, offset: u64) {
-    for (place, at) in places
-        .by_ref()
-        .take(length / PAGE_SIZE)
-        .zip((offset..).step_by(PAGE_SIZE))
-    {
-        *place = at;
-    }
+/// Notes where the next pages are, from number `page` on; gives the number of the one after them.
+fn note(places: &mut Places, page: u64, length: usize, offset: u64) -> u64 {
+    let count = length as u64 / PAGE;
+    places.note(page, count, offset, PAGE);
+    page + count
 }
 
 /// Makes the tracking descriptors in a stopped job, for processes that have none. A process in which that fails is left
@@ -525,7 +514,7 @@ fn register_process(copied: &mut Copied, known: &Known) -> std::io::Result<()> {
         let places = if tracked {
             known.places(copied.pid, map.start, map.end)
         } else {
-            vec![UNKNOWN; ((map.end - map.start) / PAGE) as usize]
+            Places::new(UNKNOWN)
         };
         copied.areas.insert(map.start, Area { end: map.end, places });
     }

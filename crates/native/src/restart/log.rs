@@ -15,7 +15,7 @@ pub(super) fn is_log(manifest: &Manifest, object: &Object) -> bool {
 }
 
 /// The same image with its log replaced by standard streams; none where nothing is to be replaced. `own` is the log of the
-/// job that the image becomes.
+/// job that the image becomes, where the files of the image are opened by its owner.
 pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manifest> {
     if own == Some(manifest.checkpoint.log.as_path()) {
         return None;

@@ -99,12 +99,16 @@ pub struct Restarted {
 pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let begun = Instant::now();
     let image = request.image;
-    let redirected = log::redirect(image.manifest(), request.log.as_deref());
+    let all_rights = rights()?;
+    // Another owner than us may not open our job's log, so it gets our descriptor of it.
+    let foreign = all_rights.privileged && image.manifest().checkpoint.owner_uid != 0;
+    let own_log = request.log.as_deref().filter(|_| !foreign);
+    let redirected = log::redirect(image.manifest(), own_log);
     let manifest = redirected.as_ref().unwrap_or(image.manifest());
     block_child_signals().context(|| "block SIGCHLD")?;
     check::machine(manifest)?;
     process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
-    let rights = trust::limit(image, rights()?)?;
+    let rights = trust::limit(image, all_rights)?;
     let roots_own = rights.privileged && trust::is_roots_own(image)?;
     let checkpoint = &manifest.checkpoint;
     // Files are opened with the rights of the image's owner, whoever restarts it.
