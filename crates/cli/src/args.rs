@@ -490,6 +490,7 @@ Examples:
   cpr checkpoint sim
   cpr checkpoint --stop -o /scratch/sim.cpr 4711
   cpr checkpoint -o - sim | ssh other cpr restart -
+  cpr checkpoint -o /scratch/pair solver viewer
 
 The job goes on when its memory has been saved, unless --stop or --signal says otherwise. Where the checkpoint fails \
 the job goes on, too.")]
@@ -497,6 +498,10 @@ pub struct Checkpoint {
     /// Name of a job, or a PID
     #[arg(value_name = "JOB|PID", required_unless_present = "session")]
     pub target: Option<PathBuf>,
+    /// Further jobs, which are saved in the same stop, into a directory with one image for each
+    #[arg(value_name = "JOB", requires = "output",
+        conflicts_with_all = ["signal", "live", "incremental", "compress", "tcp", "compare", "files"])]
+    pub more: Vec<PathBuf>,
     /// Save a POSIX session with all descendants of its processes, instead of a job or process
     #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
     pub session: Option<i32>,
@@ -555,9 +560,10 @@ Examples:
   cpr restart --detach --name second /scratch/sim.cpr
 
 An argument with a `/` in it or ending in .cpr is an image; every other one is the name of a job, which goes on from \
-its newest image that is not damaged. In the foreground `cpr restart` ends when the job does, with the job's exit code.")]
+its newest image that is not damaged. A directory that `cpr checkpoint` has made of several jobs restarts all of them, in \
+the background. In the foreground `cpr restart` ends when the job does, with the job's exit code.")]
 pub struct Restart {
-    /// Name of a job, an image, or `-` for an image on standard input
+    /// Name of a job, an image, the directory of several, or `-` for an image on standard input
     #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
     pub source: PathBuf,
     /// Run in the background

@@ -73,6 +73,12 @@ fn job_or_pid(argument: &Path) -> Result<Live> {
     job(argument).map(|job| Live::Job(Box::new(job)))
 }
 
+/// The directory of a set, where the argument is one and no job's name.
+pub fn set(argument: &Path) -> Option<PathBuf> {
+    let is_job = || argument.to_str().is_some_and(|name| job(name).is_ok());
+    (cpr_node::is_set(argument) && (is_image(argument) || !is_job())).then(|| argument.to_path_buf())
+}
+
 /// A job or an image.
 pub fn job_or_image(argument: &Path) -> Result<Kept> {
     if is_image(argument) {

@@ -110,6 +110,11 @@ pub trait Engine {
     /// It cannot be saved.
     fn checkpoint(&mut self) -> Result<()>;
 
+    /// Whether anything was saved.
+    fn has_saved(&self, unit: &Unit) -> bool {
+        has_contents(&unit.files)
+    }
+
     /// Lets the unit go on (XGCP-API-4).
     ///
     /// # Errors
@@ -160,7 +165,7 @@ impl Steps {
     /// For one unit with the engine of this descriptor.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for the native engine, which is not driven this way.
+    /// [`ErrorKind::Unsupported`] for the native engine: [`crate::Native`] needs more than a descriptor says.
     pub fn new(descriptor: &Descriptor, unit: Unit) -> Result<Steps> {
         let engine: Box<dyn Engine> = match descriptor.driver {
             Driver::Native => {
@@ -182,7 +187,8 @@ impl Steps {
         ))
     }
 
-    fn with(name: &str, engine: Box<dyn Engine>, unit: Unit, stop: Duration, resume: Duration) -> Steps {
+    /// For one unit with an engine at hand. Where it says that all is done, it is given so long to show it.
+    pub fn with(name: &str, engine: Box<dyn Engine>, unit: Unit, stop: Duration, resume: Duration) -> Steps {
         Steps {
             name: name.to_string(),
             engine,
@@ -292,7 +298,7 @@ impl Steps {
         if let Err(error) = self.engine.checkpoint() {
             return Err(self.fail(STEP, error));
         }
-        if !has_contents(&self.unit.files) {
+        if !self.engine.has_saved(&self.unit) {
             let what = "it says that the job is saved, and there is not a byte of it";
             return Err(self.fail(STEP, Error::new(ErrorKind::Io, what)));
         }
@@ -330,13 +336,19 @@ impl Steps {
 
     /// Gives up after `stop` and lets the unit go on.
     pub fn give_up(mut self) {
+        self.abandon_if_begun();
+    }
+
+    /// Lets a unit go on that was not let go on or ended so far.
+    pub fn abandon_if_begun(&mut self) {
         if matches!(self.stage, Stage::Prepared | Stage::Stopped | Stage::Saved) {
             self.abandon();
         }
+        self.stage = Stage::Done;
     }
 
     /// After a checkpoint: the caller has ended all processes of the unit instead of letting them go on.
-    pub fn ended(mut self) {
+    pub fn ended(&mut self) {
         self.stage = Stage::Done;
         self.engine.abandon();
     }

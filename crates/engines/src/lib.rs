@@ -7,6 +7,8 @@
 //!
 //! [`Engine`] is what a driver has to do, and [`Steps`] is how it is made to, one step after the other.
 //!
+//! Of the native engine only what stands still together with others goes this way ([`Native`]).
+//!
 //! This crate knows nothing of jobs and their directories.
 
 mod application;
@@ -15,6 +17,7 @@ mod criu;
 mod descriptor;
 mod engine;
 mod external;
+mod native;
 mod probe;
 mod program;
 mod property;
@@ -24,6 +27,7 @@ mod registry;
 pub use class::Class;
 pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, Trigger};
 pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};
+pub use native::Native;
 pub use probe::Probe;
 pub use property::{Condition, Properties, Values};
 pub use registry::{Choice, Considered, NATIVE, Problem, Registry, Request, Verdict};

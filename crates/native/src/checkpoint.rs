@@ -99,7 +99,13 @@ pub struct CheckpointRequest {
     pub keep: Keep,
     /// Compare the image with a copy of the job's memory made in the same stop.
     pub compare: bool,
+    /// Others are saved in the same stop: the observer is told of the phase [`ALL_STOPPED`] when the job stands still, and
+    /// of [`Event::Durable`] before it goes on. What it takes to answer the job waits; where it breaks, the job goes on.
+    pub hold: bool,
 }
+
+/// The phase that begins when the job stands still, where [`CheckpointRequest::hold`] asks for it.
+pub const ALL_STOPPED: &str = "all stopped";
 
 /// What a look at a job has to know of what is around it.
 #[derive(Debug, Clone, Copy)]
@@ -460,6 +466,9 @@ pub fn checkpoint(
     writer.enter("stop")?;
     writer.hurry(request.after == After::Continue);
     let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
+    if request.hold {
+        writer.enter(ALL_STOPPED)?;
+    }
     // Zombies alone are nothing that could go on.
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
@@ -544,7 +553,12 @@ pub fn checkpoint(
         }
     }
     // From here on the image is there, and what was asked is done to the end.
-    let _ = observer(Event::Durable);
+    if observer(Event::Durable).is_break() && request.hold {
+        return Err(Error::new(
+            ErrorKind::Cancelled,
+            "what was to be saved with the job was not",
+        ));
+    }
     match request.after {
         After::Continue => {}
         After::Kill => {

@@ -32,7 +32,7 @@ mod userfault;
 
 pub use callbacks::{Rebirth, tell};
 pub use checkpoint::{
-    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
+    ALL_STOPPED, After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
     Surroundings, Verdict, check, checkpoint,
 };
 pub use freeze::runs_without_leader;

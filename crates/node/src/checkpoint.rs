@@ -104,6 +104,91 @@ pub struct Checkpointed {
     pub report: CheckpointReport,
 }
 
+/// A job that can be checkpointed now, and by nobody else.
+pub(crate) struct Ready<'a> {
+    job: &'a Job,
+    state: State,
+    /// One checkpoint of a job at a time.
+    lock: OwnedFd,
+    /// Its root process, held, and what that is called in its own namespace.
+    pub(crate) root: Target,
+    inner: i32,
+}
+
+impl<'a> Ready<'a> {
+    pub(crate) fn new(job: &'a Job) -> Result<Ready<'a>> {
+        let name = job.name();
+        let state = job.living()?;
+        if job.is_suspended()? {
+            return Err(Error::new(ErrorKind::Busy, format!("job {name} is suspended"))
+                .with_hint(format!("`cpr resume {name}` first")));
+        }
+        let lock = job.directory.try_lock(CHECKPOINT_LOCK)?;
+        let lock = lock.ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {name} is being checkpointed")))?;
+        let root = job.root_target(&state)?;
+        root.require_may_signal()?;
+        if let Some(traced) = job.traced(&state)?.first() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("process {} of job {name} is {}", traced.inner, traced.reason),
+            )
+            .with_hint(TRACED_HINT));
+        }
+        // What is left then is in nobody's way.
+        let _ = job.remove_parts();
+        let inner = state.root.unwrap_or(root.pid);
+        Ok(Ready {
+            job,
+            state,
+            lock,
+            root,
+            inner,
+        })
+    }
+
+    /// For a job of another engine than ours.
+    pub(crate) fn saving(&self, options: &CheckpointOptions) -> Result<Option<Saving>> {
+        let Some(engine) = &self.job.spec().engine else {
+            return Ok(None);
+        };
+        // Where the root process has ended before the rest of the job, that is another one.
+        let pids = target::namespace_pids(self.root.pid)?;
+        let inner = pids.last().copied().unwrap_or(self.inner);
+        let own_namespace = self.state.init.is_some();
+        Saving::new(self.job, engine, options, inner, own_namespace, after(options)).map(Some)
+    }
+
+    /// For a job of ours.
+    pub(crate) fn request(&self, options: &CheckpointOptions) -> CheckpointRequest {
+        let spec = self.job.spec();
+        let tcp = options.tcp.unwrap_or(spec.tcp);
+        let mut request = request(options, self.inner, self.job.name(), self.state.init.is_some(), tcp);
+        request.files = spec.files.iter().chain(&options.files).cloned().collect();
+        request.keep.libraries |= spec.keep_files.libraries;
+        request.keep.executables |= spec.keep_files.executables;
+        request.mounts = self.job.mounts_outside(&self.state);
+        request.log = std::fs::canonicalize(self.job.log_path())
+            .map(|path| ByteString::from(&path))
+            .unwrap_or_default();
+        request
+    }
+
+    /// Its root process, as its own namespace numbers it.
+    pub(crate) fn inner(&self) -> i32 {
+        self.inner
+    }
+
+    /// Whether it has a PID namespace to itself.
+    pub(crate) fn has_namespace(&self) -> bool {
+        self.state.init.is_some()
+    }
+
+    /// Whether we are a process of the job.
+    pub(crate) fn is_around_us(&self) -> bool {
+        self.job.is_around_us(&self.state)
+    }
+}
+
 /// A checkpoint under way, seen from the front.
 pub(crate) struct Task<'a> {
     worker: Worker,
@@ -150,62 +235,20 @@ impl<'a> Task<'a> {
         destination: impl FnOnce() -> Result<(Destination, Option<PathBuf>)>,
         vault: Option<&mut Vault>,
     ) -> Result<Task<'a>> {
-        let name = job.name();
         if vault.is_none() {
             await_pages(&job.directory)?;
         }
-        let state = job.living()?;
-        if job.is_suspended()? {
-            return Err(Error::new(ErrorKind::Busy, format!("job {name} is suspended"))
-                .with_hint(format!("`cpr resume {name}` first")));
-        }
-        let lock = job.directory.try_lock(CHECKPOINT_LOCK)?;
-        let lock = lock.ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {name} is being checkpointed")))?;
-        let root = job.root_target(&state)?;
-        root.require_may_signal()?;
-        if let Some(traced) = job.traced(&state)?.first() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("process {} of job {name} is {}", traced.inner, traced.reason),
-            )
-            .with_hint(TRACED_HINT));
-        }
-        // What is left then is in nobody's way.
-        let _ = job.remove_parts();
-        let inner = state.root.unwrap_or(root.pid);
-        let saving = match &job.spec().engine {
-            Some(engine) => {
-                // Where the root process has ended before the rest of the job, that is another one.
-                let pids = target::namespace_pids(root.pid)?;
-                let inner = pids.last().copied().unwrap_or(inner);
-                Some(Saving::new(
-                    job,
-                    engine,
-                    options,
-                    inner,
-                    state.init.is_some(),
-                    after(options),
-                )?)
-            }
-            None => None,
-        };
+        let ready = Ready::new(job)?;
+        let saving = ready.saving(options)?;
         let (destination, image) = destination()?;
         let stop = ends_job(options);
         if stop {
             job.set_stop_intent(Some(&StopIntent::new(image.clone())))?;
         }
-        let inside = job.is_around_us(&state);
+        let inside = ready.is_around_us();
         let native = |destination: Destination| {
-            let tcp = options.tcp.unwrap_or(job.spec().tcp);
-            let mut request = request(options, inner, name, state.init.is_some(), tcp);
-            request.files = job.spec().files.iter().chain(&options.files).cloned().collect();
-            request.keep.libraries |= job.spec().keep_files.libraries;
-            request.keep.executables |= job.spec().keep_files.executables;
+            let mut request = ready.request(options);
             request.requester = inside.then(|| requester(options));
-            request.mounts = job.mounts_outside(&state);
-            request.log = std::fs::canonicalize(job.log_path())
-                .map(|path| ByteString::from(&path))
-                .unwrap_or_default();
             let (link, kept) = match vault {
                 Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,
                 None => vault::ask(&job.directory).map_or((None, None), |(link, kept)| (Some(link), kept)),
@@ -216,10 +259,10 @@ impl<'a> Task<'a> {
             let wanted = incremental || job.spec().sequence.is_some() || earlier.is_some();
             request.keep_tracking = wanted && (incremental || options.output.is_none()) && !stop;
             let keep = link.zip(image.clone()).filter(|_| request.keep_tracking);
-            start(&root, request, destination, earlier, keep)
+            start(&ready.root, request, destination, earlier, keep)
         };
         let worker = match saving {
-            Some(saving) => start_saving(&root, saving, destination),
+            Some(saving) => start_saving(&ready.root, saving, destination),
             None => native(destination),
         };
         if worker.is_err() && stop {
@@ -227,7 +270,7 @@ impl<'a> Task<'a> {
         }
         Ok(Task {
             worker: worker?,
-            _lock: Some(lock),
+            _lock: Some(ready.lock),
             job: Some(job),
             image,
             in_job_directory: options.output.is_none(),
@@ -424,6 +467,7 @@ fn request(
         files: options.files.clone(),
         keep: options.keep,
         compare: options.compare,
+        hold: false,
     }
 }
 

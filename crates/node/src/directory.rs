@@ -63,6 +63,17 @@ impl Directory {
         })
     }
 
+    /// Opens a directory that exists, to read it.
+    pub(crate) fn open_existing(path: &Path) -> Result<Self> {
+        let fd = rustix::fs::open(path, DIRECTORY, Mode::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("open directory {}", path.display()))?;
+        Ok(Directory {
+            fd,
+            path: path.to_path_buf(),
+        })
+    }
+
     fn require_own(&self) -> Result<()> {
         let stat = rustix::fs::fstat(&self.fd)
             .map_err(io::Error::from)

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cpr_engines::{Descriptor, Images, Place, Rebuilt, Registry, Steps, Unit};
 use cpr_image::{Bundle, BundleRecord, BundleSummary, ImageId, write_bundle};
@@ -63,6 +63,7 @@ fn fresh_files(job: &Job) -> Result<PathBuf> {
     Ok(job.path().join(FILES))
 }
 
+/// Removes the engine's files of a checkpoint or restart.
 fn remove_files(files: &Path) {
     // The next one tries again.
     let _ = std::fs::remove_dir_all(files);
@@ -138,23 +139,27 @@ impl Saving {
         result
     }
 
-    fn save_files(&mut self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
-        let began = Instant::now();
-        let processes = match self.own_namespace {
-            true => members()?,
-            false => descendants(self.record.root)?,
-        };
+    /// Finds the job's processes, and has the engine find them.
+    pub(crate) fn prepare(&mut self) -> Result<Steps> {
+        let processes = members_of(self.record.root, self.own_namespace)?;
         self.record.processes = processes.clone();
         let unit = Unit {
             job: self.record.job.clone(),
             root: self.record.root,
-            processes: processes.clone(),
+            processes,
             job_directory: self.job_directory.clone(),
             files: self.files.clone(),
         };
         let mut steps = Steps::new(&self.descriptor, unit)?;
         let group = steps.prepare()?;
         self.record.group = (group.kind.name().to_string(), group.id);
+        Ok(steps)
+    }
+
+    fn save_files(&mut self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
+        let began = Instant::now();
+        let mut steps = self.prepare()?;
+        let processes = self.record.processes.clone();
         let stopping = Instant::now();
         steps.stop()?;
         let threads = processes.iter().map(|pid| threads(*pid)).sum();
@@ -191,24 +196,46 @@ impl Saving {
                 (freeze, summary)
             }
         };
-        Ok(CheckpointReport {
+        Ok(self.report(&summary, threads, freeze, began.elapsed()))
+    }
+
+    /// What there is to tell of a checkpoint.
+    pub(crate) fn report(
+        &self,
+        summary: &BundleSummary,
+        threads: usize,
+        freeze: Duration,
+        total: Duration,
+    ) -> CheckpointReport {
+        CheckpointReport {
             image_id: self.record.id.clone(),
             image_bytes: summary.length,
             data_bytes: summary.data_bytes,
             freeze_ns: freeze.as_nanos() as u64,
-            total_ns: began.elapsed().as_nanos() as u64,
-            processes: processes.len(),
+            total_ns: total.as_nanos() as u64,
+            processes: self.record.processes.len(),
             threads,
             parent: None,
             root_hash: summary.root_hash.iter().map(|byte| format!("{byte:02x}")).collect(),
             method: Method::Stop,
             stopped_bytes: summary.data_bytes,
             compared_pages: None,
-        })
+        }
+    }
+
+    /// Processes and threads that are saved, once prepared.
+    pub(crate) fn processes(&self) -> (Vec<i32>, usize) {
+        let processes = &self.record.processes;
+        (processes.clone(), processes.iter().map(|pid| threads(*pid)).sum())
+    }
+
+    /// Removes the engine's own files.
+    pub(crate) fn tidy(&self) {
+        remove_files(&self.files);
     }
 
     /// Makes the engine's files an image that is complete and durable.
-    fn publish(&self, destination: Destination, events: &mut Observer<'_>) -> Result<BundleSummary> {
+    pub(crate) fn publish(&self, destination: Destination, events: &mut Observer<'_>) -> Result<BundleSummary> {
         if nobody_waits(events, "write") {
             return Err(Error::new(
                 ErrorKind::Cancelled,
@@ -237,6 +264,15 @@ fn nobody_waits(events: &mut Observer<'_>, phase: &str) -> bool {
         total: 0,
     };
     matches!(events(progress), ControlFlow::Break(()))
+}
+
+/// The processes of a job: of the PID namespace that it has to itself and we are in, or else its root with all
+/// descendants.
+pub(crate) fn members_of(root: i32, own_namespace: bool) -> Result<Vec<i32>> {
+    match own_namespace {
+        true => members(),
+        false => descendants(root),
+    }
 }
 
 /// The processes of the job whose PID namespace we are in: all but its init, and those whose parent is outside.
@@ -269,7 +305,7 @@ fn threads(pid: i32) -> usize {
     line.and_then(|number| number.parse().ok()).unwrap_or(1)
 }
 
-fn signal_all(processes: &[i32], signal: i32) {
+pub(crate) fn signal_all(processes: &[i32], signal: i32) {
     for pid in processes {
         // It may have ended by now.
         let _ = PidFd::open(*pid).and_then(|process| process.signal(signal));
@@ -371,7 +407,7 @@ impl Building {
 }
 
 /// The engine that an image names (GCA-CTS-30, GCA-CTS-31).
-fn fitting_engine(record: &BundleRecord, path: Option<&Path>) -> Result<Descriptor> {
+pub(crate) fn fitting_engine(record: &BundleRecord, path: Option<&Path>) -> Result<Descriptor> {
     let name = &record.engine;
     let refuse = |why: String| Error::new(ErrorKind::Incompatible, format!("the image is of engine {name}, {why}"));
     let registry = Registry::load()?;

@@ -2,16 +2,19 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination};
+use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination, SetUnit};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::Checkpoint;
 use crate::commands::grid;
 use crate::output::{Output, clean, duration, milliseconds, size};
-use crate::target::{Live, live};
+use crate::target::{self, Live, live};
 
 pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
+    if !args.more.is_empty() {
+        return several(output, &args).map(|()| 0);
+    }
     if let Some(id) = args.target.as_deref().and_then(grid::grid_job) {
         grid::require_plain(&args, &[format!("@{id}").as_ref()])?;
         return grid::checkpoint(output, id);
@@ -40,6 +43,58 @@ pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
             Ok(error.kind().exit_code())
         }
     }
+}
+
+/// Saves several jobs in one stop.
+fn several(output: Output, args: &Checkpoint) -> Result<()> {
+    let directory = args.output.as_deref().filter(|path| path.as_os_str() != "-");
+    let directory = directory.ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "several jobs are saved into a directory").with_hint("give its name with -o")
+    })?;
+    let names = args.target.iter().chain(&args.more);
+    let jobs = names
+        .map(|name| target::job(&name.to_string_lossy()))
+        .collect::<Result<Vec<_>>>()?;
+    let options = CheckpointOptions {
+        stop: args.stop,
+        timeout: args.timeout,
+        keep: args.contents.keep(),
+        ..CheckpointOptions::default()
+    };
+    let made = cpr_node::checkpoint_set(&jobs, directory, &options)?;
+    let unit = |unit: &SetUnit| {
+        let report = &unit.report;
+        json!({
+            "job": unit.job,
+            "engine": unit.engine,
+            "image": unit.image,
+            "image_id": report.image_id,
+            "bytes": report.image_bytes,
+            "freeze_ms": milliseconds(report.freeze_ns),
+            "total_ms": milliseconds(report.total_ns),
+            "processes": report.processes,
+            "threads": report.threads,
+        })
+    };
+    output.done(
+        || {
+            json!({
+                "set": made.path,
+                "together_ms": milliseconds(made.together_ns),
+                "units": made.units.iter().map(unit).collect::<Vec<_>>(),
+            })
+        },
+        || {
+            let line = |unit: &SetUnit| {
+                let made = Checkpointed {
+                    image: Some(unit.image.clone()),
+                    report: unit.report.clone(),
+                };
+                report_text(&unit.job, &made)
+            };
+            made.units.iter().map(line).collect()
+        },
+    )
 }
 
 fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> Result<()> {

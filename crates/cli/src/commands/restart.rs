@@ -1,18 +1,39 @@
 //! `cpr restart`
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
 
 use cpr_image::{Bundle, Image};
-use cpr_node::{RestartOptions, StateDir};
+use cpr_node::{NamespaceChoice, RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
+use serde_json::json;
 
 use crate::args::Restart;
 use crate::commands::conclude;
 use crate::output::Output;
-use crate::target::{Kept, job_or_image, require_job_name};
+use crate::target::{Kept, job_or_image, require_job_name, set};
+
+/// Restarts the jobs of a set.
+fn several(output: Output, args: &Restart, set: &Path) -> Result<u8> {
+    let refused = args.lazy || args.terminal || args.name.is_some() || args.lease.is_some();
+    if refused || NamespaceChoice::from(args.namespace) != NamespaceChoice::Auto {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("{} is of several jobs, which are restarted as they were", set.display()),
+        )
+        .with_hint("give no option but --detach"));
+    }
+    let jobs = cpr_node::restart_set(&StateDir::open()?, set)?;
+    let lines = || jobs.iter().map(|job| format!("{job}\n")).collect();
+    output.done(|| json!({"jobs": jobs}), lines)?;
+    Ok(0)
+}
 
 pub fn restart(output: Output, args: Restart) -> Result<u8> {
     require_job_name(args.name.as_deref())?;
+    if let Some(set) = set(&args.source) {
+        return several(output, &args, &set);
+    }
     let options = RestartOptions {
         detach: args.detach,
         name: args.name,

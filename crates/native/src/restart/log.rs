@@ -15,9 +15,17 @@ pub(super) fn is_log(manifest: &Manifest, object: &Object) -> bool {
 }
 
 /// The same image with its log replaced by standard streams; none where nothing is to be replaced. `own` is the log of the
-/// job that the image becomes, where the files of the image are opened by its owner.
+/// job that the image becomes, where the files of the image are opened by its owner. One of the same name that is shorter
+/// than it was is another one: the old job was removed.
 pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manifest> {
-    if own == Some(manifest.checkpoint.log.as_path()) {
+    let saved_length = |file: &OpenFile| match &file.object {
+        Object::Regular(regular) if is_log(manifest, &file.object) => Some(regular.size),
+        _ => None,
+    };
+    if let Some(own) = own.filter(|own| *own == manifest.checkpoint.log.as_path())
+        && let Ok(now) = std::fs::metadata(own)
+        && manifest.files.iter().filter_map(saved_length).all(|length| now.len() >= length)
+    {
         return None;
     }
     let logs = |file: &OpenFile| is_log(manifest, &file.object);

@@ -1,0 +1,334 @@
+//! Several jobs saved in one stop, whatever engines they are for, and restarted together.
+//!
+//! `CRIU=PATH` names a CRIU to test instead of the one that is found.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{As, Cpr, Ended, PATIENCE, copy_tree, finish, note_skip, poll, wait_until};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// Counts in memory, fast, and shows everybody how far; while there is a file `quiet` it only says how far it is.
+const LEAD: &str = "
+import os, time
+n = 0
+shown = os.open('n', os.O_RDWR | os.O_CREAT, 0o600)
+while True:
+    time.sleep(0.001)
+    print(n, flush=True)
+    if os.path.exists('quiet'):
+        open('lead.state', 'w').write('%d.' % n)
+        continue
+    n += 1
+    os.pwrite(shown, b'%8d' % n, 0)
+";
+
+/// Remembers in memory the last number that it has seen. What it has read when `quiet` comes may be of another time.
+const FOLLOW: &str = "
+import os, time
+seen = 0
+while True:
+    time.sleep(0.001)
+    print(seen, flush=True)
+    now = int(open('n').read())
+    if os.path.exists('quiet'):
+        open('follow.state', 'w').write('%d.' % seen)
+        continue
+    seen = now
+";
+
+/// The same, in a file that it has open.
+const FOLLOW_IN_FILE: &str = "
+import os, time
+file = os.fdopen(os.open('seen', os.O_RDWR | os.O_CREAT, 0o600), 'r+')
+seen = int(file.read() or 0)
+while True:
+    time.sleep(0.001)
+    print(seen, flush=True)
+    now = int(open('n').read())
+    if os.path.exists('quiet'):
+        open('follow.state', 'w').write('%d.' % seen)
+        continue
+    seen = now
+    file.seek(0); file.write(str(seen)); file.flush()
+";
+
+/// The example engine with another step.
+const VARIANT: &str = "#!/usr/bin/env python3
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location('engine', os.path.join(os.path.dirname(__file__), 'open_files.py'))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+class Variant(module.Engine):
+    def STEP(self, request):
+        BODY
+        return super().STEP(request)
+module.Engine = Variant
+module.main()
+";
+
+struct Lab {
+    cpr: Cpr,
+    config: PathBuf,
+}
+
+impl Lab {
+    fn new(test: &str, user: As) -> Option<Lab> {
+        let cpr = Cpr::new(test, user)?;
+        let config = cpr.work.join("config");
+        copy_tree(&Path::new(ROOT).join("examples/engine"), &config.join("engines.d"));
+        cpr.give(&config);
+        Some(Lab { cpr, config })
+    }
+
+    /// An engine that is the example with another `step`.
+    fn add(&self, name: &str, step: &str, body: &str) {
+        let program = self.config.join(format!("engines.d/{name}.py"));
+        fs::write(&program, VARIANT.replace("STEP", step).replace("BODY", body)).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!(
+            "name = \"{name}\"\ndriver = \"external\"\nprogram = [\"./{name}.py\"]\n[deadlines]\ncheckpoint = 1\n"
+        );
+        fs::write(self.config.join(format!("engines.d/{name}.toml")), text).unwrap();
+        self.cpr.give(&self.config);
+    }
+
+    fn cpr(&self, arguments: &[&str]) -> Ended {
+        let mut path = std::env::var("PATH").unwrap_or_default();
+        if let Some(criu) = std::env::var_os("CRIU") {
+            path = format!("{}:{path}", Path::new(&criu).parent().unwrap().display());
+        }
+        let mut command = self.cpr.command(self.cpr.binary());
+        command
+            .env("GRIDCPR_CONFIG_DIRS", &self.config)
+            .env("PATH", path)
+            .args(arguments);
+        finish(&self.cpr.work, command, PATIENCE)
+    }
+
+    fn start(&self, job: &str, engine: &str, program: &str) {
+        let all = [
+            "run",
+            "-d",
+            "--name",
+            job,
+            "--engine",
+            engine,
+            "--",
+            "/usr/bin/python3",
+            "-c",
+            program,
+        ];
+        self.cpr(&all).good();
+        self.grows(job);
+    }
+
+    fn numbers(&self, job: &str) -> Vec<u64> {
+        let text = String::from_utf8_lossy(&self.cpr.logs(job)).into_owned();
+        let end = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..end].lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// What a job says that it remembers, and no more of it.
+    fn state(&self, job: &str) -> u64 {
+        let path = self.cpr.work.join(format!("{job}.state"));
+        let said = || fs::read_to_string(&path).ok()?.strip_suffix('.')?.parse().ok();
+        let said = poll(PATIENCE, said).unwrap_or_else(|| panic!("job {job} does not say what it remembers"));
+        fs::remove_file(&path).unwrap();
+        said
+    }
+
+    /// It runs.
+    fn grows(&self, job: &str) {
+        let had = self.numbers(job).len();
+        wait_until(PATIENCE, &format!("job {job} goes on"), || {
+            self.numbers(job).len() > had + 5
+        });
+    }
+
+    fn phase(&self, job: &str) -> Value {
+        let jobs = self.cpr(&["ps", "-a", "--json"]).good().json();
+        let jobs = jobs["jobs"].as_array().unwrap().clone();
+        let found = jobs.into_iter().find(|found| found["name"] == job);
+        found.map_or(Value::Null, |job| job["phase"].clone())
+    }
+
+    fn kill_all(&self, jobs: &[&str]) {
+        for job in jobs {
+            self.cpr(&["kill", "-s", "KILL", job]).good();
+            self.cpr.wait(job);
+        }
+    }
+}
+
+/// What the one has seen of the other is no later than what the other remembers of itself, again and again.
+fn is_one(test: &str, user: As, engine: &str, follow: &str) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    let shown = lab.cpr(&["engines", "show", engine, "--json"]).good().json();
+    if shown["works"] != true {
+        note_skip(test, shown["reason"].as_str().unwrap());
+        return;
+    }
+    lab.start("lead", "native", LEAD);
+    lab.start("follow", engine, follow);
+    // Takes its time, while the others wait.
+    lab.add("slow", "stop", "time.sleep(0.3)");
+    lab.start(
+        "between",
+        "slow",
+        "import time\nwhile True: print(1, flush=True); time.sleep(0.01)",
+    );
+    let all = ["lead", "between", "follow"];
+    for round in 0..3 {
+        let set = format!("set{round}");
+        let made = lab
+            .cpr(&[&["checkpoint", "-o", &set, "--json"][..], &all].concat())
+            .good()
+            .json();
+        assert!(made["together_ms"].as_f64().unwrap() > 0.0, "{made}");
+        assert_eq!(made["units"][0]["engine"], "native");
+        assert_eq!(made["units"][2]["engine"], engine);
+        assert!(
+            made["units"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|unit| unit["freeze_ms"].as_f64() > Some(0.0))
+        );
+        // Both go on.
+        lab.grows("lead");
+        lab.grows("follow");
+        lab.kill_all(&all);
+        let quiet = lab.cpr.work.join("quiet");
+        fs::write(&quiet, "").unwrap();
+        let restarted = lab.cpr(&["restart", "--json", &format!("./{set}")]).good().json();
+        assert_eq!(restarted["jobs"], serde_json::json!(all));
+        let (lead, follow) = (lab.state("lead"), lab.state("follow"));
+        assert!(
+            follow <= lead,
+            "one has seen {follow}, and the other goes on with {lead}"
+        );
+        assert!(follow > 1, "it began again");
+        fs::remove_file(&quiet).unwrap();
+        lab.grows("lead");
+        lab.grows("follow");
+    }
+    // All end together, and each image is one like any other.
+    lab.cpr(&[&["checkpoint", "--stop", "-o", "last"][..], &all].concat())
+        .good();
+    assert_eq!(
+        (lab.phase("lead"), lab.phase("follow")),
+        ("stopped".into(), "stopped".into())
+    );
+    for job in ["lead", "follow"] {
+        lab.cpr(&["verify", &format!("last/{job}.cpr")]).good();
+    }
+    lab.cpr(&["restart", "last"]).good();
+    lab.grows("lead");
+    lab.grows("follow");
+    assert_eq!(lab.cpr(&["restart", "last"]).code, 75);
+    // It is on another node as well, where nobody knows of the jobs.
+    lab.kill_all(&all);
+    for job in all {
+        lab.cpr(&["rm", job]).good();
+    }
+    lab.cpr(&["restart", "last"]).good();
+    lab.grows("lead");
+    lab.grows("follow");
+}
+
+// XGCP-USE-6, XGCP-COORD-9, XGCP-COORD-11, GCA-CTS-5
+#[test]
+fn a_native_job_and_one_of_the_example_engine_are_one() {
+    is_one(
+        "a_native_job_and_one_of_the_example",
+        As::User,
+        "open-files",
+        FOLLOW_IN_FILE,
+    );
+}
+
+// XGCP-USE-6
+#[test]
+fn a_native_job_and_one_of_criu_are_one() {
+    is_one("a_native_job_and_one_of_criu_are_one", As::Root, "criu", FOLLOW);
+}
+
+// XGCP-JUCP-7, XGCP-COORD-12
+#[test]
+fn where_one_cannot_be_saved_all_go_on_and_nothing_is_left() {
+    const HOLD: &str = "import ctypes,time
+assert ctypes.CDLL(None).syscall(323, 1) >= 0
+while True: print(1, flush=True); time.sleep(0.01)";
+    let Some(lab) = Lab::new("where_one_cannot_be_saved_all_go_on", As::User) else {
+        return;
+    };
+    lab.add("crash", "checkpoint", "sys.exit('out of paint')");
+    lab.add("hang", "checkpoint", "time.sleep(1000)");
+    lab.start("good", "native", LEAD);
+    lab.start("other", "open-files", FOLLOW_IN_FILE);
+    lab.start("bad", "native", HOLD);
+    lab.start("crash", "crash", FOLLOW_IN_FILE);
+    lab.start("hang", "hang", FOLLOW_IN_FILE);
+    for (bad, said) in [("bad", "userfaultfd"), ("crash", "out of paint"), ("hang", "in time")] {
+        for stop in [&[][..], &["--stop"]] {
+            let all = [&["checkpoint", "-o", "set", "good", bad, "other"][..], stop].concat();
+            let failed = lab.cpr(&all);
+            assert!(
+                failed.code >= 64 && failed.stderr.contains(said),
+                "{bad}: {} {}",
+                failed.code,
+                failed.stderr
+            );
+            assert!(failed.stderr.contains(&format!("job {bad}")), "{}", failed.stderr);
+            for job in ["good", "other", bad] {
+                assert_eq!(lab.phase(job), "running");
+                lab.grows(job);
+            }
+            let left: Vec<_> = fs::read_dir(&lab.cpr.work)
+                .unwrap()
+                .flatten()
+                .map(|e| e.file_name())
+                .collect();
+            assert!(
+                !left.iter().any(|name| name.to_string_lossy().contains("set")),
+                "{left:?}"
+            );
+        }
+    }
+    // And it can be saved afterwards.
+    lab.cpr(&["checkpoint", "-o", "set", "good", "other"]).good();
+    assert_eq!(
+        lab.cpr(&["checkpoint", "-o", "set", "good", "other"]).code,
+        67,
+        "not again under that name"
+    );
+    assert_eq!(lab.cpr(&["checkpoint", "-o", "two", "good", "good"]).code, 64);
+    assert_eq!(
+        lab.cpr(&["checkpoint", "good", "other"]).code,
+        64,
+        "it has to have a name"
+    );
+    // Where one cannot be restarted, none is.
+    lab.kill_all(&["good", "other"]);
+    let image = lab.cpr.work.join("set/other.cpr");
+    let mut bytes = fs::read(&image).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 1;
+    fs::remove_file(&image).unwrap();
+    fs::write(&image, &bytes).unwrap();
+    lab.cpr.give(&image);
+    let refused = lab.cpr(&["restart", "./set"]);
+    assert_eq!(refused.code, 65, "{}", refused.stderr);
+    wait_until(Duration::from_secs(20), "none runs", || {
+        lab.phase("good") != "running" && lab.phase("other") != "running"
+    });
+}
