@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -71,6 +72,9 @@ fn what_was_opened_as_root_is_opened_again_from_roots_image() {
     let image = cpr.work.join("dropped.cpr");
     let path = image.display().to_string();
     cpr.checkpoint(victim.job, &["--stop", "-o", &path]);
+    // Root's though the job is a user's: the user could not have opened them.
+    assert_eq!(fs::metadata(&image).expect("the image is there").uid(), 0);
+    std::os::unix::fs::chown(&image, Some(65534), Some(65534)).expect("root may");
     let refused = cpr.cpr(["restart", "-d", "--name", "users", &path]);
     assert_ne!(refused.code, 0);
     assert!(refused.stderr.contains("Permission denied"), "{}", refused.stderr);

@@ -19,15 +19,16 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Process, ProcessState, Thread, Uname};
+use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Object, Process, ProcessState, Thread, Uname};
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::clocks::Offsets;
 use cpr_kernel::proc::{MapKind, Mount, ProcDir};
-use cpr_kernel::process::{PidFd, clock_ns, xstate_features};
+use cpr_kernel::process::{FileIdentity, PidFd, clock_ns, xstate_features};
 use cpr_kernel::ptrace::block_child_signals;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Access, AtFlags};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -528,7 +529,7 @@ pub fn checkpoint(
         looked.taken.clear();
     }
     writer.enter("write")?;
-    let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
+    let owner = owner_of_image(&manifest);
     let processes = manifest.processes.len();
     let (mut stream, summary) = writer.finish(&manifest)?;
     let compared_pages = match request.compare {
@@ -984,17 +985,42 @@ fn leading_thread(manifest: &Manifest) -> Option<&Thread> {
     saved.and_then(|process| process.threads.first())
 }
 
-/// The user and group the image belongs to: those of the job. That of a job of several users is root's, as long as root
-/// makes it: none of them could restart it, and root would not believe it once it was theirs.
+/// The user and group the job belongs to.
 fn owner_of(manifest: &Manifest) -> Option<(u32, u32)> {
     let credentials = &leading_thread(manifest)?.credentials;
-    let owner = credentials.uids[0];
+    Some((credentials.uids[0], credentials.gids[0]))
+}
+
+/// The user and group the image's file is to belong to: those of the job. It stays with root, who makes it, where they
+/// could do nothing with it and root would not believe it once it was theirs: processes are of several users, or have
+/// files open that its user could not open again, as a daemon has that gave root's rights up.
+fn owner_of_image(manifest: &Manifest) -> (u32, u32) {
+    let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
     let threads = manifest.processes.iter().flat_map(|process| &process.threads);
     let mut users = threads.flat_map(|thread| thread.credentials.uids);
-    if rustix::process::geteuid().is_root() && users.any(|user| user != owner) {
-        return Some((0, 0));
-    }
-    Some((owner, credentials.gids[0]))
+    let roots =
+        rustix::process::geteuid().is_root() && (users.any(|user| user != owner.0) || !can_reopen(manifest, owner));
+    if roots { (0, 0) } else { owner }
+}
+
+/// Whether this user could open the job's files again.
+fn can_reopen(manifest: &Manifest, (uid, gid): (u32, u32)) -> bool {
+    let _identity = FileIdentity::assume(uid, gid);
+    manifest.files.iter().all(|file| {
+        let path = match &file.object {
+            Object::Regular(regular) if regular.path != manifest.checkpoint.log => &regular.path,
+            Object::Directory { path } => path,
+            _ => return true,
+        };
+        let wanted = match file.flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Access::READ_OK,
+            libc::O_WRONLY => Access::WRITE_OK,
+            _ => Access::READ_OK | Access::WRITE_OK,
+        };
+        let asked = rustix::fs::accessat(rustix::fs::CWD, path.as_path(), wanted, AtFlags::EACCESS);
+        // Whatever else is wrong is told by the restart, whose ever it is.
+        file.flags & libc::O_PATH != 0 || asked != Err(rustix::io::Errno::ACCESS)
+    })
 }
 
 /// What the restart machine must have in common with this one, and to whom the image belongs.

@@ -201,6 +201,8 @@ fn make_copy(process: &Process, helper: Tracee, deadline: Instant) -> Result<Sna
         libc::CLOSE_RANGE_UNSHARE.into(),
     ];
     batch.must(libc::SYS_close_range, &unshare, "give up the descriptors");
+    // Until init has reaped it, the copy would hold the job's session and process group in use.
+    batch.must(libc::SYS_setsid, &[], "leave the session");
     let copy = batch.must(libc::SYS_clone, &clone_arguments(libc::CLONE_PTRACE), "copy the memory");
     let mut deferred = Deferred::default();
     let mut runners = [Runner {

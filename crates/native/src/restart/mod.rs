@@ -163,6 +163,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut objects = ipc::create(&manifest.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
+        if !request.own_pid_namespace {
+            numbers::await_burials(manifest)?;
+        }
         let mut built = make_processes(&mut workshop, manifest, &context, &sources, rights)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.

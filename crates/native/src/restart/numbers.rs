@@ -1,8 +1,9 @@
 //! Numbers that a job needs back and somebody else has: of processes, threads, process groups and sessions, which all
 //! are PIDs to the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::{Duration, Instant};
 
 use cpr_image::model::Manifest;
 use cpr_kernel::proc::{ProcDir, pids};
@@ -44,6 +45,47 @@ fn joined() -> io::Result<BTreeMap<i32, User>> {
     Ok(found)
 }
 
+/// How long what has ended may take to be reaped.
+const BURIAL: Duration = Duration::from_secs(10);
+/// The kernel tells nobody but the parent when a process is reaped, so it is looked for again after this time.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Waits for processes that have ended, and still have numbers that the job needs, to be reaped: where a job has been
+/// ended just before, its orphans are init's to reap. Who lives is not waited for.
+///
+/// # Errors
+/// As [`plan::of`]; the processes here cannot be listed.
+pub fn await_burials(manifest: &Manifest) -> Result<()> {
+    let needed: BTreeSet<i32> = needed(manifest)?.into_iter().map(|(_, number)| number).collect();
+    let until = Instant::now() + BURIAL;
+    let is_held = || -> io::Result<bool> {
+        let stats = pids()?
+            .into_iter()
+            .filter_map(|pid| ProcDir::open(pid).ok()?.stat().ok());
+        let dead = stats.into_iter().filter(|stat| matches!(stat.state, b'Z' | b'X'));
+        let mut numbers = dead.flat_map(|stat| [stat.pid, stat.pgrp, stat.session]);
+        Ok(numbers.any(|number| needed.contains(&number)))
+    };
+    while is_held().context(|| "list processes")? && Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// The numbers that the job needs, each with the process that needs it.
+fn needed(manifest: &Manifest) -> Result<Vec<(i32, i32)>> {
+    let steps = plan::of(manifest)?;
+    let made = steps.into_iter().filter_map(|step| match step {
+        Step::Create { pid, .. } => Some((pid, pid)),
+        _ => None,
+    });
+    let threads = manifest.processes.iter().flat_map(|process| {
+        let tids = process.threads.iter().map(|thread| thread.tid);
+        tids.filter(|tid| *tid != process.pid).map(|tid| (process.pid, tid))
+    });
+    Ok(made.chain(threads).collect())
+}
+
 /// Why there can be no process with number `number` (LBNL-3.9.5.2.3, LBNL-3.9.5.3.5, LBNL-3.9.5.4.2).
 pub fn refusal(number: i32, error: io::Error) -> Error {
     match error.raw_os_error() {
@@ -72,18 +114,9 @@ pub fn refusal(number: i32, error: io::Error) -> Error {
 /// # Errors
 /// As [`plan::of`]; the processes here cannot be listed.
 pub fn in_use(manifest: &Manifest) -> Result<Vec<(i32, i32, Error)>> {
-    let steps = plan::of(manifest)?;
-    let made = steps.into_iter().filter_map(|step| match step {
-        Step::Create { pid, .. } => Some((pid, pid)),
-        _ => None,
-    });
-    let threads = manifest.processes.iter().flat_map(|process| {
-        let tids = process.threads.iter().map(|thread| thread.tid);
-        tids.filter(|tid| *tid != process.pid).map(|tid| (process.pid, tid))
-    });
     let joined = joined().context(|| "list processes")?;
-    let found = made
-        .chain(threads)
+    let found = needed(manifest)?
+        .into_iter()
         .filter_map(|(pid, number)| {
             let user = ProcDir::open(number).map(|_| User::Itself).ok();
             let user = user.or_else(|| joined.get(&number).copied())?;
