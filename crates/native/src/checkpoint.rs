@@ -998,8 +998,11 @@ fn owner_of_image(manifest: &Manifest) -> (u32, u32) {
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
     let threads = manifest.processes.iter().flat_map(|process| &process.threads);
     let mut users = threads.flat_map(|thread| thread.credentials.uids);
-    let roots =
-        rustix::process::geteuid().is_root() && (users.any(|user| user != owner.0) || !can_reopen(manifest, owner));
+    // That of a session is its leader's in any case (LBNL-3.6.2.7).
+    if manifest.checkpoint.session != 0 || !rustix::process::geteuid().is_root() {
+        return owner;
+    }
+    let roots = users.any(|user| user != owner.0) || !can_reopen(manifest, owner);
     if roots { (0, 0) } else { owner }
 }
 
