@@ -49,6 +49,9 @@ pub struct Report {
     /// Images it has compared with their hashes since its last report, and found good.
     #[serde(default)]
     pub verified: Vec<i64>,
+    /// Images it was told to put into the store that all nodes share, and has.
+    #[serde(default)]
+    pub in_store: Vec<i64>,
     /// The mark of the last orders it has seen; the answer comes as soon as there are others.
     #[serde(default)]
     pub seen: String,
@@ -117,8 +120,6 @@ pub enum CheckpointResult {
         bytes: u64,
         /// BLAKE3, in hexadecimal digits.
         blake3: String,
-        /// It is also in the store that all nodes share.
-        in_store: bool,
     },
     /// There is none.
     Failed {
@@ -204,6 +205,9 @@ pub struct ImageOrder {
     /// When the copy of this node was last known to be whole; 0 where it has none.
     #[serde(default)]
     pub verified_ms: i64,
+    /// The node is to put it into the store that all nodes share.
+    #[serde(default)]
+    pub to_store: bool,
     /// Whoever shows this may fetch the image from a node that holds it.
     pub ticket: String,
     /// Where to fetch it from, best first.

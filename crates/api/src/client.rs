@@ -180,9 +180,9 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::Damaged, what()).with_source(error))
     }
 
-    /// The answer, where it is one of success.
-    fn answer(&self, method: &str, path: &str, body: Option<&[u8]>, headers: &[(&str, &str)]) -> Result<Answer> {
-        let what = || format!("ask the grid at {}", self.endpoint);
+    /// The answer to one request, whatever its status; for services that are not ours.
+    pub fn exchange(&self, method: &str, path: &str, body: Option<&[u8]>, headers: &[(&str, &str)]) -> Result<Answer> {
+        let what = || format!("ask {}", self.endpoint);
         let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
         let mut headers = headers.to_vec();
         if let Some(bearer) = &bearer {
@@ -190,7 +190,9 @@ impl Client {
         }
         let host = match &self.endpoint {
             Endpoint::Unix(_) => "localhost",
-            Endpoint::Tcp(address) | Endpoint::Tls(address) => address,
+            // Without the port that goes without saying: whoever signs requests leaves it out, too.
+            Endpoint::Tcp(address) => address.strip_suffix(":80").unwrap_or(address),
+            Endpoint::Tls(address) => address.strip_suffix(":443").unwrap_or(address),
         };
         let request = Request {
             method,
@@ -199,11 +201,16 @@ impl Client {
             headers: &headers,
             body,
         };
-        let answer = self
-            .connect()
+        self.connect()
             .and_then(|connection| http::exchange(connection, &request))
             .map_err(tls::explained)
-            .context(what)?;
+            .context(what)
+    }
+
+    /// The answer, where it is one of success.
+    fn answer(&self, method: &str, path: &str, body: Option<&[u8]>, headers: &[(&str, &str)]) -> Result<Answer> {
+        let what = || format!("ask the grid at {}", self.endpoint);
+        let answer = self.exchange(method, path, body, headers)?;
         if (200..300).contains(&answer.status) {
             return Ok(answer);
         }

@@ -9,7 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 const LONGEST_HEAD: u64 = 64 << 10;
 
 /// A connection: something to write a request to and read the answer from.
-pub trait Connection: Read + Write + Send {}
+pub(crate) trait Connection: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Connection for T {}
 
@@ -17,6 +17,7 @@ impl<T: Read + Write + Send> Connection for T {}
 pub struct Answer {
     /// Status code.
     pub status: u16,
+    headers: Vec<(String, String)>,
     /// What follows the head, without transfer coding.
     pub body: Body,
 }
@@ -37,18 +38,26 @@ enum Rest {
     Done,
 }
 
+impl Answer {
+    /// A header by its name, which is in small letters.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
 /// What is asked.
-pub struct Request<'a> {
-    pub method: &'a str,
-    pub path: &'a str,
-    pub host: &'a str,
+pub(crate) struct Request<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) host: &'a str,
     /// Name and value; neither has line breaks.
-    pub headers: &'a [(&'a str, &'a str)],
-    pub body: Option<&'a [u8]>,
+    pub(crate) headers: &'a [(&'a str, &'a str)],
+    pub(crate) body: Option<&'a [u8]>,
 }
 
 /// Sends a request and reads the head of the answer.
-pub fn exchange(mut connection: Box<dyn Connection>, request: &Request<'_>) -> Result<Answer> {
+pub(crate) fn exchange(mut connection: Box<dyn Connection>, request: &Request<'_>) -> Result<Answer> {
     let mut head = format!(
         "{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\naccept: application/json\r\n",
         request.method, request.path, request.host
@@ -76,9 +85,10 @@ pub fn exchange(mut connection: Box<dyn Connection>, request: &Request<'_>) -> R
         .and_then(|()| connection.flush())
         .context(|| "send the request")?;
     let mut reader = BufReader::new(connection);
-    let (status, rest) = read_head(&mut reader)?;
+    let (status, headers, rest) = read_head(&mut reader)?;
     Ok(Answer {
         status,
+        headers,
         body: Body { reader, rest },
     })
 }
@@ -87,7 +97,7 @@ fn bad(what: &str) -> Error {
     Error::new(ErrorKind::Damaged, format!("the answer is not HTTP: {what}"))
 }
 
-fn read_head(reader: &mut impl BufRead) -> Result<(u16, Rest)> {
+fn read_head(reader: &mut impl BufRead) -> Result<(u16, Vec<(String, String)>, Rest)> {
     let mut limited = reader.take(LONGEST_HEAD);
     let first = read_line(&mut limited)?;
     let mut words = first.split(' ');
@@ -96,13 +106,16 @@ fn read_head(reader: &mut impl BufRead) -> Result<(u16, Rest)> {
         _ => return Err(bad("it has no status")),
     };
     let mut rest = Rest::ToEnd;
+    let mut headers = Vec::new();
     loop {
         let line = read_line(&mut limited)?;
         if line.is_empty() {
             break;
         }
         let (name, value) = line.split_once(':').ok_or_else(|| bad("a header has no colon"))?;
-        match (name.to_ascii_lowercase().as_str(), value.trim()) {
+        let (name, value) = (name.to_ascii_lowercase(), value.trim());
+        headers.push((name.clone(), value.to_string()));
+        match (name.as_str(), value) {
             ("content-length", value) => {
                 rest = Rest::Known(value.parse().map_err(|_| bad("its length is not a number"))?);
             }
@@ -114,7 +127,7 @@ fn read_head(reader: &mut impl BufRead) -> Result<(u16, Rest)> {
     if status == 204 || status == 304 {
         rest = Rest::Done;
     }
-    Ok((status, rest))
+    Ok((status, headers, rest))
 }
 
 /// A line without its end.

@@ -7,7 +7,7 @@
 
 pub mod agent;
 pub mod client;
-mod http;
+pub mod http;
 pub mod model;
 pub mod tls;
 

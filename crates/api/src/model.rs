@@ -258,6 +258,9 @@ pub struct Job {
     pub next_node: Option<String>,
     /// Starts after failures of the system, since it last made a checkpoint.
     pub failures: u32,
+    /// Checkpoints that it could not be started from since it last ran, once for each attempt.
+    #[serde(default)]
+    pub bad_starts: Vec<i64>,
     /// Not started before.
     #[serde(default)]
     pub not_before_ms: i64,
@@ -298,6 +301,7 @@ impl Job {
             next_from: None,
             next_node: None,
             failures: 0,
+            bad_starts: Vec::new(),
             not_before_ms: 0,
             intent: None,
             exit_code: None,

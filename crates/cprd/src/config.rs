@@ -29,6 +29,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// What callers are granted.
     pub limits: LimitsConfig,
+    /// The S3 service, where the store is a bucket.
+    pub s3: S3Config,
     /// How often images are compared with their hashes though nobody reads them.
     pub verify: VerifyConfig,
 }
@@ -64,6 +66,31 @@ impl Default for VerifyConfig {
         VerifyConfig {
             every_s: 7 * 24 * 3600,
             mb_per_s: 20,
+        }
+    }
+}
+
+/// `[s3]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Config {
+    /// `https://HOST` or `https://HOST:PORT`.
+    pub endpoint: String,
+    /// Region.
+    pub region: String,
+    /// File with the access key in its first line and the secret key in its second.
+    pub key_file: Option<PathBuf>,
+    /// Certificates of the CAs that are believed; those of the system where nothing is said.
+    pub ca: Option<PathBuf>,
+}
+
+impl Default for S3Config {
+    fn default() -> Self {
+        S3Config {
+            endpoint: "https://s3.amazonaws.com".to_string(),
+            region: "us-east-1".to_string(),
+            key_file: None,
+            ca: None,
         }
     }
 }
@@ -138,7 +165,7 @@ pub struct GridConfig {
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,
     /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
-    pub store: Option<PathBuf>,
+    pub store: Option<String>,
 }
 
 /// `[node]`
@@ -157,8 +184,11 @@ pub struct NodeConfig {
     pub listen: Option<SocketAddr>,
     /// The same as others see it, as `HOST:PORT`; `listen` where nothing is said.
     pub advertise: Option<String>,
-    /// A directory that all nodes share, for images.
-    pub store: Option<PathBuf>,
+    /// A directory or bucket that all nodes share, for images.
+    pub store: Option<String>,
+    /// Images are fetched, and put into the store, not faster than this in all, MiB a second; as fast as it goes where
+    /// nothing is said.
+    pub transfer_mb_per_s: Option<u64>,
     /// Jobs at once, in slots; the number of processors where nothing is said.
     pub slots: Option<u32>,
     /// Memory for jobs, MiB; that of the machine where nothing is said.
@@ -232,6 +262,7 @@ impl Default for NodeConfig {
             listen: None,
             advertise: None,
             store: None,
+            transfer_mb_per_s: None,
             slots: None,
             memory_mb: None,
             properties: BTreeMap::new(),
@@ -334,10 +365,25 @@ impl Config {
             );
         }
         for store in [&grid.store, &node.store].into_iter().flatten() {
-            if !store.is_absolute() {
+            let bucket = store
+                .strip_prefix("s3://")
+                .is_some_and(|bucket| !bucket.starts_with('/') && !bucket.is_empty());
+            if !bucket && !store.starts_with('/') {
                 return refuse(
-                    &format!("store {} is not absolute", store.display()),
-                    "write a directory that begins with /",
+                    &format!("{store:?} is no store"),
+                    "write a directory that begins with /, or s3://BUCKET or s3://BUCKET/PREFIX",
+                );
+            }
+            let plain = self
+                .s3
+                .endpoint
+                .strip_prefix("http://")
+                .map(|rest| rest.trim_end_matches('/'));
+            let open = |address: &str| Endpoint::Tcp(address.to_string()).can_be_overheard();
+            if bucket && plain.is_some_and(open) && !tls.allow_plain_http {
+                return refuse(
+                    "s3.endpoint has no TLS",
+                    "use https://; or, on a network that can be trusted, tls.allow_plain_http = true",
                 );
             }
         }
@@ -355,6 +401,12 @@ impl Config {
             if !path.is_absolute() {
                 return refuse(&format!("{name} is not absolute"), "write a path that begins with /");
             }
+        }
+        if node.transfer_mb_per_s == Some(0) {
+            return refuse(
+                "node.transfer_mb_per_s is 0",
+                "images could not be moved; leave it out where there is no limit",
+            );
         }
         if node.slots == Some(0) {
             return refuse(
@@ -408,7 +460,10 @@ mod tests {
         let mut config = Config::default();
         let path = Some(PathBuf::from("/x"));
         config.grid.database = Some("sqlite:///x".into());
-        config.grid.store = path.clone();
+        let store = Some("/x".to_string());
+        config.grid.store = store.clone();
+        config.s3.key_file = path.clone();
+        config.s3.ca = path.clone();
         config.tls = TlsConfig {
             ca: path.clone(),
             certificate: path.clone(),
@@ -421,7 +476,8 @@ mod tests {
             token_file: path.clone(),
             listen: "127.0.0.1:1".parse().ok(),
             advertise: Some("x:1".into()),
-            store: path.clone(),
+            store,
+            transfer_mb_per_s: Some(1),
             slots: Some(1),
             memory_mb: Some(1),
             cpr: path,
@@ -475,7 +531,10 @@ mod tests {
             "[tls]\nca = \"/x\"\n[grid]\nlisten = [\"127.0.0.1:1\"]",
             "[limits]\nconnections = 0",
             "[verify]\nmb_per_s = 0",
+            "[node]\ntransfer_mb_per_s = 0",
             "[grid]\nstore = \"here\"",
+            "[node]\nstore = \"s3://\"",
+            "[node]\nstore = \"s3://x\"\n[s3]\nendpoint = \"http://10.0.0.1\"",
             "x",
         ] {
             assert!(check(bad).is_err(), "{bad}");

@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::Agent;
 use crate::config::Config;
-use crate::stores::Directory;
+use crate::stores::Store;
 
 /// How often the service looks for what is due, apart from after every change.
 const TICK: Duration = Duration::from_millis(250);
@@ -243,7 +243,7 @@ fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
             let grid = Arc::new(open_grid(config).await?);
             http::start(&mut parts, config, grid.clone()).await?;
             if let Some(place) = &config.grid.store {
-                let store = Arc::new(Directory::new(place));
+                let store = Arc::new(Store::open(place, config)?);
                 parts.spawn(stores::clean::keep_clean(grid.clone(), store, config.verify.clone()));
             }
             parts.spawn(keep_ticking(grid));

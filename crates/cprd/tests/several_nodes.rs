@@ -261,6 +261,59 @@ fn a_copy_that_nobody_reads_is_looked_at_and_made_again_when_it_is_damaged() {
     lab.site.text(&["cancel", &id]);
 }
 
+// GFD93-SM-12
+#[test]
+fn what_is_damaged_or_gone_in_the_store_is_put_there_again_and_an_empty_store_is_not_believed() {
+    let Some(lab) = lab(1, "store = 'DIR/store'\n[verify]\nevery_s = 2", "store = 'DIR/store'") else {
+        return;
+    };
+    let store = lab.site.path("store");
+    fs::create_dir(&store).unwrap();
+    let id = lab.site.submit("out", &[], &counter(10_000));
+    let job = format!("@{id}");
+    lab.site.wait_for_count("out", 5);
+    let image = |checkpoint: &serde_json::Value| store.join(format!("{}.cpr", checkpoint["id"]));
+    let made = [
+        lab.site.json(&["checkpoint", &job]),
+        lab.site.json(&["checkpoint", &job]),
+    ];
+    let good = made.each_ref().map(|made| fs::read(image(made)).unwrap());
+    let mut bytes = good[0].clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(image(&made[0]), bytes).unwrap();
+    wait_until("a good copy is in the place of the damaged one", || {
+        fs::read(image(&made[0])).is_ok_and(|bytes| bytes == good[0])
+    });
+    fs::remove_file(image(&made[1])).unwrap();
+    wait_until("there is another one for that which is gone", || {
+        fs::read(image(&made[1])).is_ok_and(|bytes| bytes == good[1])
+    });
+    let lost = lab
+        .site
+        .text(&["events", "--job", &id, "--kind", "checkpoint.copy-lost"]);
+    assert!(lost.contains("hash") && lost.contains("gone from the store"), "{lost}");
+    let whole = || {
+        let now = lab.site.json(&["checkpoints", &id]);
+        let list = now["checkpoints"].as_array().unwrap().clone();
+        let in_store = |known: &serde_json::Value| {
+            let mut places = known["locations"].as_array().unwrap().iter();
+            known["state"] == "complete" && places.any(|place| place["node"] == "")
+        };
+        list.len() == 2 && list.iter().all(in_store)
+    };
+    wait_until("both are on record again", whole);
+    // As when its file system is not mounted.
+    fs::rename(&store, lab.site.path("elsewhere")).unwrap();
+    fs::create_dir(&store).unwrap();
+    wait_until("it is said that it is empty", || {
+        let told = fs::read_to_string(lab.site.path("grid.log")).unwrap();
+        told.contains("2 images should be in it")
+    });
+    assert!(whole(), "none is given up for that");
+    lab.site.text(&["cancel", &id]);
+}
+
 // GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth
 #[test]
 fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {

@@ -47,7 +47,8 @@ fn is_of(job: &Job, report: &JobReport) -> bool {
 struct News {
     jobs: Vec<(Job, Phase)>,
     made: Vec<(Checkpoint, CheckpointReport)>,
-    arrived: Vec<Checkpoint>,
+    arrived: Vec<i64>,
+    in_store: Vec<i64>,
     vanished: Vec<Checkpoint>,
     verified: Vec<i64>,
     bad: Vec<BadImage>,
@@ -80,6 +81,12 @@ impl News {
         }
         let images: BTreeSet<i64> = report.images.iter().copied().collect();
         let held = located(connection, name, true).await?;
+        let is_in_store = |c: &Checkpoint| c.locations.iter().any(|place| place.node.is_empty());
+        news.in_store = held
+            .iter()
+            .filter(|c| report.in_store.contains(&c.id) && !is_in_store(c))
+            .map(|c| c.id)
+            .collect();
         news.verified = held
             .iter()
             .map(|c| c.id)
@@ -87,7 +94,7 @@ impl News {
             .collect();
         news.vanished = held.into_iter().filter(|c| !images.contains(&c.id)).collect();
         let wanted = located(connection, name, false).await?;
-        news.arrived = wanted.into_iter().filter(|c| images.contains(&c.id)).collect();
+        news.arrived = wanted.iter().map(|c| c.id).filter(|id| images.contains(id)).collect();
         for bad in report.bad_images.iter().filter(|bad| bad.damaged) {
             let held = located(connection, &bad.location, true).await?;
             if held.iter().any(|c| c.id == bad.id) {
@@ -101,6 +108,7 @@ impl News {
         self.jobs.is_empty()
             && self.made.is_empty()
             && self.arrived.is_empty()
+            && self.in_store.is_empty()
             && self.vanished.is_empty()
             && self.verified.is_empty()
             && self.bad.is_empty()
@@ -206,8 +214,11 @@ impl Grid {
         for (checkpoint, told) in news.made {
             self.checkpoint_made(&mut write, checkpoint, told).await?;
         }
-        for checkpoint in news.arrived {
-            self.copy_arrived(&mut write, checkpoint, name).await?;
+        for id in news.arrived {
+            self.copy_arrived(&mut write, id, name).await?;
+        }
+        for id in news.in_store {
+            self.copy_arrived(&mut write, id, "").await?;
         }
         for bad in news.bad {
             self.copy_gone(&mut write, bad.id, &bad.location, &bad.message).await?;
@@ -239,21 +250,15 @@ impl Grid {
             return Ok(());
         };
         match told.result {
-            CheckpointResult::Stored {
-                bytes,
-                blake3,
-                in_store,
-            } => {
+            CheckpointResult::Stored { bytes, blake3 } => {
                 checkpoint.state = CheckpointState::Stored;
                 checkpoint.bytes = bytes;
                 checkpoint.blake3 = blake3;
                 checkpoint.stored_ms = Some(now);
-                let places = [Some(checkpoint.node.clone()), in_store.then(String::new)];
-                checkpoint.locations = places
-                    .into_iter()
-                    .flatten()
-                    .map(|node| Location { node, verified_ms: now })
-                    .collect();
+                checkpoint.locations = vec![Location {
+                    node: checkpoint.node.clone(),
+                    verified_ms: now,
+                }];
                 write.put_checkpoint(&checkpoint, &[]).await?;
                 let about = About {
                     job: Some(&job),
@@ -278,7 +283,15 @@ impl Grid {
         }
     }
 
-    async fn copy_arrived(&self, write: &mut Write<'_>, mut checkpoint: Checkpoint, node: &str) -> Result<()> {
+    /// There is a copy at another place: a node, or the store (``).
+    async fn copy_arrived(&self, write: &mut Write<'_>, id: i64, node: &str) -> Result<()> {
+        // As the steps before have left it.
+        let Some(mut checkpoint) = db::checkpoint(&mut write.tx, id).await? else {
+            return Ok(());
+        };
+        if !checkpoint.state.is_usable() {
+            return Ok(());
+        }
         checkpoint.locations.push(Location {
             node: node.to_string(),
             verified_ms: self.clock.wall_ms(),
@@ -381,6 +394,8 @@ impl Grid {
                     self.end_checkpoint(write, &job, &mut checkpoint, CheckpointState::Lost, why)
                         .await?;
                 }
+                // Written down with the change below.
+                job.bad_starts.extend(job.from);
                 let own_fault = matches!(kind, ErrorKind::Usage | ErrorKind::NotFound | ErrorKind::Denied);
                 let why = format!("it could not be started on {node}: {message}");
                 match own_fault && job.from.is_none() {
@@ -443,6 +458,20 @@ fn job_order(job: Job, pending: &[Checkpoint]) -> JobOrder {
     }
 }
 
+/// The node that is to put an image into the store that all nodes share: the first that holds it and can, until it is
+/// there.
+fn uploader<'a>(checkpoint: &'a Checkpoint, nodes: &[Node]) -> Option<&'a str> {
+    let can = |name: &str| {
+        let node = nodes.iter().find(|node| node.info.name == name);
+        node.is_some_and(|node| node.state != NodeState::Lost && node.info.has_store)
+    };
+    let mut names = checkpoint.locations.iter().map(|place| place.node.as_str());
+    match names.clone().any(str::is_empty) {
+        true => None,
+        false => names.find(|name| can(name)),
+    }
+}
+
 fn image_order(checkpoint: &Checkpoint, ticket: String, node: &str, nodes: &[Node]) -> ImageOrder {
     // The common store first: reading it burdens no other node.
     let mut places: Vec<&Location> = checkpoint.locations.iter().filter(|place| place.node != node).collect();
@@ -463,6 +492,7 @@ fn image_order(checkpoint: &Checkpoint, ticket: String, node: &str, nodes: &[Nod
     let own = checkpoint.locations.iter().find(|place| place.node == node);
     ImageOrder {
         verified_ms: own.map_or(0, |place| place.verified_ms),
+        to_store: uploader(checkpoint, nodes) == Some(node),
         id: checkpoint.id,
         owner: checkpoint.owner.clone(),
         bytes: checkpoint.bytes,

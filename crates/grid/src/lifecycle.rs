@@ -68,6 +68,7 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
         Change::Began if job.state == JobState::Starting => {
             job.state = JobState::Running;
             job.started_ms = Some(now_ms);
+            job.bad_starts.clear();
         }
         // Told again.
         Change::Began if job.state == JobState::Running => {}
@@ -166,6 +167,7 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
         {
             queue(job, "recovery was asked for".into(), now_ms);
             job.failures = 0;
+            job.bad_starts.clear();
             job.exit_code = None;
             job.signal = None;
             job.ended_ms = None;

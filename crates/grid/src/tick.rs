@@ -18,6 +18,8 @@ const LOOK_AHEAD: i64 = 500;
 const SWEEP_MS: u64 = 3_600_000;
 /// A job that could not be saved is left alone so long.
 const PAUSE_MS: i64 = 60_000;
+/// Where an image is not in the store after so long, copies on nodes have to do for the time being.
+const STORE_MS: i64 = 30_000;
 /// Answers are kept so long for requests that are repeated.
 const REPEATABLE_MS: i64 = 24 * 3600 * 1000;
 
@@ -196,10 +198,22 @@ impl Grid {
             .collect())
     }
 
+    /// Whether an image is on its way to the store that all nodes share, and has not been for too long.
+    fn awaits_store(&self, checkpoint: &Checkpoint, ready: &BTreeMap<String, Node>) -> bool {
+        let mut holders = checkpoint.locations.iter().filter_map(|place| ready.get(&place.node));
+        let recent = checkpoint
+            .stored_ms
+            .is_some_and(|stored| self.clock.wall_ms() - stored < STORE_MS);
+        recent && holders.any(|node| node.info.has_store)
+    }
+
     /// Copies that are missing, given the nodes there are.
     fn lacks(&self, checkpoint: &Checkpoint, ready: &BTreeMap<String, Node>) -> usize {
         if checkpoint.locations.iter().any(|place| place.node.is_empty()) {
             return 0;
+        }
+        if self.awaits_store(checkpoint, ready) {
+            return 1;
         }
         let able = ready.values().filter(|node| !node.info.address.is_empty());
         let able: BTreeSet<&str> = able.map(|node| node.info.name.as_str()).collect();
@@ -216,6 +230,9 @@ impl Grid {
 
     /// Nodes that could hold another copy, in an order that spreads them.
     fn targets(&self, checkpoint: &Checkpoint, ready: &BTreeMap<String, Node>) -> Vec<String> {
+        if self.awaits_store(checkpoint, ready) {
+            return Vec::new();
+        }
         let held = |name: &str| checkpoint.locations.iter().any(|place| place.node == name);
         let able = ready.values().filter(|node| !node.info.address.is_empty());
         let mut names: Vec<String> = able.map(|n| n.info.name.clone()).filter(|name| !held(name)).collect();
@@ -442,6 +459,9 @@ impl Grid {
     }
 }
 
+/// Starts from one checkpoint before an older one is tried.
+const ATTEMPTS: usize = 2;
+
 /// Where a job goes on.
 enum Start<'a> {
     From(&'a Checkpoint),
@@ -458,9 +478,11 @@ fn choose_start<'a>(job: &Job, checkpoints: &'a [Checkpoint], nodes: &[Node]) ->
         Some(chosen) => usable.filter(|c| c.id == chosen).collect(),
         None => usable.collect(),
     };
-    let reachable = candidates
-        .iter()
-        .rfind(|c| c.locations.iter().any(|place| live(&place.node)));
+    let reachable = |c: &&&Checkpoint| c.locations.iter().any(|place| live(&place.node));
+    let attempts = |c: &Checkpoint| job.bad_starts.iter().filter(|id| **id == c.id).count();
+    // One from which it could not be started again and again is given up for older ones, until all have been tried.
+    let fresh = candidates.iter().rfind(|c| reachable(c) && attempts(c) < ATTEMPTS);
+    let reachable = fresh.or_else(|| candidates.iter().rfind(reachable));
     match (reachable, candidates.is_empty(), job.next_from) {
         (Some(checkpoint), ..) => Start::From(checkpoint),
         (None, false, _) => Start::Wait("waits for a node that holds a checkpoint of it".into()),

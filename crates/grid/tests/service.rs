@@ -323,6 +323,101 @@ fn a_bad_checkpoint_is_given_up_for_the_one_before_until_none_is_left() {
     });
 }
 
+// GFD93-WF-4.6
+#[test]
+fn every_checkpoint_is_tried_before_a_job_is_given_up_for_those_that_cannot_be_had() {
+    with_each_database("exhaustion", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let ada = user("ada", 1000);
+        let keep = JobSpec {
+            keep: Some(3),
+            retries: Some(6),
+            ..spec()
+        };
+        let id = grid.submit(&ada, keep, None).await.unwrap().id;
+        let mut made = Vec::new();
+        settle(&place, &grid, &mut [&mut one]).await;
+        for _ in 0..3 {
+            made.push(grid.request_checkpoint(&ada, id, None).await.unwrap().id);
+            settle(&place, &grid, &mut [&mut one]).await;
+        }
+        one.crash();
+        settle(&place, &grid, &mut [&mut one]).await;
+        let mut tried = Vec::new();
+        loop {
+            let job = grid.job(&ada, id).await.unwrap();
+            if job.state == JobState::Failed {
+                assert!(job.reason.unwrap().contains("nowhere"));
+                break;
+            }
+            tried.push(job.from.unwrap());
+            let failed = Phase::Failed {
+                kind: ErrorKind::Io,
+                message: "it could be had from nowhere".into(),
+            };
+            *one.jobs.values_mut().next().unwrap() = failed;
+            let report = one.report();
+            grid.report(&admin(), &report).await.unwrap();
+            // The pause between attempts; a node that is silent for so long has nothing afterwards.
+            place.pass(1_000_000);
+            one.jobs.clear();
+            grid.tick().await.unwrap();
+            one.beat(&grid, 0).await.unwrap();
+            grid.tick().await.unwrap();
+            one.beat(&grid, 0).await.unwrap();
+        }
+        let (oldest, middle, newest) = (made[0], made[1], made[2]);
+        assert_eq!(tried, [newest, newest, middle, middle, oldest, oldest]);
+    });
+}
+
+// GFD93-WF-2.6
+#[test]
+fn images_go_to_the_store_and_to_other_nodes_where_that_takes_too_long() {
+    with_each_database("to the store", |place| async move {
+        let grid = place.open().await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        one.has_store = true;
+        one.store_works = false;
+        let ada = user("ada", 1000);
+        let only_one = JobSpec {
+            node: Some("n1".into()),
+            ..spec()
+        };
+        let id = grid.submit(&ada, only_one, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let made = grid.request_checkpoint(&ada, id, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let at = |checkpoint: &Checkpoint| -> Vec<String> {
+            checkpoint.locations.iter().map(|place| place.node.clone()).collect()
+        };
+        let now = grid.checkpoint(&ada, made).await.unwrap();
+        assert_eq!((now.state, at(&now)), (CheckpointState::Stored, vec!["n1".to_string()]));
+        assert!(one.orders.images.iter().all(|image| image.to_store));
+        assert!(two.orders.images.is_empty(), "it is not copied while it is on its way");
+        assert_eq!(state(&grid, id).await, JobState::Running, "the job does not wait");
+        for _ in 0..5 {
+            place.pass(7_000);
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        }
+        let now = grid.checkpoint(&ada, made).await.unwrap();
+        assert_eq!(now.state, CheckpointState::Complete);
+        assert_eq!(at(&now), ["n1", "n2"], "nodes have to do");
+        one.store_works = true;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let now = grid.checkpoint(&ada, made).await.unwrap();
+        assert_eq!(at(&now), ["n1", "n2", ""], "and it gets there in the end");
+        assert!(!one.orders.images.iter().any(|image| image.to_store));
+        // What comes next needs no copies on nodes.
+        let next = grid.request_checkpoint(&ada, id, None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let next = grid.checkpoint(&ada, next).await.unwrap();
+        assert_eq!(next.state, CheckpointState::Complete);
+        assert_eq!(at(&next), ["n1", ""]);
+    });
+}
+
 // GFD93-AUTH-2, GFD93-AUTH-3
 #[test]
 fn nobody_reaches_anothers_job() {

@@ -19,6 +19,14 @@ use crate::log;
 /// Pause between rounds over all sources.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// A connection that was cut, or an answer that is none, says nothing of the image: only its hash does.
+fn not_whole(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Damaged => Error::new(ErrorKind::Io, "it did not come as a whole").with_source(error),
+        _ => error,
+    }
+}
+
 impl Agent {
     /// Begins to fetch an image, unless that was tried a moment ago.
     pub(super) fn begin_fetch(self: &Arc<Self>, image: &ImageOrder) {
@@ -109,14 +117,20 @@ impl Agent {
             hasher.update(piece);
             Ok(())
         })?;
-        let mut reader = self.open_source(image, source, hasher.count())?;
-        for_each_piece(&mut reader, |piece| {
-            hasher.update(piece);
-            if hasher.count() > image.bytes {
-                return Err(Error::new(ErrorKind::Damaged, "the image is longer than it should be"));
-            }
-            file.write_all(piece).context(what)
-        })?;
+        if hasher.count() < image.bytes {
+            let reader = self.open_source(image, source, hasher.count()).map_err(not_whole)?;
+            // One byte more, so that it is seen where there are too many.
+            let mut reader = reader.take(image.bytes - hasher.count() + 1);
+            let came = for_each_piece(&mut reader, |piece| {
+                hasher.update(piece);
+                self.pace.pass(piece.len());
+                file.write_all(piece).context(what)
+            });
+            came.map_err(not_whole)?;
+        }
+        if hasher.count() > image.bytes {
+            return Err(Error::new(ErrorKind::Damaged, "the image is longer than it should be"));
+        }
         if hasher.count() < image.bytes {
             return Err(Error::new(ErrorKind::Damaged, "the image is shorter than it should be"));
         }

@@ -331,23 +331,7 @@ impl Agent {
             self.cpr(owner, &arguments, LONG)?;
         }
         let (bytes, blake3) = images::hash(&path)?;
-        let in_store = match &self.store {
-            None => false,
-            Some(store) => {
-                match images::open_held(&path).and_then(|mut image| store.put(id, &mut image, owner, &self.info.name)) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        log(format!("checkpoint {id} is not in the store: {}", error.chain()));
-                        false
-                    }
-                }
-            }
-        };
-        Ok(CheckpointResult::Stored {
-            bytes,
-            blake3,
-            in_store,
-        })
+        Ok(CheckpointResult::Stored { bytes, blake3 })
     }
 }
 

@@ -9,9 +9,11 @@ mod fetch;
 mod images;
 mod jobs;
 mod layout;
+mod pace;
 mod process;
 mod scrub;
 mod serve;
+mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,8 +30,9 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::log;
-use crate::stores::Directory;
+use crate::stores::Store;
 use layout::{Layout, Record};
+use pace::Pace;
 use process::Runner;
 
 pub use images::open as open_image;
@@ -67,6 +70,12 @@ struct State {
     known: BTreeMap<i64, ImageOrder>,
     /// Images found whole since the last heartbeat.
     verified: Vec<i64>,
+    /// Images on their way to the store.
+    uploading: BTreeSet<i64>,
+    /// Images that we have put there, until the service has noted it.
+    uploaded: BTreeSet<i64>,
+    /// How often that failed, and when it did last.
+    upload_failures: BTreeMap<i64, (u32, Instant)>,
     /// Who may fetch what.
     tickets: BTreeMap<i64, String>,
 }
@@ -79,7 +88,8 @@ pub struct Agent {
     tls: Option<Arc<ClientTls>>,
     layout: Layout,
     runner: Runner,
-    store: Option<Directory>,
+    store: Option<Arc<Store>>,
+    pace: Pace,
     instance: String,
     state: Mutex<State>,
     tasks: AtomicUsize,
@@ -89,6 +99,8 @@ impl Agent {
     /// Prepares the agent; nothing happens yet.
     pub fn new(config: &Config, client: Client, tls: Option<Arc<ClientTls>>) -> Result<Arc<Agent>> {
         let layout = Layout::open(&config.node.directory)?;
+        let store = config.node.store.as_deref().map(|place| Store::open(place, config));
+        let store = store.transpose()?;
         let state = State {
             records: layout.records()?,
             ..State::default()
@@ -98,7 +110,8 @@ impl Agent {
             client: client.with_silence(SILENCE),
             tls,
             runner: Runner::new(config.node.cpr.as_deref())?,
-            store: config.node.store.as_deref().map(Directory::new),
+            store: store.map(Arc::new),
+            pace: Pace::new(config.node.transfer_mb_per_s),
             instance: layout.instance()?,
             layout,
             state: Mutex::new(state),
@@ -175,13 +188,14 @@ impl Agent {
     /// What there is.
     fn report(&self, sequence: u64, seen: &str) -> Report {
         // Results first: an image of which a result is told is then among the images.
-        let (checkpoints, bad_images, verified) = {
+        let (checkpoints, bad_images, verified, in_store) = {
             let mut state = self.state();
             let results: Vec<CheckpointReport> = state.results.values().cloned().collect();
             (
                 results,
                 std::mem::take(&mut state.bad),
                 std::mem::take(&mut state.verified),
+                state.uploaded.iter().copied().collect(),
             )
         };
         Report {
@@ -193,6 +207,7 @@ impl Agent {
             images: self.layout.images().into_keys().collect(),
             bad_images,
             verified,
+            in_store,
             seen: seen.to_string(),
         }
     }
@@ -213,6 +228,7 @@ impl Agent {
         }
         let held = self.layout.images();
         self.obey_jobs(orders, &held)?;
+        self.obey_uploads(orders, &held);
         self.obey_images(orders, held)
     }
 }

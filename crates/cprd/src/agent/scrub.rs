@@ -66,7 +66,7 @@ impl Agent {
     }
 
     /// Removes a damaged copy, and says so.
-    fn discard(&self, id: i64, path: &Path) {
+    pub(super) fn discard(&self, id: i64, path: &Path) {
         let message = "it does not have the hash that it should have".to_string();
         log(format!("image {id}: {message}"));
         if let Err(error) = fs::remove_file(path) {

@@ -11,7 +11,7 @@ use cpr_api::model::Checkpoint;
 use cpr_grid::Grid;
 use cpr_types::{Error, ErrorKind, Result};
 
-use super::directory::{Directory, name};
+use super::{Store, name};
 use crate::agent::is_whole;
 use crate::config::VerifyConfig;
 use crate::log;
@@ -20,7 +20,7 @@ use crate::log;
 const PAUSE: Duration = Duration::from_secs(15);
 
 /// Looks through the store again and again, for ever.
-pub async fn keep_clean(grid: Arc<Grid>, store: Arc<Directory>, verify: VerifyConfig) -> Result<()> {
+pub async fn keep_clean(grid: Arc<Grid>, store: Arc<Store>, verify: VerifyConfig) -> Result<()> {
     let mut complaint = String::new();
     loop {
         let text = look_through(&grid, &store, &verify)
@@ -32,14 +32,16 @@ pub async fn keep_clean(grid: Arc<Grid>, store: Arc<Directory>, verify: VerifyCo
             log(format!("looking after the store: {text}"));
         }
         complaint = text;
-        tokio::time::sleep(PAUSE).await;
+        // Not later than images are to be looked at again.
+        let period = Duration::from_secs(verify.every_s);
+        tokio::time::sleep(if period.is_zero() { PAUSE } else { PAUSE.min(period) }).await;
     }
 }
 
 /// Does something with the store, which blocks.
 async fn with<T: Send + 'static>(
-    store: &Arc<Directory>,
-    task: impl FnOnce(&Directory) -> Result<T> + Send + 'static,
+    store: &Arc<Store>,
+    task: impl FnOnce(&Store) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let store = store.clone();
     let done = tokio::task::spawn_blocking(move || task(&store)).await;
@@ -58,7 +60,7 @@ fn is_due(checkpoint: &Checkpoint, verify: &VerifyConfig) -> bool {
 }
 
 /// Compares an image with its hash. One that is damaged is removed.
-async fn look_at(grid: &Grid, store: &Arc<Directory>, checkpoint: Checkpoint, verify: &VerifyConfig) -> Result<()> {
+async fn look_at(grid: &Grid, store: &Arc<Store>, checkpoint: Checkpoint, verify: &VerifyConfig) -> Result<()> {
     let rate = verify.mb_per_s.saturating_mul(1 << 20);
     let id = checkpoint.id;
     let looked = with(store, move |store| {
@@ -81,13 +83,15 @@ async fn look_at(grid: &Grid, store: &Arc<Directory>, checkpoint: Checkpoint, ve
 
 /// Removes what nobody needs, and then looks at images that it is time to look at, or that seem to be gone, until it is
 /// time to clean again.
-async fn look_through(grid: &Grid, store: &Arc<Directory>, verify: &VerifyConfig) -> Result<()> {
+async fn look_through(grid: &Grid, store: &Arc<Store>, verify: &VerifyConfig) -> Result<()> {
     // In this order: what is on record now was there before, and has to be in the list.
     let mut ids = grid.in_store().await?;
-    let found = with(store, Directory::list).await?;
+    let found = with(store, Store::list).await?;
     if found.is_empty() && !ids.is_empty() {
         let what = format!("it is empty, and {} images should be in it", ids.len());
-        return Err(Error::new(ErrorKind::Io, what).with_hint("perhaps its file system is not mounted"));
+        return Err(
+            Error::new(ErrorKind::Io, what).with_hint("perhaps it is another one, or its file system is not mounted")
+        );
     }
     let there: BTreeSet<i64> = found.iter().map(|(_, id)| *id).collect();
     ids.extend(&there);

@@ -8,25 +8,9 @@ use std::path::{Path, PathBuf};
 use cpr_api::model::Owner;
 use cpr_types::{Context, Result};
 
+use super::{checkpoint, name};
 use crate::agent::open_image;
 use crate::durable::sync_directory;
-
-/// Name of an image.
-pub fn name(id: i64) -> String {
-    format!("{id}.cpr")
-}
-
-/// The checkpoint whose image, whole (`ID.cpr`) or on its way (`.ID.NODE.part`), has this name.
-fn checkpoint(name: &str) -> Option<i64> {
-    let whole = name.strip_suffix(".cpr");
-    let part = || {
-        name.strip_suffix(".part")?
-            .strip_prefix('.')?
-            .split_once('.')
-            .map(|(id, _)| id)
-    };
-    whole.or_else(part)?.parse().ok()
-}
 
 /// The directory.
 pub struct Directory {
@@ -34,7 +18,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    pub fn new(path: &Path) -> Directory {
+    pub fn new(path: &str) -> Directory {
         Directory { path: path.into() }
     }
 
@@ -42,35 +26,25 @@ impl Directory {
         self.path.join(name(id))
     }
 
-    /// Copies an image into the store. `writer` is the name of the node that does it.
-    pub fn put(&self, id: i64, image: &mut File, owner: &Owner, writer: &str) -> Result<()> {
+    pub fn put(&self, id: i64, image: &mut dyn Read, owner: &Owner, writer: &str) -> Result<()> {
         let target = self.place(id);
         let aside = self.path.join(format!(".{id}.{writer}.part"));
-        let what = || format!("write {}", aside.display());
-        let mut to = File::options()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&aside)
-            .context(what)?;
-        io::copy(image, &mut to).context(what)?;
-        if rustix::process::geteuid().is_root() {
-            chown(&aside, Some(owner.uid), Some(owner.gid)).context(what)?;
+        let done = write(&aside, image, owner)
+            .and_then(|()| fs::rename(&aside, &target).context(|| format!("write {}", target.display())));
+        if done.is_err() {
+            // Where that fails, too, the service removes it when the checkpoint is no longer needed.
+            let _ = fs::remove_file(&aside);
         }
-        to.sync_all().context(what)?;
-        fs::rename(&aside, &target).context(|| format!("write {}", target.display()))?;
+        done?;
         sync_directory(&self.path)
     }
 
-    /// An image from its byte `offset` on.
-    pub fn read(&self, id: i64, offset: u64) -> Result<impl Read + use<>> {
+    pub fn read(&self, id: i64, offset: u64) -> Result<Box<dyn Read>> {
         let mut file = open_image(&self.place(id))?;
         file.seek(SeekFrom::Start(offset)).context(|| "read an image")?;
-        Ok(file)
+        Ok(Box::new(file))
     }
 
-    /// What there is: names, with the checkpoint each is of.
     pub fn list(&self) -> Result<Vec<(String, i64)>> {
         let what = || format!("list {}", self.path.display());
         let mut found = Vec::new();
@@ -83,7 +57,6 @@ impl Directory {
         Ok(found)
     }
 
-    /// Removes something by its name, where it is there.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.path.join(name);
         match fs::remove_file(&path) {
@@ -93,23 +66,19 @@ impl Directory {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_are_known_by_their_names() {
-        for (name, id) in [
-            ("17.cpr", Some(17)),
-            (".17.n1.part", Some(17)),
-            (".17.rack-2.n1.part", Some(17)),
-            ("17", None),
-            ("x.cpr", None),
-            (".part", None),
-            (".x.n1.part", None),
-            ("README", None),
-        ] {
-            assert_eq!(checkpoint(name), id, "{name}");
-        }
+/// Writes a file that is on disk, and its owner's, when this returns.
+fn write(path: &Path, image: &mut dyn Read, owner: &Owner) -> Result<()> {
+    let what = || format!("write {}", path.display());
+    let mut to = File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .context(what)?;
+    io::copy(image, &mut to).context(what)?;
+    if rustix::process::geteuid().is_root() {
+        chown(path, Some(owner.uid), Some(owner.gid)).context(what)?;
     }
+    to.sync_all().context(what)
 }

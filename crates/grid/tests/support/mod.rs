@@ -119,6 +119,9 @@ pub struct FakeNode {
     pub results: Vec<CheckpointReport>,
     /// What it has looked at since its last report.
     pub verified: Vec<i64>,
+    /// It reaches a store that all nodes share, and that takes images.
+    pub has_store: bool,
+    pub store_works: bool,
     /// The lease holds until then.
     pub lease_until: u64,
     pub orders: Orders,
@@ -134,6 +137,8 @@ impl FakeNode {
             images: Vec::new(),
             results: Vec::new(),
             verified: Vec::new(),
+            has_store: false,
+            store_works: true,
             lease_until: 0,
             orders: Orders::default(),
         }
@@ -149,6 +154,7 @@ impl FakeNode {
                 slots: 2,
                 memory_mb: 1000,
                 engines: vec!["native".into()],
+                has_store: self.has_store,
                 ..NodeInfo::default()
             },
             instance: self.instance.clone(),
@@ -163,6 +169,12 @@ impl FakeNode {
             images: self.images.clone(),
             bad_images: Vec::new(),
             verified: std::mem::take(&mut self.verified),
+            in_store: if self.store_works {
+                let to_store = self.orders.images.iter().filter(|image| image.to_store);
+                to_store.map(|image| image.id).collect()
+            } else {
+                Vec::new()
+            },
             seen: String::new(),
         }
     }
@@ -212,7 +224,6 @@ impl FakeNode {
                     let result = CheckpointResult::Stored {
                         bytes: 7,
                         blake3: "00".into(),
-                        in_store: false,
                     };
                     self.results.push(CheckpointReport { id: asked.id, result });
                     self.images.push(asked.id);

@@ -1,0 +1,137 @@
+//! Images in a bucket of a real S3 server: `s3s-fs`, as `cargo install s3s-fs --features binary` makes it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use support::*;
+
+/// A server that keeps the bucket `images` in a directory, and ends with this.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    /// None where the program is not installed.
+    fn start(site: &Site) -> Option<Server> {
+        fs::create_dir_all(site.path("s3/images")).unwrap();
+        // A port that is free; whoever takes it before the server does makes the test fail, not pass.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Command::new("s3s-fs")
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--access-key", "ACCESS", "--secret-key", "SECRET"])
+            .arg(site.path("s3"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let server = Server {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        };
+        wait_until("the S3 server answers", || TcpStream::connect(&server.address).is_ok());
+        Some(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program that has so many MiB of memory that cannot be made smaller, and counts.
+fn heavy(mib: u32, last: u32) -> [String; 3] {
+    let script = format!(
+        "import os, time\nheld = os.urandom({mib} << 20)\nsum = hash(held)\nfor i in range(1, {last} + 1):\n    \
+         print(i, flush=True)\n    time.sleep(0.05)\nassert hash(held) == sum\n"
+    );
+    ["python3".into(), "-c".into(), script]
+}
+
+// GFD93-CT-2, GFD93-WF-2.5, GFD93-WF-2.6, GCA-CTS-7, GCA-CTS-9
+#[test]
+fn images_go_to_a_bucket_and_come_back_from_it_and_nothing_stays_there_that_is_not_needed() {
+    let mut site = Site::new();
+    let Some(server) = Server::start(&site) else {
+        return skipped("images in a bucket: s3s-fs is not installed");
+    };
+    let configure = |site: &Site, secret: &str| {
+        fs::write(site.path("keys"), format!("ACCESS\n{secret}\n")).unwrap();
+        site.configure_all("store = 's3://images/grid'");
+        let config = fs::read_to_string(site.path("all.toml")).unwrap();
+        let address = &server.address;
+        site.configure(
+            "all.toml",
+            &format!(
+                "{config}store = 's3://images/grid'\n[s3]\nendpoint = 'http://{address}'\nkey_file = 'DIR/keys'\n"
+            ),
+        );
+    };
+    configure(&site, "SECRET");
+    site.start("all", "all");
+    // More than one part of an upload, and less than one.
+    let large = site.submit("large", &[], &heavy(40, 200));
+    let small = site.submit("small", &[], &counter(200));
+    let object = |id: &serde_json::Value| site.path(&format!("s3/images/grid/{id}.cpr"));
+    let held = |id: &serde_json::Value| site.path(&format!("node/users/{NOBODY}/images/{id}.cpr"));
+    for (id, name) in [(&large, "large"), (&small, "small")] {
+        site.wait_for_count(name, 5);
+        let made = site.json(&["checkpoint", &format!("@{id}")]);
+        let places: Vec<&str> = made["locations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|place| place["node"].as_str().unwrap())
+            .collect();
+        assert_eq!(places, ["n1", ""], "{made}{}", site.told());
+        assert_eq!(
+            fs::read(object(&made["id"])).unwrap(),
+            fs::read(held(&made["id"])).unwrap()
+        );
+        let saved = site.json(&["suspend", &format!("@{id}")]);
+        assert_eq!(saved["state"], "suspended");
+    }
+    // The disk of the node is lost: they go on from the bucket.
+    let newest = |id: &str| {
+        let list = site.json(&["checkpoints", id]);
+        list["checkpoints"].as_array().unwrap().last().unwrap()["id"].clone()
+    };
+    for id in [&large, &small] {
+        let newest = newest(id);
+        fs::remove_file(held(&newest)).unwrap();
+        wait_until("the loss is noticed", || {
+            let events = site.text(&["events", "--job", id, "--kind", "checkpoint.copy-lost"]);
+            events.contains(&format!("checkpoint {newest} "))
+        });
+        site.text(&["recover", id]);
+        site.wait_for_state(id, "running");
+        assert_eq!(site.job(id)["from"], newest);
+    }
+    for (id, name) in [(&large, "large"), (&small, "small")] {
+        let ended = site.wait_for_state(id, "finished");
+        assert_eq!(ended["exit_code"], 0);
+        assert_eq!(site.output(name), counted(200));
+    }
+    wait_until("the bucket is empty", || {
+        fs::read_dir(site.path("s3/images/grid")).map_or(0, Iterator::count) == 0
+    });
+    // With a wrong key nothing gets there, the job goes on, and it is said why.
+    fs::write(site.path("keys"), "ACCESS\nWRONG\n").unwrap();
+    let id = site.submit("refused", &[], &counter(100));
+    site.wait_for_count("refused", 5);
+    let made = site.json(&["checkpoint", &format!("@{id}")]);
+    assert_eq!(made["locations"].as_array().unwrap().len(), 1, "{made}");
+    assert!(!object(&made["id"]).exists());
+    let log = fs::read_to_string(site.path("all.log")).unwrap();
+    assert!(log.contains("is not in the store") && log.contains("403"), "{log}");
+    assert!(!log.contains("WRONG") && !log.contains("Signature="), "{log}");
+    assert_eq!(site.wait_for_state(&id, "finished")["incarnation"], 1);
+}
