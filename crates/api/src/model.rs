@@ -37,6 +37,10 @@ pub struct JobSpec {
     /// Number of complete checkpoints kept while the job runs; 2 where nothing is said.
     #[serde(default)]
     pub keep: Option<u32>,
+    /// Seconds after which a complete checkpoint may go, though fewer than `keep` stay; the newest one stays while the job
+    /// may go on. No limit where nothing is said; those of a job that failed or was cancelled stay for a week then.
+    #[serde(default)]
+    pub ttl_s: Option<u64>,
     /// Jobs with higher numbers go first.
     #[serde(default)]
     pub priority: i32,
@@ -105,8 +109,9 @@ impl JobSpec {
         {
             return refuse("the name is longer than 200 bytes or contains control characters".into());
         }
-        if self.slots == Some(0) || self.every_s == Some(0) || self.keep == Some(0) || self.time_limit_s == Some(0) {
-            return refuse("slots, every_s, keep and time_limit_s cannot be 0".into());
+        let times = [self.every_s, self.ttl_s, self.time_limit_s];
+        if self.slots == Some(0) || self.keep == Some(0) || times.contains(&Some(0)) {
+            return refuse("slots, every_s, keep, ttl_s and time_limit_s cannot be 0".into());
         }
         if self.memory_mb > 1 << 40 || self.requires.len() > 100 || self.after.len() > 1000 {
             return refuse("it asks for too much".into());
@@ -503,6 +508,21 @@ pub struct Event {
     pub owner: Option<String>,
     /// In words.
     pub text: String,
+}
+
+/// A job that waits, and for what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Waiting {
+    /// Place among all jobs that wait, also those of others, from 1.
+    pub place: i64,
+    /// The job.
+    pub job: Job,
+    /// Jobs that have to finish first.
+    #[serde(default)]
+    pub needs: Vec<i64>,
+    /// Why it waits, for people.
+    pub why: String,
 }
 
 /// A page of a list.

@@ -10,7 +10,7 @@ use cpr_node::{Compression, Sequence};
 
 use cpr_node::{FileRule, Keep};
 
-use crate::grid_args::{Checkpoints, Drain, Events, JobId, Jobs, Nodes, Recover, Submit};
+use crate::grid_args::{Checkpoints, Context, Drain, Events, JobId, Jobs, Nodes, Queue, Recover, Submit};
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -112,6 +112,8 @@ pub enum Verb {
     Submit(Submit),
     /// List the jobs of a grid
     Jobs(Jobs),
+    /// List the jobs of a grid that wait, in the order in which they start, and why each of them waits
+    Queue(Queue),
     /// End a job of a grid for good
     Cancel(JobId),
     /// Let a job of a grid go on that was suspended or cancelled, or that failed
@@ -124,6 +126,8 @@ pub enum Verb {
     Drain(Drain),
     /// List what has happened in a grid
     Events(Events),
+    /// List the grids that have a name, and choose one
+    Context(Context),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the man pages

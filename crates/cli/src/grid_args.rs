@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueHint};
+use clap::{ArgAction, Args, Subcommand, ValueHint};
 
 use crate::args::parse_duration;
 
@@ -26,6 +26,9 @@ pub struct Submit {
     /// Keep the newest N complete checkpoints while the job runs (2 unless it is given)
     #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
+    /// Let complete checkpoints go after this time, in whole seconds; the newest one stays while the job may go on
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
     /// Jobs with higher numbers go first
     #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     pub priority: i32,
@@ -79,6 +82,78 @@ pub struct Jobs {
     /// Only jobs that this node has
     #[arg(long)]
     pub node: Option<String>,
+}
+
+/// `cpr queue`
+#[derive(Debug, Args)]
+pub struct Queue {
+    /// Only jobs of this user
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+}
+
+/// `cpr context`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr context set site --grid https://grid.example:7700 --ca ca.pem --certificate ada.pem --key ada.key
+  cpr context use site
+  cpr context use --none
+
+Where GRIDCPR_GRID is set it says which grid is meant, whatever was chosen here.")]
+pub struct Context {
+    /// What to do; without it all are listed
+    #[command(subcommand)]
+    pub verb: Option<ContextVerb>,
+}
+
+/// What `cpr context` can do.
+#[derive(Debug, Subcommand)]
+pub enum ContextVerb {
+    /// Choose the grid of all further commands
+    Use {
+        /// Name of a grid
+        #[arg(required_unless_present = "none")]
+        name: Option<String>,
+        /// The grid of this machine
+        #[arg(long, conflicts_with = "name")]
+        none: bool,
+    },
+    /// Give a grid a name, or change what is known of it
+    Set(ContextSet),
+    /// Forget a grid
+    Rm {
+        /// Name of a grid
+        name: String,
+    },
+}
+
+/// `cpr context set`
+#[derive(Debug, Args)]
+pub struct ContextSet {
+    /// Name of the grid
+    pub name: String,
+    /// Where it is: unix:/PATH or https://HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub grid: String,
+    /// File with the certificates of the CAs that are believed
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ca: Option<PathBuf>,
+    /// File with your certificate
+    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
+    pub certificate: Option<PathBuf>,
+    /// File with its key
+    #[arg(long, value_name = "FILE", requires = "certificate", value_hint = ValueHint::FilePath)]
+    pub key: Option<PathBuf>,
+    /// File with the lists of revoked certificates
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub revoked: Option<PathBuf>,
+    /// File with your token
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub token_file: Option<PathBuf>,
+    /// Let the token be sent over a network as it is
+    #[arg(long)]
+    pub allow_plain_http: bool,
 }
 
 /// Commands whose only argument is a job of the grid.

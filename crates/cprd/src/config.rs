@@ -162,6 +162,8 @@ pub struct GridConfig {
     pub margin_ms: u64,
     /// Nodes that are to hold each image where there is no common store.
     pub copies: usize,
+    /// What the checkpoints of one user may take, MiB; as much as there is where nothing is said.
+    pub quota_mb: Option<u64>,
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,
     /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
@@ -246,6 +248,7 @@ impl Default for GridConfig {
             lease_ms: policy.lease_ms,
             margin_ms: policy.margin_ms,
             copies: policy.copies,
+            quota_mb: None,
             preempt: policy.preempt,
             store: None,
         }
@@ -284,6 +287,7 @@ impl GridConfig {
             lease_ms: self.lease_ms,
             margin_ms: self.margin_ms,
             copies: self.copies,
+            quota: self.quota_mb.map(|quota| quota.saturating_mul(1 << 20)),
             preempt: self.preempt,
         }
     }
@@ -462,6 +466,7 @@ mod tests {
         config.grid.database = Some("sqlite:///x".into());
         let store = Some("/x".to_string());
         config.grid.store = store.clone();
+        config.grid.quota_mb = Some(1);
         config.s3.key_file = path.clone();
         config.s3.ca = path.clone();
         config.tls = TlsConfig {

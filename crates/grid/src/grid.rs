@@ -21,6 +21,8 @@ pub struct Policy {
     pub margin_ms: u64,
     /// Nodes that are to hold each image where there is no common store.
     pub copies: usize,
+    /// What the checkpoints of one user may take, bytes; none: as much as there is.
+    pub quota: Option<u64>,
     /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
     pub preempt: bool,
 }
@@ -31,6 +33,7 @@ impl Default for Policy {
             lease_ms: 10_000,
             margin_ms: 4_000,
             copies: 2,
+            quota: None,
             preempt: false,
         }
     }
@@ -221,6 +224,42 @@ impl Grid {
                 self.end_checkpoint(write, job, checkpoint, CheckpointState::Freed, why.to_string())
                     .await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Frees older checkpoints of a user who has more than they may. `job` is the one that has got another.
+    pub(crate) async fn keep_to_quota(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
+        let Some(allowed) = self.policy.quota else {
+            return Ok(());
+        };
+        let owner = [job.owner.name.as_str().into()];
+        let sql = "SELECT doc FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete') ORDER BY id";
+        let mut held: Vec<Checkpoint> = db::docs(&mut write.tx, sql, &owner).await?;
+        let sql = "SELECT doc FROM jobs WHERE owner = $1 AND id IN \
+                   (SELECT job FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete'))";
+        let jobs: Vec<Job> = db::docs(&mut write.tx, sql, &owner).await?;
+        let (go, too_many) = retention::over_quota(&jobs, &held, allowed);
+        for checkpoint in held.iter_mut().filter(|c| go.contains(&c.id)) {
+            let Some(of) = jobs.iter().find(|known| known.id == checkpoint.job) else {
+                continue;
+            };
+            let why = format!("{} has more than the quota", job.owner.name);
+            self.end_checkpoint(write, of, checkpoint, CheckpointState::Freed, why)
+                .await?;
+        }
+        if too_many > 0 {
+            let about = About {
+                job: Some(job),
+                node: None,
+            };
+            let what = format!(
+                "checkpoints of {} take {too_many} bytes more than the quota, and none of them can go",
+                job.owner.name
+            );
+            write
+                .note(self.clock.wall_ms(), "checkpoint.over-quota", about, what)
+                .await?;
         }
         Ok(())
     }

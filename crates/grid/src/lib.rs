@@ -23,4 +23,4 @@ pub use caller::{Caller, Role};
 pub use clock::Clock;
 pub use db::Db;
 pub use grid::{Grid, Policy};
-pub use query::{CheckpointQuery, EventQuery, JobQuery};
+pub use query::{CheckpointQuery, EventQuery, JobQuery, QueueQuery};

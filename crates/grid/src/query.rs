@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Page};
+use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Page, Waiting};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -40,6 +40,18 @@ pub struct JobQuery {
     pub limit: Option<i64>,
     /// Fields to tell, separated by commas; all where nothing is said.
     pub fields: Option<String>,
+}
+
+/// Which jobs that wait.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueQuery {
+    /// Owner's login name.
+    pub owner: Option<String>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Items of the page, at most 1000.
+    pub limit: Option<i64>,
 }
 
 /// Which checkpoints.
@@ -128,19 +140,7 @@ impl Select {
         limit: Option<i64>,
         id: impl Fn(&T) -> i64,
     ) -> Result<Page<T>> {
-        let after = match after {
-            None => 0,
-            Some(text) => text
-                .parse()
-                .map_err(|_| Error::new(ErrorKind::Usage, format!("there is no page after {text:?}")))?,
-        };
-        let limit = limit.unwrap_or(PAGE);
-        if !(1..=LONGEST_PAGE).contains(&limit) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("a page has 1 to {LONGEST_PAGE} items, not {limit}"),
-            ));
-        }
+        let (after, limit) = page_of(after, limit)?;
         let select = self.with("id > ?", Some(after));
         let sql = format!(
             "SELECT doc FROM {table} WHERE {} ORDER BY id LIMIT {}",
@@ -152,6 +152,48 @@ impl Select {
         items.truncate(limit as usize);
         let next = items.last().filter(|_| more).map(|last| id(last).to_string());
         Ok(Page { items, next })
+    }
+}
+
+/// Which page: after which number, and how many items.
+fn page_of(after: Option<&str>, limit: Option<i64>) -> Result<(i64, i64)> {
+    let after = match after {
+        None => 0,
+        Some(text) => text
+            .parse()
+            .map_err(|_| Error::new(ErrorKind::Usage, format!("there is no page after {text:?}")))?,
+    };
+    let limit = limit.unwrap_or(PAGE);
+    if !(1..=LONGEST_PAGE).contains(&limit) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("a page has 1 to {LONGEST_PAGE} items, not {limit}"),
+        ));
+    }
+    Ok((after, limit))
+}
+
+/// Jobs that have to finish before this one starts for the first time.
+async fn unfinished(connection: &mut AnyConnection, job: &Job) -> Result<Vec<i64>> {
+    let mut needs = Vec::new();
+    for id in job.spec.after.iter().filter(|_| job.incarnation == 0) {
+        let needed = db::job(connection, *id).await?;
+        if needed.is_none_or(|needed| needed.state != JobState::Finished) {
+            needs.push(*id);
+        }
+    }
+    Ok(needs)
+}
+
+fn why_it_waits(job: &Job, needs: &[i64], now_ms: i64) -> String {
+    if !needs.is_empty() {
+        let needs: Vec<String> = needs.iter().map(i64::to_string).collect();
+        return format!("waits until these jobs have finished: {}", needs.join(", "));
+    }
+    let why = job.reason.as_deref().unwrap_or("it has just come");
+    match job.not_before_ms.saturating_sub(now_ms) {
+        pause if pause > 0 => format!("{why}; it is tried again in {} s", (pause + 999) / 1000),
+        _ => why.to_string(),
     }
 }
 
@@ -185,6 +227,38 @@ impl Grid {
                 |job: &Job| job.id,
             )
             .await
+    }
+
+    /// Jobs that wait, in the order in which they are given to nodes, and why each of them waits.
+    pub async fn queue(&self, caller: &Caller, query: &QueueQuery) -> Result<Page<Waiting>> {
+        let (after, limit) = page_of(query.after.as_deref(), query.limit)?;
+        let select = Select::new()
+            .with("owner = ?", caller.restriction().as_deref())
+            .with("owner = ?", query.owner.as_deref())
+            .with("place > ?", Some(after));
+        let sql = format!(
+            "SELECT doc, place FROM (SELECT doc, owner, ROW_NUMBER() OVER (ORDER BY priority DESC, id) AS place \
+             FROM jobs WHERE state = 'queued') AS waiting WHERE {} ORDER BY place LIMIT {}",
+            select.conditions.join(" AND "),
+            limit + 1
+        );
+        let mut connection = self.db.read().await?;
+        let rows = db::rows(&mut connection, &sql, &select.values).await?;
+        let mut items = Vec::new();
+        for row in rows.iter().take(limit as usize) {
+            let job: Job = db::decode(&db::text(row, 0)?)?;
+            let needs = unfinished(&mut connection, &job).await?;
+            let why = why_it_waits(&job, &needs, self.clock.wall_ms());
+            items.push(Waiting {
+                place: db::number(row, 1)?,
+                job,
+                needs,
+                why,
+            });
+        }
+        let next = items.last().filter(|_| rows.len() as i64 > limit);
+        let next = next.map(|last| last.place.to_string());
+        Ok(Page { items, next })
     }
 
     /// Checkpoints of jobs that the caller may see (GCA-GCS-3).

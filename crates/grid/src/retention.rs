@@ -7,37 +7,78 @@ pub(crate) const AFTERLIFE_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// Checkpoints of a job that can go, with the reason, and oldest first (GFD93-SM-6, GFD93-SM-7, GFD93-SM-15).
 ///
-/// While the job may yet go on, the newest `keep` complete ones stay, everything that is newer than them, and the one
-/// it runs from or is to go on from.
+/// While the job may yet go on, the newest `keep` complete ones stay as long as they are not too old, the newest of them in
+/// any case, everything that is newer, and the one it runs from or is to go on from.
 pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec<(i64, &'static str)> {
-    let all = |reason| {
-        let held = checkpoints.iter().filter(|c| c.state.is_usable());
-        held.map(|c| (c.id, reason)).collect()
+    let usable = || checkpoints.iter().filter(|c| c.state.is_usable());
+    let is_old = |c: &Checkpoint| {
+        let ttl_ms = job
+            .spec
+            .ttl_s
+            .map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
+        let age_ms = now_ms.saturating_sub(c.stored_ms.unwrap_or(now_ms));
+        ttl_ms.is_some_and(|ttl| age_ms >= ttl)
     };
     match job.state {
-        JobState::Finished => return all("the job has finished"),
+        JobState::Finished => return usable().map(|c| (c.id, "the job has finished")).collect(),
+        JobState::Failed | JobState::Cancelled if job.spec.ttl_s.is_some() => {
+            let old = usable().filter(|c| is_old(c));
+            return old.map(|c| (c.id, "it is older than the job wanted")).collect();
+        }
         JobState::Failed | JobState::Cancelled if job.ended_ms.is_some_and(|end| end + AFTERLIFE_MS <= now_ms) => {
-            return all("the job ended long ago");
+            return usable().map(|c| (c.id, "the job ended long ago")).collect();
         }
         _ => {}
     }
-    let mut complete: Vec<i64> = checkpoints
-        .iter()
-        .filter(|c| c.state == CheckpointState::Complete)
-        .map(|c| c.id)
-        .collect();
-    complete.sort_unstable();
-    let Some(oldest_kept) = complete
-        .len()
-        .checked_sub(job.spec.keep())
-        .and_then(|first| complete.get(first))
-    else {
+    let mut complete: Vec<&Checkpoint> = usable().filter(|c| c.state == CheckpointState::Complete).collect();
+    complete.sort_unstable_by_key(|c| std::cmp::Reverse(c.id));
+    let young = complete.iter().skip(1).filter(|c| !is_old(c)).count();
+    let by_age = young + 1 < job.spec.keep().min(complete.len());
+    if complete.len() < job.spec.keep() && !by_age {
+        return Vec::new();
+    }
+    let kept = job.spec.keep().min(young + 1);
+    let Some(oldest_kept) = kept.checked_sub(1).and_then(|last| complete.get(last)) else {
         return Vec::new();
     };
-    let needed = [job.from.filter(|_| job.state.is_placed()), job.next_from];
-    checkpoints
-        .iter()
-        .filter(|c| c.state.is_usable() && c.id < *oldest_kept && !needed.contains(&Some(c.id)))
-        .map(|c| (c.id, "newer ones are complete"))
+    let why = match by_age {
+        true => "it is older than the job wanted, and there is a newer one",
+        false => "newer ones are complete",
+    };
+    usable()
+        .filter(|c| c.id < oldest_kept.id && !needed(job).contains(&Some(c.id)))
+        .map(|c| (c.id, why))
         .collect()
+}
+
+/// What a job runs from or is to go on from.
+fn needed(job: &Job) -> [Option<i64>; 2] {
+    [job.from.filter(|_| job.state.is_placed()), job.next_from]
+}
+
+/// Complete checkpoints of one user that have to go because all of theirs take more than `allowed` bytes, oldest first;
+/// and how many bytes are still too many then. The newest complete one of each job stays, and what it runs from.
+pub(crate) fn over_quota(jobs: &[Job], checkpoints: &[Checkpoint], allowed: u64) -> (Vec<i64>, u64) {
+    let held = || checkpoints.iter().filter(|c| c.state.is_usable());
+    let mut bytes: u64 = held().map(|c| c.bytes).fold(0, u64::saturating_add);
+    let complete = || held().filter(|c| c.state == CheckpointState::Complete);
+    let stays = |c: &&Checkpoint| {
+        let newest = complete()
+            .filter(|other| other.job == c.job)
+            .map(|other| other.id)
+            .max();
+        let job = jobs.iter().find(|job| job.id == c.job);
+        newest == Some(c.id) || job.is_none_or(|job| needed(job).contains(&Some(c.id)))
+    };
+    let mut candidates: Vec<&Checkpoint> = complete().filter(|c| !stays(c)).collect();
+    candidates.sort_unstable_by_key(|c| (c.stored_ms, c.id));
+    let mut go = Vec::new();
+    for candidate in candidates {
+        if bytes <= allowed {
+            break;
+        }
+        bytes = bytes.saturating_sub(candidate.bytes);
+        go.push(candidate.id);
+    }
+    (go, bytes.saturating_sub(allowed))
 }

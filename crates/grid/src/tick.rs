@@ -14,8 +14,8 @@ use crate::retention::AFTERLIFE_MS;
 
 /// Queued jobs that are looked at in one go.
 const LOOK_AHEAD: i64 = 500;
-/// Old records are looked for so often.
-const SWEEP_MS: u64 = 3_600_000;
+/// Old records and checkpoints are looked for so often.
+const SWEEP_MS: u64 = 600_000;
 /// A job that could not be saved is left alone so long.
 const PAUSE_MS: i64 = 60_000;
 /// Where an image is not in the store after so long, copies on nodes have to do for the time being.
@@ -269,7 +269,8 @@ impl Grid {
         write
             .note(self.clock.wall_ms(), "checkpoint.complete", about, what)
             .await?;
-        self.free_surplus(write, job).await
+        self.free_surplus(write, job).await?;
+        self.keep_to_quota(write, job).await
     }
 
     /// Gives queued jobs to nodes, those of the highest priority first (GFD93-INT-JMlaunch).
@@ -434,7 +435,7 @@ impl Grid {
         Ok(true)
     }
 
-    /// Forgets what nobody needs any more, once an hour.
+    /// Forgets what nobody needs any more, now and then.
     async fn sweep(&self) -> Result<()> {
         let steady = self.clock.steady_ms();
         let due = {
@@ -452,6 +453,11 @@ impl Grid {
                    (SELECT job FROM checkpoints WHERE state IN ('stored', 'complete') AND created_ms < $1)";
         for job in db::docs::<Job>(&mut write.tx, sql, &[(now - AFTERLIFE_MS).into()]).await? {
             self.free_surplus(&mut write, &job).await?;
+        }
+        let sql = "SELECT doc FROM jobs WHERE id IN (SELECT job FROM checkpoints WHERE state = 'complete')";
+        let jobs: Vec<Job> = db::docs(&mut write.tx, sql, &[]).await?;
+        for job in jobs.iter().filter(|job| job.spec.ttl_s.is_some()) {
+            self.free_surplus(&mut write, job).await?;
         }
         write.commit().await?;
         *self.swept_ms.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(steady);

@@ -6,7 +6,7 @@ mod support;
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Phase};
 use cpr_api::model::*;
-use cpr_grid::{CheckpointQuery, EventQuery, Grid, JobQuery, Policy};
+use cpr_grid::{CheckpointQuery, EventQuery, Grid, JobQuery, Policy, QueueQuery};
 use cpr_types::ErrorKind;
 use support::*;
 
@@ -320,6 +320,144 @@ fn a_bad_checkpoint_is_given_up_for_the_one_before_until_none_is_left() {
         let job = grid.job(&ada, id).await.unwrap();
         assert_eq!(job.state, JobState::Failed);
         assert!(job.reason.unwrap().contains("every checkpoint"));
+    });
+}
+
+#[test]
+fn checkpoints_go_when_they_take_too_much_or_are_too_old_and_the_newest_stays() {
+    with_each_database("quota and ttl", |place| async move {
+        let mut grid = place
+            .open_with(Policy {
+                quota: Some(20),
+                ..Policy::default()
+            })
+            .await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let (ada, eve) = (user("ada", 1000), user("eve", 1001));
+        let keep = |ttl_s| JobSpec {
+            keep: Some(5),
+            ttl_s,
+            ..spec()
+        };
+        let mut jobs = Vec::new();
+        for (who, ttl) in [(&ada, None), (&ada, None), (&ada, Some(60)), (&eve, None)] {
+            jobs.push(grid.submit(who, keep(ttl), None).await.unwrap().id);
+        }
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        // Images are of 7 bytes each: two are within the quota, and three are not.
+        let mut made = Vec::new();
+        for job in [jobs[0], jobs[0], jobs[3], jobs[3], jobs[1], jobs[1]] {
+            let who = if job == jobs[3] { &eve } else { &ada };
+            made.push(grid.request_checkpoint(who, job, None).await.unwrap().id);
+            place.pass(100);
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        }
+        let mut states = Vec::new();
+        for id in &made {
+            states.push(grid.checkpoint(&admin(), *id).await.unwrap().state);
+        }
+        use CheckpointState::{Complete, Freed};
+        assert_eq!(
+            states,
+            [Freed, Complete, Complete, Complete, Freed, Complete],
+            "the oldest of those that are not the newest of their jobs, and nobody else's"
+        );
+        grid.request_checkpoint(&ada, jobs[2], None).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let query = EventQuery {
+            kind: Some("checkpoint.over-quota".into()),
+            ..EventQuery::default()
+        };
+        let told = grid.events(&ada, &query).await.unwrap().items;
+        assert_eq!(told.len(), 1);
+        assert!(told[0].text.contains("1 bytes more"), "{}", told[0].text);
+
+        grid = place.open().await;
+        let second = grid.request_checkpoint(&ada, jobs[2], None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        let left = async |grid: &Grid| -> Vec<i64> {
+            let query = CheckpointQuery {
+                job: Some(jobs[2]),
+                state: Some("complete".into()),
+                ..CheckpointQuery::default()
+            };
+            let page = grid.checkpoints(&ada, &query).await.unwrap();
+            page.items.into_iter().map(|c| c.id).collect()
+        };
+        assert_eq!(left(&grid).await.len(), 2);
+        for _ in 0..10 {
+            place.pass(7_000);
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        }
+        let third = grid.request_checkpoint(&ada, jobs[2], None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(left(&grid).await, [third], "{second} is too old");
+        grid.cancel(&ada, jobs[2]).await.unwrap();
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(left(&grid).await, [third], "it may be recovered");
+        place.pass(700_000);
+        grid.tick().await.unwrap();
+        assert!(left(&grid).await.is_empty(), "not for ever");
+        assert_eq!(
+            grid.checkpoint(&ada, made[5]).await.unwrap().state,
+            Complete,
+            "the newest of a job that may go on"
+        );
+    });
+}
+
+// GFD93-JM-1
+#[test]
+fn the_queue_says_who_is_next_and_why_everybody_waits() {
+    with_each_database("queue", |place| async move {
+        let grid = place.open().await;
+        let (ada, eve) = (user("ada", 1000), user("eve", 1001));
+        let with = |priority, after| JobSpec {
+            priority,
+            after,
+            ..spec()
+        };
+        let first = grid.submit(&ada, with(0, vec![]), None).await.unwrap().id;
+        let high = grid.submit(&eve, with(3, vec![]), None).await.unwrap().id;
+        let after = grid.submit(&ada, with(0, vec![first]), None).await.unwrap().id;
+        grid.tick().await.unwrap();
+        let query = QueueQuery::default();
+        let all = grid.queue(&admin(), &query).await.unwrap().items;
+        let places: Vec<(i64, i64)> = all.iter().map(|waiting| (waiting.place, waiting.job.id)).collect();
+        assert_eq!(places, [(1, high), (2, first), (3, after)]);
+        assert!(all[0].why.contains("waits for a node"), "{}", all[0].why);
+        assert_eq!(all[2].needs, [first]);
+        assert!(
+            all[2].why.contains(&format!("have finished: {first}")),
+            "{}",
+            all[2].why
+        );
+        let own = grid.queue(&ada, &query).await.unwrap().items;
+        let own: Vec<(i64, i64)> = own.iter().map(|waiting| (waiting.place, waiting.job.id)).collect();
+        assert_eq!(own, [(2, first), (3, after)], "others are counted and not shown");
+        let page = |after: &str| QueueQuery {
+            after: Some(after.into()),
+            limit: Some(1),
+            ..QueueQuery::default()
+        };
+        let one = grid.queue(&admin(), &page("1")).await.unwrap();
+        assert_eq!((one.items[0].job.id, one.next.as_deref()), (first, Some("2")));
+        let last = grid.queue(&admin(), &page("2")).await.unwrap();
+        assert_eq!((last.items[0].job.id, last.next), (after, None));
+        // After failures it says when it is tried again.
+        let mut node = FakeNode::new("n1");
+        settle(&place, &grid, &mut [&mut node]).await;
+        for _ in 0..2 {
+            node.crash();
+            node.beat(&grid, 0).await.unwrap();
+            grid.tick().await.unwrap();
+            node.beat(&grid, 0).await.unwrap();
+        }
+        let waits = grid.queue(&admin(), &query).await.unwrap().items;
+        assert!(
+            waits.iter().any(|waiting| waiting.why.contains("tried again in 2 s")),
+            "{waits:?}"
+        );
     });
 }
 

@@ -51,6 +51,8 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
             | Verb::Completions(_)
             | Verb::Classes
             | Verb::Jobs(_)
+            | Verb::Queue(_)
+            | Verb::Context(_)
             | Verb::Checkpoints(_)
             | Verb::Nodes(_)
             | Verb::Events(_)
@@ -84,12 +86,14 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Submit(args) => grid::submit(output, args),
         Verb::Jobs(args) => grid::jobs(output, &args),
+        Verb::Queue(args) => grid::queue(output, &args),
         Verb::Cancel(args) => grid::cancel(output, &args),
         Verb::Recover(args) => grid::recover(output, &args),
         Verb::Checkpoints(args) => grid::checkpoints(output, &args),
         Verb::Nodes(_) => grid::nodes(output),
         Verb::Drain(args) => grid::drain(output, &args),
         Verb::Events(args) => grid::events(output, &args),
+        Verb::Context(args) => grid::context(output, args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => man::man(&args),
     }

@@ -35,6 +35,7 @@ pub struct Service {
 fn router(service: Arc<Service>) -> Router {
     let v1 = Router::new()
         .route("/jobs", get(routes::jobs).post(routes::submit))
+        .route("/queue", get(routes::queue))
         .route("/jobs/{id}", get(routes::job))
         .route("/jobs/{id}/cancel", post(routes::cancel))
         .route("/jobs/{id}/suspend", post(routes::suspend))

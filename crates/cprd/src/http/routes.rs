@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use cpr_api::agent::{Orders, Report};
 use cpr_api::model::*;
-use cpr_grid::{CheckpointQuery, JobQuery};
+use cpr_grid::{CheckpointQuery, JobQuery, QueueQuery};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -53,6 +53,15 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>> {
     ("fields" = Option<String>, Query, description = "fields to tell, separated by commas")))]
 pub async fn jobs(State(service): Shared, Identified(caller): Identified, Query(query): Query<JobQuery>) -> Answer {
     selected(&service.grid.jobs(&caller, &query).await?, query.fields.as_deref())
+}
+
+/// Jobs that wait, in the order in which they are given to nodes, and why each of them waits.
+#[utoipa::path(get, path = "/v1/queue", responses((status = 200, body = Page<Waiting>)), params(
+    ("owner" = Option<String>, Query, description = "login name"),
+    ("after" = Option<String>, Query, description = "`next` of the page before"),
+    ("limit" = Option<i64>, Query, description = "items of a page")))]
+pub async fn queue(State(service): Shared, Identified(caller): Identified, Query(query): Query<QueueQuery>) -> Answer {
+    whole(&service.grid.queue(&caller, &query).await?)
 }
 
 /// Submits a job. With a header `Idempotency-Key` a repeated request is done once.
@@ -253,6 +262,7 @@ pub async fn nothing() -> Failure {
     ),
     paths(
         jobs,
+        queue,
         submit,
         job,
         cancel,

@@ -12,7 +12,7 @@ use cpr_api::http::Answer;
 use cpr_api::tls::{self, Files};
 use cpr_api::{Client, Endpoint};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rusty_s3::actions::{CreateMultipartUpload, ListObjectsV2, S3Action};
+use rusty_s3::actions::{CreateMultipartUpload, S3Action};
 use rusty_s3::{Credentials, UrlStyle};
 use url::Url;
 
@@ -226,20 +226,26 @@ impl Bucket {
         loop {
             let mut action = self.bucket.list_objects_v2(Some(&credentials));
             action.with_prefix(self.prefix.clone());
+            // What is deeper is not ours.
+            action.with_delimiter("/");
             if let Some(next) = next {
                 action.with_continuation_token(next);
             }
             let page = text(self.send("GET", &action.sign(VALID), &[], None)?)?;
-            let page = ListObjectsV2::parse_response(&page).map_err(|error| not_understood("a list", error))?;
-            for object in page.contents {
-                let Some(name) = object.key.strip_prefix(&self.prefix) else {
-                    continue;
-                };
+            if !page.contains("<ListBucketResult") {
+                return Err(Error::new(
+                    ErrorKind::Damaged,
+                    "what S3 says of a list is not understood",
+                ));
+            }
+            for key in elements(&page, "Key") {
+                // Names of ours need no escapes; what comes before may have some.
+                let name = key.rsplit('/').next().unwrap_or_default();
                 if let Some(id) = checkpoint(name) {
                     found.push((name.to_string(), id));
                 }
             }
-            next = page.next_continuation_token;
+            next = elements(&page, "NextContinuationToken").next().map(unescaped);
             if next.is_none() {
                 return Ok(found);
             }
@@ -255,6 +261,34 @@ impl Bucket {
             removed => removed.map(drop),
         }
     }
+}
+
+/// What is in the elements of this name. Services leave out much of what a list should have, so that no more is looked at
+/// than is needed.
+fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+    let (begin, end) = (format!("<{name}>"), format!("</{name}>"));
+    let mut rest = xml;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once(&begin)?;
+        let (inner, after) = after.split_once(&end)?;
+        rest = after;
+        Some(inner)
+    })
+}
+
+/// Text of XML without its escapes.
+fn unescaped(text: &str) -> String {
+    // In this order: `&amp;lt;` stands for `&lt;`.
+    [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&#34;", "\""),
+        ("&apos;", "'"),
+        ("&amp;", "&"),
+    ]
+    .iter()
+    .fold(text.to_string(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
 fn not_understood(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -293,4 +327,22 @@ fn text(answer: Answer) -> Result<String> {
         .read_to_string(&mut text)
         .context(what)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_though_much_is_left_out() {
+        let page = "<ListBucketResult><Contents><Key>grid%20one/17.cpr</Key></Contents><Contents><Key>grid%20one/README\
+                    </Key></Contents><NextContinuationToken>a&amp;lt;=</NextContinuationToken></ListBucketResult>";
+        let keys: Vec<&str> = elements(page, "Key").collect();
+        assert_eq!(keys, ["grid%20one/17.cpr", "grid%20one/README"]);
+        assert_eq!(
+            elements(page, "NextContinuationToken").next().map(unescaped),
+            Some("a&lt;=".to_string())
+        );
+        assert_eq!(elements("<Key>cut", "Key").next(), None);
+    }
 }

@@ -192,6 +192,67 @@ fn a_job_of_lower_priority_makes_room_and_goes_on_from_where_it_was() {
 }
 
 #[test]
+fn a_grid_with_a_name_is_chosen_for_all_further_commands_and_the_queue_says_why_a_job_waits() {
+    let Some(site) = site() else { return };
+    let config = site.path("work/config");
+    let cpr = |arguments: &[&str]| {
+        let mut command = site.command(arguments);
+        command.env_remove("GRIDCPR_GRID").env("XDG_CONFIG_HOME", &config);
+        command.output().unwrap()
+    };
+    let text = |arguments: &[&str]| {
+        let output = cpr(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let address = format!("unix:{}", site.path("cprd.sock").display());
+    text(&["context", "set", "here", "--grid", &address]);
+    text(&[
+        "context",
+        "set",
+        "there",
+        "--grid",
+        "unix:/no/such/socket",
+        "--ca",
+        "ca.pem",
+    ]);
+    text(&["context", "use", "here"]);
+    let id = text(&["submit", "-o", "out", "--node", "n9", "--", "true"])
+        .trim()
+        .to_string();
+    let queue: Value = serde_json::from_str(&text(&["queue", "--json"])).unwrap();
+    assert_eq!(
+        (&queue["queue"][0]["place"], &queue["queue"][0]["job"]["id"]),
+        (&1.into(), &id.parse::<i64>().unwrap().into())
+    );
+    let waits = || text(&["queue"]).contains("only n9 may have it");
+    wait_until("it is said why it waits", waits);
+    let mode = fs::metadata(config.join("gridcpr/contexts.json")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let listed: Value = serde_json::from_str(&text(&["context", "--json"])).unwrap();
+    assert_eq!(listed["context"], "here");
+    let ca = listed["grids"]["there"]["ca"].as_str().unwrap();
+    assert!(ca.starts_with('/') && ca.ends_with("work/ca.pem"), "{ca}");
+    text(&["context", "use", "there"]);
+    assert_eq!(cpr(&["jobs"]).status.code(), Some(66), "it is another grid now");
+    let named = site
+        .command(&["jobs", &id])
+        .env("XDG_CONFIG_HOME", &config)
+        .output()
+        .unwrap();
+    assert!(named.status.success(), "GRIDCPR_GRID comes first");
+    assert_eq!(cpr(&["context", "use", "nowhere"]).status.code(), Some(66));
+    assert_eq!(
+        cpr(&["context", "set", "x", "--grid", "ftp://x"]).status.code(),
+        Some(64)
+    );
+    text(&["context", "rm", "there"]);
+    let listed: Value = serde_json::from_str(&text(&["context", "--json"])).unwrap();
+    assert_eq!(listed["context"], Value::Null, "what is gone is not chosen");
+    text(&["context", "use", "--none"]);
+}
+
+#[test]
 fn what_cannot_be_started_fails_with_the_reason() {
     let Some(site) = site() else { return };
     let id = site.submit("out", &[], &["/no/such/program"]);

@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use cpr_api::model::{Job, JobSpec, RecoverRequest};
+use cpr_api::model::{Job, JobSpec, RecoverRequest, Waiting};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde_json::json;
 
 use super::{all, client, unique};
-use crate::grid_args::{JobId, Jobs, Recover, Submit};
+use crate::grid_args::{JobId, Jobs, Queue, Recover, Submit};
 use crate::output::{Output, Table, ago, command_line, from_ms, to_json};
 
 /// Attempts to submit a job while the service cannot be reached.
@@ -31,6 +31,7 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
         output: args.output,
         every_s: args.every.map(|every| every.as_secs()),
         keep: args.keep,
+        ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         priority: args.priority,
         slots: args.slots,
         memory_mb: args.memory,
@@ -97,6 +98,38 @@ pub fn jobs(output: Output, args: &Jobs) -> Result<u8> {
                     job.incarnation.to_string(),
                     ago(from_ms(job.submitted_ms.unsigned_abs()), now),
                     about(job),
+                ]);
+            }
+            table.render()
+        },
+    )?;
+    Ok(0)
+}
+
+/// `cpr queue`
+pub fn queue(output: Output, args: &Queue) -> Result<u8> {
+    let found: Vec<Waiting> = all(&client()?, "/v1/queue", &[("owner", args.owner.clone())])?;
+    let list = to_json(&found)?;
+    output.answer(
+        || json!({"queue": list}),
+        || {
+            if output.is_quiet() {
+                return found.iter().map(|waiting| format!("{}\n", waiting.job.id)).collect();
+            }
+            let headings = ["PLACE", "ID", "NAME", "OWNER", "PRIORITY", "SLOTS", "SUBMITTED", "WHY"];
+            let mut table = Table::new(&headings, &[0, 1, 4, 5]);
+            let now = SystemTime::now();
+            for waiting in &found {
+                let job = &waiting.job;
+                table.row([
+                    waiting.place.to_string(),
+                    job.id.to_string(),
+                    job.spec.name.clone().unwrap_or_else(|| "-".to_string()),
+                    job.owner.name.clone(),
+                    job.spec.priority.to_string(),
+                    job.spec.slots().to_string(),
+                    ago(from_ms(job.submitted_ms.unsigned_abs()), now),
+                    waiting.why.clone(),
                 ]);
             }
             table.render()

@@ -1,11 +1,13 @@
 //! The commands of a grid: a thin client of `cprd`, which decides everything.
 
 mod checkpoints;
+mod context;
 mod events;
 mod jobs;
 mod nodes;
 mod target;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cpr_api::tls::{self, ClientTls, Files};
@@ -15,8 +17,9 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::grid_args::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
 
 pub use checkpoints::checkpoints;
+pub use context::context;
 pub use events::events;
-pub use jobs::{cancel, jobs, recover, submit};
+pub use jobs::{cancel, jobs, queue, recover, submit};
 pub use nodes::{drain, nodes};
 pub use target::{checkpoint, grid_job, migrate, require_plain, resume, suspend, wait};
 
@@ -37,13 +40,66 @@ fn default_endpoint() -> Result<Endpoint> {
     })
 }
 
-/// The grid that `GRIDCPR_GRID` names, or that of this machine.
+/// How a grid is reached.
+struct Access {
+    endpoint: Endpoint,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    revoked: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    allow_plain_http: bool,
+}
+
+impl Access {
+    /// As the environment says.
+    fn of_environment(endpoint: Endpoint) -> Access {
+        Access {
+            endpoint,
+            ca: file(CA),
+            certificate: file(CERTIFICATE),
+            key: file(KEY),
+            revoked: file(REVOKED),
+            token_file: file(TOKEN_FILE),
+            allow_plain_http: std::env::var_os(ALLOW_PLAIN_HTTP).is_some_and(|value| value == "1"),
+        }
+    }
+
+    /// As `GRIDCPR_GRID` and its kin say; or as was chosen with `cpr context`; or the grid of this machine.
+    fn find() -> Result<Access> {
+        match std::env::var("GRIDCPR_GRID") {
+            Ok(text) if !text.is_empty() => Ok(Access::of_environment(text.parse()?)),
+            _ => match context::chosen()? {
+                Some(access) => Ok(access),
+                None => default_endpoint().map(Access::of_environment),
+            },
+        }
+    }
+
+    /// Whom we believe and who we are.
+    fn tls(&self) -> Result<Option<ClientTls>> {
+        let own = match (self.certificate.clone(), self.key.clone()) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                let what = format!("of {CERTIFICATE} and {KEY} one is not set");
+                return Err(Error::new(ErrorKind::Usage, what).with_hint("both are needed, or none"));
+            }
+        };
+        let files = self.ca.clone().map(|ca| Files {
+            ca,
+            own,
+            revoked: self.revoked.clone(),
+        });
+        files.map(|files| tls::client(files, |_| {})).transpose()
+    }
+}
+
+/// A client of the grid that is meant.
 fn client() -> Result<Client> {
-    let endpoint = match std::env::var("GRIDCPR_GRID") {
-        Ok(text) if !text.is_empty() => text.parse()?,
-        _ => default_endpoint()?,
-    };
-    if endpoint.can_be_overheard() && std::env::var_os(ALLOW_PLAIN_HTTP).is_none_or(|value| value != "1") {
+    let access = Access::find()?;
+    let endpoint = &access.endpoint;
+    if endpoint.can_be_overheard() && !access.allow_plain_http {
         return Err(Error::new(
             ErrorKind::Usage,
             format!("what is said to {endpoint} can be read on the network"),
@@ -52,30 +108,13 @@ fn client() -> Result<Client> {
             "use https://, or set {ALLOW_PLAIN_HTTP}=1 on a network that can be trusted"
         )));
     }
-    let read = |path: std::path::PathBuf| -> Result<String> {
-        let text = std::fs::read_to_string(&path).context(|| format!("read {TOKEN_FILE} {}", path.display()))?;
+    let read = |path: &PathBuf| -> Result<String> {
+        let text = std::fs::read_to_string(path).context(|| format!("read {TOKEN_FILE} {}", path.display()))?;
         Ok(text.trim().to_string())
     };
-    let token = file(TOKEN_FILE).map(read).transpose()?;
-    Ok(Client::new(endpoint, token).with_tls(client_tls()?.map(Arc::new)))
-}
-
-/// Whom we believe and who we are, by the environment.
-fn client_tls() -> Result<Option<ClientTls>> {
-    let own = match (file(CERTIFICATE), file(KEY)) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => {
-            let what = format!("of {CERTIFICATE} and {KEY} one is not set");
-            return Err(Error::new(ErrorKind::Usage, what).with_hint("both are needed, or none"));
-        }
-    };
-    let files = file(CA).map(|ca| Files {
-        ca,
-        own,
-        revoked: file(REVOKED),
-    });
-    files.map(|files| tls::client(files, |_| {})).transpose()
+    let token = access.token_file.as_ref().map(read).transpose()?;
+    let tls = access.tls()?.map(Arc::new);
+    Ok(Client::new(access.endpoint, token).with_tls(tls))
 }
 
 /// A query string of those that are given.
