@@ -698,7 +698,14 @@ fn man_pages_and_completions_cover_every_command() {
     ] {
         expected.insert(format!("cpr-app-{verb}.1"));
     }
-    expected.insert("cpr-engines-show.1".to_string());
+    for page in [
+        "cpr-engines-show.1",
+        "cpr-context-use.1",
+        "cpr-context-set.1",
+        "cpr-context-rm.1",
+    ] {
+        expected.insert(page.to_string());
+    }
     assert_eq!(found, expected);
     for page in &found {
         assert!(

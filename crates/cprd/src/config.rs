@@ -12,6 +12,7 @@ use cpr_grid::Policy;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::outside;
 use crate::server::Limits;
 
 /// Where the configuration is looked for by root.
@@ -33,6 +34,25 @@ pub struct Config {
     pub s3: S3Config,
     /// How often images are compared with their hashes though nobody reads them.
     pub verify: VerifyConfig,
+    /// Who is told of what happens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub webhook: Vec<WebhookConfig>,
+}
+
+/// `[[webhook]]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    /// Where events are posted to.
+    pub url: String,
+    /// File with the secret that they are signed with.
+    pub secret_file: PathBuf,
+    /// Only events of these kinds, as `job.failed`, or of all that begin so, as `node`; all where nothing is said.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// Certificates of the CAs that are believed; those of the system where nothing is said.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
 }
 
 /// `[tls]`
@@ -378,15 +398,19 @@ impl Config {
                     "write a directory that begins with /, or s3://BUCKET or s3://BUCKET/PREFIX",
                 );
             }
-            let plain = self
-                .s3
-                .endpoint
-                .strip_prefix("http://")
-                .map(|rest| rest.trim_end_matches('/'));
-            let open = |address: &str| Endpoint::Tcp(address.to_string()).can_be_overheard();
-            if bucket && plain.is_some_and(open) && !tls.allow_plain_http {
+            let overheard = bucket && outside::endpoint(&outside::url(&self.s3.endpoint)?).can_be_overheard();
+            if overheard && !tls.allow_plain_http {
                 return refuse(
                     "s3.endpoint has no TLS",
+                    "use https://; or, on a network that can be trusted, tls.allow_plain_http = true",
+                );
+            }
+        }
+        for hook in &self.webhook {
+            let endpoint = outside::endpoint(&outside::url(&hook.url)?);
+            if endpoint.can_be_overheard() && !tls.allow_plain_http {
+                return refuse(
+                    "webhook.url has no TLS",
                     "use https://; or, on a network that can be trusted, tls.allow_plain_http = true",
                 );
             }
@@ -467,6 +491,12 @@ mod tests {
         let store = Some("/x".to_string());
         config.grid.store = store.clone();
         config.grid.quota_mb = Some(1);
+        config.webhook = vec![WebhookConfig {
+            url: "https://x".into(),
+            secret_file: "/x".into(),
+            kinds: Vec::new(),
+            ca: path.clone(),
+        }];
         config.s3.key_file = path.clone();
         config.s3.ca = path.clone();
         config.tls = TlsConfig {
@@ -490,6 +520,11 @@ mod tests {
         };
         let table: toml::Table = config.to_text().unwrap().parse().unwrap();
         for (part, settings) in &table {
+            // Of those that may be given several times, one is looked at.
+            let (part, settings) = match settings.as_array().and_then(|all| all.first()) {
+                Some(first) => (format!("[{part}]"), first),
+                None => (part.clone(), settings),
+            };
             let (_, rows) = guide.split_once(&format!("| `[{part}]` |")).unwrap();
             let rows = rows.split("\n\n").next().unwrap();
             for name in settings.as_table().unwrap().keys() {
@@ -538,6 +573,9 @@ mod tests {
             "[verify]\nmb_per_s = 0",
             "[node]\ntransfer_mb_per_s = 0",
             "[grid]\nstore = \"here\"",
+            "[[webhook]]\nurl = \"https://x\"",
+            "[[webhook]]\nurl = \"ftp://x\"\nsecret_file = \"/x\"",
+            "[[webhook]]\nurl = \"http://10.0.0.1/x\"\nsecret_file = \"/x\"",
             "[node]\nstore = \"s3://\"",
             "[node]\nstore = \"s3://x\"\n[s3]\nendpoint = \"http://10.0.0.1\"",
             "x",

@@ -8,10 +8,13 @@ mod ca;
 mod config;
 mod durable;
 mod http;
+mod outside;
+mod reload;
 mod server;
 mod stores;
 mod tls;
 mod tokens;
+mod webhooks;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +26,7 @@ use cpr_api::{Client, Endpoint};
 use cpr_grid::{Clock, Db, Grid, Role};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::config::Config;
@@ -169,9 +173,9 @@ fn run(cli: Cli) -> Result<()> {
     }
     let config = Config::load(cli.config.as_deref())?;
     match cli.verb {
-        Verb::All => serve(&config, true, true),
-        Verb::Grid => serve(&config, true, false),
-        Verb::Node => serve(&config, false, true),
+        Verb::All => serve(cli.config.as_deref(), config, true, true),
+        Verb::Grid => serve(cli.config.as_deref(), config, true, false),
+        Verb::Node => serve(cli.config.as_deref(), config, false, true),
         Verb::Config {
             verb: ConfigVerb::Check,
         } => {
@@ -228,8 +232,10 @@ fn log(text: impl AsRef<str>) {
     eprintln!("cprd: {clean}");
 }
 
-fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
+fn serve(path: Option<&Path>, config: Config, with_grid: bool, with_node: bool) -> Result<()> {
     config.check()?;
+    let config = &config;
+    let current = watch::Sender::new(Arc::new(config.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -238,32 +244,40 @@ fn serve(config: &Config, with_grid: bool, with_node: bool) -> Result<()> {
     runtime.block_on(async {
         let mut end = signal(SignalKind::terminate()).context(|| "watch for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context(|| "watch for signals")?;
+        let mut again = signal(SignalKind::hangup()).context(|| "watch for signals")?;
         let mut parts = tokio::task::JoinSet::new();
         if with_grid {
             let grid = Arc::new(open_grid(config).await?);
-            http::start(&mut parts, config, grid.clone()).await?;
+            http::start(&mut parts, config, current.subscribe(), grid.clone()).await?;
             if let Some(place) = &config.grid.store {
                 let store = Arc::new(Store::open(place, config)?);
-                parts.spawn(stores::clean::keep_clean(grid.clone(), store, config.verify.clone()));
+                parts.spawn(stores::clean::keep_clean(grid.clone(), store, current.subscribe()));
             }
+            webhooks::start(&mut parts, &grid, &config.webhook)?;
+            parts.spawn(follow_policy(grid.clone(), current.subscribe()));
             parts.spawn(keep_ticking(grid));
         }
         if with_node {
             let files = config.tls.files();
             let tls = files.map(tls::client).transpose()?.map(Arc::new);
             let client = grid_client(config, with_grid)?.with_tls(tls.clone());
-            let agent = Agent::new(config, client, tls)?;
+            let agent = Agent::new(config, current.subscribe(), client, tls)?;
             agent::start(&mut parts, config, agent).await?;
         }
         log("ready");
-        tokio::select! {
-            _ = end.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            ended = parts.join_next() => match ended {
-                Some(Ok(result)) => result,
-                Some(Err(error)) => Err(Error::new(ErrorKind::Internal, "a part of cprd has come upon a defect").with_source(error)),
-                None => Ok(()),
-            },
+        loop {
+            tokio::select! {
+                _ = end.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = again.recv() => reload::reload(path, &current),
+                ended = parts.join_next() => return match ended {
+                    Some(Ok(result)) => result,
+                    Some(Err(error)) => {
+                        Err(Error::new(ErrorKind::Internal, "a part of cprd has come upon a defect").with_source(error))
+                    }
+                    None => Ok(()),
+                },
+            }
         }
     })?;
     // Requests that wait are dropped: everything that was acknowledged is durable.
@@ -275,6 +289,14 @@ async fn open_grid(config: &Config) -> Result<Grid> {
     config::make_private(&config.grid.directory)?;
     let db = Db::open(&config.grid.database()).await?;
     Grid::open(db, config.grid.policy(), Clock::system()).await
+}
+
+/// Has the grid go by the configuration as it is now, for ever.
+async fn follow_policy(grid: Arc<Grid>, mut current: reload::Current) -> Result<()> {
+    while current.changed().await.is_ok() {
+        grid.set_policy(current.borrow_and_update().grid.policy());
+    }
+    Ok(())
 }
 
 /// Lets the grid do what is due, for ever.

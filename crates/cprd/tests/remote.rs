@@ -397,3 +397,143 @@ fn who_is_slow_silent_or_greedy_loses_the_connection_and_others_are_served() {
     let id = site.submit("out", &[], &["true"]);
     site.wait_for_state(&id, "finished");
 }
+
+/// Adds to the configuration of `all`.
+fn add(site: &Site, more: &str) {
+    let config = std::fs::read_to_string(site.path("all.toml")).unwrap();
+    site.configure("all.toml", &format!("{config}{more}"));
+}
+
+#[test]
+fn a_configuration_that_is_read_again_holds_at_once_and_what_needs_a_restart_is_named() {
+    let mut site = Site::new();
+    site.configure_all("");
+    site.start("all", "all");
+    let id = site.submit("out", &[], &counter(10_000));
+    site.wait_for_count("out", 5);
+    let log = || std::fs::read_to_string(site.path("all.log")).unwrap();
+    let drained = || site.cpr(&["drain", "n9"]).status.code();
+    assert!(!am_root() || drained() != Some(66), "nobody is no operator");
+    site.configure_all("preempt = true\noperators = ['nobody']\ncopies = 3\nlisten = ['127.0.0.1:0']");
+    add(&site, "transfer_mb_per_s = 7\n[node.properties]\ncolour = 'blue'\n");
+    let text = std::fs::read_to_string(site.path("all.toml")).unwrap();
+    std::fs::write(site.path("all.toml"), text.replace("slots = 4", "slots = 3")).unwrap();
+    site.hang_up("all");
+    wait_until("the node has other slots and properties", || {
+        let node = site.json(&["nodes"])["nodes"][0].clone();
+        node["info"]["slots"] == 3 && node["info"]["properties"]["colour"] == "blue"
+    });
+    let told = log();
+    assert!(told.contains("changed, but needs a restart: grid.listen"), "{told}");
+    let changed =
+        "changed: grid.copies, grid.operators, grid.preempt, node.properties, node.slots, node.transfer_mb_per_s";
+    assert!(told.contains(changed), "{told}");
+    assert_eq!(drained(), Some(66), "there is no n9, and nobody is an operator");
+    std::fs::write(site.path("all.toml"), "[grid]\nlease_ms = 1\n").unwrap();
+    site.hang_up("all");
+    wait_until("it is said that it is no good", || log().contains("nothing is changed"));
+    assert_eq!(site.json(&["nodes"])["nodes"][0]["info"]["slots"], 3);
+    let job = site.job(&id);
+    assert_eq!((&job["state"], &job["incarnation"]), (&"running".into(), &1.into()));
+    site.text(&["cancel", &id]);
+}
+
+/// Takes requests, and refuses the first of them; gives their heads and bodies.
+fn listener(refuse: usize) -> (u16, std::sync::Arc<std::sync::Mutex<Vec<(String, String)>>>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let to = heard.clone();
+    std::thread::spawn(move || {
+        for (count, stream) in socket.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut head, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if line.trim().is_empty() {
+                    break;
+                }
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                head.push_str(&line);
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            to.lock().unwrap().push((head, String::from_utf8(body).unwrap()));
+            let status = if count < refuse { "500 Later" } else { "204 Good" };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (port, heard)
+}
+
+// GCA-GCS-6
+#[test]
+fn a_webhook_hears_of_every_event_that_it_wants_though_it_or_the_service_was_away_and_can_tell_who_says_so() {
+    let mut site = Site::new();
+    let (port, heard) = listener(2);
+    let secret = "0123456789abcdef";
+    std::fs::write(site.path("secret"), format!("{secret}\n")).unwrap();
+    site.configure_all("");
+    add(
+        &site,
+        &format!(
+            "[[webhook]]\nurl = 'http://127.0.0.1:{port}/hook?x=1'\nsecret_file = 'DIR/secret'\nkinds = ['job']\n"
+        ),
+    );
+    site.start("all", "all");
+    let finished = |id: &str| {
+        let heard = heard.lock().unwrap();
+        let is_it = |body: &str| {
+            let event: serde_json::Value = serde_json::from_str(body).unwrap();
+            event["kind"] == "job.finished" && event["job"].to_string() == id
+        };
+        heard.iter().any(|(_, body)| is_it(body))
+    };
+    let first = site.submit("out", &[], &["true"]);
+    wait_until("the end of the first job is heard of", || finished(&first));
+    site.kill("all");
+    site.start("all", "all");
+    let second = site.submit("out", &[], &["true"]);
+    wait_until("the end of the second job is heard of", || finished(&second));
+    let heard = heard.lock().unwrap().clone();
+    let number = |body: &str| {
+        serde_json::from_str::<serde_json::Value>(body).unwrap()["id"]
+            .as_i64()
+            .unwrap()
+    };
+    let numbers: Vec<i64> = heard.iter().map(|(_, body)| number(body)).collect();
+    assert_eq!(
+        (numbers[0], numbers[1]),
+        (numbers[1], numbers[2]),
+        "it is told again until it answers"
+    );
+    assert!(numbers.is_sorted(), "{numbers:?}");
+    let mut told: Vec<i64> = numbers.clone();
+    told.dedup();
+    let all = site.text(&["events", "--kind", "job", "--json"]);
+    let all: Vec<i64> = all.lines().map(number).collect();
+    assert_eq!(told, all, "nothing else, and nothing left out");
+    for (head, body) in &heard {
+        assert!(head.starts_with("POST /hook?x=1 "), "{head}");
+        let field = |name: &str| {
+            let found = head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+            found.unwrap().trim().to_string()
+        };
+        std::fs::write(site.path("signed"), format!("{}.{body}", field("gridcpr-time"))).unwrap();
+        let digest = std::process::Command::new("openssl")
+            .args(["dgst", "-sha256", "-hmac", secret])
+            .arg(site.path("signed"))
+            .output()
+            .unwrap();
+        let digest = String::from_utf8(digest.stdout).unwrap();
+        let digest = digest.split_whitespace().last().unwrap();
+        assert_eq!(field("gridcpr-signature"), format!("sha256={digest}"));
+        assert_eq!(field("gridcpr-event"), number(body).to_string());
+    }
+}

@@ -1,7 +1,7 @@
 //! The service as a whole, and the steps that requests, reports and time have in common.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
 use cpr_types::Result;
@@ -55,7 +55,7 @@ pub(crate) struct Lease {
 pub struct Grid {
     pub(crate) db: Db,
     pub(crate) clock: Clock,
-    pub(crate) policy: Policy,
+    policy: RwLock<Policy>,
     /// Of every node that is not lost. Not in the database: a clock that never jumps has no meaning there.
     pub(crate) leases: Mutex<HashMap<String, Lease>>,
     /// Makes tickets for images; another one with every start.
@@ -84,10 +84,41 @@ impl Grid {
             ticket_key: db::random()?,
             db,
             clock,
-            policy,
+            policy: RwLock::new(policy),
             leases: Mutex::new(leases),
             swept_ms: Mutex::new(None),
         })
+    }
+
+    /// What the operator has chosen.
+    pub fn policy(&self) -> Policy {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes by another policy from now on; leases stay as they were given.
+    pub fn set_policy(&self, policy: Policy) {
+        let mut current = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Policy {
+            lease_ms: current.lease_ms,
+            margin_ms: current.margin_ms,
+            ..policy
+        };
+    }
+
+    /// A number that is kept under a name; none where there is none.
+    pub async fn mark(&self, name: &str) -> Result<Option<i64>> {
+        let mut connection = self.db.read().await?;
+        let sql = "SELECT value FROM counters WHERE name = $1";
+        let rows = db::rows(&mut connection, sql, &[name.into()]).await?;
+        rows.first().map(|row| db::number(row, 0)).transpose()
+    }
+
+    /// Keeps a number under a name.
+    pub async fn set_mark(&self, name: &str, value: i64) -> Result<()> {
+        let mut write = self.db.write().await?;
+        let sql = "INSERT INTO counters (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2";
+        db::execute(&mut write.tx, sql, &[name.into(), value.into()]).await?;
+        write.commit().await
     }
 
     /// Tells of everything that changes.
@@ -230,7 +261,7 @@ impl Grid {
 
     /// Frees older checkpoints of a user who has more than they may. `job` is the one that has got another.
     pub(crate) async fn keep_to_quota(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
-        let Some(allowed) = self.policy.quota else {
+        let Some(allowed) = self.policy().quota else {
             return Ok(());
         };
         let owner = [job.owner.name.as_str().into()];

@@ -418,7 +418,7 @@ impl Grid {
         let nodes = db::nodes(&mut connection).await?;
         let still_pending: BTreeSet<i64> = pending.iter().map(|c| c.id).collect();
         let mut orders = Orders {
-            lease_ms: self.policy.lease_ms.saturating_sub(self.policy.margin_ms),
+            lease_ms: self.policy().lease_ms.saturating_sub(self.policy().margin_ms),
             mark: String::new(),
             jobs: jobs.into_iter().map(|job| job_order(job, &pending)).collect(),
             images: images

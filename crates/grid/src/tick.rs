@@ -39,7 +39,7 @@ impl Grid {
         let now = self.clock.steady_ms();
         let mut lapsed = Vec::new();
         for (name, lease) in self.leases().iter_mut() {
-            lease.lapsed |= now.saturating_sub(lease.heard_ms) > self.policy.lease_ms;
+            lease.lapsed |= now.saturating_sub(lease.heard_ms) > self.policy().lease_ms;
             if lease.lapsed {
                 lapsed.push(name.clone());
             }
@@ -57,14 +57,14 @@ impl Grid {
             return Ok(());
         }
         let now = self.clock.wall_ms();
-        let why = format!("node {name} was not heard of for {} ms", self.policy.lease_ms);
+        let why = format!("node {name} was not heard of for {} ms", self.policy().lease_ms);
         if let Some(mut node) = db::nodes(&mut write.tx)
             .await?
             .into_iter()
             .find(|n| n.info.name == name)
         {
             node.state = NodeState::Lost;
-            node.last_seen_ms = now - self.policy.lease_ms as i64;
+            node.last_seen_ms = now - self.policy().lease_ms as i64;
             write.put_node(&node).await?;
             let about = About {
                 job: None,
@@ -222,7 +222,7 @@ impl Grid {
             .iter()
             .filter(|place| able.contains(place.node.as_str()))
             .count();
-        self.policy
+        self.policy()
             .copies
             .min(able.len())
             .saturating_sub(holders.max(usize::from(able.is_empty())))
@@ -286,7 +286,7 @@ impl Grid {
         let mut write = self.db.write().await?;
         let nodes = db::nodes(&mut write.tx).await?;
         let mut free = self.free(&mut write, &nodes).await?;
-        let stuck = match self.policy.preempt {
+        let stuck = match self.policy().preempt {
             true => self.stuck(&mut write).await?,
             false => BTreeSet::new(),
         };
@@ -348,7 +348,7 @@ impl Grid {
         let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
         let node = match placement::choose(job, free, &holders) {
             Ok(node) => node,
-            Err(why) if self.policy.preempt => {
+            Err(why) if self.policy().preempt => {
                 return match self.preempt(write, job, free, stuck).await? {
                     Some(begun) => {
                         let why = "waits until jobs of lower priority are saved".to_string();

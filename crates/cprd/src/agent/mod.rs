@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::log;
+use crate::reload::Current;
 use crate::stores::Store;
 use layout::{Layout, Record};
 use pace::Pace;
@@ -82,7 +83,8 @@ struct State {
 
 /// The agent.
 pub struct Agent {
-    info: NodeInfo,
+    name: String,
+    current: Current,
     client: Client,
     /// How other nodes are reached; none: as they are.
     tls: Option<Arc<ClientTls>>,
@@ -97,7 +99,7 @@ pub struct Agent {
 
 impl Agent {
     /// Prepares the agent; nothing happens yet.
-    pub fn new(config: &Config, client: Client, tls: Option<Arc<ClientTls>>) -> Result<Arc<Agent>> {
+    pub fn new(config: &Config, current: Current, client: Client, tls: Option<Arc<ClientTls>>) -> Result<Arc<Agent>> {
         let layout = Layout::open(&config.node.directory)?;
         let store = config.node.store.as_deref().map(|place| Store::open(place, config));
         let store = store.transpose()?;
@@ -106,7 +108,8 @@ impl Agent {
             ..State::default()
         };
         Ok(Arc::new(Agent {
-            info: describe(config),
+            name: config.node.name(),
+            current,
             client: client.with_silence(SILENCE),
             tls,
             runner: Runner::new(config.node.cpr.as_deref())?,
@@ -146,13 +149,22 @@ impl Agent {
         let mut sequence = self.layout.count_start()? << 32;
         let mut seen = String::new();
         let mut complaint = String::new();
+        let mut current = self.current.clone();
+        let mut info = describe(&current.borrow_and_update());
         loop {
+            if current.has_changed().unwrap_or(false) {
+                let config = current.borrow_and_update().clone();
+                info = describe(&config);
+                self.pace.set(config.node.transfer_mb_per_s);
+                // As after a start: what we say of ourselves is looked at anew.
+                sequence = self.layout.count_start()? << 32;
+            }
             let began = Instant::now();
             sequence += 1;
             let sent = lease_clock();
             let moves = self.tasks.load(Ordering::SeqCst) > 0;
             // The service answers at once to whoever has seen nothing.
-            let report = self.report(sequence, if moves { "" } else { &seen });
+            let report = self.report(&info, sequence, if moves { "" } else { &seen });
             let answer = self.client.post::<Orders>("/v1/agent/heartbeat", &report, None);
             let result = answer.and_then(|orders| {
                 grant_lease(&self.layout.lease(), sent + Duration::from_millis(orders.lease_ms))?;
@@ -186,7 +198,7 @@ impl Agent {
     }
 
     /// What there is.
-    fn report(&self, sequence: u64, seen: &str) -> Report {
+    fn report(&self, info: &NodeInfo, sequence: u64, seen: &str) -> Report {
         // Results first: an image of which a result is told is then among the images.
         let (checkpoints, bad_images, verified, in_store) = {
             let mut state = self.state();
@@ -199,7 +211,7 @@ impl Agent {
             )
         };
         Report {
-            info: self.info.clone(),
+            info: info.clone(),
             instance: self.instance.clone(),
             sequence,
             jobs: self.job_reports(),
@@ -258,9 +270,7 @@ fn describe(config: &Config) -> NodeInfo {
 /// Starts the agent, and the server that other nodes fetch images from.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
     serve::start(parts, config, agent.clone()).await?;
-    agent
-        .begin_scrub(&config.verify)
-        .context(|| "begin to look at images")?;
+    agent.begin_scrub().context(|| "begin to look at images")?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -14,7 +14,6 @@ use cpr_types::{ErrorKind, Result};
 
 use super::Agent;
 use super::images::{for_each_piece, open_held};
-use crate::config::VerifyConfig;
 use crate::log;
 
 /// How often it is looked whether something is due.
@@ -33,11 +32,15 @@ pub fn is_whole(reader: &mut impl Read, bytes: u64, blake3: &str, rate: u64) -> 
 
 impl Agent {
     /// Looks at one image after the other, for ever.
-    pub(super) fn scrub(&self, config: &VerifyConfig) {
-        let period = Duration::from_secs(config.every_s);
+    pub(super) fn scrub(&self) {
         let mut looked: BTreeMap<i64, Instant> = BTreeMap::new();
         loop {
             std::thread::sleep(PAUSE);
+            let config = self.current.borrow().verify.clone();
+            if config.every_s == 0 {
+                continue;
+            }
+            let period = Duration::from_secs(config.every_s);
             let known = self.state().known.clone();
             let held = self.layout.images();
             looked.retain(|id, _| known.contains_key(id));
@@ -74,21 +77,16 @@ impl Agent {
         }
         self.state().bad.push(BadImage {
             id,
-            location: self.info.name.clone(),
+            location: self.name.clone(),
             damaged: true,
             message,
         });
     }
 
-    /// Begins to look at images, where that is wanted.
-    pub(super) fn begin_scrub(self: &Arc<Self>, config: &VerifyConfig) -> std::io::Result<()> {
-        if config.every_s == 0 {
-            return Ok(());
-        }
-        let (agent, config) = (self.clone(), config.clone());
-        std::thread::Builder::new()
-            .name("scrub".into())
-            .spawn(move || agent.scrub(&config))
-            .map(drop)
+    /// Begins to look at images.
+    pub(super) fn begin_scrub(self: &Arc<Self>) -> std::io::Result<()> {
+        let agent = self.clone();
+        let thread = std::thread::Builder::new().name("scrub".into());
+        thread.spawn(move || agent.scrub()).map(drop)
     }
 }

@@ -114,7 +114,7 @@ impl Agent {
             pace: &self.pace,
             damaged: false,
         };
-        let done = store.put(image.id, &mut reader, image.bytes, &image.owner, &self.info.name);
+        let done = store.put(image.id, &mut reader, image.bytes, &image.owner, &self.name);
         if reader.damaged {
             self.discard(image.id, path);
         }

@@ -60,7 +60,7 @@ fn remote(service: &Service, peer: &Peer, parts: &Parts) -> Result<(String, Role
                 .with_hint("`cprd ca issue NAME` or `cprd token NAME` on the grid's host makes one"),
         );
     };
-    tokens::identify(&service.config.tokens, token.trim())?
+    tokens::identify(&service.config.borrow().grid.tokens, token.trim())?
         .ok_or_else(|| Error::new(ErrorKind::Denied, "the token is not known here"))
 }
 
@@ -88,7 +88,7 @@ fn identify(service: &Service, peer: &Peer, parts: &Parts) -> Result<Caller> {
         }
     };
     let role = match role {
-        Role::User if service.config.operators.contains(&name) => Role::Operator,
+        Role::User if service.config.borrow().grid.operators.contains(&name) => Role::Operator,
         role => role,
     };
     Ok(Caller { name, user, role })

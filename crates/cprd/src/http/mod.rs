@@ -18,15 +18,16 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
-use crate::config::{Config, GridConfig};
+use crate::config::Config;
 use crate::log;
+use crate::reload::Current;
 use crate::server::{Limits, Listener, serve};
 use crate::tls::{self, ServerTls};
 
 /// What handlers share.
 pub struct Service {
     pub grid: Arc<Grid>,
-    pub config: GridConfig,
+    pub config: Current,
     pub limits: Limits,
     /// How callers on the network are known; none where they are known by tokens only.
     pub tls: Option<Arc<ServerTls>>,
@@ -68,11 +69,11 @@ pub fn openapi_json() -> Result<String> {
 }
 
 /// Listens at every address of the configuration.
-pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, grid: Arc<Grid>) -> Result<()> {
+pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, current: Current, grid: Arc<Grid>) -> Result<()> {
     let files = config.tls.files().filter(|_| !config.grid.listen.is_empty());
     let service = Arc::new(Service {
         grid,
-        config: config.grid.clone(),
+        config: current,
         limits: config.limits.limits(),
         tls: files.map(tls::service).transpose()?.map(Arc::new),
     });

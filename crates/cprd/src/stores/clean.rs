@@ -15,14 +15,16 @@ use super::{Store, name};
 use crate::agent::is_whole;
 use crate::config::VerifyConfig;
 use crate::log;
+use crate::reload::Current;
 
 /// How often it is looked through.
 const PAUSE: Duration = Duration::from_secs(15);
 
 /// Looks through the store again and again, for ever.
-pub async fn keep_clean(grid: Arc<Grid>, store: Arc<Store>, verify: VerifyConfig) -> Result<()> {
+pub async fn keep_clean(grid: Arc<Grid>, store: Arc<Store>, current: Current) -> Result<()> {
     let mut complaint = String::new();
     loop {
+        let verify = current.borrow().verify.clone();
         let text = look_through(&grid, &store, &verify)
             .await
             .err()

@@ -5,12 +5,10 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use cpr_api::Client;
 use cpr_api::http::Answer;
-use cpr_api::tls::{self, Files};
-use cpr_api::{Client, Endpoint};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rusty_s3::actions::{CreateMultipartUpload, S3Action};
 use rusty_s3::{Credentials, UrlStyle};
@@ -18,6 +16,7 @@ use url::Url;
 
 use super::{checkpoint, name};
 use crate::config::S3Config;
+use crate::outside;
 
 /// How long the signature of a request is good.
 const VALID: Duration = Duration::from_secs(3600);
@@ -29,8 +28,6 @@ const MOST_PARTS: u64 = 9_000;
 const ATTEMPTS: u32 = 4;
 /// Pause before the second attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Where distributions keep the CAs that everybody believes.
-const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Longest answer that is not an image, bytes.
 const LONGEST_ANSWER: u64 = 16 << 20;
 
@@ -49,24 +46,8 @@ impl Bucket {
         let usage = |what: String| Error::new(ErrorKind::Usage, what);
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         let prefix = prefix.trim_matches('/');
-        let url: Url = config
-            .endpoint
-            .parse()
-            .map_err(|error| usage(format!("s3.endpoint {:?} is no address", config.endpoint)).with_source(error))?;
-        let port = url.port_or_known_default().unwrap_or(0);
-        let address = format!("{}:{port}", url.host_str().unwrap_or_default());
-        let endpoint = match url.scheme() {
-            "https" => Endpoint::Tls(address),
-            _ => Endpoint::Tcp(address),
-        };
-        let tls = matches!(endpoint, Endpoint::Tls(_)).then(|| {
-            let files = Files {
-                ca: config.ca.clone().unwrap_or_else(|| SYSTEM_CAS.into()),
-                own: None,
-                revoked: None,
-            };
-            tls::client(files, |_| {})
-        });
+        let url = outside::url(&config.endpoint).context(|| "understand s3.endpoint")?;
+        let client = outside::client(&url, config.ca.as_deref())?;
         let bucket = rusty_s3::Bucket::new(url, UrlStyle::Path, bucket.to_string(), config.region.clone())
             .map_err(|error| usage(format!("s3://{place} is no bucket")).with_source(error))?;
         let bucket = Bucket {
@@ -77,7 +58,7 @@ impl Bucket {
                 format!("{prefix}/")
             },
             keys: config.key_file.clone(),
-            client: Client::new(endpoint, None).with_tls(tls.transpose()?.map(Arc::new)),
+            client,
         };
         bucket.credentials()?;
         Ok(bucket)

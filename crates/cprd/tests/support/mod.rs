@@ -188,6 +188,13 @@ impl Site {
         });
     }
 
+    /// Has a daemon read its configuration again.
+    pub fn hang_up(&self, name: &str) {
+        let (_, child) = self.daemons.iter().find(|(known, _)| known == name).unwrap();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Kills a daemon at once.
     pub fn kill(&mut self, name: &str) {
         let at = self.daemons.iter().position(|(known, _)| known == name).unwrap();
