@@ -1,4 +1,4 @@
-//! Programs that save themselves: when a signal comes, or when a command asks them to.
+//! Programs that save themselves: when a signal comes, when a command or a callback asks them to, or when they like.
 //!
 //! The program keeps its checkpoints in one directory, and puts every file there aside and renames it into place, so
 //! that a file that is new or another one is a complete one. That is what is waited for.
@@ -13,7 +13,7 @@ use cpr_kernel::proc::ProcDir;
 use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::descriptor::{Descriptor, SaveOn, fill};
+use crate::descriptor::{Descriptor, SAVE_NOTICE, SaveOn, fill};
 use crate::engine::{Engine, Group, GroupKind, Rebuilt, Unit};
 use crate::program::Program;
 
@@ -42,7 +42,7 @@ impl Application {
             )
         })?;
         Ok(Application {
-            on: asks.on()?,
+            on: asks.on(descriptor.trigger)?,
             directory: asks.directory.into(),
             limit: descriptor.deadlines.checkpoint(),
             unit: None,
@@ -110,6 +110,21 @@ impl Engine for Application {
                     None => return Err(Error::new(ErrorKind::TimedOut, "its command has not ended in time")),
                 }
             }
+            SaveOn::Callback => {
+                if cpr_native::tell(&unit.processes, SAVE_NOTICE, self.limit)? == 0 {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        "no process of the job has registered a callback",
+                    )
+                    .with_hint("this engine is for programs that save themselves with libgridcpr"));
+                }
+            }
+            SaveOn::Own => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "the program saves itself when it likes, and cannot be asked to",
+                ));
+            }
         }
         loop {
             let now = identities(&directory)?;
@@ -141,10 +156,19 @@ impl Engine for Application {
     fn rebuild(&mut self, unit: &Unit) -> Result<Rebuilt> {
         let directory = self.directory(unit);
         let what = || format!("put the program's files into {}", directory.display());
-        // What is there now is of a later time, or of another try.
-        match std::fs::remove_dir_all(&directory) {
+        // What is there now is of a later time, or of another try. The directory itself may be watched.
+        match std::fs::read_dir(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(what),
-            _ => {}
+            Err(_) => {}
+            Ok(entries) => {
+                for entry in entries {
+                    let entry = entry.context(what)?;
+                    match entry.file_type().context(what)?.is_dir() {
+                        true => std::fs::remove_dir_all(entry.path()).context(what)?,
+                        false => std::fs::remove_file(entry.path()).context(what)?,
+                    }
+                }
+            }
         }
         copy(&unit.files, &directory, 0)?;
         Ok(Rebuilt::Start)
@@ -155,6 +179,19 @@ impl Engine for Application {
     }
 }
 
+/// Copies what a program has saved itself to the files of the unit.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] where there is nothing.
+pub fn save_own(descriptor: &Descriptor, unit: &Unit) -> Result<()> {
+    let nothing = || Error::new(ErrorKind::Unsupported, "the program has saved nothing");
+    let directory = descriptor.own_directory(unit).ok_or_else(nothing)?;
+    if identities(&directory)?.is_empty() {
+        return Err(nothing());
+    }
+    copy(&directory, &unit.files, 0)
+}
+
 /// Whether a process has a handler for a signal.
 fn catches(pid: i32, signal: i32) -> Result<bool> {
     let status = ProcDir::open(pid).and_then(|proc| proc.status());
@@ -163,7 +200,7 @@ fn catches(pid: i32, signal: i32) -> Result<bool> {
 }
 
 /// Whether a file is one that is still written, by its name.
-fn is_unfinished(name: &str) -> bool {
+pub fn is_unfinished(name: &str) -> bool {
     name.starts_with('.') || [".tmp", ".part", ".new"].iter().any(|end| name.ends_with(end))
 }
 

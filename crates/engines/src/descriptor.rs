@@ -13,10 +13,11 @@ use crate::engine::Unit;
 use crate::property::{Properties, Values, first_bad, is_word};
 
 /// The engines compiled in, best first.
-const BUILT_IN: [&str; 3] = [
+const BUILT_IN: [&str; 4] = [
     include_str!("../builtin/native.toml"),
     include_str!("../builtin/criu.toml"),
     include_str!("../builtin/application.toml"),
+    include_str!("../builtin/self-checkpointing.toml"),
 ];
 
 /// How an engine is driven.
@@ -180,6 +181,12 @@ pub struct Asks {
     /// Or this command, whose success says that it is done.
     #[serde(default)]
     pub command: Vec<String>,
+    /// Or the callbacks that it has registered with libgridcpr, which are told [`SAVE_NOTICE`].
+    #[serde(default)]
+    pub callback: bool,
+    /// Where the program saves itself when it likes: it ends with this code to be started again.
+    #[serde(default)]
+    pub exit_code: Option<u8>,
     /// The directory its checkpoints are in.
     pub directory: String,
 }
@@ -191,18 +198,29 @@ pub(crate) enum SaveOn {
     Signal(i32),
     /// A command.
     Command(Vec<OsString>),
+    /// Callbacks of libgridcpr in its processes.
+    Callback,
+    /// Nobody but itself.
+    Own,
 }
 
+/// What callbacks are told that are to save their program.
+pub const SAVE_NOTICE: &str = "checkpoint";
+
 impl Asks {
-    /// Which of both it is.
-    pub(crate) fn on(&self) -> Result<SaveOn> {
-        match (self.signal, &self.command[..]) {
-            (Some(signal @ 1..=64), []) => Ok(SaveOn::Signal(signal)),
-            (None, [_, ..]) => Ok(SaveOn::Command(self.command.iter().map(OsString::from).collect())),
-            _ => Err(Error::new(
-                ErrorKind::Usage,
-                "the table `application` has to have either a signal from 1 to 64 or a command",
-            )),
+    /// Which of them it is.
+    pub(crate) fn on(&self, trigger: Trigger) -> Result<SaveOn> {
+        let wrong = |what: &str| Err(Error::new(ErrorKind::Usage, format!("the table `application` {what}")));
+        match (trigger, self.signal, &self.command[..], self.callback) {
+            (Trigger::Own, None, [], false) => Ok(SaveOn::Own),
+            (Trigger::Own, ..) => wrong("says how a program is asked, and the trigger is its own"),
+            _ if self.exit_code.is_some() => {
+                wrong("has an exit code, which takes a program that is the trigger itself")
+            }
+            (_, Some(signal @ 1..=64), [], false) => Ok(SaveOn::Signal(signal)),
+            (_, None, [_, ..], false) => Ok(SaveOn::Command(self.command.iter().map(OsString::from).collect())),
+            (_, None, [], true) => Ok(SaveOn::Callback),
+            _ => wrong("has to have either a signal from 1 to 64, or a command, or `callback = true`"),
         }
     }
 }
@@ -276,7 +294,7 @@ impl Descriptor {
             (Driver::Native | Driver::Application, false, _) => {
                 return wrong(format!("engine {}: its driver runs no program", descriptor.name));
             }
-            (Driver::Application, _, Some(asks)) => drop(asks.on()?),
+            (Driver::Application, _, Some(asks)) => drop(asks.on(descriptor.trigger)?),
             (Driver::Application, _, None) => {
                 return wrong(format!("engine {}: it has no table `application`", descriptor.name));
             }
@@ -347,6 +365,12 @@ impl Descriptor {
             command[0] = directory.join(&self.program[0]).into_os_string();
         }
         command
+    }
+
+    /// The directory in which programs keep checkpoints that they make themselves.
+    pub fn own_directory(&self, unit: &Unit) -> Option<PathBuf> {
+        let asks = self.application.as_ref()?;
+        Some(PathBuf::from(fill(&[OsString::from(&asks.directory)], unit).remove(0)))
     }
 
     /// Names of the classes whose conditions its properties meet.

@@ -131,7 +131,8 @@ fn the_choice_is_by_what_is_needed() {
     assert_eq!(choose(&need(&["threads=yes"])).as_deref(), Some("native"));
     assert_eq!(choose(&need(&["threads=yes", "restart=here"])).as_deref(), Some("here"));
     assert_eq!(choose(&need(&["images=newest"])).as_deref(), Some("here"));
-    assert_eq!(choose(&need(&["trigger=own"])).as_deref(), Some("own"));
+    assert_eq!(choose(&need(&["trigger=own", "colour=blue"])).as_deref(), Some("own"));
+    assert_eq!(choose(&need(&["trigger=own"])).as_deref(), Some("self-checkpointing"));
     assert_eq!(choose(&need(&["colour=blue", "threads=yes"])), None);
     let basic = Request {
         classes: vec!["basic".to_string()],
@@ -218,7 +219,7 @@ fn files_that_are_wrong_harm_nothing_else() {
     let registry = config.load();
     assert!(registry.engine("good").is_ok());
     // Besides it only those that are compiled in.
-    assert_eq!(registry.engines().len(), 4);
+    assert_eq!(registry.engines().len(), 5);
     assert_eq!(registry.problems.len(), 10, "{:?}", registry.problems);
     assert!(problem(&registry, "typo.toml").contains("clases"));
     assert!(problem(&registry, "open.toml").contains("others can write"));

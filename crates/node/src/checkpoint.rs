@@ -216,11 +216,7 @@ impl<'a> Task<'a> {
                     .with_hint("write a full image there, or the increment to a file"),
             );
         }
-        let own_path = || -> Result<PathBuf> {
-            let number = job.images()?.last().map_or(1, |image| image.number + 1);
-            Ok(job.image_directory()?.path().join(image_name(number)))
-        };
-        let destination = || destination(options.output.as_ref(), own_path);
+        let destination = || destination(options.output.as_ref(), || next_image(job));
         Task::begin(job, options, destination, vault)
     }
 
@@ -277,6 +273,38 @@ impl<'a> Task<'a> {
             stop,
             of_supervisor: false,
             inside,
+            result: None,
+        })
+    }
+
+    /// Starts making an image of what the program of a job has saved itself; for its supervisor.
+    pub(crate) fn for_own(job: &'a Job) -> Result<Task<'a>> {
+        let state = job.living()?;
+        let lock = job.directory.try_lock(CHECKPOINT_LOCK)?;
+        let lock = lock.ok_or_else(|| crate::requests::busy(job))?;
+        let engine = job.spec().engine.as_ref();
+        let engine = engine.ok_or_else(|| crate::wire::internal("a job of ours does not save itself"))?;
+        let saving = Saving::own(job, engine, state.root.unwrap_or(0))?;
+        let (mut destination, image) = destination(None, || next_image(job))?;
+        if let Destination::File(pending) = &mut destination {
+            pending.hand_over();
+        }
+        let us = Target::open(std::process::id() as i32)?;
+        let worker = Worker::start(&us, move |events| {
+            if let Destination::File(pending) = &mut destination {
+                pending.adopt();
+            }
+            saving.register(destination, events).map(Message::Checkpointed)
+        })?;
+        Ok(Task {
+            worker,
+            _lock: Some(lock),
+            job: Some(job),
+            image,
+            in_job_directory: true,
+            stop: false,
+            of_supervisor: true,
+            inside: false,
             result: None,
         })
     }
@@ -477,6 +505,12 @@ fn requester(options: &CheckpointOptions) -> Requester {
         pid: std::process::id() as i32,
         exit_code: options.restarted_exit_code,
     }
+}
+
+/// Where the next image of a job goes that is kept with it.
+fn next_image(job: &Job) -> Result<PathBuf> {
+    let number = job.images()?.last().map_or(1, |image| image.number + 1);
+    Ok(job.image_directory()?.path().join(image_name(number)))
 }
 
 /// Opens the destination here, before any namespace is entered; gives its absolute path unless it is a stream.

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cpr_engines::{Descriptor, Images, Place, Rebuilt, Registry, Steps, Unit};
+use cpr_engines::{Descriptor, Images, Place, Rebuilt, Registry, Steps, Trigger, Unit};
 use cpr_image::{Bundle, BundleRecord, BundleSummary, ImageId, write_bundle};
 use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -109,6 +109,31 @@ impl Saving {
         require_plain(&engine.name, options)?;
         let registry = Registry::load()?;
         let descriptor = registry.engine(&engine.name)?.clone();
+        if descriptor.trigger == Trigger::Own {
+            let text = format!(
+                "checkpoints of engine {} are begun by the program itself only",
+                engine.name
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        Saving::with(job, engine, descriptor, root, own_namespace, after)
+    }
+
+    /// For what the program has saved itself.
+    pub(crate) fn own(job: &Job, engine: &EngineUse, root: i32) -> Result<Saving> {
+        let registry = Registry::load()?;
+        let descriptor = registry.engine(&engine.name)?.clone();
+        Saving::with(job, engine, descriptor, root, false, After::Continue)
+    }
+
+    fn with(
+        job: &Job,
+        engine: &EngineUse,
+        descriptor: Descriptor,
+        root: i32,
+        own_namespace: bool,
+        after: After,
+    ) -> Result<Saving> {
         Ok(Saving {
             record: BundleRecord {
                 id: ImageId::random()?.to_string(),
@@ -139,18 +164,29 @@ impl Saving {
         result
     }
 
-    /// Finds the job's processes, and has the engine find them.
-    pub(crate) fn prepare(&mut self) -> Result<Steps> {
-        let processes = members_of(self.record.root, self.own_namespace)?;
-        self.record.processes = processes.clone();
-        let unit = Unit {
+    /// Makes an image of what the program has saved itself. Nothing is asked, and nothing stands still.
+    pub(crate) fn register(self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
+        let began = Instant::now();
+        let saved = cpr_engines::save_own(&self.descriptor, &self.unit());
+        let summary = saved.and_then(|()| self.publish(destination, events));
+        remove_files(&self.files);
+        Ok(self.report(&summary?, 0, Duration::ZERO, began.elapsed()))
+    }
+
+    fn unit(&self) -> Unit {
+        Unit {
             job: self.record.job.clone(),
             root: self.record.root,
-            processes,
+            processes: self.record.processes.clone(),
             job_directory: self.job_directory.clone(),
             files: self.files.clone(),
-        };
-        let mut steps = Steps::new(&self.descriptor, unit)?;
+        }
+    }
+
+    /// Finds the job's processes, and has the engine find them.
+    pub(crate) fn prepare(&mut self) -> Result<Steps> {
+        self.record.processes = members_of(self.record.root, self.own_namespace)?;
+        let mut steps = Steps::new(&self.descriptor, self.unit())?;
         let group = steps.prepare()?;
         self.record.group = (group.kind.name().to_string(), group.id);
         Ok(steps)
@@ -354,6 +390,11 @@ impl Building {
         })
     }
 
+    /// The program that was started.
+    pub(crate) fn command(&self) -> Vec<OsString> {
+        self.record.command.iter().map(OsString::from).collect()
+    }
+
     /// In the job's init: builds the job again. `start` starts a program anew, with this command.
     pub(crate) fn build(&self, start: impl FnOnce(&[OsString]) -> Result<i32>) -> Result<i32> {
         let unit = Unit {
@@ -380,8 +421,7 @@ impl Building {
             Rebuilt::Start => {
                 std::env::set_current_dir(&self.record.directory)
                     .context(|| format!("enter directory {}", self.record.directory.display()))?;
-                let command: Vec<OsString> = self.record.command.iter().map(OsString::from).collect();
-                let root = start(&command)?;
+                let root = start(&self.command())?;
                 steps.resume_after_restart()?;
                 root
             }

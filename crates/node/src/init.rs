@@ -57,13 +57,19 @@ pub(crate) enum Report {
     Complete,
     /// The root process has ended with this wait(2) status.
     RootEnded { status: i32 },
+    /// It has ended with the exit code that says that it has saved itself, and is to be started again.
+    Saved,
 }
 
 /// What the supervisor tells init.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Send this signal to the root process, or, when that has ended, to those that are left.
     Signal(i32),
+    /// Start the program again, which has saved itself.
+    Again,
+    /// Do not.
+    Over,
 }
 
 /// What a job starts from.
@@ -99,6 +105,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) lifetime: String,
     /// Another engine than ours checkpoints the job.
     pub(crate) foreign: bool,
+    /// The program ends with this exit code when it has saved itself, and is to be started again.
+    pub(crate) saved_code: Option<u8>,
     /// Restart lazily; the pager's descriptors are sent here.
     pub(crate) keeper: Option<OwnedFd>,
 }
@@ -159,7 +167,7 @@ pub(crate) fn prepare_ipc(limits: &[(&'static str, Vec<u8>)]) -> Result<()> {
 /// Runs init until the job has ended; gives the exit code of the process.
 pub(crate) fn run(setting: &Setting<'_>, channel: OwnedFd) -> i32 {
     match prepare(setting, &channel).and_then(|signals| Ok((begin(setting)?, signals))) {
-        Ok((mut started, signals)) => match attend(&mut started, signals, &channel) {
+        Ok((mut started, signals)) => match attend(setting, &mut started, signals, &channel) {
             Ok(()) => 0,
             Err(error) => {
                 // Not one step more, before the pager ends with us: memory that is missing would read as zeros.
@@ -398,8 +406,8 @@ pub(crate) fn offered<'a>(
 }
 
 /// Reaps and obeys until no process of the job is left.
-fn attend(started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<()> {
-    let root = started.root;
+fn attend(setting: &Setting<'_>, started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<()> {
+    let mut root = started.root;
     let channel = channel.try_clone().context(|| "copy a descriptor")?;
     let mut channel = Receiver::new(channel).context(|| "talk to the supervisor")?;
     let tell = |channel: &Receiver, report: &Report| send(channel.as_fd(), report).context(|| "talk to the supervisor");
@@ -408,11 +416,21 @@ fn attend(started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<
         tell(&channel, &Report::Complete)?;
     }
     let mut root_alive = true;
+    // It has ended, and may be started again: how it has ended.
+    let mut saved: Option<i32> = None;
     loop {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid.as_raw_nonzero().get() == root => {
+                Ok(Some((pid, status))) if root_alive && pid.as_raw_nonzero().get() == root => {
                     root_alive = false;
+                    if status
+                        .exit_status()
+                        .is_some_and(|code| setting.saved_code.map(i32::from) == Some(code))
+                    {
+                        saved = Some(status.as_raw());
+                        tell(&channel, &Report::Saved)?;
+                        continue;
+                    }
                     tell(
                         &channel,
                         &Report::RootEnded {
@@ -422,6 +440,8 @@ fn attend(started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<
                 }
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => break,
+                // Nothing is left, until the supervisor has said how it goes on.
+                Err(_) if saved.is_some() => break,
                 Err(_) if root_alive => return Err(crate::wire::internal("the root process was never seen to end")),
                 Err(_) => return wait_for_workers(),
             }
@@ -444,17 +464,43 @@ fn attend(started: &mut Started, signals: OwnedFd, channel: &OwnedFd) -> Result<
         }
         if ready[1] {
             for order in channel.receive().context(|| "listen to the supervisor")? {
-                let Order::Signal(signal) = order;
-                if root_alive {
-                    signal_child(root, signal);
-                } else {
-                    signal_rest(signal);
+                match order {
+                    Order::Signal(signal) if root_alive => signal_child(root, signal),
+                    Order::Signal(signal) => signal_rest(signal),
+                    Order::Again | Order::Over => {
+                        let Some(status) = saved.take() else { continue };
+                        match start_again(setting, order == Order::Again) {
+                            Ok(Some(again)) => {
+                                root = again;
+                                root_alive = true;
+                                tell(&channel, &Report::Started { root })?;
+                            }
+                            Ok(None) => tell(&channel, &Report::RootEnded { status })?,
+                            Err(error) => {
+                                tell(&channel, &Report::Failed(WireError::from(&error)))?;
+                                tell(&channel, &Report::RootEnded { status })?;
+                            }
+                        }
+                    }
                 }
             }
             if channel.ended() {
                 return Err(Error::new(ErrorKind::Cancelled, "the supervisor has ended"));
             }
         }
+    }
+}
+
+/// Starts the program of the job again, where it is to be; gives its PID.
+fn start_again(setting: &Setting<'_>, again: bool) -> Result<Option<i32>> {
+    let command = match setting.start {
+        Start::Command(command) => command.clone(),
+        Start::Foreign(building) => building.command(),
+        Start::Image(_) => return Ok(None),
+    };
+    match again {
+        true => start_command(&command, setting).map(Some),
+        false => Ok(None),
     }
 }
 

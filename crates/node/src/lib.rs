@@ -27,6 +27,7 @@ mod lease;
 mod migrate;
 mod notify;
 mod outcome;
+mod own;
 mod paging;
 mod requests;
 mod restart;

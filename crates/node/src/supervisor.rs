@@ -21,6 +21,7 @@ use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::lease::{LEASE_LAPSED, Lease};
 use crate::outcome::Outcome;
+use crate::own::OwnCheckpoints;
 use crate::paging::Paging;
 use crate::requests::{self, Request, Requests};
 use crate::state::now_ms;
@@ -82,6 +83,14 @@ struct Supervisor<'a> {
     count: usize,
     next: Option<Instant>,
     lease: Option<Lease>,
+    /// The program saves itself when it likes.
+    own: Option<OwnCheckpoints>,
+    /// It has, and ended to be started again.
+    ended_saved: bool,
+    /// It is not to be: somebody has sent it a signal meanwhile.
+    over: bool,
+    /// The task makes an image of what it has saved.
+    registering: bool,
     complaint: Option<String>,
 }
 
@@ -150,6 +159,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
     let terminal = relay.as_ref().map(|r| r.pair.slave.as_fd());
     requests::remove_answers(job)?;
     let requests = Requests::listen(job)?;
+    let own = OwnCheckpoints::watch(job)?;
     let mut init = None;
     let mut ended = None;
     let mut paging = None;
@@ -163,7 +173,14 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
             }
             false => None,
         };
-        let (channel, pid) = start_init(launch, terminal, mask, &mut paging, keeper)?;
+        let (channel, pid) = start_init(
+            launch,
+            terminal,
+            mask,
+            &mut paging,
+            keeper,
+            own.as_ref().and_then(|own| own.exit_code),
+        )?;
         let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
         let result = await_start(&mut channel);
         match result {
@@ -220,10 +237,16 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         count: 0,
         next: job.spec().every.map(|every| Instant::now() + every),
         lease: job.spec().lease.as_deref().map(Lease::watch).transpose()?,
+        own,
+        ended_saved: false,
+        over: false,
+        registering: false,
         complaint: None,
     };
-    if let Some(status) = ended {
-        supervisor.root_ended(status);
+    match ended {
+        Some(Ended::With(status)) => supervisor.root_ended(status),
+        Some(Ended::Saved) => supervisor.ended_saved = true,
+        None => {}
     }
     if complete {
         supervisor.memory_complete();
@@ -247,6 +270,7 @@ fn start_init(
     mask: SignalMask,
     paging: &mut Option<Paging>,
     keeper: Option<OwnedFd>,
+    saved_code: Option<u8>,
 ) -> Result<(OwnedFd, i32)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -276,6 +300,7 @@ fn start_init(
             .lifetime
             .map_or_else(String::new, |lifetime| lifetime.as_secs().to_string()),
         foreign: launch.job.spec().engine.is_some(),
+        saved_code,
         keeper,
     };
     let mut held = paging.take();
@@ -311,8 +336,14 @@ fn start_init(
     }
 }
 
+/// How the root process has ended, which has only just been started.
+enum Ended {
+    With(i32),
+    Saved,
+}
+
 /// PID of the root process, its wait(2) status where it has ended already, and whether all memory is there.
-fn await_start(channel: &mut Receiver) -> Result<(i32, Option<i32>, bool)> {
+fn await_start(channel: &mut Receiver) -> Result<(i32, Option<Ended>, bool)> {
     let what = || "wait for the job to start";
     loop {
         let mut started = None;
@@ -321,7 +352,8 @@ fn await_start(channel: &mut Receiver) -> Result<(i32, Option<i32>, bool)> {
         for report in channel.receive().context(what)? {
             match report {
                 Report::Started { root } => started = Some(root),
-                Report::RootEnded { status } => ended = Some(status),
+                Report::RootEnded { status } => ended = Some(Ended::With(status)),
+                Report::Saved => ended = Some(Ended::Saved),
                 Report::Failed(error) => return Err(error.into()),
                 Report::Complete => complete = true,
             }
@@ -348,6 +380,7 @@ enum Tag {
     Request,
     Vault,
     Lease,
+    Own,
     Terminal(Source),
 }
 
@@ -358,6 +391,7 @@ impl Supervisor<'_> {
         if self.reap()? {
             return Ok(());
         }
+        self.register_when_due();
         loop {
             let (tags, ready) = self.wait()?;
             let mut sources = Vec::new();
@@ -370,6 +404,7 @@ impl Supervisor<'_> {
                     Tag::Request => self.hear_requests()?,
                     Tag::Vault => self.vault.serve(),
                     Tag::Lease => self.end_without_lease(),
+                    Tag::Own => self.look_at_own(),
                     Tag::Terminal(source) => sources.push(source),
                 }
             }
@@ -380,6 +415,7 @@ impl Supervisor<'_> {
                 return Ok(());
             }
             self.checkpoint_when_due();
+            self.register_when_due();
         }
     }
 
@@ -404,6 +440,10 @@ impl Supervisor<'_> {
             tags.push(Tag::Lease);
             polled.push((lease.as_fd(), PollFlags::IN));
         }
+        if let Some(own) = &self.own {
+            tags.push(Tag::Own);
+            polled.push((own.as_fd(), PollFlags::IN));
+        }
         for (source, fd, flags) in self.relay.iter().flat_map(Relay::polled) {
             tags.push(Tag::Terminal(source));
             polled.push((fd, flags));
@@ -413,6 +453,12 @@ impl Supervisor<'_> {
         } else {
             None
         };
+        let registered = self
+            .own
+            .as_ref()
+            .and_then(OwnCheckpoints::due)
+            .filter(|_| self.task.is_none());
+        let deadline = deadline.into_iter().chain(registered).min();
         let ready = wait(&polled, deadline).context(|| "wait for the job")?;
         Ok((tags, ready))
     }
@@ -458,7 +504,8 @@ impl Supervisor<'_> {
         self.record();
     }
 
-    fn forward(&self, signal: i32) {
+    fn forward(&mut self, signal: i32) {
+        self.over |= self.ended_saved;
         // The job may be ending right now.
         match &self.init {
             Some((channel, _)) => {
@@ -483,17 +530,25 @@ impl Supervisor<'_> {
             return Ok(());
         };
         let reports: Vec<Report> = channel.receive().context(|| "listen to the job's init")?;
+        let mut ended = None;
         for report in reports {
             match report {
-                Report::RootEnded { status } => self.root_ended(status),
+                Report::RootEnded { status } => ended = Some(status),
+                Report::Saved => self.ended_saved = true,
                 Report::Complete => self.memory_complete(),
                 Report::Failed(error) => {
                     let error = Error::from(error);
                     self.complain("going on", &error);
                     self.state.error = Some(error.chain());
                 }
-                Report::Started { .. } => {}
+                Report::Started { root } => {
+                    self.state.root = Some(root);
+                    self.record();
+                }
             }
+        }
+        if let Some(status) = ended {
+            self.root_ended(status);
         }
         Ok(())
     }
@@ -577,6 +632,75 @@ impl Supervisor<'_> {
         }
     }
 
+    fn look_at_own(&mut self) {
+        if let Some(own) = &mut self.own
+            && let Err(error) = own.look()
+        {
+            self.own = None;
+            self.complain("watching for its own checkpoints", &error);
+        }
+    }
+
+    /// Makes what the program has saved an image, and has it started again where it has ended for that.
+    fn register_when_due(&mut self) {
+        if self.task.is_some() {
+            return;
+        }
+        if self.ended_saved {
+            // What it wrote last may not have been seen so far.
+            self.look_at_own();
+        }
+        let Some(own) = &mut self.own else {
+            if std::mem::take(&mut self.ended_saved) {
+                self.go_on_after_saving(false);
+            }
+            return;
+        };
+        let new = own.due();
+        if new.is_some_and(|due| self.ended_saved || due <= Instant::now()) {
+            own.take();
+            match Task::for_own(self.job) {
+                Ok(task) => {
+                    self.task = Some(task);
+                    self.registering = true;
+                }
+                Err(error) => self.complain("an image of its own checkpoint", &error),
+            }
+        }
+        if self.task.is_none() && std::mem::take(&mut self.ended_saved) {
+            let saved = self.own.as_mut().is_some_and(OwnCheckpoints::has_saved);
+            if !saved {
+                eprintln!(
+                    "cpr: job {}: it has ended to be started again, and has saved nothing",
+                    self.job.name()
+                );
+            }
+            self.go_on_after_saving(saved);
+        }
+    }
+
+    fn go_on_after_saving(&mut self, well: bool) {
+        let order = match well && !std::mem::take(&mut self.over) {
+            true => Order::Again,
+            false => Order::Over,
+        };
+        if let Some((channel, _)) = &self.init {
+            // Where init has ended, so has the job.
+            let _ = send(channel.as_fd(), &order);
+        }
+    }
+
+    /// What was saved last, by a program that ended then.
+    fn register_last(&mut self) {
+        self.look_at_own();
+        if self.own.as_mut().is_some_and(|own| own.due().is_some()) {
+            match Task::for_own(self.job).and_then(Task::finish_waiting) {
+                Ok(_) => {}
+                Err(error) => self.complain("an image of its own checkpoint", &error),
+            }
+        }
+    }
+
     fn pump_task(&mut self) {
         let Some(task) = &mut self.task else { return };
         let done = task.pump(&mut |_, _, _| {});
@@ -589,6 +713,11 @@ impl Supervisor<'_> {
 
     /// Answers who asked for the checkpoint, or says why it failed where nobody did.
     fn task_ended(&mut self, result: Result<Checkpointed>) {
+        if std::mem::take(&mut self.registering)
+            && let Some(own) = &mut self.own
+        {
+            own.registered(result.is_ok());
+        }
         if let Some(nonce) = self.nonce.take() {
             self.answer(&nonce, &result);
             return;
@@ -661,6 +790,7 @@ impl Supervisor<'_> {
                 result => self.task_ended(result),
             }
         }
+        self.register_last();
         // Killed with its namespace, init could tell nothing.
         let exit = Exit::of_status(self.root_status.unwrap_or(KILL));
         self.state.exit = Some(exit);

@@ -23,6 +23,7 @@ pub fn exec(output: Output, args: Exec) -> Result<u8> {
         engine: run::chosen_engine(output, &args.wanted)?,
         ..JobSpec::default()
     };
+    run::require_asked(spec.engine.as_ref(), "`cpr exec`: nobody is there to see it")?;
     let state = StateDir::open()?;
     if args.recover {
         let recovery = Recovery {

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use cpr_engines::{Considered, Descriptor, Driver, Registry, Verdict};
+use cpr_engines::{Considered, Descriptor, Driver, Registry, Trigger, Verdict};
 use cpr_node::{EngineUse, JobSpec, Outcome, StateDir};
-use cpr_types::Result;
+use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::{OnExit, Run, Wanted};
@@ -19,6 +19,9 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         return explain(output, &args.wanted);
     }
     let chosen = chosen_engine(output, &args.wanted)?;
+    if args.every.is_some() {
+        require_asked(chosen.as_ref(), "--every")?;
+    }
     let state = StateDir::open()?;
     let mut name = args.name;
     if args.on_exit == OnExit::Remove && name.is_none() {
@@ -64,6 +67,19 @@ pub fn chosen_engine(output: Output, wanted: &Wanted) -> Result<Option<EngineUse
         name: engine.name.clone(),
         version: choice.version.clone(),
     }))
+}
+
+/// Refuses `what` where checkpoints are begun by the program itself only.
+pub fn require_asked(chosen: Option<&EngineUse>, what: &str) -> Result<()> {
+    let Some(chosen) = chosen else { return Ok(()) };
+    if Registry::load()?.engine(&chosen.name)?.trigger == Trigger::External {
+        return Ok(());
+    }
+    let name = &chosen.name;
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("checkpoints of engine {name} are begun by the program itself only, which does not go with {what}"),
+    ))
 }
 
 /// Says which engine would be used and why.

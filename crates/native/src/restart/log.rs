@@ -24,7 +24,11 @@ pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manife
     };
     if let Some(own) = own.filter(|own| *own == manifest.checkpoint.log.as_path())
         && let Ok(now) = std::fs::metadata(own)
-        && manifest.files.iter().filter_map(saved_length).all(|length| now.len() >= length)
+        && manifest
+            .files
+            .iter()
+            .filter_map(saved_length)
+            .all(|length| now.len() >= length)
     {
         return None;
     }
