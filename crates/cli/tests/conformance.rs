@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use support::guest;
 use support::{As, Cpr, Ended, PATIENCE, note_skip, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -53,6 +54,8 @@ while True:
 struct Case {
     engine: &'static str,
     user: As,
+    /// Puts what the job needs into the test's directory; false, after saying so, where it cannot be had.
+    install: fn(&Cpr, &str) -> bool,
     job: &'static [&'static str],
     unsupported: &'static [&'static str],
 }
@@ -65,6 +68,7 @@ time.sleep(1000)";
 const NATIVE: Case = Case {
     engine: "native",
     user: As::User,
+    install: nothing,
     job: &["sh", "-c", COUNT_IN_MEMORY],
     // A userfaultfd is not saved.
     unsupported: &["python3", "-c", HOLD_USERFAULTFD],
@@ -72,6 +76,7 @@ const NATIVE: Case = Case {
 const CRIU: Case = Case {
     engine: "criu",
     user: As::Root,
+    install: nothing,
     job: &["sh", "-c", COUNT_IN_MEMORY],
     // The other process is in no tree with the first one.
     unsupported: &["sh", "-c", "(sleep 1000 &); echo 1; exec sleep 1000"],
@@ -79,6 +84,7 @@ const CRIU: Case = Case {
 const APPLICATION: Case = Case {
     engine: "application",
     user: As::User,
+    install: nothing,
     job: &["python3", "-c", COUNT_AND_SAVE],
     // It would die of the signal.
     unsupported: &["sh", "-c", "echo 1; exec sleep 1000"],
@@ -86,9 +92,34 @@ const APPLICATION: Case = Case {
 const EXTERNAL: Case = Case {
     engine: "open-files",
     user: As::User,
+    install: nothing,
     job: &["python3", "-c", COUNT_IN_FILE],
     unsupported: &["sh", "-c", "sleep 1000 & echo 1; sleep 1000"],
 };
+
+const QEMU: Case = Case {
+    engine: "qemu",
+    user: As::User,
+    install: guest::install,
+    job: &{
+        let mut job = [""; 18];
+        let mut at = 0;
+        while at < guest::MACHINE.len() {
+            job[at] = guest::MACHINE[at];
+            at += 1;
+        }
+        job[15] = guest::APPEND;
+        job[16] = "-qmp";
+        job[17] = "unix:qmp,server=on,wait=off";
+        job
+    },
+    // It is no virtual machine.
+    unsupported: &["sh", "-c", "echo 1; exec sleep 1000"],
+};
+
+fn nothing(_: &Cpr, _: &str) -> bool {
+    true
+}
 
 /// `cpr` with a configuration of its own.
 struct Lab {
@@ -186,6 +217,9 @@ fn conforms(test: &str, case: &Case) {
         note_skip(test, shown["reason"].as_str().unwrap());
         return;
     }
+    if !(case.install)(&lab.cpr, test) {
+        return;
+    }
     let last = |job: &str| *lab.numbers(job).last().unwrap();
     // Start; checkpoint and go on.
     lab.start(case.engine, "sim", case.job);
@@ -281,6 +315,12 @@ fn criu_conforms() {
 #[test]
 fn programs_that_save_themselves_conform() {
     conforms("programs_that_save_themselves_conform", &APPLICATION);
+}
+
+// XGCP-TL-6, GCA-VMM-1
+#[test]
+fn virtual_machines_conform() {
+    conforms("virtual_machines_conform", &QEMU);
 }
 
 // GCA-CTS-3, GCA-CTS-33

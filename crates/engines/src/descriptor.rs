@@ -13,9 +13,10 @@ use crate::engine::Unit;
 use crate::property::{Properties, Values, first_bad, is_word};
 
 /// The engines compiled in, best first.
-const BUILT_IN: [&str; 4] = [
+const BUILT_IN: [&str; 5] = [
     include_str!("../builtin/native.toml"),
     include_str!("../builtin/criu.toml"),
+    include_str!("../builtin/qemu.toml"),
     include_str!("../builtin/application.toml"),
     include_str!("../builtin/self-checkpointing.toml"),
 ];
@@ -28,6 +29,8 @@ pub enum Driver {
     Native,
     /// CRIU, by its own protocol.
     Criu,
+    /// A virtual machine, by QEMU's monitor.
+    Qemu,
     /// The program saves itself.
     Application,
     /// A program that speaks the protocol of `docs/engines.md`.
@@ -40,6 +43,7 @@ impl Driver {
         match self {
             Driver::Native => "native",
             Driver::Criu => "criu",
+            Driver::Qemu => "qemu",
             Driver::Application => "application",
             Driver::External => "external",
         }

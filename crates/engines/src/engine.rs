@@ -4,6 +4,7 @@
 //! lets the job go on where a step fails (XGCP-API-7).
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::application::Application;
 use crate::criu::Criu;
 use crate::descriptor::{Descriptor, Driver};
 use crate::external::External;
+use crate::qemu::Qemu;
 
 /// SIGCONT.
 const CONTINUE: i32 = 18;
@@ -78,12 +80,12 @@ pub struct Group {
 }
 
 /// What is there after a rebuild.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rebuilt {
     /// The processes, stopped; this is their root.
     Root(i32),
-    /// The program's own files are in place: start it anew.
-    Start,
+    /// What the program needs is in place: start it anew, with these arguments after its own.
+    Start(Vec<OsString>),
 }
 
 /// An engine at work on one unit. Errors say what failed; [`Steps`] adds which step of which engine it was.
@@ -177,6 +179,7 @@ impl Steps {
             Driver::External => Box::new(External::new(descriptor)),
             Driver::Application => Box::new(Application::new(descriptor)?),
             Driver::Criu => Box::new(Criu::new(descriptor)),
+            Driver::Qemu => Box::new(Qemu::new(descriptor)),
         };
         Ok(Steps::with(
             &descriptor.name,

@@ -22,6 +22,8 @@ mod probe;
 mod program;
 mod property;
 mod protobuf;
+mod qemu;
+mod qmp;
 mod registry;
 
 pub use application::{is_unfinished, save_own};

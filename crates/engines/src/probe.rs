@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::criu::Criu;
 use crate::descriptor::{Descriptor, Driver};
 use crate::external::External;
+use crate::qemu::Qemu;
 
 /// Oldest kernel the native engine works on.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
@@ -37,6 +38,10 @@ impl Descriptor {
             }
             // Whether a program can save itself, it alone knows.
             Driver::Application => (None, Ok(())),
+            Driver::Qemu => match Qemu::probe(self) {
+                Ok(version) => (version, Ok(())),
+                Err(error) => (None, Err(error.chain())),
+            },
             Driver::External => match External::probe(self) {
                 Ok(version) => (version, Ok(())),
                 Err(error) => (None, Err(error.chain())),

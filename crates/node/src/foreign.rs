@@ -418,10 +418,12 @@ impl Building {
                 self.require_adopted(root)?;
                 root
             }
-            Rebuilt::Start => {
+            Rebuilt::Start(more) => {
                 std::env::set_current_dir(&self.record.directory)
                     .context(|| format!("enter directory {}", self.record.directory.display()))?;
-                let root = start(&self.command())?;
+                let mut command = self.command();
+                command.extend(more);
+                let root = start(&command)?;
                 steps.resume_after_restart()?;
                 root
             }

@@ -16,6 +16,7 @@
     reason = "each test program uses its own part of this module"
 )]
 
+pub mod guest;
 pub mod image;
 pub mod library;
 pub mod net;
