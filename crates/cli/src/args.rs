@@ -500,8 +500,14 @@ The job goes on when its memory has been saved, unless --stop or --signal says o
 the job goes on, too.")]
 pub struct Checkpoint {
     /// Name of a job, or a PID
-    #[arg(value_name = "JOB|PID", required_unless_present = "session")]
+    #[arg(value_name = "JOB|PID", required_unless_present_any = ["session", "all"])]
     pub target: Option<PathBuf>,
+    /// Save every job of yours that runs, one after the other, each as a checkpoint of its own
+    ///
+    /// With --stop before a machine is shut down; `cpr restart --all` lets them go on. A job that cannot be saved goes on,
+    /// and the others are saved all the same.
+    #[arg(long, conflicts_with_all = ["target", "more", "session", "output", "signal", "restarted_code"])]
+    pub all: bool,
     /// Further jobs, which are saved in the same stop, into a directory with one image for each
     #[arg(value_name = "JOB", requires = "output",
         conflicts_with_all = ["signal", "live", "incremental", "compress", "tcp", "compare", "files"])]
@@ -568,8 +574,11 @@ its newest image that is not damaged. A directory that `cpr checkpoint` has made
 the background. In the foreground `cpr restart` ends when the job does, with the job's exit code.")]
 pub struct Restart {
     /// Name of a job, an image, the directory of several, or `-` for an image on standard input
-    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
-    pub source: PathBuf,
+    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath, required_unless_present = "all")]
+    pub source: Option<PathBuf>,
+    /// Let every job of yours go on that was ended by a checkpoint or a crash and has an image, in the background
+    #[arg(long, conflicts_with_all = ["source", "name", "terminal", "lease"])]
+    pub all: bool,
     /// Run in the background
     #[arg(short, long)]
     pub detach: bool,

@@ -133,7 +133,8 @@ pub fn to_json(value: &impl Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| Error::new(ErrorKind::Internal, "encode the result").with_source(error))
 }
 
-fn error_json(error: &Error) -> Value {
+/// An error as JSON.
+pub fn error_json(error: &Error) -> Value {
     let mut causes = Vec::new();
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {

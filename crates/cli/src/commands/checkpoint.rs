@@ -2,16 +2,20 @@
 
 use std::io::{self, IsTerminal};
 
-use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination, SetUnit};
+use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination, Phase, SetUnit, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::Checkpoint;
+use crate::commands::every::every;
 use crate::commands::grid;
 use crate::output::{Output, clean, duration, milliseconds, size};
 use crate::target::{self, Live, live};
 
 pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
+    if args.all {
+        return all(output, &args);
+    }
     if !args.more.is_empty() {
         return several(output, &args).map(|()| 0);
     }
@@ -97,9 +101,23 @@ fn several(output: Output, args: &Checkpoint) -> Result<()> {
     )
 }
 
-fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> Result<()> {
+/// Saves every job that runs.
+fn all(output: Output, args: &Checkpoint) -> Result<u8> {
+    let mut jobs = StateDir::open()?.jobs()?;
+    // Those that have ended since are told as such.
+    jobs.retain(|job| job.status().is_ok_and(|status| status.phase == Phase::Running));
+    every(output, jobs, &mut |job| {
+        let made = job.checkpoint(options(output, args, None))?;
+        Ok((
+            report_json(Some(job.name()), None, None, &made),
+            report_text(job.name(), &made),
+        ))
+    })
+}
+
+fn options(output: Output, args: &Checkpoint, destination: Option<Destination>) -> CheckpointOptions {
     let mut progress = output.progress();
-    let options = CheckpointOptions {
+    CheckpointOptions {
         stop: args.stop,
         signal: args.signal,
         live: args.live,
@@ -117,7 +135,11 @@ fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> R
         keep: args.contents.keep(),
         restarted_exit_code: args.restarted_code,
         progress: Some(Box::new(move |phase, done, total| progress.update(phase, done, total))),
-    };
+    }
+}
+
+fn make(output: Output, args: Checkpoint, destination: Option<Destination>) -> Result<()> {
+    let options = options(output, &args, destination);
     let (name, job, pid, made) = match live(args.target.as_deref(), args.session)? {
         Live::Job(job) => {
             // Only JSON tells it, and finding it takes time.

@@ -8,6 +8,7 @@ mod classes;
 mod completions;
 pub mod edit;
 mod engines;
+mod every;
 mod exec;
 mod grid;
 mod images;

@@ -4,12 +4,13 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use cpr_image::{Bundle, Image};
-use cpr_node::{NamespaceChoice, RestartOptions, StateDir};
+use cpr_node::{Job, NamespaceChoice, Phase, RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::Restart;
 use crate::commands::conclude;
+use crate::commands::every::every;
 use crate::output::Output;
 use crate::target::{Kept, job_or_image, require_job_name, set};
 
@@ -29,20 +30,48 @@ fn several(output: Output, args: &Restart, set: &Path) -> Result<u8> {
     Ok(0)
 }
 
-pub fn restart(output: Output, args: Restart) -> Result<u8> {
-    require_job_name(args.name.as_deref())?;
-    if let Some(set) = set(&args.source) {
-        return several(output, &args, &set);
-    }
-    let options = RestartOptions {
+/// Restarts every job that a checkpoint or a crash has ended. One that has finished, or was killed, has nothing to go on
+/// with.
+fn all(output: Output, args: &Restart) -> Result<u8> {
+    let state = StateDir::open()?;
+    let mut jobs = state.jobs()?;
+    let waits = |job: &Job| -> Result<bool> {
+        let ended = matches!(job.status()?.phase, Phase::Stopped | Phase::Crashed);
+        Ok(ended && !job.images()?.is_empty())
+    };
+    // What cannot be looked at is told by the restart.
+    jobs.retain(|job| waits(job).unwrap_or(true));
+    every(output, jobs, &mut |job| {
+        let options = RestartOptions {
+            detach: true,
+            ..options(args)
+        };
+        cpr_node::restart_job(&state, job.name(), options)?;
+        Ok((json!({"job": job.name()}), format!("{}\n", job.name())))
+    })
+}
+
+fn options(args: &Restart) -> RestartOptions {
+    RestartOptions {
         detach: args.detach,
-        name: args.name,
+        name: args.name.clone(),
         namespace: args.namespace.into(),
         terminal: args.terminal,
         lazy: args.lazy,
-        lease: args.lease,
+        lease: args.lease.clone(),
+    }
+}
+
+pub fn restart(output: Output, args: Restart) -> Result<u8> {
+    require_job_name(args.name.as_deref())?;
+    let Some(source) = &args.source else {
+        return all(output, &args);
     };
-    if args.source.as_os_str() == "-" {
+    if let Some(set) = set(source) {
+        return several(output, &args, &set);
+    }
+    let options = options(&args);
+    if source.as_os_str() == "-" {
         if io::stdin().is_terminal() {
             return Err(Error::new(ErrorKind::Usage, "an image is not read from a terminal")
                 .with_hint("let a command write it: `cpr checkpoint -o - JOB | cpr restart -`"));
@@ -51,7 +80,7 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
         output.detail(|| format!("restarting image {} from standard input", image.id()));
         return conclude(output, &cpr_node::restart_image(&StateDir::open()?, image, options)?);
     }
-    let outcome = match job_or_image(&args.source)? {
+    let outcome = match job_or_image(source)? {
         Kept::Image(path) => match Bundle::recognise(&path)? {
             Some(bundle) => {
                 let record = bundle.record();
