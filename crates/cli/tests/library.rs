@@ -92,7 +92,7 @@ impl Run {
 
 const USERS: [As; 2] = [As::Root, As::User];
 
-// LBNL-3.6.7 LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
+// LBNL-2.2.1.1 LBNL-2.2.1.2 LBNL-3.6.7 LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
 #[test]
 fn callbacks_run_in_a_thread_in_their_order() {
     for user in USERS {
@@ -612,7 +612,7 @@ fn what_a_process_writes_into_its_page_harms_nobody() {
     }
 }
 
-// LBNL-2.4.1 XGCP-CB-2
+// LBNL-1.2.4.2.c LBNL-2.4.1 XGCP-CB-2
 #[test]
 fn a_callback_deals_with_a_connection() {
     use std::io::Read;

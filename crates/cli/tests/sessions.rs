@@ -268,7 +268,7 @@ fn stands_still(test: &str, user: As) {
     assert_eq!(cpr.cpr(["resume", argument]).code, NOT_FOUND);
 }
 
-// LBNL-3.6.1.5, LBNL-3.6.1.6, LBNL-2.2.1.4
+// LBNL-1.2.4.1.b, LBNL-2.2.1.3, LBNL-3.6.1.5, LBNL-3.6.1.6, LBNL-2.2.1.4
 #[test]
 fn a_process_is_suspended_and_resumed_root() {
     stands_still("a_process_is_suspended_and_resumed_root", As::Root);

@@ -535,7 +535,8 @@ fn streams_that_lead_out_are_supplied_at_restart() {
     assert_eq!(text, ["onethree", "two"]);
 }
 
-/// LBNL-3.9.8.1.5, LBNL-3.9.8.4.3A: /dev/tty follows its own rule, the standard streams beside it theirs.
+/// LBNL-3.9.8.1.5, LBNL-3.9.8.4.3A, LBNL-3.9.8.4.3B: /dev/tty follows its own rule, another name of the terminal becomes
+/// that of the new one, and the standard streams beside it follow theirs.
 #[test]
 fn the_terminal_the_job_was_started_on_is_replaced() {
     let script = r#"
@@ -579,7 +580,11 @@ time.sleep(1000)
     let (new, _) = terminal();
     let slave = new.slave.try_clone().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let streams = [None, Some(OwnedFd::from(writer)), Some(slave.try_clone().unwrap())];
+    let streams = [
+        Some(slave.try_clone().unwrap()),
+        Some(OwnedFd::from(writer)),
+        Some(slave.try_clone().unwrap()),
+    ];
     let restored = Restored::with_terminal(manifest, &pages, &streams, Some(&slave)).unwrap();
     file(restored.at(0, 1)).write_all(b"to the pipe").unwrap();
     file(restored.at(0, 50)).write_all(b"to the tty").unwrap();
@@ -590,6 +595,8 @@ time.sleep(1000)
     // A terminal may hand over each write by itself.
     file(new.master.as_fd()).read_exact(&mut text[..15]).unwrap();
     assert_eq!(&text[..15], b"to the tty, too");
+    let device = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_rdev;
+    assert_eq!(device(restored.at(0, 51)), device(slave.as_fd()));
     let now = cpr_kernel::terminal::attributes(slave.as_fd()).unwrap();
     assert_eq!(now.local & libc::ECHO, 0);
 }
