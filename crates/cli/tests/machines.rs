@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use support::guest::{APPEND, MACHINE, install};
-use support::{As, Cpr, PATIENCE, note_skip, wait_until};
+use support::{As, Cpr, PATIENCE, copy_tree, finish, note_skip, wait_until};
 
 const UNSUPPORTED: i32 = 69;
 
@@ -85,4 +85,44 @@ fn a_machine_that_writes_to_a_disk_is_refused() {
     let lines = numbers(&cpr, "disk").len();
     wait_until(PATIENCE, "it goes on", || numbers(&cpr, "disk").len() > lines + 3);
     cpr.checkpoint("fixed", &[]);
+}
+
+/// With the descriptor and the wrapper of `examples/machine`: the job is a command like any other.
+// GCA-VMM-3, GCA-VMM-5, GCA-CTS-23, GCA-CTS-25, GCA-WRAP-5
+#[test]
+fn a_job_is_put_into_a_machine_that_is_started_for_it() {
+    let test = "a_job_is_put_into_a_machine";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    if !works(&cpr, test) {
+        return;
+    }
+    let config = cpr.work.join("config");
+    let example = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("examples/machine");
+    copy_tree(&example, &config.join("engines.d"));
+    cpr.give(&config);
+    let with = |arguments: &[&str]| {
+        let mut command = cpr.command(cpr.binary());
+        let variables = [
+            ("GRIDCPR_CONFIG_DIRS", config.as_os_str()),
+            ("MACHINE_KERNEL", "kernel".as_ref()),
+        ];
+        command.envs(variables).env("MACHINE_INITRD", "initrd").args(arguments);
+        finish(&cpr.work, command, PATIENCE)
+    };
+    // What it says comes from the guest: its first process, and a word that is quoted.
+    let say =
+        "cat /proc/1/cmdline; echo; echo \"$0\"; i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; usleep 50000; done";
+    let job = ["sh", "-c", say, "it's a word"];
+    let engine = ["run", "-d", "--engine", "in-a-machine", "--name", "inside", "--"];
+    with(&[&engine[..], &job].concat()).good();
+    wait_until(PATIENCE, "the job counts", || numbers(&cpr, "inside").last() > Some(&5));
+    let text = String::from_utf8_lossy(&cpr.logs("inside")).into_owned();
+    assert!(text.contains("/init") && text.contains("it's a word"), "{text}");
+    with(&["checkpoint", "--stop", "inside"]).good();
+    let lines = numbers(&cpr, "inside").len();
+    with(&["restart", "-d", "inside"]).good();
+    // It ends by itself, and the machine with it.
+    assert_eq!(cpr.wait("inside"), 0);
+    let all = numbers(&cpr, "inside");
+    assert!(all.len() > lines && all == (1..=60).collect::<Vec<u64>>(), "{all:?}");
 }

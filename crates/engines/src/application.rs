@@ -171,7 +171,7 @@ impl Engine for Application {
             }
         }
         copy(&unit.files, &directory, 0)?;
-        Ok(Rebuilt::Start(Vec::new()))
+        Ok(Rebuilt::Start(None))
     }
 
     fn resume_after_restart(&mut self) -> Result<()> {

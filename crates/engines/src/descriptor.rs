@@ -113,6 +113,10 @@ pub struct Descriptor {
     /// stand for the job's name, its root process, the directory of the engine's files and the job's own (GCA-CTS-24).
     #[serde(default)]
     pub program: Vec<String>,
+    /// A program that is run in place of a job of this engine, with its arguments; those of the job come after (GCA-CTS-23).
+    /// Placeholders are as in `program`.
+    #[serde(default)]
+    pub wrapper: Vec<String>,
     /// How a program is made to save itself.
     #[serde(default)]
     pub application: Option<Asks>,
@@ -230,7 +234,7 @@ impl Asks {
 }
 
 /// Puts what is known of a unit in place of `%JOB%`, `%ROOT%`, `%IMAGE%` and `%JOB_DIRECTORY%`.
-pub(crate) fn fill(template: &[OsString], unit: &Unit) -> Vec<OsString> {
+pub fn fill(template: &[OsString], unit: &Unit) -> Vec<OsString> {
     let values: [(&[u8], Vec<u8>); 4] = [
         (b"%JOB%", unit.job.clone().into_bytes()),
         (b"%ROOT%", unit.root.to_string().into_bytes()),
@@ -359,14 +363,23 @@ impl Descriptor {
     /// The engine's program with its arguments; `otherwise` where the descriptor names none. A program whose name has a
     /// `/` in it and does not begin with one is looked for beside the descriptor.
     pub(crate) fn command(&self, otherwise: &[&str]) -> Vec<OsString> {
-        if self.program.is_empty() {
-            return otherwise.iter().map(OsString::from).collect();
+        match self.program.is_empty() {
+            true => otherwise.iter().map(OsString::from).collect(),
+            false => self.beside(&self.program),
         }
-        let mut command: Vec<OsString> = self.program.iter().map(OsString::from).collect();
-        if self.program[0].contains('/')
+    }
+
+    /// What comes before the command of a job; nothing where it is run as it is.
+    pub fn wrapper(&self) -> Vec<OsString> {
+        self.beside(&self.wrapper)
+    }
+
+    fn beside(&self, words: &[String]) -> Vec<OsString> {
+        let mut command: Vec<OsString> = words.iter().map(OsString::from).collect();
+        if let Some(program) = words.first().filter(|program| program.contains('/'))
             && let Some(directory) = self.file.as_deref().and_then(std::path::Path::parent)
         {
-            command[0] = directory.join(&self.program[0]).into_os_string();
+            command[0] = directory.join(program).into_os_string();
         }
         command
     }

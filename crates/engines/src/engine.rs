@@ -84,8 +84,8 @@ pub struct Group {
 pub enum Rebuilt {
     /// The processes, stopped; this is their root.
     Root(i32),
-    /// What the program needs is in place: start it anew, with these arguments after its own.
-    Start(Vec<OsString>),
+    /// What the program needs is in place: start it anew, by its own command or this one.
+    Start(Option<Vec<OsString>>),
 }
 
 /// An engine at work on one unit. Errors say what failed; [`Steps`] adds which step of which engine it was.

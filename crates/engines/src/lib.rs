@@ -28,7 +28,7 @@ mod registry;
 
 pub use application::{is_unfinished, save_own};
 pub use class::Class;
-pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, SAVE_NOTICE, Trigger};
+pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, SAVE_NOTICE, Trigger, fill};
 pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};
 pub use native::Native;
 pub use probe::Probe;

@@ -2,7 +2,7 @@
 //!
 //! The guest stands still between `stop` and `resume_after_checkpoint`; QEMU itself does not. Its state goes into a file as
 //! on a migration, through a descriptor, so that QEMU needs no right of its own on it. A restart runs the same command, with
-//! the guest waiting for that state.
+//! the guest waiting for that state; where a wrapper had made it, the wrapper is not needed again.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -37,6 +37,8 @@ struct Note {
     socket: PathBuf,
     /// The guest ran, and was stopped for the checkpoint.
     ran: bool,
+    /// The command that QEMU was run with, by whatever means.
+    command: Vec<String>,
 }
 
 /// A machine that is saved or built again.
@@ -45,6 +47,7 @@ pub(crate) struct Qemu {
     unit: Option<Unit>,
     monitor: Option<Monitor>,
     socket: PathBuf,
+    command: Vec<String>,
     /// We have stopped the guest.
     stopped: bool,
     saved: Option<Note>,
@@ -57,6 +60,7 @@ impl Qemu {
             unit: None,
             monitor: None,
             socket: PathBuf::new(),
+            command: Vec::new(),
             stopped: false,
             saved: None,
         }
@@ -131,14 +135,21 @@ impl Qemu {
 fn arguments_of(pid: i32) -> Result<Vec<String>> {
     let path = format!("/proc/{pid}/cmdline");
     let bytes = std::fs::read(&path).context(|| format!("read {path}"))?;
-    let words = bytes.split(|byte| *byte == 0);
-    Ok(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+    let words = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|byte| *byte == 0);
+    let word = |word: &[u8]| {
+        String::from_utf8(word.to_vec()).map_err(|_| {
+            let text = format!("the command of process {pid} has an argument that is no UTF-8");
+            Error::new(ErrorKind::Unsupported, text)
+        })
+    };
+    words.map(word).collect()
 }
 
 impl Engine for Qemu {
     fn prepare(&mut self, unit: &Unit) -> Result<Group> {
         let limit = self.deadlines.prepare();
-        let socket = socket_of(&arguments_of(unit.root)?).ok_or_else(|| {
+        self.command = arguments_of(unit.root)?;
+        let socket = socket_of(&self.command).ok_or_else(|| {
             let text = format!("process {} is no QEMU with a monitor that can be reached", unit.root);
             Error::new(ErrorKind::Unsupported, text)
                 .with_hint("run qemu-system-… with `-qmp unix:PATH,server=on,wait=off` as the job")
@@ -187,6 +198,7 @@ impl Engine for Qemu {
         self.write(&Note {
             socket: self.socket.clone(),
             ran: self.stopped,
+            command: self.command.clone(),
         })?;
         self.ask("migrate-set-parameters", json!({"max-bandwidth": FASTEST}), limit)?;
         let monitor = self.monitor()?;
@@ -257,8 +269,10 @@ impl Engine for Qemu {
             std::fs::remove_file(&note.socket).context(|| format!("remove {}", note.socket.display()))?;
         }
         self.unit = Some(unit.clone());
+        let waiting = WAITING.into_iter().map(Into::into);
+        let command = note.command.iter().map(Into::into).chain(waiting).collect();
         self.saved = Some(note);
-        Ok(Rebuilt::Start(WAITING.map(Into::into).to_vec()))
+        Ok(Rebuilt::Start(Some(command)))
     }
 
     fn resume_after_restart(&mut self) -> Result<()> {

@@ -91,7 +91,7 @@ pub fn become_job(state: &StateDir, spec: &JobSpec, again: bool) -> Result<Infal
     let job = make(state, spec, again)?;
     let error = match register(&job) {
         Ok(_lock) => {
-            let error = run(&job, &spec.command);
+            let error = run(&job, &spec.whole_command(job.name(), job.path()));
             Error::new(ErrorKind::of_io(&error), format!("run {}", program.to_string_lossy())).with_source(error)
         }
         Err(error) => error,

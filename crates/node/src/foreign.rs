@@ -418,12 +418,10 @@ impl Building {
                 self.require_adopted(root)?;
                 root
             }
-            Rebuilt::Start(more) => {
+            Rebuilt::Start(command) => {
                 std::env::set_current_dir(&self.record.directory)
                     .context(|| format!("enter directory {}", self.record.directory.display()))?;
-                let mut command = self.command();
-                command.extend(more);
-                let root = start(&command)?;
+                let root = start(&command.unwrap_or_else(|| self.command()))?;
                 steps.resume_after_restart()?;
                 root
             }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cpr_engines::{Unit, fill};
 use cpr_image::Bundle;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -99,8 +100,26 @@ pub struct JobSpec {
     pub lease: Option<PathBuf>,
     /// The engine that checkpoints it, where that is not the native one.
     pub engine: Option<EngineUse>,
+    /// What is run in place of the command, which comes after it, with placeholders as descriptors of engines have them.
+    pub wrapper: Vec<OsString>,
     /// The directory it is started in, where that is not ours.
     pub directory: Option<PathBuf>,
+}
+
+impl JobSpec {
+    /// The command with what is run in its place.
+    pub(crate) fn whole_command(&self, name: &str, directory: &Path) -> Vec<OsString> {
+        let unit = Unit {
+            job: name.to_string(),
+            root: 0,
+            processes: Vec::new(),
+            job_directory: directory.to_path_buf(),
+            files: PathBuf::new(),
+        };
+        let mut whole = fill(&self.wrapper, &unit);
+        whole.extend(self.command.iter().cloned());
+        whole
+    }
 }
 
 /// Where a job is in its life.
@@ -319,6 +338,8 @@ impl Job {
             },
             lease: stored.lease.clone(),
             engine: stored.engine.clone(),
+            // It is part of the command that is kept.
+            wrapper: Vec::new(),
             directory: Some(stored.directory.clone()),
         };
         Job {

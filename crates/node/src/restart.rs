@@ -69,8 +69,8 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         return Err(Error::new(ErrorKind::Usage, "there is no command to run"));
     }
     require_period(spec.every)?;
-    let start = Start::Command(spec.command.clone());
-    let job = state.create_job(spec)?;
+    let job = state.create_job(spec.clone())?;
+    let start = Start::Command(spec.whole_command(job.name(), job.path()));
     let launch = Launch {
         job: &job,
         start,

@@ -210,7 +210,11 @@ impl StateDir {
             None => self.create_unnamed(&spec)?,
         };
         let stored = StoredSpec {
-            command: spec.command.iter().map(|a| a.to_string_lossy().into_owned()).collect(),
+            command: spec
+                .whole_command(&name, directory.path())
+                .iter()
+                .map(|a| a.to_string_lossy().into_owned())
+                .collect(),
             directory: match &spec.directory {
                 Some(directory) => directory.clone(),
                 None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),

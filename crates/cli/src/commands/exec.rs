@@ -13,6 +13,7 @@ pub fn exec(output: Output, args: Exec) -> Result<u8> {
     if args.wanted.explain {
         return run::explain(output, &args.wanted);
     }
+    let chosen = run::chosen_engine(output, &args.wanted)?;
     let spec = JobSpec {
         name: Some(args.name.clone()),
         keep_files: args.contents.keep(),
@@ -20,7 +21,8 @@ pub fn exec(output: Output, args: Exec) -> Result<u8> {
         command: args.command,
         keep: args.keep,
         tcp: args.tcp.into(),
-        engine: run::chosen_engine(output, &args.wanted)?,
+        wrapper: run::wrapper(chosen.as_ref())?,
+        engine: chosen,
         ..JobSpec::default()
     };
     run::require_asked(spec.engine.as_ref(), "`cpr exec`: nobody is there to see it")?;

@@ -1,6 +1,6 @@
 //! `cpr run`
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use cpr_engines::{Considered, Descriptor, Driver, Registry, Trigger, Verdict};
@@ -41,6 +41,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         share_ipc: args.share_ipc,
         tcp: args.tcp.into(),
         lease: args.lease,
+        wrapper: wrapper(chosen.as_ref())?,
         engine: chosen,
         directory: None,
     };
@@ -67,6 +68,14 @@ pub fn chosen_engine(output: Output, wanted: &Wanted) -> Result<Option<EngineUse
         name: engine.name.clone(),
         version: choice.version.clone(),
     }))
+}
+
+/// What the descriptor of the engine has run in place of a job.
+pub fn wrapper(chosen: Option<&EngineUse>) -> Result<Vec<OsString>> {
+    match chosen {
+        Some(chosen) => Ok(Registry::load()?.engine(&chosen.name)?.wrapper()),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// Refuses `what` where checkpoints are begun by the program itself only.
