@@ -120,6 +120,12 @@ pub enum CheckpointResult {
         bytes: u64,
         /// BLAKE3, in hexadecimal digits.
         blake3: String,
+        /// How long the job stood still for it, milliseconds; none where that is not known any more.
+        #[serde(default)]
+        cost_ms: Option<u64>,
+        /// How long it took to make, milliseconds.
+        #[serde(default)]
+        took_ms: Option<u64>,
     },
     /// There is none.
     Failed {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most words of a command line, and variables of an environment.
 const MOST_WORDS: usize = 16_384;
+/// Seconds between checkpoints where that is to be adapted and nothing is known.
+const ADAPT_FROM_S: u64 = 600;
 /// Most bytes of all words and variables together; below what execve(2) takes.
 const MOST_BYTES: usize = 1 << 20;
 
@@ -34,6 +36,10 @@ pub struct JobSpec {
     /// Seconds between checkpoints; none are made by schedule without it.
     #[serde(default)]
     pub every_s: Option<u64>,
+    /// The time between checkpoints follows from what they cost and from how often the system fails; `every_s`, or ten
+    /// minutes, is what it begins with.
+    #[serde(default)]
+    pub adapt: bool,
     /// Number of complete checkpoints kept while the job runs; 2 where nothing is said.
     #[serde(default)]
     pub keep: Option<u32>,
@@ -232,6 +238,46 @@ pub enum Intent {
     Expire,
 }
 
+/// Which element of an array a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Element {
+    /// The array: the number of its first job.
+    pub id: i64,
+    /// The index; the job has it in its environment as `GRIDCPR_ARRAY_INDEX`.
+    pub index: i64,
+}
+
+/// `POST /v1/arrays`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ArrayRequest {
+    /// What every job is to be. `%a` in `output` stands for the index.
+    pub spec: JobSpec,
+    /// First index.
+    pub first: i64,
+    /// Last index.
+    pub last: i64,
+    /// From one index to the next.
+    #[serde(default = "one")]
+    pub step: i64,
+}
+
+fn one() -> i64 {
+    1
+}
+
+/// An array of jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Array {
+    /// Its number: that of its first job.
+    pub id: i64,
+    /// Its jobs, in the order of their indices.
+    pub jobs: Vec<i64>,
+}
+
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -244,6 +290,9 @@ pub struct Job {
     pub spec: JobSpec,
     /// Where it is in its life.
     pub state: JobState,
+    /// The array it is of.
+    #[serde(default)]
+    pub array: Option<Element>,
     /// Why it is in this state, for people.
     #[serde(default)]
     pub reason: Option<String>,
@@ -286,6 +335,9 @@ pub struct Job {
     /// When it ended for good.
     #[serde(default)]
     pub ended_ms: Option<i64>,
+    /// Time between its checkpoints, as it has been adapted.
+    #[serde(default)]
+    pub interval_ms: Option<i64>,
     /// When its newest scheduled or asked-for checkpoint was begun.
     #[serde(default)]
     pub checkpoint_begun_ms: Option<i64>,
@@ -299,6 +351,7 @@ impl Job {
             owner,
             spec,
             state: JobState::Queued,
+            array: None,
             reason: None,
             node: None,
             incarnation: 0,
@@ -314,8 +367,16 @@ impl Job {
             submitted_ms,
             started_ms: None,
             ended_ms: None,
+            interval_ms: None,
             checkpoint_begun_ms: None,
         }
+    }
+
+    /// Time between its checkpoints; none where none are made by schedule.
+    pub fn every_ms(&self) -> Option<i64> {
+        let begin_s = self.spec.every_s.or(self.spec.adapt.then_some(ADAPT_FROM_S));
+        let begin_ms = begin_s.map(|every| i64::try_from(every.saturating_mul(1000)).unwrap_or(i64::MAX));
+        self.interval_ms.filter(|_| self.spec.adapt).or(begin_ms)
     }
 }
 
@@ -406,6 +467,12 @@ pub struct Checkpoint {
     /// BLAKE3 of the image, in hexadecimal digits.
     #[serde(default)]
     pub blake3: String,
+    /// How long the job stood still for it, milliseconds.
+    #[serde(default)]
+    pub cost_ms: Option<u64>,
+    /// How long it took to make, milliseconds.
+    #[serde(default)]
+    pub took_ms: Option<u64>,
     /// When it was asked for.
     pub created_ms: i64,
     /// When it was on disk.

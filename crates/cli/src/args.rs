@@ -10,7 +10,7 @@ use cpr_node::{Compression, Sequence};
 
 use cpr_node::{FileRule, Keep};
 
-use crate::grid_args::{Checkpoints, Context, Drain, Events, JobId, Jobs, Nodes, Queue, Recover, Submit};
+use crate::grid_args::{Cancel, Checkpoints, Context, Drain, Events, Jobs, Nodes, Queue, Recover, Submit};
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -115,7 +115,7 @@ pub enum Verb {
     /// List the jobs of a grid that wait, in the order in which they start, and why each of them waits
     Queue(Queue),
     /// End a job of a grid for good
-    Cancel(JobId),
+    Cancel(Cancel),
     /// Let a job of a grid go on that was suspended or cancelled, or that failed
     Recover(Recover),
     /// List the checkpoints that a grid has

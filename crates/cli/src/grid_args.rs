@@ -23,6 +23,9 @@ pub struct Submit {
     /// Checkpoint the job again and again after this time, in whole seconds
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub every: Option<Duration>,
+    /// Adapt the time between checkpoints to what they cost and to how often the system fails
+    #[arg(long)]
+    pub adapt: bool,
     /// Keep the newest N complete checkpoints while the job runs (2 unless it is given)
     #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
@@ -56,6 +59,10 @@ pub struct Submit {
     /// File that its output is appended to (cpr-ID.out unless it is given)
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<String>,
+    /// Submit one job for each of these numbers; each has its own in GRIDCPR_ARRAY_INDEX, and in place of %a in the name of
+    /// its output
+    #[arg(long, value_name = "FIRST-LAST[:STEP]", value_parser = parse_array)]
+    pub array: Option<(i64, i64, i64)>,
     /// A word of your choice: whatever is submitted with the same one is submitted once
     #[arg(long, value_name = "WORD")]
     pub key: Option<String>,
@@ -82,6 +89,33 @@ pub struct Jobs {
     /// Only jobs that this node has
     #[arg(long)]
     pub node: Option<String>,
+    /// Only jobs of this array
+    #[arg(long, value_name = "ID")]
+    pub array: Option<i64>,
+}
+
+/// `cpr cancel`
+#[derive(Debug, Args)]
+pub struct Cancel {
+    /// Number of a job, as `cpr jobs` lists it
+    #[arg(value_name = "ID", required_unless_present = "array")]
+    pub id: Option<i64>,
+    /// All jobs of this array instead
+    #[arg(long, value_name = "ID", conflicts_with = "id")]
+    pub array: Option<i64>,
+}
+
+/// `1-10` or `0-90:10`
+fn parse_array(text: &str) -> Result<(i64, i64, i64), String> {
+    let (range, step) = text.split_once(':').unwrap_or((text, "1"));
+    let numbers = range.split_once('-').and_then(|(first, last)| {
+        let step = step.parse::<u32>().ok().filter(|step| *step > 0)?;
+        Some((first.parse::<u32>().ok()?, last.parse::<u32>().ok()?, step))
+    });
+    match numbers {
+        Some((first, last, step)) if first <= last => Ok((first.into(), last.into(), step.into())),
+        _ => Err("not a range of numbers; write for example 1-10 or 0-90:10".to_string()),
+    }
 }
 
 /// `cpr queue`
@@ -154,14 +188,6 @@ pub struct ContextSet {
     /// Let the token be sent over a network as it is
     #[arg(long)]
     pub allow_plain_http: bool,
-}
-
-/// Commands whose only argument is a job of the grid.
-#[derive(Debug, Args)]
-pub struct JobId {
-    /// Number of a job, as `cpr jobs` lists it
-    #[arg(value_name = "ID")]
-    pub id: i64,
 }
 
 /// `cpr recover`

@@ -18,7 +18,10 @@ use sqlx::{Any, AnyConnection, AnyPool, Executor, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// Statements of each version of the schema.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../migrations/0001.sql"),
+    include_str!("../migrations/0002.sql"),
+];
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// [`due`] of a job to which nothing is going to happen by itself.
@@ -160,10 +163,7 @@ fn due(job: &Job, blocked: bool) -> i64 {
             let after = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(NEVER);
             let started = job.started_ms.unwrap_or(0);
             let begun = job.checkpoint_begun_ms.unwrap_or(started);
-            let next = job
-                .spec
-                .every_s
-                .map_or(NEVER, |every| begun.saturating_add(after(every)));
+            let next = job.every_ms().map_or(NEVER, |every| begun.saturating_add(every));
             let end = job
                 .spec
                 .time_limit_s
@@ -343,8 +343,8 @@ impl Write<'_> {
 
     /// Writes a job down. `blocked`: it waits for other jobs.
     pub(crate) async fn put_job(&mut self, job: &Job, blocked: bool) -> Result<()> {
-        let sql = "INSERT INTO jobs (id, owner, name, state, node, priority, submitted_ms, due_ms, doc) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET \
+        let sql = "INSERT INTO jobs (id, owner, name, state, node, priority, submitted_ms, due_ms, doc, part_of) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET \
                    state = $4, node = $5, priority = $6, due_ms = $8, doc = $9";
         let values = [
             job.id.into(),
@@ -356,6 +356,7 @@ impl Write<'_> {
             job.submitted_ms.into(),
             due(job, blocked).into(),
             encode(job)?.as_str().into(),
+            job.array.map_or(0, |array| array.id).into(),
         ];
         execute(&mut self.tx, sql, &values).await.map(drop)
     }

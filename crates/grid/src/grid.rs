@@ -9,8 +9,12 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::db::{self, About, Db, Write};
+use crate::interval;
 use crate::lifecycle::{self, Change};
 use crate::retention;
+
+/// Failures of the system are counted for so long.
+const LATELY_MS: i64 = 30 * 24 * 3600 * 1000;
 
 /// What an operator can choose.
 #[derive(Debug, Clone)]
@@ -179,12 +183,13 @@ impl Grid {
 
     /// Writes down how an incarnation ended. Checkpoints of it that are not complete on its node never will be.
     async fn close_incarnation(&self, write: &mut Write<'_>, before: &Job, after: &Job) -> Result<()> {
-        let sql = "UPDATE incarnations SET ended_ms = $3, outcome = $4 WHERE job = $1 AND number = $2";
+        let sql = "UPDATE incarnations SET ended_ms = $3, outcome = $4, broken = $5 WHERE job = $1 AND number = $2";
         let values = [
             before.id.into(),
             i64::from(before.incarnation).into(),
             self.clock.wall_ms().into(),
             after.reason.as_deref().unwrap_or_default().into(),
+            i64::from(after.failures > before.failures).into(),
         ];
         db::execute(&mut write.tx, sql, &values).await?;
         for mut checkpoint in db::checkpoints_of(&mut write.tx, before.id).await? {
@@ -259,6 +264,22 @@ impl Grid {
         Ok(())
     }
 
+    /// Adapts the time between a job's checkpoints to what the newest one cost, and to how often the system has failed
+    /// under jobs lately.
+    pub(crate) async fn adapt(&self, write: &mut Write<'_>, job: &mut Job, cost_ms: u64, took_ms: u64) -> Result<()> {
+        let now = self.clock.wall_ms();
+        let sql = "SELECT CAST(COALESCE(SUM(broken), 0) AS BIGINT), CAST(COALESCE(SUM(CASE WHEN ended_ms = 0 \
+                   THEN CAST($1 AS BIGINT) ELSE ended_ms END - placed_ms), 0) AS BIGINT) FROM incarnations WHERE placed_ms > $2";
+        let rows = db::rows(&mut write.tx, sql, &[now.into(), (now - LATELY_MS).into()]).await?;
+        let (failures, ran_ms) = match rows.first() {
+            Some(row) => (db::number(row, 0)?, db::number(row, 1)?),
+            None => (0, 0),
+        };
+        let failure_ms = interval::mean_time_to_failure_ms(ran_ms, failures);
+        job.interval_ms = Some(interval::best_ms(cost_ms, took_ms, failure_ms));
+        write.put_job(job, false).await
+    }
+
     /// Frees older checkpoints of a user who has more than they may. `job` is the one that has got another.
     pub(crate) async fn keep_to_quota(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
         let Some(allowed) = self.policy().quota else {
@@ -324,6 +345,8 @@ impl Grid {
             node: job.node.clone().unwrap_or_default(),
             bytes: 0,
             blake3: String::new(),
+            cost_ms: None,
+            took_ms: None,
             created_ms: now,
             stored_ms: None,
             reason: None,

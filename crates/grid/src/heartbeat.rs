@@ -250,10 +250,17 @@ impl Grid {
             return Ok(());
         };
         match told.result {
-            CheckpointResult::Stored { bytes, blake3 } => {
+            CheckpointResult::Stored {
+                bytes,
+                blake3,
+                cost_ms,
+                took_ms,
+            } => {
                 checkpoint.state = CheckpointState::Stored;
                 checkpoint.bytes = bytes;
                 checkpoint.blake3 = blake3;
+                checkpoint.cost_ms = cost_ms;
+                checkpoint.took_ms = took_ms;
                 checkpoint.stored_ms = Some(now);
                 checkpoint.locations = vec![Location {
                     node: checkpoint.node.clone(),
@@ -269,6 +276,9 @@ impl Grid {
                 // It has got further: what failed before does not count any more.
                 job.failures = 0;
                 write.put_job(&job, false).await?;
+                if let (true, Some(cost_ms)) = (job.spec.adapt, cost_ms) {
+                    self.adapt(write, &mut job, cost_ms, took_ms.unwrap_or(0)).await?;
+                }
                 self.settle_copies(write, &job, checkpoint).await
             }
             CheckpointResult::Failed { message } => {

@@ -12,6 +12,7 @@ mod clock;
 mod db;
 mod grid;
 mod heartbeat;
+mod interval;
 mod lifecycle;
 mod placement;
 mod query;

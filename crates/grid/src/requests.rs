@@ -1,7 +1,10 @@
 //! What users and operators may ask for. Every call says who asks, and is refused before it has any effect where they
 //! may not.
 
-use cpr_api::model::{Checkpoint, Intent, Job, JobSpec, JobState, MigrateRequest, Node, NodeState, RecoverRequest};
+use cpr_api::model::{
+    Array, ArrayRequest, Checkpoint, Element, Intent, Job, JobSpec, JobState, MigrateRequest, Node, NodeState,
+    RecoverRequest,
+};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +16,10 @@ use crate::lifecycle::Change;
 
 /// Longest key of a request that may be repeated.
 const LONGEST_KEY: usize = 200;
+/// Most jobs of an array.
+const MOST_ELEMENTS: i64 = 1000;
+/// What says to a job which element of its array it is.
+const ARRAY_INDEX: &str = "GRIDCPR_ARRAY_INDEX";
 
 fn unknown_node(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("the grid has no node {name:?}")).with_hint("`cpr nodes` lists them")
@@ -79,6 +86,83 @@ impl Grid {
         if let Some(job) = earlier(&mut write, caller, key, &request).await? {
             return Ok(job);
         }
+        self.may_come_after(&mut write, caller, &spec).await?;
+        let job = Job::new(write.next("job").await?, owner, spec, self.clock.wall_ms());
+        self.enqueue(&mut write, caller, &job).await?;
+        remember(self, &mut write, caller, key, &request, &job).await?;
+        write.commit().await?;
+        Ok(job)
+    }
+
+    /// Queues an array of jobs, all or none, with the key as [`Grid::submit`].
+    pub async fn submit_array(&self, caller: &Caller, wanted: ArrayRequest, key: Option<&str>) -> Result<Array> {
+        let owner = caller.owner()?;
+        wanted.spec.check()?;
+        if wanted.step < 1 || wanted.last < wanted.first {
+            return Err(Error::new(ErrorKind::Usage, "the array has no jobs"));
+        }
+        let more = wanted.last.saturating_sub(wanted.first) / wanted.step;
+        if more >= MOST_ELEMENTS {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("an array has {MOST_ELEMENTS} jobs at most"),
+            ));
+        }
+        let request = format!("array {}", encode(&wanted)?);
+        let mut write = self.db.write().await?;
+        if let Some(array) = earlier(&mut write, caller, key, &request).await? {
+            return Ok(array);
+        }
+        self.may_come_after(&mut write, caller, &wanted.spec).await?;
+        let mut array = Array {
+            id: 0,
+            jobs: Vec::new(),
+        };
+        for number in 0..=more {
+            let index = wanted.first + number * wanted.step;
+            let mut spec = wanted.spec.clone();
+            spec.environment.insert(ARRAY_INDEX.to_string(), index.to_string());
+            spec.output = spec.output.map(|output| output.replace("%a", &index.to_string()));
+            let id = write.next("job").await?;
+            if number == 0 {
+                array.id = id;
+            }
+            let mut job = Job::new(id, owner.clone(), spec, self.clock.wall_ms());
+            job.array = Some(Element { id: array.id, index });
+            self.enqueue(&mut write, caller, &job).await?;
+            array.jobs.push(id);
+        }
+        remember(self, &mut write, caller, key, &request, &array).await?;
+        write.commit().await?;
+        Ok(array)
+    }
+
+    /// Ends all jobs of an array that are not over yet; gives those.
+    pub async fn cancel_array(&self, caller: &Caller, id: i64) -> Result<Array> {
+        let mut write = self.db.write().await?;
+        let sql = "SELECT doc FROM jobs WHERE part_of = $1 ORDER BY id";
+        let all: Vec<Job> = db::docs(&mut write.tx, sql, &[id.into()]).await?;
+        if !all.first().is_some_and(|job| caller.may_use(&job.owner)) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the grid has no array {id} of yours"),
+            ));
+        }
+        let mut array = Array { id, jobs: Vec::new() };
+        for job in all {
+            // As those that waited for others of the array have been left.
+            let Some(mut job) = db::job(&mut write.tx, job.id).await?.filter(|job| !job.state.is_over()) else {
+                continue;
+            };
+            self.change(&mut write, &mut job, Change::End(Intent::Cancel)).await?;
+            array.jobs.push(job.id);
+        }
+        write.commit().await?;
+        Ok(array)
+    }
+
+    /// Refuses a job that would wait for one that never finishes, or is not the caller's.
+    async fn may_come_after(&self, write: &mut Write<'_>, caller: &Caller, spec: &JobSpec) -> Result<()> {
         for id in &spec.after {
             let needed = caller.require_job(*id, db::job(&mut write.tx, *id).await?)?;
             if matches!(needed.state, JobState::Failed | JobState::Cancelled) {
@@ -89,22 +173,22 @@ impl Grid {
                 ));
             }
         }
-        let job = Job::new(write.next("job").await?, owner, spec, self.clock.wall_ms());
-        let blocked = is_blocked(&mut write, &job).await?;
-        write.put_job(&job, blocked).await?;
+        Ok(())
+    }
+
+    async fn enqueue(&self, write: &mut Write<'_>, caller: &Caller, job: &Job) -> Result<()> {
+        let blocked = is_blocked(write, job).await?;
+        write.put_job(job, blocked).await?;
         for id in &job.spec.after {
             let sql = "INSERT INTO dependencies (job, needs) VALUES ($1, $2) ON CONFLICT DO NOTHING";
             db::execute(&mut write.tx, sql, &[job.id.into(), (*id).into()]).await?;
         }
         let about = About {
-            job: Some(&job),
+            job: Some(job),
             node: None,
         };
         let what = format!("job {} is submitted by {}", job.id, caller.name);
-        write.note(job.submitted_ms, "job.queued", about, what).await?;
-        remember(self, &mut write, caller, key, &request, &job).await?;
-        write.commit().await?;
-        Ok(job)
+        write.note(job.submitted_ms, "job.queued", about, what).await
     }
 
     /// A job.

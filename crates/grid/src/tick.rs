@@ -105,7 +105,7 @@ impl Grid {
                 && !matches!(job.intent, Some(Intent::Cancel | Intent::Expire))
             {
                 self.change(&mut write, &mut job, Change::End(Intent::Expire)).await?;
-            } else if job.intent.is_none() && job.spec.every_s.is_some() {
+            } else if job.intent.is_none() && job.every_ms().is_some() {
                 let begun = job.checkpoint_begun_ms;
                 self.begin_checkpoint(&mut write, &mut job, false).await?;
                 if job.checkpoint_begun_ms == begun {

@@ -406,6 +406,147 @@ fn checkpoints_go_when_they_take_too_much_or_are_too_old_and_the_newest_stays() 
     });
 }
 
+// XGCP-ADAPT-3
+#[test]
+fn the_time_between_checkpoints_follows_their_cost_and_the_failures() {
+    with_each_database("adaptive", |place| async move {
+        let grid = place.open().await;
+        let mut one = FakeNode::new("n1");
+        let ada = user("ada", 1000);
+        let adapt = JobSpec {
+            adapt: true,
+            retries: Some(100),
+            ..spec()
+        };
+        let id = grid.submit(&ada, adapt, None).await.unwrap().id;
+        let other = grid.submit(&ada, spec(), None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one]).await;
+        assert_eq!(
+            grid.job(&ada, id).await.unwrap().every_ms(),
+            Some(600_000),
+            "to begin with"
+        );
+        let mut intervals = Vec::new();
+        for (cost_ms, failures) in [(10, 0), (1000, 0), (1000, 9)] {
+            one.cost_ms = cost_ms;
+            for _ in 0..failures {
+                one.crash();
+                settle(&place, &grid, &mut [&mut one]).await;
+                // Pauses between attempts.
+                for _ in 0..50 {
+                    place.pass(7_000);
+                    settle(&place, &grid, &mut [&mut one]).await;
+                    if state(&grid, id).await == JobState::Running {
+                        break;
+                    }
+                }
+            }
+            grid.request_checkpoint(&ada, id, None).await.unwrap();
+            settle(&place, &grid, &mut [&mut one]).await;
+            intervals.push(grid.job(&ada, id).await.unwrap().every_ms().unwrap());
+        }
+        // Young: the root of twice the cost and the mean time between failures, which is a day at first.
+        assert!((40_000..46_000).contains(&intervals[0]), "{intervals:?}");
+        assert!((410_000..420_000).contains(&intervals[1]), "{intervals:?}");
+        assert!(
+            intervals[2] < intervals[1] / 2,
+            "failures make it shorter: {intervals:?}"
+        );
+        assert_eq!(grid.job(&ada, other).await.unwrap().every_ms(), None);
+        // And it is kept to.
+        let before = grid
+            .checkpoints(&ada, &CheckpointQuery::default())
+            .await
+            .unwrap()
+            .items
+            .len();
+        let mut passed = 0;
+        while passed < intervals[2] + 7_000 {
+            place.pass(7_000);
+            passed += 7_000;
+            settle(&place, &grid, &mut [&mut one]).await;
+        }
+        let after = grid
+            .checkpoints(&ada, &CheckpointQuery::default())
+            .await
+            .unwrap()
+            .items
+            .len();
+        assert_eq!(after, before + 1);
+    });
+}
+
+#[test]
+fn an_array_is_submitted_as_a_whole_and_ended_as_a_whole_by_its_owner() {
+    with_each_database("array", |place| async move {
+        let grid = place.open().await;
+        let (ada, eve) = (user("ada", 1000), user("eve", 1001));
+        let wanted = ArrayRequest {
+            spec: JobSpec {
+                output: Some("out-%a.txt".into()),
+                ..spec()
+            },
+            first: 2,
+            last: 9,
+            step: 3,
+        };
+        let array = grid.submit_array(&ada, wanted.clone(), Some("once")).await.unwrap();
+        assert_eq!(array.jobs.len(), 3);
+        assert_eq!(
+            grid.submit_array(&ada, wanted.clone(), Some("once")).await.unwrap(),
+            array
+        );
+        let query = JobQuery {
+            array: Some(array.id),
+            ..JobQuery::default()
+        };
+        let jobs = grid.jobs(&ada, &query).await.unwrap().items;
+        let seen: Vec<(i64, String, String)> = jobs
+            .iter()
+            .map(|job| {
+                let index = job.spec.environment["GRIDCPR_ARRAY_INDEX"].clone();
+                (job.array.unwrap().index, index, job.spec.output.clone().unwrap())
+            })
+            .collect();
+        let expected = [2, 5, 8].map(|index: i64| (index, index.to_string(), format!("out-{index}.txt")));
+        assert_eq!(seen, expected);
+        assert!(grid.jobs(&eve, &query).await.unwrap().items.is_empty());
+        let refused = grid.cancel_array(&eve, array.id).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
+        for (first, last, step) in [(1, 0, 1), (0, 9, 0), (0, 5000, 1), (i64::MIN, i64::MAX, 1)] {
+            let bad = ArrayRequest {
+                first,
+                last,
+                step,
+                ..wanted.clone()
+            };
+            assert_eq!(
+                grid.submit_array(&ada, bad, None).await.unwrap_err().kind(),
+                ErrorKind::Usage
+            );
+        }
+        let bad = ArrayRequest {
+            spec: JobSpec {
+                after: vec![4711],
+                ..spec()
+            },
+            ..wanted
+        };
+        assert!(grid.submit_array(&ada, bad, None).await.is_err());
+        assert_eq!(
+            grid.jobs(&admin(), &JobQuery::default()).await.unwrap().items.len(),
+            3,
+            "all or none"
+        );
+        grid.cancel(&ada, array.jobs[0]).await.unwrap();
+        let ended = grid.cancel_array(&ada, array.id).await.unwrap();
+        assert_eq!(ended.jobs, array.jobs[1..]);
+        for id in array.jobs {
+            assert_eq!(state(&grid, id).await, JobState::Cancelled);
+        }
+    });
+}
+
 // GFD93-JM-1
 #[test]
 fn the_queue_says_who_is_next_and_why_everybody_waits() {

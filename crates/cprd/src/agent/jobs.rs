@@ -320,6 +320,7 @@ impl Agent {
         made: bool,
     ) -> Result<CheckpointResult> {
         let path = self.layout.image(owner.uid, id);
+        let (mut cost_ms, mut took_ms) = (None, None);
         if !made {
             let name = incarnation.to_string();
             let output = text(&path)?;
@@ -328,10 +329,17 @@ impl Agent {
                 arguments.extend(["--stop", "--live"]);
             }
             arguments.push(name.as_str());
-            self.cpr(owner, &arguments, LONG)?;
+            let told = self.cpr(owner, &arguments, LONG)?;
+            let milliseconds = |name: &str| told.get(name)?.as_f64().map(|ms| ms.max(0.0).ceil() as u64);
+            (cost_ms, took_ms) = (milliseconds("freeze_ms"), milliseconds("total_ms"));
         }
         let (bytes, blake3) = images::hash(&path)?;
-        Ok(CheckpointResult::Stored { bytes, blake3 })
+        Ok(CheckpointResult::Stored {
+            bytes,
+            blake3,
+            cost_ms,
+            took_ms,
+        })
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Service {
 fn router(service: Arc<Service>) -> Router {
     let v1 = Router::new()
         .route("/jobs", get(routes::jobs).post(routes::submit))
+        .route("/arrays", post(routes::submit_array))
+        .route("/arrays/{id}/cancel", post(routes::cancel_array))
         .route("/queue", get(routes::queue))
         .route("/jobs/{id}", get(routes::job))
         .route("/jobs/{id}/cancel", post(routes::cancel))

@@ -46,6 +46,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&str>> {
     ("owner" = Option<String>, Query, description = "login name"),
     ("name" = Option<String>, Query, description = "name"),
     ("node" = Option<String>, Query, description = "node that has it"),
+    ("array" = Option<i64>, Query, description = "array it is of"),
     ("since_ms" = Option<i64>, Query, description = "submitted then or later"),
     ("until_ms" = Option<i64>, Query, description = "submitted before"),
     ("after" = Option<String>, Query, description = "`next` of the page before"),
@@ -73,6 +74,24 @@ pub async fn submit(
     bytes: Bytes,
 ) -> Answer {
     whole(&service.grid.submit(&caller, body(&bytes)?, key(&headers)?).await?)
+}
+
+/// Submits an array of jobs, all or none, with `Idempotency-Key` as for one.
+#[utoipa::path(post, path = "/v1/arrays", request_body = ArrayRequest, responses((status = 200, body = Array), (status = 400, body = Problem)))]
+pub async fn submit_array(
+    State(service): Shared,
+    Identified(caller): Identified,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Answer {
+    let array = service.grid.submit_array(&caller, body(&bytes)?, key(&headers)?);
+    whole(&array.await?)
+}
+
+/// Ends all jobs of an array for good.
+#[utoipa::path(post, path = "/v1/arrays/{id}/cancel", params(("id" = i64, Path)), responses((status = 200, body = Array)))]
+pub async fn cancel_array(State(service): Shared, Identified(caller): Identified, Path(id): Path<i64>) -> Answer {
+    whole(&service.grid.cancel_array(&caller, id).await?)
 }
 
 /// A job.
@@ -264,6 +283,8 @@ pub async fn nothing() -> Failure {
         jobs,
         queue,
         submit,
+        submit_array,
+        cancel_array,
         job,
         cancel,
         suspend,

@@ -192,6 +192,42 @@ fn a_job_of_lower_priority_makes_room_and_goes_on_from_where_it_was() {
 }
 
 #[test]
+fn jobs_of_an_array_know_their_numbers_and_adapt_when_they_are_saved() {
+    let Some(site) = site() else { return };
+    let script = r#"echo "number $GRIDCPR_ARRAY_INDEX""#;
+    let submitted = site.json(&["submit", "--array", "1-7:3", "-o", "out-%a", "--", "sh", "-c", script]);
+    let jobs = submitted["jobs"].as_array().unwrap().clone();
+    assert_eq!((jobs.len(), &submitted["array"]), (3, &jobs[0]));
+    for (job, index) in jobs.iter().zip([1, 4, 7]) {
+        site.wait_for_state(&job.to_string(), "finished");
+        assert_eq!(site.output(&format!("out-{index}")), format!("number {index}\n"));
+    }
+    let listed = site.json(&["jobs", "--all", "--array", &submitted["array"].to_string()]);
+    assert_eq!(listed["jobs"].as_array().unwrap().len(), 3);
+    let long = site.json(&["submit", "--array", "0-1", "-o", "long-%a", "--", "sleep", "1000"]);
+    let array = long["array"].to_string();
+    let ended = site.json(&["cancel", "--array", &array]);
+    assert_eq!(ended["jobs"], long["jobs"]);
+    for job in long["jobs"].as_array().unwrap() {
+        site.wait_for_state(&job.to_string(), "cancelled");
+    }
+    assert_eq!(
+        site.cpr(&["submit", "--array", "3-1", "--", "true"]).status.code(),
+        Some(64)
+    );
+    let id = site.submit("adapt", &["--adapt"], &counter(10_000));
+    site.wait_for_count("adapt", 3);
+    let made = site.json(&["checkpoint", &format!("@{id}")]);
+    assert!(
+        made["cost_ms"].as_u64() <= made["took_ms"].as_u64() && made["cost_ms"].is_u64(),
+        "{made}"
+    );
+    let every = site.job(&id)["interval_ms"].as_i64().unwrap();
+    assert!((10_000..600_000).contains(&every), "{every}");
+    site.text(&["cancel", &id]);
+}
+
+#[test]
 fn a_grid_with_a_name_is_chosen_for_all_further_commands_and_the_queue_says_why_a_job_waits() {
     let Some(site) = site() else { return };
     let config = site.path("work/config");

@@ -119,6 +119,8 @@ pub struct FakeNode {
     pub results: Vec<CheckpointReport>,
     /// What it has looked at since its last report.
     pub verified: Vec<i64>,
+    /// What a checkpoint costs.
+    pub cost_ms: u64,
     /// It reaches a store that all nodes share, and that takes images.
     pub has_store: bool,
     pub store_works: bool,
@@ -137,6 +139,7 @@ impl FakeNode {
             images: Vec::new(),
             results: Vec::new(),
             verified: Vec::new(),
+            cost_ms: 10,
             has_store: false,
             store_works: true,
             lease_until: 0,
@@ -224,6 +227,8 @@ impl FakeNode {
                     let result = CheckpointResult::Stored {
                         bytes: 7,
                         blake3: "00".into(),
+                        cost_ms: Some(self.cost_ms),
+                        took_ms: Some(self.cost_ms),
                     };
                     self.results.push(CheckpointReport { id: asked.id, result });
                     self.images.push(asked.id);

@@ -2,12 +2,15 @@
 
 use std::time::SystemTime;
 
-use cpr_api::model::{Job, JobSpec, RecoverRequest, Waiting};
+use cpr_api::Client;
+use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, RecoverRequest, Waiting};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::{all, client, unique};
-use crate::grid_args::{JobId, Jobs, Queue, Recover, Submit};
+use crate::grid_args::{Cancel, Jobs, Queue, Recover, Submit};
 use crate::output::{Output, Table, ago, command_line, from_ms, to_json};
 
 /// Attempts to submit a job while the service cannot be reached.
@@ -30,6 +33,7 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
         environment: environment.collect(),
         output: args.output,
         every_s: args.every.map(|every| every.as_secs()),
+        adapt: args.adapt,
         keep: args.keep,
         ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         priority: args.priority,
@@ -44,15 +48,35 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     let client = client()?;
     // With a key it does no harm to ask again.
     let key = args.key.unwrap_or_else(unique);
-    let mut attempt = 1;
-    let job: Job = loop {
-        match client.post("/v1/jobs", &spec, Some(&key)) {
-            Err(error) if error.kind() == ErrorKind::Io && attempt < ATTEMPTS => attempt += 1,
-            result => break result?,
-        }
-    };
+    if let Some((first, last, step)) = args.array {
+        let wanted = ArrayRequest {
+            spec,
+            first,
+            last,
+            step,
+        };
+        let array: Array = post(&client, "/v1/arrays", &wanted, &key)?;
+        let list = to_json(&array.jobs)?;
+        output.done(
+            || json!({"array": array.id, "jobs": list}),
+            || format!("{}\n", array.id),
+        )?;
+        return Ok(0);
+    }
+    let job: Job = post(&client, "/v1/jobs", &spec, &key)?;
     output.done(|| json!({"job": job.id}), || format!("{}\n", job.id))?;
     Ok(0)
+}
+
+/// Asks for something that is done once, again where the service cannot be reached.
+fn post<T: DeserializeOwned>(client: &Client, path: &str, body: &impl Serialize, key: &str) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match client.post(path, body, Some(key)) {
+            Err(error) if error.kind() == ErrorKind::Io && attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
 }
 
 /// What a job is doing, in a few words.
@@ -74,6 +98,7 @@ pub fn jobs(output: Output, args: &Jobs) -> Result<u8> {
                 ("state", args.state.clone().or(living)),
                 ("owner", args.owner.clone()),
                 ("node", args.node.clone()),
+                ("array", args.array.map(|array| array.to_string())),
             ];
             all(&client, "/v1/jobs", &pairs)?
         }
@@ -152,8 +177,17 @@ pub(super) fn told(output: Output, job: &Job) -> Result<u8> {
 }
 
 /// `cpr cancel`
-pub fn cancel(output: Output, args: &JobId) -> Result<u8> {
-    let job: Job = client()?.post(&format!("/v1/jobs/{}/cancel", args.id), &json!({}), None)?;
+pub fn cancel(output: Output, args: &Cancel) -> Result<u8> {
+    let client = client()?;
+    if let Some(id) = args.array {
+        let array: Array = client.post(&format!("/v1/arrays/{id}/cancel"), &json!({}), None)?;
+        let list = to_json(&array.jobs)?;
+        let text = || format!("{} jobs of array {id} are cancelled\n", array.jobs.len());
+        output.done(|| json!({"array": id, "jobs": list}), text)?;
+        return Ok(0);
+    }
+    let id = args.id.unwrap_or_default();
+    let job: Job = client.post(&format!("/v1/jobs/{id}/cancel"), &json!({}), None)?;
     told(output, &job)
 }
 
