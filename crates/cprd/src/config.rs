@@ -34,9 +34,23 @@ pub struct Config {
     pub s3: S3Config,
     /// How often images are compared with their hashes though nobody reads them.
     pub verify: VerifyConfig,
+    /// How images in the store are encrypted.
+    pub encryption: EncryptionConfig,
     /// Who is told of what happens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook: Vec<WebhookConfig>,
+}
+
+/// `[encryption]`: where the keys come from, one in each line; the first encrypts, the others are for older images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncryptionConfig {
+    /// File with the keys.
+    pub key_file: Option<PathBuf>,
+    /// Variable of the environment with the keys.
+    pub key_variable: Option<String>,
+    /// Program, and its arguments, that prints the keys.
+    pub key_command: Vec<String>,
 }
 
 /// `[[webhook]]`
@@ -406,6 +420,18 @@ impl Config {
                 );
             }
         }
+        let keys = &self.encryption;
+        let ways = [
+            keys.key_file.is_some(),
+            keys.key_variable.is_some(),
+            !keys.key_command.is_empty(),
+        ];
+        if ways.into_iter().filter(|given| *given).count() > 1 {
+            return refuse(
+                "encryption has several sources of keys",
+                "set one of encryption.key_file, key_variable and key_command",
+            );
+        }
         for hook in &self.webhook {
             let endpoint = outside::endpoint(&outside::url(&hook.url)?);
             if endpoint.can_be_overheard() && !tls.allow_plain_http {
@@ -491,6 +517,8 @@ mod tests {
         let store = Some("/x".to_string());
         config.grid.store = store.clone();
         config.grid.quota_mb = Some(1);
+        config.encryption.key_file = path.clone();
+        config.encryption.key_variable = Some("X".into());
         config.webhook = vec![WebhookConfig {
             url: "https://x".into(),
             secret_file: "/x".into(),
@@ -573,6 +601,7 @@ mod tests {
             "[verify]\nmb_per_s = 0",
             "[node]\ntransfer_mb_per_s = 0",
             "[grid]\nstore = \"here\"",
+            "[encryption]\nkey_file = \"/x\"\nkey_command = [\"x\"]",
             "[[webhook]]\nurl = \"https://x\"",
             "[[webhook]]\nurl = \"ftp://x\"\nsecret_file = \"/x\"",
             "[[webhook]]\nurl = \"http://10.0.0.1/x\"\nsecret_file = \"/x\"",

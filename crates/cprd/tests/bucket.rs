@@ -136,3 +136,53 @@ fn images_go_to_a_bucket_and_come_back_from_it_and_nothing_stays_there_that_is_n
     assert_eq!(site.job(&id)["incarnation"], 1, "the job is not disturbed");
     site.text(&["cancel", &id]);
 }
+
+// GCA-SEC-6
+#[test]
+fn images_in_a_store_are_sealed_and_keys_can_be_replaced() {
+    let mut site = Site::new();
+    let (old, new) = ("1f".repeat(32), "2e".repeat(32));
+    fs::create_dir(site.path("store")).unwrap();
+    site.configure_all("store = 'DIR/store'");
+    let config = fs::read_to_string(site.path("all.toml")).unwrap();
+    let source = "[encryption]\nkey_command = ['cat', 'DIR/keys']\n";
+    site.configure("all.toml", &format!("{config}store = 'DIR/store'\n{source}"));
+    fs::write(site.path("keys"), &old).unwrap();
+    site.start("all", "all");
+    let id = site.submit("out", &[], &counter(150));
+    site.wait_for_count("out", 5);
+    let saved = site.json(&["suspend", &format!("@{id}")]);
+    assert_eq!(saved["state"], "suspended");
+    let list = site.json(&["checkpoints", &id]);
+    let made = list["checkpoints"].as_array().unwrap().last().unwrap()["id"].clone();
+    let stored = site.path(&format!("store/{made}.cpr"));
+    let held = site.path(&format!("node/users/{NOBODY}/images/{made}.cpr"));
+    wait_until("it is in the store", || stored.exists());
+    let (there, here) = (fs::read(&stored).unwrap(), fs::read(&held).unwrap());
+    assert!(there.starts_with(b"gridcpr sealed 1") && there.len() > here.len());
+    let shared = here.chunks(64).filter(|part| part.iter().any(|byte| *byte != 0));
+    let found = shared
+        .take(50)
+        .filter(|part| there.windows(part.len()).any(|at| at == *part));
+    assert_eq!(found.count(), 0, "nothing of the image is seen in it");
+    // With another key it cannot be had, and is not given up for that; with both it can.
+    site.kill("all");
+    fs::write(site.path("keys"), &new).unwrap();
+    site.start("all", "all");
+    fs::remove_file(&held).unwrap();
+    wait_until("the loss is noticed", || {
+        let events = site.text(&["events", "--job", &id, "--kind", "checkpoint.copy-lost"]);
+        events.contains(&format!("checkpoint {made} "))
+    });
+    site.text(&["recover", &id]);
+    wait_until("it is said why it cannot be had", || {
+        let log = fs::read_to_string(site.path("all.log")).unwrap();
+        log.contains("is encrypted with a key that is not known here")
+    });
+    site.kill("all");
+    fs::write(site.path("keys"), format!("{new}\n{old}\n")).unwrap();
+    site.start("all", "all");
+    let ended = site.wait_for_state(&id, "finished");
+    assert_eq!(ended["from"], made);
+    assert_eq!(site.output("out"), counted(150));
+}

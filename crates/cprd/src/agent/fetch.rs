@@ -19,10 +19,12 @@ use crate::log;
 /// Pause between rounds over all sources.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// A connection that was cut, or an answer that is none, says nothing of the image: only its hash does.
-fn not_whole(error: Error) -> Error {
+/// A connection to a node that was cut, or an answer that is none, says nothing of the image: only its hash does.
+fn not_whole(error: Error, source: &Source) -> Error {
     match error.kind() {
-        ErrorKind::Damaged => Error::new(ErrorKind::Io, "it did not come as a whole").with_source(error),
+        ErrorKind::Damaged if !source.node.is_empty() => {
+            Error::new(ErrorKind::Io, "it did not come as a whole").with_source(error)
+        }
         _ => error,
     }
 }
@@ -118,7 +120,9 @@ impl Agent {
             Ok(())
         })?;
         if hasher.count() < image.bytes {
-            let reader = self.open_source(image, source, hasher.count()).map_err(not_whole)?;
+            let reader = self
+                .open_source(image, source, hasher.count())
+                .map_err(|error| not_whole(error, source))?;
             // One byte more, so that it is seen where there are too many.
             let mut reader = reader.take(image.bytes - hasher.count() + 1);
             let came = for_each_piece(&mut reader, |piece| {
@@ -126,7 +130,7 @@ impl Agent {
                 self.pace.pass(piece.len());
                 file.write_all(piece).context(what)
             });
-            came.map_err(not_whole)?;
+            came.map_err(|error| not_whole(error, source))?;
         }
         if hasher.count() > image.bytes {
             return Err(Error::new(ErrorKind::Damaged, "the image is longer than it should be"));

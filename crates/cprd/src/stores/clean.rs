@@ -71,6 +71,7 @@ async fn look_at(grid: &Grid, store: &Arc<Store>, checkpoint: Checkpoint, verify
     let problem = match looked.await {
         Ok(true) => None,
         Ok(false) => Some("it does not have the hash that it should have"),
+        Err(error) if error.kind() == ErrorKind::Damaged => Some("it is not what was put there"),
         Err(error) if error.kind() == ErrorKind::NotFound => Some("it is gone from the store"),
         Err(error) => return Err(error),
     };

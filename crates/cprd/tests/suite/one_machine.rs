@@ -195,7 +195,10 @@ fn a_job_of_lower_priority_makes_room_and_goes_on_from_where_it_was() {
 fn jobs_of_an_array_know_their_numbers_and_adapt_when_they_are_saved() {
     let Some(site) = site() else { return };
     let script = r#"echo "number $GRIDCPR_ARRAY_INDEX""#;
-    let submitted = site.json(&["submit", "--array", "1-7:3", "-o", "out-%a", "--", "sh", "-c", script]);
+    let submit = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&site.text(&[&["submit", "--json", "--array"], arguments].concat())).unwrap()
+    };
+    let submitted = submit(&["1-7:3", "-o", "out-%a", "--", "sh", "-c", script]);
     let jobs = submitted["jobs"].as_array().unwrap().clone();
     assert_eq!((jobs.len(), &submitted["array"]), (3, &jobs[0]));
     for (job, index) in jobs.iter().zip([1, 4, 7]) {
@@ -204,7 +207,7 @@ fn jobs_of_an_array_know_their_numbers_and_adapt_when_they_are_saved() {
     }
     let listed = site.json(&["jobs", "--all", "--array", &submitted["array"].to_string()]);
     assert_eq!(listed["jobs"].as_array().unwrap().len(), 3);
-    let long = site.json(&["submit", "--array", "0-1", "-o", "long-%a", "--", "sleep", "1000"]);
+    let long = submit(&["0-1", "-o", "long-%a", "--", "sleep", "1000"]);
     let array = long["array"].to_string();
     let ended = site.json(&["cancel", "--array", &array]);
     assert_eq!(ended["jobs"], long["jobs"]);
