@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobReport, Orders, Phase, Report};
-use cpr_api::model::{JobSpec, NodeInfo, Owner};
+use cpr_api::model::{JobSpec, JobState, NodeInfo, Owner};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
 
 pub mod postgres;
@@ -259,4 +259,32 @@ impl FakeNode {
             }
         }
     }
+}
+
+/// Runs a test with each kind of database.
+pub fn with_each_database<F: Future<Output = ()>>(name: &str, test: impl Fn(Place) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(test(Place::sqlite()));
+    match Place::postgres() {
+        Some(place) => runtime.block_on(test(place)),
+        None => skipped(&format!("{name} with PostgreSQL: it is not installed")),
+    }
+}
+
+pub async fn state(grid: &Grid, id: i64) -> JobState {
+    grid.job(&admin(), id).await.unwrap().state
+}
+
+/// A few heartbeats of everybody.
+pub async fn settle(place: &Place, grid: &Grid, nodes: &mut [&mut FakeNode]) {
+    for _ in 0..4 {
+        grid.tick().await.unwrap();
+        for node in nodes.iter_mut() {
+            node.beat(grid, place.now.load(Ordering::SeqCst)).await.unwrap();
+        }
+    }
+    grid.tick().await.unwrap();
 }
