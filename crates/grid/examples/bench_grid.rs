@@ -83,6 +83,8 @@ fn checkpoint(id: i64, job: &Job) -> Checkpoint {
         node: format!("n{}", id % 20),
         bytes: 5 << 20,
         blake3: "0".repeat(64),
+        cost_ms: None,
+        took_ms: None,
         created_ms: id * 100,
         stored_ms: Some(id * 100 + 50),
         reason: None,
