@@ -209,7 +209,7 @@ impl Lab {
 }
 
 /// Everything an engine has to do.
-// XGCP-API-8, GCA-CTS-2
+// XGCP-API-3, XGCP-API-4, XGCP-API-8, GCA-CTS-2
 fn conforms(test: &str, case: &Case) {
     let Some(lab) = Lab::new(test, case.user) else { return };
     let shown = lab.cpr(&["engines", "show", case.engine, "--json"]).good().json();
@@ -231,7 +231,11 @@ fn conforms(test: &str, case: &Case) {
         report["bytes"].as_u64().unwrap() > 0 && report["processes"].as_u64().unwrap() > 0,
         "{report}"
     );
-    lab.wait_for("sim", 0, had + 5);
+    let all = lab.wait_for("sim", 0, had + 5);
+    assert!(
+        all.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "it has lost a step: {all:?}"
+    );
     let images = lab.cpr(&["images", "--json"]).good().json();
     assert_eq!(images["images"][0]["engine"], case.engine, "{images}");
     lab.cpr(&["verify", &first]).good();
@@ -305,7 +309,7 @@ fn native_conforms() {
     conforms("native_conforms", &NATIVE);
 }
 
-// GCA-CS-2
+// GCA-CS-2, XGCP-COORD-15
 #[test]
 fn criu_conforms() {
     conforms("criu_conforms", &CRIU);
@@ -347,6 +351,51 @@ fn an_image_is_restarted_by_its_engine_or_not_at_all() {
         refused.stderr
     );
     lab.restarts("sim", "sim", 1);
+}
+
+/// A process of two levels and its four descendants, by the root alone; two descriptors of one engine are two engines.
+// XGCP-API-1, XGCP-PG-4, XGCP-FILE-9, GCA-CTS-4
+#[test]
+fn the_group_of_a_job_is_found_and_written_down() {
+    let test = "the_group_of_a_job_is_found_and_written_down";
+    let Some(lab) = Lab::new(test, As::Root) else { return };
+    for name in ["criu-day", "criu-night"] {
+        lab.write(
+            &format!("{name}.toml"),
+            &format!("name = \"{name}\"\ndriver = \"criu\"\n[deadlines]\nstop = 20\n"),
+        );
+        let shown = lab.cpr(&["engines", "show", name, "--json"]).good().json();
+        if shown["works"] != true {
+            note_skip(test, shown["reason"].as_str().unwrap());
+            return;
+        }
+        let two_levels = "sh -c 'sleep 1000 & sleep 1000 & echo 1; wait' & wait";
+        lab.start(name, name, &["sh", "-c", two_levels]);
+        let image = lab.cpr(&["checkpoint", "--stop", name, "--json"]).good().json()["image"].clone();
+        let record = lab.cpr(&["inspect", "--json", image.as_str().unwrap()]).good().json();
+        let text = record.to_string();
+        let record = find(&record, "group").unwrap_or_else(|| panic!("no group in {text}"));
+        assert_eq!(
+            record["group"],
+            serde_json::json!(["tree", record["root"].to_string()]),
+            "{text}"
+        );
+        assert_eq!(record["processes"].as_array().unwrap().len(), 4, "{text}");
+        assert_eq!(record["engine"], name);
+        assert!(record["version"].is_string(), "{text}");
+        lab.cpr(&["restart", "-d", name]).good();
+        assert!(lab.cpr.is_running(name));
+    }
+}
+
+/// The object that has a key, wherever it is.
+fn find<'a>(value: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    match value {
+        serde_json::Value::Object(map) if map.contains_key(key) => Some(value),
+        serde_json::Value::Object(map) => map.values().find_map(|inner| find(inner, key)),
+        serde_json::Value::Array(list) => list.iter().find_map(|inner| find(inner, key)),
+        _ => None,
+    }
 }
 
 // GCA-CTS-16

@@ -33,7 +33,7 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-// GCA-CLASS-8, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19
+// GCA-CLASS-8, GCA-CTS-1, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19, GCA-CTS-20, GCA-UC-5.4.4, GCA-UC-5.5.1, XGCP-TL-1
 #[test]
 fn engines_and_classes_are_listed() {
     let Some(cpr) = Cpr::new("engines_and_classes_are_listed", As::User) else {
@@ -79,7 +79,21 @@ fn engines_and_classes_are_listed() {
     assert_eq!(shown, *named(engines, "paint"));
     let text = with_config(&cpr, &config, &["engines", "show", "paint"]).good().text();
     assert!(text.contains("\n  colour=red,blue\n"), "{text}");
+    for (name, driver) in [
+        ("native", "native"),
+        ("criu", "criu"),
+        ("qemu", "qemu"),
+        ("paint", "native"),
+    ] {
+        assert_eq!(named(engines, name)["driver"], driver);
+    }
     let classes = with_config(&cpr, &config, &["classes", "--json"]).good().json();
+    assert!(
+        named(&classes["classes"], "basic")["members"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("native"))
+    );
     assert_eq!(named(&classes["classes"], "blue")["members"], json!(["paint"]));
     assert_eq!(
         named(&classes["classes"], "virtual-machine")["members"],

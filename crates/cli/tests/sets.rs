@@ -256,7 +256,7 @@ fn a_native_job_and_one_of_the_example_engine_are_one() {
     );
 }
 
-// XGCP-USE-6
+// XGCP-USE-6, XGCP-JUCP-5
 #[test]
 fn a_native_job_and_one_of_criu_are_one() {
     is_one("a_native_job_and_one_of_criu_are_one", As::Root, "criu", FOLLOW);
