@@ -271,12 +271,13 @@ impl Grid {
             .as_deref()
             .map(|name| if name == "store" { "" } else { name });
         let mut select = Select::new();
-        // In the order of their numbers from the index of locations: a page takes no longer than its items.
+        // Numbers first, in their order, and so many records then as the page has: without the limit, which is none,
+        // PostgreSQL reads the records of all copies on the node and sorts these.
         let mut table = "checkpoints";
         if let Some(node) = location {
             select.values.push(node.into());
-            table = "(SELECT checkpoint AS held_at FROM locations WHERE node = $1 AND held = 1) AS held \
-                     JOIN checkpoints ON id = held_at";
+            table = "(SELECT checkpoint AS held_at FROM locations WHERE node = $1 AND held = 1 \
+                     ORDER BY checkpoint LIMIT 9223372036854775807) AS held JOIN checkpoints ON id = held_at";
         }
         select
             .with("owner = ?", caller.restriction().as_deref())
