@@ -596,9 +596,9 @@ pub struct Restart {
     pub namespace: Namespace,
     /// Let the job run at once: memory comes when it is touched, the rest behind it
     ///
-    /// Takes root and a PID namespace of the job's own; otherwise all memory is read first, as without this. The images
-    /// must stay unchanged until all is read: should one be found damaged after the job has begun to run, the job is
-    /// ended. A checkpoint waits until all is read.
+    /// Takes root, a PID namespace of the job's own, and the kernel that the image was made under; otherwise all memory is
+    /// read first, as without this. The images must stay unchanged until all is read: should one be found damaged after
+    /// the job has begun to run, the job is ended. A checkpoint waits until all is read.
     #[arg(long)]
     pub lazy: bool,
 }

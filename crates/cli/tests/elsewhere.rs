@@ -6,8 +6,8 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use cpr_image::model::Manifest;
-use support::image::edited;
+use cpr_image::model::{Manifest, MappingKind};
+use support::image::{edited, edited_with_pages};
 use support::{As, Cpr, PATIENCE, skip, wait_until};
 
 /// `Incompatible` of docs/exit-codes.md.
@@ -232,13 +232,113 @@ fn what_another_machine_lacks_is_named() {
         Some(flag) => refused(&|manifest| manifest.checkpoint.cpu_flags.push((*flag).to_owned()), flag),
         None => support::note_skip(test, "this processor has every feature"),
     }
+    // Of an image that does not have the code of its vdso.
     refused(
-        &|manifest| manifest.checkpoint.vdso_hash.0.iter_mut().for_each(|byte| *byte ^= 1),
+        &|manifest| {
+            manifest.checkpoint.vdso_hash.0.iter_mut().for_each(|byte| *byte ^= 1);
+            let mappings = manifest.address_spaces.iter_mut().flat_map(|space| &mut space.mappings);
+            let vdso = mappings.filter(|mapping| mapping.kind == MappingKind::Vdso);
+            vdso.for_each(|mapping| mapping.extents.clear());
+        },
         "vdso",
     );
     // The image itself is one of this machine.
     cpr.cpr(["restart", "-d", "--name", "again", text(&image)]).good();
     assert!(cpr.is_running("again"));
+}
+
+/// Asks for the time again and again, as a thread and as a child do, too.
+const CLOCK_READERS: &str = "import os, threading, time
+def read():
+    last = (0, 0)
+    while not os.path.exists('end'):
+        now = (time.time(), time.monotonic())
+        assert now >= last, (now, last)
+        last = now
+        time.sleep(0.02)
+child = os.fork()
+thread = threading.Thread(target=read)
+thread.start()
+if child == 0:
+    read(); thread.join(); os._exit(0)
+open('begun', 'w').close()
+read(); thread.join()
+assert os.waitpid(child, 0)[1] == 0
+assert abs(time.time() - os.stat('end').st_mtime) < 60
+";
+
+/// Where the functions of an ELF image with a table of dynamic symbols are, and how long.
+fn functions(elf: &[u8]) -> Vec<(usize, usize)> {
+    let number =
+        |at: usize, length: usize| (0..length).fold(0, |all, byte| all | usize::from(elf[at + byte]) << (8 * byte));
+    let sections = (0..number(0x3c, 2)).map(|index| number(0x28, 8) + 64 * index);
+    let symbols = sections
+        .into_iter()
+        .find(|at| number(at + 4, 4) == 11)
+        .expect("it has dynamic symbols");
+    let (offset, length) = (number(symbols + 0x18, 8), number(symbols + 0x20, 8));
+    let all = (offset..offset + length)
+        .step_by(24)
+        .filter(|at| number(at + 4, 1) & 15 == 2);
+    all.map(|at| (number(at + 8, 8), number(at + 16, 8))).collect()
+}
+
+/// LBNL-2.4.11, LBNL-3.9.1.M3: the code of the image's vdso is such that any function of it that is run ends the program.
+/// So it is another kernel's, of which nothing but the names and places of functions is the same.
+#[test]
+fn a_job_goes_on_under_a_kernel_with_another_vdso() {
+    let test = "a_job_goes_on_under_a_kernel_with_another_vdso";
+    for user in [As::User, As::Root] {
+        let Some(cpr) = Cpr::new(test, user) else { continue };
+        cpr.run_detached(JOB, &[], &[PYTHON, "-c", CLOCK_READERS]);
+        wait_until(PATIENCE, "it reads clocks", || cpr.work.join("begun").exists());
+        let image = cpr.work.join("image.cpr");
+        cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
+        let good = cpr_image::Image::open(&image).expect("the image is good");
+        let mut spaces = good.manifest().address_spaces.iter().flat_map(|space| &space.mappings);
+        let vdso = spaces
+            .find(|mapping| mapping.kind == MappingKind::Vdso)
+            .expect("there is a vdso")
+            .clone();
+        let mut code = vec![0; (vdso.end - vdso.start) as usize];
+        for extent in &vdso.extents {
+            let from = (extent.start - vdso.start) as usize;
+            let part = &mut code[from..from + extent.length as usize];
+            good.read_data(extent.offset, part).expect("the image is good");
+        }
+        let found = functions(&code);
+        assert!(found.len() > 3, "{found:?}");
+        for (at, length) in found {
+            // ud2.
+            code[at..at + length].fill(0x0b);
+            code[at..at + length]
+                .iter_mut()
+                .step_by(2)
+                .for_each(|byte| *byte = 0x0f);
+        }
+        let other = edited_with_pages(
+            &image,
+            None,
+            |manifest| manifest.checkpoint.vdso_hash.0 = cpr_image::hash(&code).to_vec(),
+            |position, page| {
+                for extent in &vdso.extents {
+                    if (extent.offset..extent.offset + extent.length).contains(&position) {
+                        let from = (extent.start - vdso.start + position - extent.offset) as usize;
+                        page.copy_from_slice(&code[from..from + page.len()]);
+                    }
+                }
+            },
+        );
+        cpr.give(&other);
+        cpr.cpr(["check", text(&other)]).good();
+        cpr.cpr(["restart", "-d", "--name", "again", text(&other)]).good();
+        // What the program takes for the vdso is its own by now, and saved like anything of its own.
+        cpr.checkpoint("again", &[]);
+        cpr.checkpoint("again", &["--stop"]);
+        cpr.restart("again");
+        put(&cpr, "end", "");
+        assert_eq!(cpr.wait("again"), 0, "{}", String::from_utf8_lossy(&cpr.logs("again")));
+    }
 }
 
 /// Writes numbers, and waits halfway.

@@ -375,7 +375,8 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
     let (kind, pages) = match (map.kind(), shared_memory) {
         (_, Some(id)) => (MappingKind::SharedFile(id), Pages::None),
         (MapKind::Vsyscall, None) => return Ok(None),
-        (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::None),
+        // For a restart under a kernel that has another one.
+        (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::All),
         (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
         (MapKind::HugePages, None) => (MappingKind::HugePages(page_size(&process.proc, map)?), Pages::Own),
         (MapKind::Aio, None) => (MappingKind::AioRing, Pages::All),

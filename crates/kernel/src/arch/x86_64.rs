@@ -11,6 +11,16 @@ pub const USER_ADDRESS_END: u64 = 0x7fff_ffff_f000;
 /// The `syscall` instruction.
 pub const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
+/// Bytes of [`jump`].
+pub const JUMP_SIZE: usize = 14;
+
+/// Code that jumps to an address wherever it stands, and changes no register: `jmp *0(%rip)`, then the address.
+pub fn jump(address: u64) -> [u8; JUMP_SIZE] {
+    let mut code = [0xff, 0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    code[6..].copy_from_slice(&address.to_le_bytes());
+    code
+}
+
 /// NT_X86_XSTATE, the ELF note type of the XSAVE register set.
 pub const NT_EXTENDED: u32 = 0x202;
 

@@ -1,16 +1,14 @@
 //! Whether an image can restart here, and why not (LBNL-3.6.1.9), without starting anything.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use cpr_image::Image;
-use cpr_image::model::{ByteString, FileContent, Manifest, MappingKind, Object, Seccomp};
+use cpr_image::model::{ByteString, FileContent, Manifest, Object, Seccomp};
 use cpr_kernel::arch;
-use cpr_kernel::proc::{self, MapKind, ProcDir};
+use cpr_kernel::proc;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::{log, numbers};
+use super::{log, numbers, vdso};
 use crate::{Blocker, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
@@ -57,6 +55,9 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
         });
     };
     if let Err(error) = machine(manifest) {
+        add(0, "machine".to_owned(), error);
+    }
+    if let Err(error) = vdso::renew(image, manifest) {
         add(0, "machine".to_owned(), error);
     }
     for (path, error) in files::violations(manifest) {
@@ -147,7 +148,7 @@ pub fn available_memory() -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What no file can mend: architecture, processor features, vdso (LBNL-3.9.1.M23).
+/// What no file can mend: architecture, processor features (LBNL-3.9.1.M23).
 pub fn machine(manifest: &Manifest) -> Result<()> {
     let checkpoint = &manifest.checkpoint;
     let refuse = |reason: String| Err(Error::new(ErrorKind::Incompatible, reason));
@@ -168,49 +169,6 @@ pub fn machine(manifest: &Manifest) -> Result<()> {
             "this machine's processor lacks features the image's had: {}",
             missing.join(", ")
         ));
-    }
-    vdso(manifest)
-}
-
-/// The code of the vdso is the kernel's: calls into it must land where they did.
-fn vdso(manifest: &Manifest) -> Result<()> {
-    if manifest.checkpoint.vdso_hash.0.is_empty() {
-        return Ok(());
-    }
-    let own = ProcDir::open(std::process::id() as i32)
-        .and_then(|dir| dir.maps())
-        .context(|| "read /proc/self/maps")?;
-    let Some(map) = own.iter().find(|m| m.kind() == MapKind::Vdso) else {
-        return Err(Error::new(
-            ErrorKind::Incompatible,
-            "this kernel gives processes no vdso",
-        ));
-    };
-    let mut code = vec![0u8; (map.end - map.start) as usize];
-    File::open("/proc/self/mem")
-        .and_then(|file| file.read_exact_at(&mut code, map.start))
-        .context(|| "read our vdso")?;
-    let same_lengths = manifest
-        .address_spaces
-        .iter()
-        .flat_map(|space| &space.mappings)
-        .all(|mapping| {
-            let kind = match mapping.kind {
-                MappingKind::Vdso => MapKind::Vdso,
-                MappingKind::Vvar => MapKind::Vvar,
-                MappingKind::VvarClock => MapKind::VvarVclock,
-                _ => return true,
-            };
-            own.iter()
-                .any(|m| m.kind() == kind && m.end - m.start == mapping.end - mapping.start)
-        });
-    if !same_lengths || cpr_image::hash(&code)[..] != manifest.checkpoint.vdso_hash.0[..] {
-        let was = &manifest.checkpoint.uname.release;
-        return Err(Error::new(
-            ErrorKind::Incompatible,
-            format!("the vdso of this kernel is not that of the image's (Linux {was})"),
-        )
-        .with_hint("restart under the kernel the checkpoint was made under"));
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod plan;
 mod space;
 mod stub;
 mod trust;
+mod vdso;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -107,6 +108,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let manifest = redirected.as_ref().unwrap_or(image.manifest());
     block_child_signals().context(|| "block SIGCHLD")?;
     check::machine(manifest)?;
+    let renewal = vdso::renew(image, manifest)?;
+    let manifest = renewal.as_ref().map_or(manifest, |renewal| &renewal.manifest);
+    // The old vdso is written to before the pager is there.
+    let lazy = request.lazy.filter(|_| renewal.is_none());
     process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
     let rights = trust::limit(image, all_rights)?;
     let roots_own = rights.privileged && trust::is_roots_own(image)?;
@@ -163,13 +168,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let mut objects = ipc::create(&manifest.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
+        workshop.keeps_vdso = renewal.is_some();
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
         let mut built = make_processes(&mut workshop, manifest, &context, &sources, rights)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
-        let later = match &request.lazy {
+        let later = match &lazy {
             Some(_) => built.untouched(manifest),
             None => HashSet::new(),
         };
@@ -193,6 +199,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         for process in living(manifest) {
             let is_lazy = process.address_space.is_some_and(|id| later.contains(&id.index()));
             built.rebuild(&workshop, manifest, process, is_lazy, &sources)?;
+            if let (Some(renewal), Some(space)) = (&renewal, process.address_space) {
+                let memory = &workshop.stub(process.pid)?.memory;
+                renewal.apply(memory, space.index(), workshop.vdso())?;
+            }
             if is_lazy {
                 absent.extend(lazy::register(
                     &workshop,
@@ -202,7 +212,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             }
         }
         // From here on the kernel may look at memory of the job.
-        let pages = match request.lazy {
+        let pages = match lazy {
             Some(lazy) if !absent.is_empty() => Some(Pages::start(lazy, absent)?),
             _ => None,
         };

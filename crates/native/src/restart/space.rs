@@ -578,7 +578,7 @@ pub fn finish(workshop: &Workshop, space: &AddressSpace, sources: &Sources<'_>, 
             "lock mappings to come into RAM (see `ulimit -l`)",
         );
     }
-    for part in &workshop.parked {
+    for part in workshop.parked.iter().filter(|_| !workshop.keeps_vdso) {
         let target = space.mappings.iter().find(|m| m.kind == part.kind);
         match target {
             Some(target) => batch.must(

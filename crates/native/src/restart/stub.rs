@@ -57,6 +57,8 @@ pub struct Workshop {
     pub deadline: Instant,
     /// Our end of the socket that descriptors go through.
     channel: OwnedFd,
+    /// Processes keep the vdso where it is parked, since what they knew as one is memory of their own.
+    pub keeps_vdso: bool,
     /// The stubs' end, in our table and so in theirs at first.
     pub channel_stub: OwnedFd,
     /// By PID. Dropping them kills what they are.
@@ -122,11 +124,18 @@ impl Workshop {
             parked,
             staging: at.next_multiple_of(huge::HUGE),
             instruction: 0,
+            keeps_vdso: false,
             deadline,
             channel,
             channel_stub,
             stubs: HashMap::new(),
         })
+    }
+
+    /// Where the vdso is parked.
+    pub fn vdso(&self) -> u64 {
+        let parked = self.parked.iter().find(|part| part.kind == MappingKind::Vdso);
+        parked.map_or(0, |part| part.address)
     }
 
     /// Makes a process from a copy of ourselves and strips it.
