@@ -85,11 +85,14 @@ pub(crate) fn exchange(mut connection: Box<dyn Connection>, request: &Request<'_
         .and_then(|()| connection.flush())
         .context(|| "send the request")?;
     let mut reader = BufReader::new(connection);
-    let (status, headers, rest) = read_head(&mut reader)?;
+    let head = read_head(&mut reader)?;
     Ok(Answer {
-        status,
-        headers,
-        body: Body { reader, rest },
+        status: head.status,
+        headers: head.headers,
+        body: Body {
+            reader,
+            rest: head.rest,
+        },
     })
 }
 
@@ -97,7 +100,14 @@ fn bad(what: &str) -> Error {
     Error::new(ErrorKind::Damaged, format!("the answer is not HTTP: {what}"))
 }
 
-fn read_head(reader: &mut impl BufRead) -> Result<(u16, Vec<(String, String)>, Rest)> {
+/// What stands before a body.
+struct Head {
+    status: u16,
+    headers: Vec<(String, String)>,
+    rest: Rest,
+}
+
+fn read_head(reader: &mut impl BufRead) -> Result<Head> {
     let mut limited = reader.take(LONGEST_HEAD);
     let first = read_line(&mut limited)?;
     let mut words = first.split(' ');
@@ -127,7 +137,7 @@ fn read_head(reader: &mut impl BufRead) -> Result<(u16, Vec<(String, String)>, R
     if status == 204 || status == 304 {
         rest = Rest::Done;
     }
-    Ok((status, headers, rest))
+    Ok(Head { status, headers, rest })
 }
 
 /// A line without its end.

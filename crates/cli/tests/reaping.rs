@@ -113,6 +113,6 @@ fn snapshots_leave_the_session_of_the_job() {
         .filter(|entry| session(&entry.path()).as_ref() == Some(&init.leader))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
-    assert_eq!(members, [init.leader.clone()]);
+    assert_eq!(members, std::slice::from_ref(&init.leader));
     cpr.program(&["kill", "-KILL", &init.leader]).good();
 }

@@ -438,8 +438,11 @@ fn a_configuration_that_is_read_again_holds_at_once_and_what_needs_a_restart_is_
     site.text(&["cancel", &id]);
 }
 
-/// Takes requests, and refuses the first of them; gives their heads and bodies.
-fn listener(refuse: usize) -> (u16, std::sync::Arc<std::sync::Mutex<Vec<(String, String)>>>) {
+/// Heads and bodies of requests.
+type Heard = std::sync::Arc<std::sync::Mutex<Vec<(String, String)>>>;
+
+/// Takes requests, and refuses the first of them; gives its port, and what it hears.
+fn listener(refuse: usize) -> (u16, Heard) {
     use std::io::{BufRead, BufReader, Read, Write};
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = socket.local_addr().unwrap().port();
@@ -491,7 +494,7 @@ fn a_webhook_hears_of_every_event_that_it_wants_though_it_or_the_service_was_awa
         let heard = heard.lock().unwrap();
         let is_it = |body: &str| {
             let event: serde_json::Value = serde_json::from_str(body).unwrap();
-            event["kind"] == "job.finished" && event["job"].to_string() == id
+            event["kind"] == "job.finished" && event["job"].as_i64() == id.parse().ok()
         };
         heard.iter().any(|(_, body)| is_it(body))
     };

@@ -26,7 +26,7 @@ pub struct Store {
 /// Where it is.
 enum Place {
     Directory(Directory),
-    Bucket(Bucket),
+    Bucket(Box<Bucket>),
 }
 
 impl Store {
@@ -34,7 +34,7 @@ impl Store {
     pub fn open(place: &str, config: &Config) -> Result<Store> {
         Ok(Store {
             place: match place.strip_prefix("s3://") {
-                Some(place) => Place::Bucket(Bucket::open(place, &config.s3)?),
+                Some(place) => Place::Bucket(Box::new(Bucket::open(place, &config.s3)?)),
                 None => Place::Directory(Directory::new(place)),
             },
             keys: Keys::read(&config.encryption)?,
