@@ -19,6 +19,9 @@ use crate::engine::{After, Basis, CheckpointReport, Destination, Event, Method, 
 use crate::job::{Job, KILL};
 use crate::target;
 
+/// How often the processes of a job that keep coming and going are looked for.
+const LOOKS: usize = 5;
+
 /// The engine's files, below the job's directory.
 const FILES: &str = "engine-files";
 /// Programs of an engine that builds a job again get higher PIDs than this, so that the job finds its own free.
@@ -183,13 +186,25 @@ impl Saving {
         }
     }
 
-    /// Finds the job's processes, and has the engine find them.
+    /// Finds the job's processes, and has the engine find them. Where the two differ both look again: processes may have
+    /// come or gone between them.
     pub(crate) fn prepare(&mut self) -> Result<Steps> {
-        self.record.processes = members_of(self.record.root, self.own_namespace)?;
-        let mut steps = Steps::new(&self.descriptor, self.unit())?;
-        let group = steps.prepare()?;
-        self.record.group = (group.kind.name().to_string(), group.id);
-        Ok(steps)
+        let mut looks = 0;
+        loop {
+            self.record.processes = members_of(self.record.root, self.own_namespace)?;
+            let mut steps = Steps::new(&self.descriptor, self.unit())?;
+            let error = match steps.prepare() {
+                Ok(group) => {
+                    self.record.group = (group.kind.name().to_string(), group.id);
+                    return Ok(steps);
+                }
+                Err(error) => error,
+            };
+            looks += 1;
+            if error.kind() != ErrorKind::Unsupported || looks == LOOKS {
+                return Err(error);
+            }
+        }
     }
 
     fn save_files(&mut self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
