@@ -40,6 +40,8 @@ const ROUNDS: usize = 6;
 const FEW: u64 = 64;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
+/// From so many runs of written pages on, which of them are there is looked for at once.
+const MANY: usize = 64;
 /// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page tables,
 /// gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is found to
 /// be written.
@@ -175,6 +177,16 @@ pub struct Copied {
     pub keep: bool,
 }
 
+/// Pages that may have been written.
+#[derive(Debug)]
+pub struct Written {
+    /// All of them, also those that are there no longer.
+    pub runs: Vec<PageRegion>,
+    /// Those that are there, with their categories, where they were looked for: one look for each of many runs would take
+    /// longer.
+    pub here: Option<Vec<PageRegion>>,
+}
+
 /// Where the copy of a page is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -290,35 +302,39 @@ impl Copied {
         Ok(())
     }
 
-    /// Runs of pages of a mapping of the stopped process that may have been written since they were copied; none where
-    /// it is not tracked. With `keep`, they are protected again.
+    /// Pages of a mapping of the stopped process that may have been written since they were copied; none where it is not
+    /// tracked. With `keep`, they are protected again.
     ///
     /// # Errors
     /// The page table cannot be read.
-    pub fn written(&self, start: u64, end: u64) -> Result<Option<Vec<PageRegion>>> {
+    pub fn written(&self, start: u64, end: u64) -> Result<Option<Written>> {
         // A mapping that was put in the place of another one is not tracked.
         if !self.pagemap.is_tracked(start).unwrap_or(false) {
             return Ok(None);
         }
-        let filter = ScanFilter {
+        let scan = |filter: ScanFilter| -> Result<Vec<PageRegion>> {
+            let mut regions = Vec::new();
+            let scanned = self.pagemap.scan(start, end, filter, &mut regions);
+            scanned.context(|| "look which pages were written")?;
+            Ok(regions)
+        };
+        // The kernel is fastest at this.
+        let runs = scan(ScanFilter {
             all: PAGE_WRITTEN,
             written_only: true,
             ..ScanFilter::default()
-        };
-        let mut regions = Vec::new();
-        self.pagemap
-            .scan(start, end, filter, &mut regions)
-            .context(|| "look which pages were written")?;
-        if self.keep {
-            let filter = ScanFilter {
+        })?;
+        let here = if self.keep || runs.len() > MANY {
+            Some(scan(ScanFilter {
+                all: PAGE_WRITTEN,
                 any: HERE,
-                protect: true,
-                ..filter
-            };
-            let protected = self.pagemap.scan(start, end, filter, &mut Vec::new());
-            protected.context(|| "track the writes from now on")?;
-        }
-        Ok(Some(regions))
+                protect: self.keep,
+                ..ScanFilter::default()
+            })?)
+        } else {
+            None
+        };
+        Ok(Some(Written { runs, here }))
     }
 
     /// Lets the tracking go on after the checkpoint.

@@ -563,12 +563,14 @@ fn copy(
                 scanned.context(|| "look which pages are used")
             };
             let written = match copied {
-                Some(copied) => copied.written(mapping.start, mapping.end)?.map(|runs| (copied, runs)),
+                Some(copied) => copied
+                    .written(mapping.start, mapping.end)?
+                    .map(|written| (copied, written)),
                 None => None,
             };
             match written {
                 None => look(mapping.start, mapping.end)?,
-                Some((copied, runs)) => {
+                Some((copied, written)) => {
                     // What has not been written since it was copied; all else is looked at closely.
                     let mut copies = Unwritten {
                         copied,
@@ -577,12 +579,17 @@ fn copy(
                         known: &mut known,
                     };
                     let mut at = mapping.start;
-                    for written in runs {
-                        copies.note(at, written.start, &mut look)?;
-                        look(written.start, written.end)?;
-                        at = written.end;
+                    for run in &written.runs {
+                        copies.note(at, run.start, &mut look)?;
+                        if written.here.is_none() {
+                            look(run.start, run.end)?;
+                        }
+                        at = run.end;
                     }
                     copies.note(at, mapping.end, &mut look)?;
+                    let own = |region: &PageRegion| region.categories & (PAGE_FILE | PAGE_PFNZERO) == 0;
+                    regions.extend(written.here.into_iter().flatten().filter(own));
+                    regions.sort_unstable_by_key(|region| region.start);
                 }
             }
         }
