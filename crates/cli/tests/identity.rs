@@ -90,6 +90,15 @@ fn begun(cpr: &Cpr) {
     wait_until(PATIENCE, "the daemon begins", has);
 }
 
+/// Lets the job `daemon` end, well; what it has said.
+fn ended(cpr: &Cpr) -> String {
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    let code = cpr.wait("daemon");
+    let said = String::from_utf8_lossy(&cpr.logs("daemon")).into_owned();
+    assert_eq!(code, 0, "{said}");
+    said
+}
+
 /// A job in the background that root has started and that has given root's rights up all over writes its log on, which is
 /// in a directory of root's.
 #[test]
@@ -108,14 +117,8 @@ fn a_daemon_that_gave_roots_rights_up_writes_its_log_on() {
         cpr.checkpoint("daemon", &["--stop"]);
         cpr.restart("daemon");
     }
-    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
-    assert_eq!(
-        cpr.wait("daemon"),
-        0,
-        "{}",
-        String::from_utf8_lossy(&cpr.logs("daemon"))
-    );
-    assert_eq!(String::from_utf8_lossy(&cpr.logs("daemon")), "begun\nended\n");
+    let said = ended(&cpr);
+    assert_eq!(said, "begun\nended\n");
 }
 
 /// A daemon that can become root again: the image is root's, since its user could not restart it, and nobody would believe
@@ -133,13 +136,7 @@ fn a_daemon_that_can_become_root_again_is_restarted() {
     begun(&cpr);
     cpr.checkpoint("daemon", &["--stop"]);
     cpr.restart("daemon");
-    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
-    assert_eq!(
-        cpr.wait("daemon"),
-        0,
-        "{}",
-        String::from_utf8_lossy(&cpr.logs("daemon"))
-    );
+    ended(&cpr);
 }
 
 /// LBNL-3.9.3.1.2, LBNL-3.9.3.2.2, LBNL-3.9.3.3.2: root restores users and groups, of each thread its own.

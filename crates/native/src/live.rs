@@ -154,7 +154,7 @@ impl Known {
                 let number = self.numbers.get((extent.offset / ANCESTOR_STRIDE) as usize);
                 let inside = extent.offset % ANCESTOR_STRIDE + (from - extent.start);
                 match number.copied().flatten() {
-                    Some(number) => places.note(first, count, number * ANCESTOR_STRIDE + inside, PAGE),
+                    Some(number) => places.note(first, count, number * ANCESTOR_STRIDE + inside),
                     None => places.fill(first, count, ELSEWHERE),
                 }
             }
@@ -233,7 +233,7 @@ impl Copied {
             return (next.min(end), Place::Unknown);
         };
         let end = end.min(area.end);
-        let (length, first) = area.places.run((address - start) / PAGE, (end - start) / PAGE, PAGE);
+        let (length, first) = area.places.run((address - start) / PAGE, (end - start) / PAGE);
         let place = match first {
             NONE => Place::Untouched,
             ZEROS => Place::Zeros,
@@ -412,7 +412,7 @@ fn copy(
 /// Notes where the next pages are, from number `page` on; gives the number of the one after them.
 fn note(places: &mut Places, page: u64, length: usize, offset: u64) -> u64 {
     let count = length as u64 / PAGE;
-    places.note(page, count, offset, PAGE);
+    places.note(page, count, offset);
     page + count
 }
 

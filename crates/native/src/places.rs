@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use cpr_kernel::memory::PAGE;
+
 /// Not copied: the process has no page of its own there.
 pub const NONE: u64 = 0;
 /// Copied and found to be zeros. (No data lie at the header's place.)
@@ -43,8 +45,8 @@ impl Places {
     }
 
     /// Notes `count` pages from `first` on, whose copies lie one after the other from `offset` on.
-    pub fn note(&mut self, first: u64, count: u64, offset: u64, page_size: u64) {
-        self.set(first, count, &|page| offset + (page - first) * page_size);
+    pub fn note(&mut self, first: u64, count: u64, offset: u64) {
+        self.set(first, count, &|page| offset + (page - first) * PAGE);
     }
 
     fn set(&mut self, first: u64, count: u64, place: &dyn Fn(u64) -> u64) {
@@ -70,10 +72,10 @@ impl Places {
 
     /// How many pages from `first` on, and before `end`, are alike, and what the first one is. Copies are alike where
     /// they lie one after the other.
-    pub fn run(&self, first: u64, end: u64, page_size: u64) -> (u64, u64) {
+    pub fn run(&self, first: u64, end: u64) -> (u64, u64) {
         let found = self.tables.get(&(first / TABLE));
         let place = found.map_or(self.rest, |table| table[(first % TABLE) as usize]);
-        let step = if place > ELSEWHERE { page_size } else { 0 };
+        let step = if place > ELSEWHERE { PAGE } else { 0 };
         let mut at = first;
         while at < end {
             let Some((&index, table)) = self.tables.range(at / TABLE..).next() else {
@@ -118,35 +120,33 @@ impl Places {
 mod tests {
     use super::*;
 
-    const PAGE: u64 = 4096;
-
     #[test]
     fn a_mapping_of_terabytes_takes_memory_for_what_is_known_of_it_only() {
         let all = (2 << 40) / PAGE;
         let mut places = Places::new(UNKNOWN);
-        places.note(all / 2 - 3, 700, 1 << 20, PAGE);
+        places.note(all / 2 - 3, 700, 1 << 20);
         places.fill(all / 2 + 697, 1, ZEROS);
-        assert_eq!(places.run(0, all, PAGE), (all / 2 - 3, UNKNOWN));
-        assert_eq!(places.run(all / 2 - 3, all, PAGE), (700, 1 << 20));
-        assert_eq!(places.run(all / 2, all, PAGE), (697, (1 << 20) + 3 * PAGE));
-        assert_eq!(places.run(all / 2, all / 2 + 5, PAGE), (5, (1 << 20) + 3 * PAGE));
-        assert_eq!(places.run(all / 2 + 697, all, PAGE), (1, ZEROS));
-        assert_eq!(places.run(all / 2 + 698, all, PAGE), (all / 2 - 698, UNKNOWN));
+        assert_eq!(places.run(0, all), (all / 2 - 3, UNKNOWN));
+        assert_eq!(places.run(all / 2 - 3, all), (700, 1 << 20));
+        assert_eq!(places.run(all / 2, all), (697, (1 << 20) + 3 * PAGE));
+        assert_eq!(places.run(all / 2, all / 2 + 5), (5, (1 << 20) + 3 * PAGE));
+        assert_eq!(places.run(all / 2 + 697, all), (1, ZEROS));
+        assert_eq!(places.run(all / 2 + 698, all), (all / 2 - 698, UNKNOWN));
         assert!(places.tables.len() <= 3);
         places.forget();
-        assert_eq!(places.run(0, all, PAGE), (all, UNKNOWN));
+        assert_eq!(places.run(0, all), (all, UNKNOWN));
     }
 
     #[test]
     fn copies_in_two_places_are_not_alike() {
         let mut places = Places::new(NONE);
-        places.note(0, 2, 40 * PAGE, PAGE);
-        places.note(2, 2, 60 * PAGE, PAGE);
-        places.note(4, 1, 41 * PAGE, PAGE);
-        assert_eq!(places.run(0, 9, PAGE), (2, 40 * PAGE));
-        assert_eq!(places.run(2, 9, PAGE), (2, 60 * PAGE));
-        assert_eq!(places.run(4, 9, PAGE), (1, 41 * PAGE));
-        assert_eq!(places.run(5, 9, PAGE), (4, NONE));
+        places.note(0, 2, 40 * PAGE);
+        places.note(2, 2, 60 * PAGE);
+        places.note(4, 1, 41 * PAGE);
+        assert_eq!(places.run(0, 9), (2, 40 * PAGE));
+        assert_eq!(places.run(2, 9), (2, 60 * PAGE));
+        assert_eq!(places.run(4, 9), (1, 41 * PAGE));
+        assert_eq!(places.run(5, 9), (4, NONE));
     }
 
     #[test]

@@ -30,8 +30,7 @@ fn several(output: Output, args: &Restart, set: &Path) -> Result<u8> {
     Ok(0)
 }
 
-/// Restarts every job that a checkpoint or a crash has ended. One that has finished, or was killed, has nothing to go on
-/// with.
+/// Restarts every job that a checkpoint or a crash has ended. One that has exited has nothing to go on with.
 fn all(output: Output, args: &Restart) -> Result<u8> {
     let state = StateDir::open()?;
     let mut jobs = state.jobs()?;

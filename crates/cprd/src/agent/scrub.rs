@@ -14,17 +14,19 @@ use cpr_types::{ErrorKind, Result};
 
 use super::Agent;
 use super::images::{for_each_piece, open_held};
+use super::pace::Pace;
 use crate::log;
 
 /// How often it is looked whether something is due.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Compares what can be read with size and hash, not faster than so many bytes a second.
-pub fn is_whole(reader: &mut impl Read, bytes: u64, blake3: &str, rate: u64) -> Result<bool> {
+/// Compares what can be read with size and hash, not faster than so many MiB a second.
+pub fn is_whole(reader: &mut impl Read, bytes: u64, blake3: &str, mb_per_s: u64) -> Result<bool> {
+    let pace = Pace::new(Some(mb_per_s));
     let mut hasher = blake3::Hasher::new();
     for_each_piece(reader, |piece| {
         hasher.update(piece);
-        std::thread::sleep(Duration::from_secs_f64(piece.len() as f64 / rate.max(1) as f64));
+        pace.pass(piece.len());
         Ok(())
     })?;
     Ok(hasher.count() == bytes && hasher.finalize().to_hex().as_str() == blake3)
@@ -57,8 +59,8 @@ impl Agent {
                 continue;
             };
             looked.insert(id, Instant::now());
-            let rate = config.mb_per_s.saturating_mul(1 << 20);
-            match open_held(path).and_then(|mut file| is_whole(&mut file, image.bytes, &image.blake3, rate)) {
+            match open_held(path).and_then(|mut file| is_whole(&mut file, image.bytes, &image.blake3, config.mb_per_s))
+            {
                 Ok(true) => self.state().verified.push(id),
                 Ok(false) => self.discard(id, path),
                 // It was removed meanwhile, which heartbeats tell.

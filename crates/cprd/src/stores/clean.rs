@@ -63,10 +63,10 @@ fn is_due(checkpoint: &Checkpoint, verify: &VerifyConfig) -> bool {
 
 /// Compares an image with its hash. One that is damaged is removed.
 async fn look_at(grid: &Grid, store: &Arc<Store>, checkpoint: Checkpoint, verify: &VerifyConfig) -> Result<()> {
-    let rate = verify.mb_per_s.saturating_mul(1 << 20);
+    let mb_per_s = verify.mb_per_s;
     let id = checkpoint.id;
     let looked = with(store, move |store| {
-        is_whole(&mut store.read(id, 0)?, checkpoint.bytes, &checkpoint.blake3, rate)
+        is_whole(&mut store.read(id, 0)?, checkpoint.bytes, &checkpoint.blake3, mb_per_s)
     });
     let problem = match looked.await {
         Ok(true) => None,

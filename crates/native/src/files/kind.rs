@@ -153,8 +153,8 @@ fn anonymous(name: &str) -> Kind {
     match name.trim_matches(['[', ']']) {
         "io_uring" => unsupported(
             "io_uring is not supported",
-            "have the program use another I/O interface: MariaDB does with --innodb-use-native-aio=0, and many do by themselves \
-             where the administrator sets kernel.io_uring_disabled=2",
+            "have the program use another I/O interface: MariaDB does with --innodb-use-native-aio=0, or where \
+             kernel.io_uring_disabled is 2",
         ),
         "perf_event" => unsupported(
             "performance counters are not supported",
