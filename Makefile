@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: header bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -105,6 +105,9 @@ lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/check-layers
+
+header: ## Write gridcpr.h anew from the sources of the library (a test compares the two)
+	UPDATE_HEADER=1 $(CARGO) test -q --workspace --test header
 
 reference: ## Make the reference of libgridcpr for every language, as HTML below target/reference
 	@scripts/reference target/reference

@@ -503,7 +503,7 @@ fn the_abi_is_as_committed() {
         dynamic.contains("[libgridcpr.so.0]") && dynamic.contains("NODELETE"),
         "{dynamic}"
     );
-    // What the compiler makes of the header; that the library agrees is tested in its own ffi.rs.
+    // What the compiler makes of the header; that the library agrees is tested in its own sources.
     let mut source = String::from("#include <gridcpr.h>\n#include <stdio.h>\nint main(void) {\n");
     for line in committed("struct") {
         let name = line.split(' ').next().unwrap_or_default();

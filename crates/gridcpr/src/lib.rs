@@ -15,7 +15,6 @@ mod callbacks;
 mod checkpoint;
 mod command;
 mod ffi;
-mod ffi_app;
 mod process;
 mod run;
 mod sections;

@@ -1,196 +1,105 @@
-//! The C interface to checkpoints that a program writes itself (`gridcpr_app_*` of `include/gridcpr.h`).
-//!
-//! As in [`crate::ffi`], what a pointer has to point at is written in the header; here it is turned into a slice at once.
-//! Variables are remembered by address, and looked at only in the calls that write and restore.
-#![allow(unsafe_code)]
+//! Checkpoints that a program writes itself
 
 use std::ffi::{c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use cpr_app::{
-    Background, ElementType, GenerationInfo, GenerationState, Kind, Options, Order, Store, Target, Variable, Written,
-};
+use cpr_app::{Background, ElementType, GenerationInfo, GenerationState, Kind, Options, Order, Store, Target};
 use cpr_types::{Error, ErrorKind, Result};
 
-use crate::ffi::{copy_out, fill, path, run, run_wide, usage, utf8};
+use super::protected::{App, Protected};
+use super::{copy_out, file, fill, run, run_wide, usage, utf8};
 
-/// `gridcpr_app_options`
+/// Integer of 8 bits, the first of the types of elements.
+pub const GRIDCPR_INT8: c_int = 0;
+/// Integer of 16 bits.
+pub const GRIDCPR_INT16: c_int = 1;
+/// Integer of 32 bits.
+pub const GRIDCPR_INT32: c_int = 2;
+/// Integer of 64 bits.
+pub const GRIDCPR_INT64: c_int = 3;
+/// Unsigned integer of 8 bits.
+pub const GRIDCPR_UINT8: c_int = 4;
+/// Unsigned integer of 16 bits.
+pub const GRIDCPR_UINT16: c_int = 5;
+/// Unsigned integer of 32 bits.
+pub const GRIDCPR_UINT32: c_int = 6;
+/// Unsigned integer of 64 bits.
+pub const GRIDCPR_UINT64: c_int = 7;
+/// IEEE 754 number of 32 bits.
+pub const GRIDCPR_FLOAT32: c_int = 8;
+/// IEEE 754 number of 64 bits.
+pub const GRIDCPR_FLOAT64: c_int = 9;
+/// Two FLOAT32.
+pub const GRIDCPR_COMPLEX64: c_int = 10;
+/// Two FLOAT64.
+pub const GRIDCPR_COMPLEX128: c_int = 11;
+/// Never converted.
+pub const GRIDCPR_BYTES: c_int = 12;
+/// Order of elements: the last index runs fastest.
+pub const GRIDCPR_C_ORDER: c_int = 0;
+/// The first index runs fastest.
+pub const GRIDCPR_FORTRAN_ORDER: c_int = 1;
+
+/// The type of elements with a number.
+fn element_type(number: c_int) -> Option<ElementType> {
+    Some(match number {
+        GRIDCPR_INT8 => ElementType::Int8,
+        GRIDCPR_INT16 => ElementType::Int16,
+        GRIDCPR_INT32 => ElementType::Int32,
+        GRIDCPR_INT64 => ElementType::Int64,
+        GRIDCPR_UINT8 => ElementType::Uint8,
+        GRIDCPR_UINT16 => ElementType::Uint16,
+        GRIDCPR_UINT32 => ElementType::Uint32,
+        GRIDCPR_UINT64 => ElementType::Uint64,
+        GRIDCPR_FLOAT32 => ElementType::Float32,
+        GRIDCPR_FLOAT64 => ElementType::Float64,
+        GRIDCPR_COMPLEX64 => ElementType::Complex64,
+        GRIDCPR_COMPLEX128 => ElementType::Complex128,
+        GRIDCPR_BYTES => ElementType::Bytes,
+        _ => return None,
+    })
+}
+
+/// How a checkpoint is opened. All zero but `size` leaves things as the environment says.
 #[repr(C)]
 pub struct COptions {
-    pub(crate) size: u32,
-    pub(crate) rank: u32,
-    pub(crate) ranks: u32,
-    pub(crate) keep: u32,
-    pub(crate) lifetime: u64,
-    pub(crate) sequence: *const c_char,
-    pub(crate) session: *const c_char,
+    /// sizeof(gridcpr_app_options).
+    pub size: u32,
+    /// Which part is ours, from 0 ...
+    pub rank: u32,
+    /// ... of how many; 0 means 1.
+    pub ranks: u32,
+    /// How many complete generations are kept; 0: as the environment says, or all.
+    pub keep: u32,
+    /// Seconds for which one is kept; 0: as the environment says, or for ever.
+    pub lifetime: u64,
+    /// F: full; I: what changed since F; i: since the last one. In turn; may be NULL.
+    pub sequence: *const c_char,
+    /// The same for all ranks of one run, another in the next; NULL: as the launcher says.
+    pub session: *const c_char,
 }
 
-/// `gridcpr_app_generation`
+/// A generation, as queries give it.
 #[repr(C)]
 pub struct CGeneration {
-    pub(crate) generation: u64,
-    pub(crate) time_ns: u64,
-    pub(crate) bytes: u64,
-    pub(crate) lifetime: u64,
-    pub(crate) state: i32,
-    pub(crate) parts: u32,
-    pub(crate) ranks: u32,
-    pub(crate) needs: u32,
-}
-
-/// A variable of the program.
-struct Protected {
-    name: String,
-    address: usize,
-    element: ElementType,
-    shape: Vec<u64>,
-    order: Order,
-    /// Bytes between neighbours of each dimension, where elements do not lie one after the other.
-    strides: Option<Vec<u64>>,
-    /// Bytes from the first to the last.
-    extent: usize,
-}
-
-/// `gridcpr_app`
-pub struct App {
-    /// Not here while it is being written in the background.
-    store: Option<Store>,
-    background: Option<Background>,
-    protected: Vec<Protected>,
-}
-
-impl App {
-    /// The store; waits for a background write, whose failure is the caller's to hear of.
-    fn store(&mut self) -> Result<&mut Store> {
-        if self.background.is_some() {
-            self.wait()?;
-        }
-        let lost = || Error::new(ErrorKind::Gone, "a background write has lost the checkpoint");
-        self.store.as_mut().ok_or_else(lost)
-    }
-
-    fn wait(&mut self) -> Result<Option<Written>> {
-        let Some(background) = self.background.take() else {
-            return Ok(None);
-        };
-        let (store, written) = background.wait()?;
-        self.store = Some(store);
-        written.map(Some)
-    }
-
-    /// Gathers what is not in one piece, and gives the variables to `work`.
-    ///
-    /// # Safety
-    /// Every protected variable is where and what it was said to be, and nobody changes it meanwhile.
-    unsafe fn with_variables<T>(protected: &[Protected], work: impl FnOnce(&[Variable<'_>]) -> Result<T>) -> Result<T> {
-        let mut gathered = Vec::with_capacity(protected.len());
-        for variable in protected {
-            // SAFETY: the caller of this function vouches for it.
-            let bytes = unsafe { variable.bytes() };
-            gathered.push(match &variable.strides {
-                Some(strides) => Some(cpr_app::gather(
-                    bytes,
-                    &variable.slowest_first(&variable.shape),
-                    &variable.slowest_first(strides),
-                    variable.element.size(),
-                )?),
-                None => None,
-            });
-        }
-        let variables: Vec<Variable<'_>> = protected
-            .iter()
-            .zip(&gathered)
-            .map(|(variable, gathered)| Variable {
-                name: &variable.name,
-                element: variable.element,
-                shape: &variable.shape,
-                order: variable.order,
-                data: match gathered {
-                    Some(gathered) => gathered,
-                    // SAFETY: as above.
-                    None => unsafe { variable.bytes() },
-                },
-            })
-            .collect();
-        work(&variables)
-    }
-
-    /// Fills the protected variables by `work`.
-    ///
-    /// # Safety
-    /// As [`App::with_variables`], and nobody looks at them meanwhile.
-    unsafe fn with_targets<T>(protected: &[Protected], work: impl FnOnce(&mut [Target<'_>]) -> Result<T>) -> Result<T> {
-        let mut gathered: Vec<Vec<u8>> = protected
-            .iter()
-            .map(|variable| match variable.strides {
-                Some(_) => vec![0; (variable.shape.iter().product::<u64>() * variable.element.size()) as usize],
-                None => Vec::new(),
-            })
-            .collect();
-        let mut targets: Vec<Target<'_>> = protected
-            .iter()
-            .zip(&mut gathered)
-            .map(|(variable, gathered)| Target {
-                name: &variable.name,
-                element: variable.element,
-                shape: &variable.shape,
-                order: variable.order,
-                data: match variable.strides {
-                    Some(_) => gathered,
-                    // SAFETY: the caller of this function vouches for it.
-                    None => unsafe { variable.bytes_mut() },
-                },
-            })
-            .collect();
-        let done = work(&mut targets)?;
-        drop(targets);
-        for (variable, gathered) in protected.iter().zip(&gathered) {
-            if let Some(strides) = &variable.strides {
-                // SAFETY: as above.
-                let place = unsafe { variable.bytes_mut() };
-                let (shape, strides) = (variable.slowest_first(&variable.shape), variable.slowest_first(strides));
-                cpr_app::scatter(gathered, place, &shape, &strides, variable.element.size())?;
-            }
-        }
-        Ok(done)
-    }
-}
-
-impl Protected {
-    /// Numbers of dimensions, those of the one that runs fastest last.
-    fn slowest_first(&self, numbers: &[u64]) -> Vec<u64> {
-        let mut numbers = numbers.to_vec();
-        if self.order == Order::Fortran {
-            numbers.reverse();
-        }
-        numbers
-    }
-
-    /// # Safety
-    /// The variable is there, and nobody changes it as long as the slice lives.
-    unsafe fn bytes<'a>(&self) -> &'a [u8] {
-        if self.extent == 0 {
-            return &[];
-        }
-        // SAFETY: the caller vouches for it; the address was not null when the variable was protected, and any bytes
-        // are valid.
-        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.extent) }
-    }
-
-    /// # Safety
-    /// As [`Protected::bytes`], and nobody else looks at it either.
-    // A variable of the program, and not ours: what it is changed through is the address the program gave.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn bytes_mut<'a>(&self) -> &'a mut [u8] {
-        if self.extent == 0 {
-            return &mut [];
-        }
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.extent) }
-    }
+    /// Its number, from 1.
+    pub generation: u64,
+    /// When writing began: nanoseconds since the epoch.
+    pub time_ns: u64,
+    /// Of all its files.
+    pub bytes: u64,
+    /// Seconds, where that was set for this one; else 0.
+    pub lifetime: u64,
+    /// 0: parts are missing; 1: complete; 2: damaged.
+    pub state: i32,
+    /// Parts that are there ...
+    pub parts: u32,
+    /// ... and how many there have to be.
+    pub ranks: u32,
+    /// How many other generations it needs.
+    pub needs: u32,
 }
 
 /// # Safety
@@ -215,7 +124,10 @@ fn number(generation: u64) -> Result<i64> {
     i64::try_from(generation).map_err(|_| usage("the generation's number is too large"))
 }
 
-/// See `gridcpr.h`.
+/// Opens a checkpoint, and makes its directory if need be; NULL on failure. `options` may be NULL. A `base` that is
+/// NULL or empty is GRIDCPR_APP_BASE or SAGA_CPR_BASE_LOCATION of the environment, or the working directory;
+/// GRIDCPR_APP_SEQUENCE, GRIDCPR_APP_LIFETIME, GRIDCPR_APP_KEEP, SAGA_CPR_SEQUENCE and SAGA_CPR_TIME_TO_LIVE are
+/// honoured, too. To be used by one thread at a time. One process at a time can have a rank open.
 ///
 /// # Safety
 /// `base` is null, or a string with a zero at its end; `name` is one. `options` is null, or points to a structure whose
@@ -232,7 +144,7 @@ pub unsafe extern "C" fn gridcpr_app_open(
             Path::new("")
         } else {
             // SAFETY: the caller vouches for it.
-            unsafe { path(base) }?
+            unsafe { file(base) }?
         };
         // SAFETY: the caller vouches for it.
         let mut wanted = Options::from_environment(base, unsafe { utf8(name) }?)?;
@@ -265,7 +177,7 @@ pub unsafe extern "C" fn gridcpr_app_open(
     app
 }
 
-/// See `gridcpr.h`.
+/// Waits for a background write, and tells whether it failed.
 ///
 /// # Safety
 /// `app` is null, or came from `gridcpr_app_open` and is not used any more.
@@ -279,11 +191,31 @@ pub unsafe extern "C" fn gridcpr_app_close(app: *mut App) -> c_int {
     run(|| app.wait().map(|_| 0))
 }
 
-/// See `gridcpr.h`.
+/// Names a variable; one protected before under that name is forgotten. It has to stay where it is until it is
+/// unprotected or the checkpoint is closed. `shape` has the number of elements along each dimension, none for a single
+/// element.
 ///
 /// # Safety
-/// As [`opened`]; `name` is a string with a zero at its end; `data` is null only where there are no elements; `shape` and
-/// `strides` have one number for each dimension, and `strides` may be null.
+/// As [`opened`]; `name` is a string with a zero at its end; `data` is null only where there are no elements; `shape` has
+/// one number for each dimension.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_protect(
+    app: *mut App,
+    name: *const c_char,
+    data: *mut c_void,
+    element: c_int,
+    dimensions: u32,
+    shape: *const u64,
+    order: c_int,
+) -> c_int {
+    // SAFETY: as for this function; no strides are among what that one takes.
+    unsafe { gridcpr_app_protect_strided(app, name, data, element, dimensions, shape, std::ptr::null(), order) }
+}
+
+/// The same for elements that do not lie one after the other: `strides` are bytes from one index to the next.
+///
+/// # Safety
+/// As [`gridcpr_app_protect`]; `strides` is null, or has one number for each dimension, too.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gridcpr_app_protect_strided(
     app: *mut App,
@@ -300,13 +232,10 @@ pub unsafe extern "C" fn gridcpr_app_protect_strided(
     run(|| {
         // SAFETY: the caller vouches for it.
         let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
-        let element = usize::try_from(element)
-            .ok()
-            .and_then(|number| ElementType::ALL.get(number).copied());
-        let element = element.ok_or_else(|| usage("there is no such type of elements"))?;
+        let element = element_type(element).ok_or_else(|| usage("there is no such type of elements"))?;
         let order = match order {
-            0 => Order::C,
-            1 => Order::Fortran,
+            GRIDCPR_C_ORDER => Order::C,
+            GRIDCPR_FORTRAN_ORDER => Order::Fortran,
             _ => return Err(usage("there is no such order")),
         };
         if dimensions > MOST_DIMENSIONS || (dimensions > 0 && shape.is_null()) {
@@ -346,25 +275,7 @@ pub unsafe extern "C" fn gridcpr_app_protect_strided(
     })
 }
 
-/// See `gridcpr.h`.
-///
-/// # Safety
-/// As [`gridcpr_app_protect_strided`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gridcpr_app_protect(
-    app: *mut App,
-    name: *const c_char,
-    data: *mut c_void,
-    element: c_int,
-    dimensions: u32,
-    shape: *const u64,
-    order: c_int,
-) -> c_int {
-    // SAFETY: as for this function.
-    unsafe { gridcpr_app_protect_strided(app, name, data, element, dimensions, shape, std::ptr::null(), order) }
-}
-
-/// See `gridcpr.h`.
+/// Forgets a variable.
 ///
 /// # Safety
 /// As [`opened`]; `name` is a string with a zero at its end.
@@ -385,7 +296,7 @@ pub unsafe extern "C" fn gridcpr_app_unprotect(app: *mut App, name: *const c_cha
     })
 }
 
-/// See `gridcpr.h`.
+/// What generations written from now on remember.
 ///
 /// # Safety
 /// As [`opened`]; the strings have zeros at their ends.
@@ -399,7 +310,8 @@ pub unsafe extern "C" fn gridcpr_app_set_attribute(app: *mut App, key: *const c_
     })
 }
 
-/// See `gridcpr.h`.
+/// Writes all protected variables as our part of the next generation, and gives its number, 1 or more. It is on disk
+/// when this returns. What is no longer to be kept is removed.
 ///
 /// # Safety
 /// As [`opened`]; every protected variable is where and what it was said to be, and nobody changes it meanwhile.
@@ -417,7 +329,8 @@ pub unsafe extern "C" fn gridcpr_app_write(app: *mut App) -> i64 {
     })
 }
 
-/// See `gridcpr.h`.
+/// Copies them, and writes the copy while the program goes on. Every other function waits for its end first, and fails
+/// if it failed.
 ///
 /// # Safety
 /// As [`gridcpr_app_write`].
@@ -435,7 +348,7 @@ pub unsafe extern "C" fn gridcpr_app_write_begin(app: *mut App) -> c_int {
     })
 }
 
-/// See `gridcpr.h`.
+/// 1 while one is being written, else 0; bytes done and in all.
 ///
 /// # Safety
 /// As [`opened`]; `done` and `total` are null or places for numbers.
@@ -458,7 +371,7 @@ pub unsafe extern "C" fn gridcpr_app_progress(app: *mut App, done: *mut u64, tot
     })
 }
 
-/// See `gridcpr.h`.
+/// Waits for its end, and gives its number, or 0 where none was begun.
 ///
 /// # Safety
 /// As [`opened`].
@@ -471,7 +384,10 @@ pub unsafe extern "C" fn gridcpr_app_wait(app: *mut App) -> i64 {
     })
 }
 
-/// See `gridcpr.h`.
+/// Fills all protected variables from a generation or, where it is 0, from the newest sound one; gives its number, or 0
+/// where there is none yet. Generations in which a byte is altered or missing are passed over; where none is left that
+/// is GRIDCPR_E_DAMAGED, and the variables may hold anything. GRIDCPR_E_INCOMPATIBLE: a variable is missing there, or
+/// has another type or shape.
 ///
 /// # Safety
 /// As [`gridcpr_app_write`], and nobody looks at the variables meanwhile.
@@ -506,27 +422,32 @@ unsafe fn whole_path(found: &Path, place: *mut c_char, size: usize) -> Result<c_
     c_int::try_from(bytes.len()).map_err(|_| usage("the path is too long"))
 }
 
-/// See `gridcpr.h`.
+/// Files that the program writes itself can belong to a generation, beside variables or instead of them. `name` has no
+/// slashes and does not begin with a dot. This tells where to write such a file for the next generation; it writes the
+/// path, gives its length, and fails where it does not fit into `size` bytes. The file belongs to the generation when
+/// gridcpr_app_write() or gridcpr_app_wait() returns; it must be there, whole, when gridcpr_app_write() or
+/// gridcpr_app_write_begin() is called.
 ///
 /// # Safety
-/// As [`opened`]; `name` is a string with a zero at its end; `place` is null, or has room for `size` bytes.
+/// As [`opened`]; `name` is a string with a zero at its end; `path` is null, or has room for `size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gridcpr_app_route(
     app: *mut App,
     name: *const c_char,
-    place: *mut c_char,
+    path: *mut c_char,
     size: usize,
 ) -> c_int {
     run(|| {
         // SAFETY: the caller vouches for it.
         let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
-        let path = app.store()?.route(name)?;
+        let found = app.store()?.route(name)?;
         // SAFETY: as above.
-        unsafe { whole_path(&path, place, size) }
+        unsafe { whole_path(&found, path, size) }
     })
 }
 
-/// See `gridcpr.h`.
+/// Where such a file of a generation is, for reading, after its hash was compared. Of our rank. The path is written as
+/// by gridcpr_app_route().
 ///
 /// # Safety
 /// As [`gridcpr_app_route`].
@@ -535,19 +456,20 @@ pub unsafe extern "C" fn gridcpr_app_file(
     app: *mut App,
     generation: u64,
     name: *const c_char,
-    place: *mut c_char,
+    path: *mut c_char,
     size: usize,
 ) -> c_int {
     run(|| {
         // SAFETY: the caller vouches for it.
         let (app, name) = unsafe { (opened(app)?, utf8(name)?) };
-        let path = app.store()?.file(generation, name)?;
+        let found = app.store()?.file(generation, name)?;
         // SAFETY: as above.
-        unsafe { whole_path(&path, place, size) }
+        unsafe { whole_path(&found, path, size) }
     })
 }
 
-/// See `gridcpr.h`.
+/// Reads `length` bytes of a variable from `offset` on, of any rank, wherever it is protected; in this machine's byte
+/// order. The hashes of all pieces that they are in are compared.
 ///
 /// # Safety
 /// As [`opened`]; `name` is a string with a zero at its end; `buffer` is null only where `length` is 0, or has room for
@@ -581,7 +503,21 @@ pub unsafe extern "C" fn gridcpr_app_read(
     })
 }
 
-/// See `gridcpr.h`.
+/// Writes the first `count` generations to `out`, the oldest first; gives how many there are.
+///
+/// # Safety
+/// As [`opened`] and [`fill`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_query(app: *mut App, out: *mut CGeneration, count: usize) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let all = unsafe { opened(app) }?.store()?.generations()?;
+        // SAFETY: as above.
+        unsafe { fill(all.iter().map(describe), out, count) }
+    })
+}
+
+/// As gridcpr_app_query(), but only generations that remember `value` under `key`.
 ///
 /// # Safety
 /// As [`opened`] and [`fill`]; the strings have zeros at their ends.
@@ -602,7 +538,7 @@ pub unsafe extern "C" fn gridcpr_app_find(
     })
 }
 
-/// See `gridcpr.h`.
+/// Removes all generations, in whatever state, and what is known of them.
 ///
 /// # Safety
 /// As [`opened`].
@@ -629,21 +565,7 @@ fn describe(info: &GenerationInfo) -> CGeneration {
     }
 }
 
-/// See `gridcpr.h`.
-///
-/// # Safety
-/// As [`opened`] and [`fill`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gridcpr_app_query(app: *mut App, out: *mut CGeneration, count: usize) -> c_int {
-    run(|| {
-        // SAFETY: the caller vouches for it.
-        let all = unsafe { opened(app) }?.store()?.generations()?;
-        // SAFETY: as above.
-        unsafe { fill(all.iter().map(describe), out, count) }
-    })
-}
-
-/// See `gridcpr.h`.
+/// What a generation remembers under `key`: its length, and the text itself, cut to `size` bytes.
 ///
 /// # Safety
 /// As [`opened`]; `key` is a string with a zero at its end; `value` is null, or has room for `size` bytes.
@@ -672,7 +594,7 @@ pub unsafe extern "C" fn gridcpr_app_get_attribute(
     })
 }
 
-/// See `gridcpr.h`.
+/// Changes an attribute (where `key` is not NULL) and the lifetime in seconds (where it is not 0).
 ///
 /// # Safety
 /// As [`opened`]; the strings are null or have zeros at their ends.
@@ -695,7 +617,7 @@ pub unsafe extern "C" fn gridcpr_app_update(
     })
 }
 
-/// See `gridcpr.h`.
+/// Removes a generation. GRIDCPR_E_IN_USE: another one needs it.
 ///
 /// # Safety
 /// As [`opened`].
@@ -705,7 +627,7 @@ pub unsafe extern "C" fn gridcpr_app_free(app: *mut App, generation: u64) -> c_i
     run(|| unsafe { opened(app) }?.store()?.free(generation).map(|()| 0))
 }
 
-/// See `gridcpr.h`.
+/// Compares every hash of a generation. GRIDCPR_E_DAMAGED: gridcpr_error() tells what is wrong.
 ///
 /// # Safety
 /// As [`opened`].
@@ -721,7 +643,7 @@ pub unsafe extern "C" fn gridcpr_app_validate(app: *mut App, generation: u64) ->
     })
 }
 
-/// See `gridcpr.h`.
+/// Copies a complete generation below another base directory; it needs no other one there.
 ///
 /// # Safety
 /// As [`opened`]; `base` is a string with a zero at its end.
@@ -729,7 +651,7 @@ pub unsafe extern "C" fn gridcpr_app_validate(app: *mut App, generation: u64) ->
 pub unsafe extern "C" fn gridcpr_app_transfer(app: *mut App, generation: u64, base: *const c_char) -> c_int {
     run(|| {
         // SAFETY: the caller vouches for it.
-        let (app, base) = unsafe { (opened(app)?, path(base)?) };
+        let (app, base) = unsafe { (opened(app)?, file(base)?) };
         app.store()?.transfer(generation, base).map(|()| 0)
     })
 }
