@@ -27,6 +27,7 @@ module gridcpr
   public :: checkpoint, gridcpr_generation, gridcpr_notice, gridcpr_callback
   public :: gridcpr_error_text, gridcpr_enter, gridcpr_leave, gridcpr_register, gridcpr_unregister, gridcpr_explain
   public :: gridcpr_checkpoint_job, gridcpr_restarted, gridcpr_reason
+  public :: gridcpr_file_policy, gridcpr_restart_generation, gridcpr_restart_image, gridcpr_restart_job
 
   !> What happens, in a notice: a checkpoint is about to be taken.
   integer(c_int), parameter, public :: gridcpr_before = 1
@@ -306,6 +307,15 @@ module gridcpr
       type(restart_info), intent(inout) :: found
       integer(c_int) :: c_restarted
     end function
+    function c_file_policy(pattern, policy) bind(c, name='gridcpr_file_policy')
+      import :: c_char, c_int
+      character(kind=c_char), intent(in) :: pattern(*), policy(*)
+      integer(c_int) :: c_file_policy
+    end function
+    function c_generation() bind(c, name='gridcpr_generation')
+      import :: c_int64_t
+      integer(c_int64_t) :: c_generation
+    end function
     function c_unprotect(app, name) bind(c, name='gridcpr_app_unprotect')
       import :: c_ptr, c_char, c_int
       type(c_ptr), value :: app
@@ -467,6 +477,60 @@ contains
     found%size = int(c_sizeof(found), c_int32_t)
     call conclude(min(c_restarted(found), 0_c_int), status)
     times = found%times
+  end function
+
+  !> How checkpoints of the job treat files, as cpr run --file PATTERN=POLICY does.
+  subroutine gridcpr_file_policy(pattern, policy, status)
+    !> Which files; taken below the working directory where it does not begin with a slash.
+    character(len=*), intent(in) :: pattern
+    !> What becomes of them, such as append.
+    character(len=*), intent(in) :: policy
+    !> 0, or what went wrong.
+    integer, intent(out), optional :: status
+    call conclude(c_file_policy(trim(pattern)//c_null_char, trim(policy)//c_null_char), status)
+  end subroutine
+
+  !> Number of the checkpoint that a restarted program goes on from, as callbacks were told; else 0.
+  function gridcpr_restart_generation(status) result(generation)
+    !> 0, or what went wrong.
+    integer, intent(out), optional :: status
+    integer(c_int64_t) :: generation
+    generation = c_generation()
+    call conclude(int(min(generation, 0_c_int64_t), c_int), status)
+  end function
+
+  !> Identifier of the image that the program was restarted from; else empty.
+  function gridcpr_restart_image(status) result(image)
+    !> 0, or what went wrong.
+    integer, intent(out), optional :: status
+    character(len=:), allocatable :: image
+    type(restart_info) :: found
+    found%size = int(c_sizeof(found), c_int32_t)
+    call conclude(min(c_restarted(found), 0_c_int), status)
+    image = text_of(found%image)
+  end function
+
+  !> Name of the job that the program was restarted as; else empty.
+  function gridcpr_restart_job(status) result(job)
+    !> 0, or what went wrong.
+    integer, intent(out), optional :: status
+    character(len=:), allocatable :: job
+    type(restart_info) :: found
+    found%size = int(c_sizeof(found), c_int32_t)
+    call conclude(min(c_restarted(found), 0_c_int), status)
+    job = text_of(found%job)
+  end function
+
+  ! What stands before the zero.
+  function text_of(field) result(text)
+    character(kind=c_char), intent(in) :: field(:)
+    character(len=:), allocatable :: text
+    integer :: i
+    text = ''
+    do i = 1, size(field)
+      if (field(i) == c_null_char) exit
+      text = text//field(i)
+    end do
   end function
 
   subroutine app_open(self, base, name, keep, rank, ranks, sequence, lifetime, session, status)

@@ -97,6 +97,28 @@ FUNCTION(jint, restartedNative)(JNIEnv *env, jclass class) {
     return result < 0 ? result : (jint)restart.times;
 }
 
+FUNCTION(jint, filePolicyNative)(JNIEnv *env, jclass class, jstring pattern, jstring policy) {
+    (void)class;
+    const char *files = pattern ? (*env)->GetStringUTFChars(env, pattern, NULL) : NULL;
+    const char *treated = policy ? (*env)->GetStringUTFChars(env, policy, NULL) : NULL;
+    jint result = gridcpr_file_policy(files, treated);
+    if (files) (*env)->ReleaseStringUTFChars(env, pattern, files);
+    if (treated) (*env)->ReleaseStringUTFChars(env, policy, treated);
+    return result;
+}
+
+FUNCTION(jlong, generationNative)(JNIEnv *env, jclass class) {
+    (void)env, (void)class;
+    return gridcpr_generation();
+}
+
+FUNCTION(jstring, restartText)(JNIEnv *env, jclass class, jboolean image) {
+    (void)class;
+    gridcpr_restart restart = {.size = sizeof restart};
+    if (gridcpr_restarted(&restart) < 0) return NULL;
+    return (*env)->NewStringUTF(env, image ? restart.image : restart.job);
+}
+
 FUNCTION(jstring, commandNative)(JNIEnv *env, jclass class, jobjectArray arguments) {
     (void)class;
     enum { ROOM = 1 << 20 };

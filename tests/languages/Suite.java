@@ -208,9 +208,13 @@ public final class Suite {
                     Job.Section inner = Job.enter()) {
                 // Nothing is torn here.
             }
+            Job.filePolicy("*.txt", "nocheck,nottruncate");
             boolean again = Job.checkpoint(false);
             try (Job.Section afterCallbacks = Job.enter()) {
-                System.out.println((again ? "restarted " : "continued ") + Job.restarted());
+                String restarted = Job.lastRestart()
+                        .map(r -> "restarted " + r.times() + " " + r.generation() + " " + r.image() + " " + r.job())
+                        .orElse("continued " + Job.restarted() + " 0");
+                System.out.println(again == restarted.startsWith("restarted") ? restarted : "it does not know");
             }
             told.await();
         }

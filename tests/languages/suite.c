@@ -234,9 +234,14 @@ static void job(void) {
     good(gridcpr_block());
     good(gridcpr_unblock());
     good(gridcpr_unblock());
+    good(gridcpr_file_policy("*.txt", "nocheck,nottruncate"));
     int outcome = (int)good(gridcpr_checkpoint(0, NULL, 0));
     good(gridcpr_block()); /* Not before the callbacks have returned. */
-    printf("%s %d\n", outcome == GRIDCPR_RESTARTED ? "restarted" : "continued", (int)good(gridcpr_restarted(NULL)));
+    gridcpr_restart restart = {.size = sizeof restart};
+    good(gridcpr_restarted(&restart));
+    if (outcome == GRIDCPR_RESTARTED)
+        printf("restarted %u %lld %s %s\n", restart.times, (long long)good(gridcpr_generation()), restart.image, restart.job);
+    else printf("continued %u %lld\n", restart.times, (long long)good(gridcpr_generation()));
     fflush(stdout);
     good(gridcpr_unblock());
     while (!told) nanosleep(&(struct timespec){0, 10000000}, NULL);

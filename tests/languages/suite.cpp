@@ -201,10 +201,18 @@ void job() {
         const gridcpr::critical_section outer;
         const gridcpr::critical_section inner;
     }
+    gridcpr::file_policy("*.txt", "nocheck,nottruncate");
     const bool again = gridcpr::checkpoint_job();
     {
         const gridcpr::critical_section after_callbacks;
-        std::cout << (again ? "restarted" : "continued") << " " << gridcpr::restarted() << std::endl;
+        const auto restart = gridcpr::last_restart();
+        if (again != restart.has_value()) throw std::runtime_error("it does not know whether it was restarted");
+        if (again) {
+            std::cout << "restarted " << restart->times << " " << restart->generation << " " << restart->image << " "
+                      << restart->job << std::endl;
+        } else {
+            std::cout << "continued " << gridcpr::restarted() << " 0" << std::endl;
+        }
     }
     while (!told) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     std::cout << "end\n";

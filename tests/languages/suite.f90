@@ -271,9 +271,16 @@ contains
     call gridcpr_enter()
     call gridcpr_leave()
     call gridcpr_leave()
+    call gridcpr_file_policy('*.txt', 'nocheck,nottruncate')
     again = gridcpr_checkpoint_job()
     call gridcpr_enter() ! Not before the callbacks have returned.
-    print '(a, 1x, i0)', trim(merge('restarted', 'continued', again)), gridcpr_restarted()
+    if (again) then
+      print '(a, i0, 1x, i0, 1x, a, 1x, a)', 'restarted ', gridcpr_restarted(), gridcpr_restart_generation(), &
+        gridcpr_restart_image(), gridcpr_restart_job()
+    else
+      print '(a, i0, 1x, i0, a, a)', 'continued ', gridcpr_restarted(), gridcpr_restart_generation(), gridcpr_restart_image(), &
+        gridcpr_restart_job()
+    end if
     flush (6)
     call gridcpr_leave()
     do while (.not. told)

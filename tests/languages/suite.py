@@ -154,9 +154,15 @@ def job() -> None:
     with gridcpr.Callback(callback):
         with gridcpr.critical(), gridcpr.critical():
             pass
+        gridcpr.file_policy("*.txt", "nocheck,nottruncate")
         image = gridcpr.checkpoint_job()
         with gridcpr.critical():  # Not before the callbacks have returned.
-            print("continued" if image else "restarted", gridcpr.restarted(), flush=True)
+            restart = gridcpr.last_restart()
+            assert (image is None) == (restart is not None)
+            if restart:
+                print("restarted", restart.times, restart.generation, restart.image, restart.job, flush=True)
+            else:
+                print("continued", gridcpr.restarted(), 0, flush=True)
         told.wait()
     print("end")
 

@@ -264,6 +264,7 @@ int main(int argc, char **argv) {
     watch_halves("at the end");
     gridcpr_restart restart;
     int restarted = gridcpr_restarted(&restart);
-    printf("restarted %d, %u times, image %s, job %s\n%s\n", restarted, restart.times, restart.image, restart.job, marker);
+    printf("restarted %d, %u times, generation %lld, image %s, job %s\n%s\n", restarted, restart.times,
+           (long long)gridcpr_generation(), restart.image, restart.job, marker);
     return 0;
 }

@@ -9,7 +9,7 @@ int main(int argc, char **argv) {
     gridcpr_restart restart;
     if (argc != 2 || gridcpr_init() != 0)
         return 2;
-    if (gridcpr_restarted(&restart) != 0 || restart.size != sizeof restart || restart.times != 0)
+    if (gridcpr_restarted(&restart) != 0 || restart.size != sizeof restart || restart.times != 0 || gridcpr_generation() != 0)
         return 3;
     if (strcmp(argv[1], "outside") == 0) {
         int result = gridcpr_checkpoint(0, NULL, 0);
@@ -28,7 +28,8 @@ int main(int argc, char **argv) {
             printf("%d continued %s\n", i, image);
         } else if (result == GRIDCPR_RESTARTED) {
             gridcpr_restarted(&restart);
-            printf("%d restarted %u %s %s\n", i, restart.times, restart.image, restart.job);
+            printf("%d restarted %u %lld %s %s\n", i, restart.times, (long long)gridcpr_generation(), restart.image,
+                   restart.job);
         } else {
             printf("%d: %d %s\n", i, result, gridcpr_error());
             return 1;

@@ -28,8 +28,8 @@ import sys
 from typing import Any, Callable, Iterator, NamedTuple, Optional
 
 __all__ = [
-    "Callback", "Checkpoint", "Error", "Generation", "Later", "Notice", "command", "critical", "checkpoint_job",
-    "restarted", "version",
+    "Callback", "Checkpoint", "Error", "Generation", "Later", "Notice", "Restart", "command", "critical", "checkpoint_job",
+    "file_policy", "last_restart", "restarted", "version",
 ]
 
 
@@ -58,6 +58,19 @@ class Notice(NamedTuple):
     """Number of the checkpoint, the same before and after it."""
     reason: str
     """With "told": what has happened (`cpr notify`)."""
+
+
+class Restart(NamedTuple):
+    """The newest restart of the program."""
+
+    times: int
+    """How often it was restarted."""
+    generation: int
+    """Number of the checkpoint that it goes on from, as callbacks were told (`Notice.checkpoint`)."""
+    image: str
+    """Identifier of the image."""
+    job: str
+    """Name of the job."""
 
 
 class Generation(NamedTuple):
@@ -198,6 +211,9 @@ def _load() -> ctypes.CDLL:
     library.gridcpr_checkpoint.argtypes = [ctypes.c_uint, ctypes.c_char_p, ctypes.c_size_t]
     library.gridcpr_command.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_char_p, ctypes.c_size_t]
     library.gridcpr_command.restype = ctypes.c_int64
+    library.gridcpr_file_policy.argtypes = [text, text]
+    library.gridcpr_generation.argtypes = []
+    library.gridcpr_generation.restype = ctypes.c_int64
     library.gridcpr_restarted.argtypes = [ctypes.POINTER(_Restart)]
     return library
 
@@ -302,6 +318,21 @@ def restarted() -> int:
     found.size = ctypes.sizeof(found)
     _checked(_lib().gridcpr_restarted(ctypes.byref(found)))
     return found.times
+
+
+def file_policy(pattern: "os.PathLike[str] | str", policy: str) -> None:
+    """Says how checkpoints of the job that the program runs in treat files, as `cpr run --file PATTERN=POLICY` does."""
+    _checked(_lib().gridcpr_file_policy(_text(pattern), _text(policy)))
+
+
+def last_restart() -> Optional[Restart]:
+    """What is known of the newest restart; None in a program that was not restarted."""
+    found = _Restart()
+    found.size = ctypes.sizeof(found)
+    if not _checked(_lib().gridcpr_restarted(ctypes.byref(found))):
+        return None
+    generation = _checked(_lib().gridcpr_generation())
+    return Restart(found.times, generation, found.image.decode(), found.job.decode(errors="replace"))
 
 
 class Checkpoint:

@@ -292,11 +292,16 @@ fn every_language_takes_part_in_its_jobs_checkpoints() {
         tell(name);
         assert_eq!(
             said(name),
-            "before\ncontinue\ncontinued 0\ntold: the link is down\nend\n",
+            "before\ncontinue\ncontinued 0 0\ntold: the link is down\nend\n",
             "{name}"
         );
         let image = cpr.state_dir.join(format!("jobs/{name}/images/000001.cpr"));
         let image = image.display().to_string();
+        let shown = cpr.cpr(["inspect", &image, "--json"]).good().json();
+        let identifier = shown["header"]["id"]
+            .as_str()
+            .expect("an image has an identifier")
+            .to_owned();
         cpr.cpr(["restart", "-d", "--name", &again, &image]).good();
         wait_until(PATIENCE, &format!("{name} is restarted"), || {
             said(&again).contains("restarted")
@@ -304,7 +309,7 @@ fn every_language_takes_part_in_its_jobs_checkpoints() {
         tell(&again);
         assert_eq!(
             said(&again),
-            "restart\nrestarted 1\ntold: the link is down\nend\n",
+            format!("restart\nrestarted 1 1 {identifier} {again}\ntold: the link is down\nend\n"),
             "{name}"
         );
     }

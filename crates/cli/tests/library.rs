@@ -5,10 +5,11 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use support::{As, Cpr, wait_until};
+use support::{As, Cpr, PATIENCE, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
@@ -120,7 +121,7 @@ fn callbacks_run_in_a_thread_in_their_order() {
             ["two before", "one before", "one restart", "two restart"]
         );
         let said = run.end();
-        assert!(said.contains("restarted 1, 2 times, image "), "{said}");
+        assert!(said.contains("restarted 1, 2 times, generation 4, image "), "{said}");
         assert!(said.contains("job j\nmarker: written before the checkpoint"), "{said}");
     }
 }
@@ -298,9 +299,47 @@ fn a_program_checkpoints_its_own_job() {
         assert_eq!(String::from_utf8_lossy(&cpr.logs("j")), said);
         let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
         let first = said.lines().next().unwrap_or_default();
-        assert!(first.starts_with("1 restarted 1 ") && first.ends_with(" k"), "{said}");
+        assert!(first.starts_with("1 restarted 1 1 ") && first.ends_with(" k"), "{said}");
         assert!(id.as_str().is_some_and(|id| first.contains(id)), "{said} {id}");
         assert!(said.contains("3 continued "), "{said}");
+    }
+}
+
+// LBNL-3.6.8.4
+#[test]
+fn a_program_says_how_its_files_are_treated() {
+    for (policy, result) in [(None, "one\ntwo\n"), (Some("append"), "one\nbetween\ntwo\n")] {
+        let Some(cpr) = Cpr::new("file policies", As::User) else {
+            return;
+        };
+        let program = compile(&cpr, "tests/library/policy.c");
+        let words: Vec<&str> = std::iter::once(program.as_str()).chain(policy).collect();
+        cpr.run_detached("j", &[], &words);
+        wait_until(PATIENCE, "ready", || cpr.logs("j") == b"ready\n");
+        // The policy is for whoever asks.
+        cpr.checkpoint("j", &["--stop"]);
+        let log = cpr.work.join("log");
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&log)
+            .expect("the log can be opened");
+        file.write_all(b"between\n").expect("the log can be written");
+        cpr.restart("j");
+        fs::write(cpr.work.join("go"), "").expect("a file can be made");
+        assert_eq!(cpr.wait("j"), 0, "{}", String::from_utf8_lossy(&cpr.logs("j")));
+        assert_eq!(
+            fs::read_to_string(&log).expect("the log can be read"),
+            result,
+            "{policy:?}"
+        );
+        if policy.is_some() {
+            cpr.run_detached("k", &[], &[&program, "appendix"]);
+            assert_eq!(cpr.wait("k"), 3);
+            let said = String::from_utf8_lossy(&cpr.logs("k")).into_owned();
+            assert!(said.starts_with("-64 ") && said.contains("is not a policy"), "{said}");
+            let alone = cpr.program(&[&program, "append"]);
+            assert!(alone.text().starts_with("-66 "), "outside of a job");
+        }
     }
 }
 
@@ -318,7 +357,10 @@ fn a_program_ends_its_own_job_with_a_checkpoint() {
     assert_eq!(cpr.wait("j"), 0);
     let said = String::from_utf8_lossy(&cpr.logs("j")).into_owned();
     for number in 1..=3 {
-        assert!(said.contains(&format!("{number} restarted {number} ")), "{said}");
+        assert!(
+            said.contains(&format!("{number} restarted {number} {number} ")),
+            "{said}"
+        );
     }
     // Outside of a job it is told so.
     let alone = cpr.program(&[&program, "outside"]).good().text();

@@ -412,10 +412,16 @@ fn lives(pid: i32) -> bool {
     thread_states(pid).is_some_and(|states| states.iter().any(|state| !matches!(state, b'Z' | b'X')))
 }
 
-/// Those of the processes that live and of which a thread is stopped.
+/// Those of the processes that live and of which a thread is stopped, or will be as soon as it sees to its signals.
 fn stopped(pids: &[i32]) -> Vec<i32> {
-    let has_stopped =
-        |pid: &i32| thread_states(*pid).is_some_and(|states| states.iter().any(|state| matches!(state, b'T' | b't')));
+    /// SIGSTOP in a mask.
+    const STOP: u64 = 1 << 18;
+    // Looked at in this order, since a signal that is no longer pending has stopped the process.
+    let has_stopped = |pid: &i32| {
+        let status = ProcDir::open(*pid).and_then(|proc| proc.status());
+        let pending = status.is_ok_and(|status| (status.sig_pending | status.shared_pending) & STOP != 0);
+        pending || thread_states(*pid).is_some_and(|states| states.iter().any(|state| matches!(state, b'T' | b't')))
+    };
     pids.iter().copied().filter(has_stopped).collect()
 }
 

@@ -172,6 +172,17 @@ typedef struct gridcpr_restart {
  * cut to `size` bytes. */
 int gridcpr_checkpoint(uint32_t flags, char *image, size_t size);
 
+/** Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for them, as
+ * cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append", "backup-restore",
+ * "backup-anonymous", or several with commas between them. A pattern that does not begin with a slash is taken below the
+ * working directory. It stays with the job, and not with an image that is restarted as another one. */
+int gridcpr_file_policy(const char *pattern,
+                        const char *policy);
+
+/** In a program that was restarted: the number of the checkpoint that it goes on from, as callbacks were told around it
+ * (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across restarts. */
+int64_t gridcpr_generation(void);
+
 /** 1 in a program that was restarted, else 0. `restart` may be NULL. */
 int gridcpr_restarted(gridcpr_restart *restart);
 

@@ -18,6 +18,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -110,6 +111,28 @@ inline unsigned restarted() {
     found.size = sizeof found;
     detail::checked(gridcpr_restarted(&found));
     return found.times;
+}
+
+/** How checkpoints of the job treat files whose paths fit a pattern, as cpr run --file PATTERN=POLICY does. */
+inline void file_policy(const std::string &pattern, const std::string &policy) {
+    detail::checked(gridcpr_file_policy(pattern.c_str(), policy.c_str()));
+}
+
+/** The newest restart of a program. */
+struct restart {
+    unsigned times = 0;            /**< How often it was restarted. */
+    std::uint64_t generation = 0;  /**< Number of the checkpoint that it goes on from, as callbacks were told. */
+    std::string image;             /**< Identifier of the image. */
+    std::string job;               /**< Name of the job. */
+};
+
+/** What is known of the newest restart; nothing in a program that was not restarted. */
+inline std::optional<restart> last_restart() {
+    gridcpr_restart found{};
+    found.size = sizeof found;
+    if (detail::checked(gridcpr_restarted(&found)) == 0) return std::nullopt;
+    const auto generation = static_cast<std::uint64_t>(detail::checked(gridcpr_generation()));
+    return restart{found.times, generation, found.image, found.job};
 }
 
 /** Does what the command cpr does with these arguments; gives its result, JSON. */

@@ -3,6 +3,7 @@
 //! - [`register`]: callbacks before a checkpoint, after it, and after a restart (LBNL-3.6.7).
 //! - [`enter`]: critical sections, in which no checkpoint is taken.
 //! - [`checkpoint()`] and [`restarted`]: a checkpoint of the program's own job, and whether this is a restart.
+//! - [`file_policy`]: how checkpoints of the job treat files (LBNL-3.6.8.4).
 //! - [`command()`]: checkpoints, restarts and whatever else `cpr` does, of other jobs, processes and sessions (LBNL-2.1.1).
 //! - [`image`]: images, to be read and edited (LBNL-3.6.3).
 //! - [`app`]: checkpoints that a program writes itself (GFD.93, section 2.3).
@@ -15,7 +16,9 @@ mod callbacks;
 mod checkpoint;
 mod command;
 mod ffi;
+mod policies;
 mod process;
+mod requests;
 mod run;
 mod sections;
 mod supervisor;
@@ -24,6 +27,7 @@ pub use callbacks::{CallbackId, Context, Event, Notice, Verdict, explain, regist
 pub use checkpoint::{CheckpointOptions, Outcome, Restart, checkpoint, restarted};
 pub use command::command;
 pub use cpr_types::{Error, ErrorKind, Result};
+pub use policies::file_policy;
 pub use process::start;
 pub use sections::{Section, enter};
 

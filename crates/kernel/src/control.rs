@@ -69,6 +69,8 @@ pub struct Page {
     pub directory: [AtomicU8; PATH],
     /// What [`Verb::Tell`] tells, with a zero at its end.
     pub notice: [AtomicU8; NOTICE],
+    /// Number of the checkpoint of the last restart.
+    pub generation: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Page>() <= LENGTH);
@@ -92,6 +94,8 @@ pub mod offset {
     pub const DIRECTORY: u64 = offset_of!(Page, directory) as u64;
     /// [`Page::notice`]
     pub const NOTICE: u64 = offset_of!(Page, notice) as u64;
+    /// [`Page::generation`]
+    pub const GENERATION: u64 = offset_of!(Page, generation) as u64;
 }
 
 /// What a checkpointer asks for.

@@ -512,6 +512,7 @@ pub fn tell_restart(manifest: &Manifest, process: &Process, memory: &Memory, reb
         put(control::offset::IMAGE, &image)?;
         put(control::offset::JOB, &text(rebirth.job.as_bytes(), control::JOB))?;
         put(control::offset::DIRECTORY, &text(&rebirth.directory, control::PATH))?;
+        put(control::offset::GENERATION, &view.request.sequence.to_ne_bytes())?;
         put(control::offset::RESTARTS, &view.restarts.wrapping_add(1).to_ne_bytes())?;
         let request = Request {
             verb: Verb::Restart,

@@ -17,6 +17,7 @@ use crate::engine::{
 use crate::foreign::Saving;
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, State, StopIntent, image_name};
 use crate::paging::await_pages;
+use crate::policies;
 use crate::state::now_ms;
 use crate::suspend::refuse_suspended;
 use crate::target::{self, Target};
@@ -159,18 +160,20 @@ impl<'a> Ready<'a> {
     }
 
     /// For a job of ours.
-    pub(crate) fn request(&self, options: &CheckpointOptions) -> CheckpointRequest {
+    pub(crate) fn request(&self, options: &CheckpointOptions) -> Result<CheckpointRequest> {
         let spec = self.job.spec();
         let tcp = options.tcp.unwrap_or(spec.tcp);
         let mut request = request(options, self.inner, self.job.name(), self.state.init.is_some(), tcp);
-        request.files = spec.files.iter().chain(&options.files).cloned().collect();
+        let of_programs = policies::of(self.job)?;
+        let all = spec.files.iter().chain(&of_programs).chain(&options.files);
+        request.files = all.cloned().collect();
         request.keep.libraries |= spec.keep_files.libraries;
         request.keep.executables |= spec.keep_files.executables;
         request.mounts = self.job.mounts_outside(&self.state);
         request.log = std::fs::canonicalize(self.job.log_path())
             .map(|path| ByteString::from(&path))
             .unwrap_or_default();
-        request
+        Ok(request)
     }
 
     /// Its root process, as its own namespace numbers it.
@@ -243,7 +246,7 @@ impl<'a> Task<'a> {
         }
         let inside = ready.is_around_us();
         let native = |destination: Destination| {
-            let mut request = ready.request(options);
+            let mut request = ready.request(options)?;
             request.requester = inside.then(|| requester(options));
             let (link, kept) = match vault {
                 Some(vault) => vault.hand_out().map(|(link, kept)| (Some(link), kept))?,

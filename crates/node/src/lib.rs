@@ -29,6 +29,7 @@ mod notify;
 mod outcome;
 mod own;
 mod paging;
+mod policies;
 mod requests;
 mod restart;
 mod sandbox;

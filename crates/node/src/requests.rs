@@ -1,4 +1,5 @@
-//! What a program asks of its own job: a checkpoint, through libgridcpr (LBNL-3.6.1).
+//! What a program asks of its own job, through libgridcpr: a checkpoint (LBNL-3.6.1), or how files are treated by those to
+//! come.
 //!
 //! A request is one datagram to a socket in the job's directory, and its answer a file there, named by the request. So
 //! no connection to the outside exists while the job is saved. Only the job's user can reach the directory.
@@ -28,6 +29,9 @@ pub(crate) struct Request {
     /// End the job with the checkpoint.
     #[serde(default)]
     pub(crate) stop: bool,
+    /// No checkpoint: `PATTERN=POLICY` for those to come.
+    #[serde(default)]
+    pub(crate) policy: Option<String>,
 }
 
 /// What became of it.
@@ -98,11 +102,11 @@ fn is_nonce(text: &str) -> bool {
 }
 
 /// Tells who asked what became of it.
-pub(crate) fn answer(job: &Job, nonce: &str, result: &Result<Checkpointed>) -> Result<()> {
+pub(crate) fn answer(job: &Job, nonce: &str, result: Result<Option<&Checkpointed>, &Error>) -> Result<()> {
     let answer = match result {
         Ok(made) => Answer {
-            image: made.image.as_deref(),
-            image_id: Some(&made.report.image_id),
+            image: made.and_then(|made| made.image.as_deref()),
+            image_id: made.map(|made| made.report.image_id.as_str()),
             error: None,
         },
         Err(error) => Answer {

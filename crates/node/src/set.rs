@@ -346,7 +346,7 @@ fn start(job: &Job, ready: &Ready<'_>, directory: &Path, options: &CheckpointOpt
     let mut way = Some(match ready.saving(options)? {
         Some(saving) => Way::Foreign(Box::new(saving), image),
         None => {
-            let mut request = ready.request(options);
+            let mut request = ready.request(options)?;
             request.own_ipc_namespace = worker::plan(&ready.root)?.ipc;
             Way::Native(Box::new(request), image)
         }

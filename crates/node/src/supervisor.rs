@@ -23,6 +23,7 @@ use crate::lease::{LEASE_LAPSED, Lease};
 use crate::outcome::Outcome;
 use crate::own::OwnCheckpoints;
 use crate::paging::Paging;
+use crate::policies;
 use crate::requests::{self, Request, Requests};
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
@@ -719,7 +720,7 @@ impl Supervisor<'_> {
             own.registered(result.is_ok());
         }
         if let Some(nonce) = self.nonce.take() {
-            self.answer(&nonce, &result);
+            self.answer(&nonce, result.as_ref().map(Some));
             return;
         }
         match result {
@@ -728,16 +729,19 @@ impl Supervisor<'_> {
         }
     }
 
-    fn answer(&mut self, nonce: &str, result: &Result<Checkpointed>) {
+    fn answer(&mut self, nonce: &str, result: Result<Option<&Checkpointed>, &Error>) {
         if let Err(error) = requests::answer(self.job, nonce, result) {
             self.complain("answering a request of the job", &error);
         }
     }
 
-    /// A program of the job asks for a checkpoint.
+    /// A program of the job asks for a checkpoint, or says how files are to be treated.
     fn hear_requests(&mut self) -> Result<()> {
         while let Some(request) = self.requests.receive()? {
-            if self.paging.is_some() && self.postponed.len() < POSTPONED {
+            if let Some(policy) = &request.policy {
+                let added = policies::add(self.job, policy);
+                self.answer(&request.nonce, added.as_ref().map(|()| None));
+            } else if self.paging.is_some() && self.postponed.len() < POSTPONED {
                 self.postponed.push(request);
             } else {
                 self.begin_requested(request);
@@ -760,7 +764,7 @@ impl Supervisor<'_> {
                 self.task = Some(task.of_supervisor());
                 self.nonce = Some(request.nonce);
             }
-            Err(error) => self.answer(&request.nonce, &Err(error)),
+            Err(error) => self.answer(&request.nonce, Err(&error)),
         }
     }
 

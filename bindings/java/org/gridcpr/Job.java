@@ -1,5 +1,7 @@
 package org.gridcpr;
 
+import java.util.Optional;
+
 /** The part that a program takes in checkpoints of the whole program, by {@code cpr} or by itself. */
 public final class Job {
     private static final int READY = 0;
@@ -87,6 +89,30 @@ public final class Job {
     }
 
     /**
+     * Says how checkpoints of the job that the program runs in treat files, as {@code cpr run --file} does.
+     *
+     * @param pattern which files; taken below the working directory where it does not begin with a slash
+     * @param policy what becomes of them, such as {@code append}
+     */
+    public static void filePolicy(String pattern, String policy) {
+        Library.checked(filePolicyNative(pattern, policy));
+    }
+
+    /**
+     * What is known of the newest restart.
+     *
+     * @return the restart, or nothing in a program that was not restarted
+     */
+    public static Optional<Restart> lastRestart() {
+        int times = restarted();
+        if (times == 0) {
+            return Optional.empty();
+        }
+        long generation = Library.checked(generationNative());
+        return Optional.of(new Restart(times, generation, restartText(true), restartText(false)));
+    }
+
+    /**
      * Does what the command {@code cpr} does with these arguments.
      *
      * @param arguments those of the command
@@ -125,6 +151,13 @@ public final class Job {
     private static native int checkpointNative(boolean stop);
 
     private static native int restartedNative();
+
+    private static native int filePolicyNative(String pattern, String policy);
+
+    private static native long generationNative();
+
+    /** The identifier of the image, or the name of the job. */
+    private static native String restartText(boolean image);
 
     private static native String commandNative(String[] arguments);
 }

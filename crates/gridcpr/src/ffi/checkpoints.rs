@@ -3,8 +3,9 @@
 use std::ffi::{c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 
-use super::{copy_out, field, run, usage};
+use super::{copy_out, field, run, run_wide, usage, utf8};
 use crate::checkpoint::{self, CheckpointOptions, Outcome};
+use crate::policies;
 
 /// The program that asked goes on.
 pub const GRIDCPR_CONTINUED: c_int = 0;
@@ -51,6 +52,29 @@ pub struct CRestart {
     pub image: [c_char; 40],
     /// Name of the job.
     pub job: [c_char; 72],
+}
+
+/// Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for them, as
+/// cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append", "backup-restore",
+/// "backup-anonymous", or several with commas between them. A pattern that does not begin with a slash is taken below the
+/// working directory. It stays with the job, and not with an image that is restarted as another one.
+///
+/// # Safety
+/// Both are null, or strings with zeros at their ends.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_file_policy(pattern: *const c_char, policy: *const c_char) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let (pattern, policy) = unsafe { (utf8(pattern)?, utf8(policy)?) };
+        policies::file_policy(pattern, policy).map(|()| 0)
+    })
+}
+
+/// In a program that was restarted: the number of the checkpoint that it goes on from, as callbacks were told around it
+/// (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across restarts.
+#[unsafe(no_mangle)]
+pub extern "C" fn gridcpr_generation() -> i64 {
+    run_wide(|| Ok(checkpoint::restarted()?.map_or(0, |restart| i64::from(restart.generation))))
 }
 
 /// 1 in a program that was restarted, else 0. `restart` may be NULL.

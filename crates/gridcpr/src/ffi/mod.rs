@@ -168,7 +168,7 @@ mod tests {
         layout!(lines, CFile, "gridcpr_file", fd flags position kind path);
         layout!(lines, COptions, "gridcpr_app_options", size rank ranks keep lifetime sequence session);
         layout!(lines, CGeneration, "gridcpr_app_generation", generation time_ns bytes lifetime state parts ranks needs);
-        let committed = include_str!("../include/gridcpr.abi");
+        let committed = include_str!("../../include/gridcpr.abi");
         let mut committed: Vec<&str> = committed
             .lines()
             .filter(|l| !l.starts_with(['#', 's']) || l.starts_with("struct"))
