@@ -302,7 +302,7 @@ mod tests {
         let offsets = [offset::REQUEST, offset::RESTARTS, offset::LEASE, offset::LIMIT];
         assert_eq!(offsets, [20, 36, 40, 48]);
         assert_eq!([offset::IMAGE, offset::JOB, offset::DIRECTORY], [312, 344, 408]);
-        assert_eq!((offset::NOTICE, VIEW), (1432, 1688));
+        assert_eq!((offset::NOTICE, offset::GENERATION, VIEW), (1432, 1688, 1696));
     }
 
     #[test]
