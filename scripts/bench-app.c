@@ -75,7 +75,7 @@ int main(int argc, char **argv) {
     check(gridcpr_app_protect(app, "data", data, GRIDCPR_UINT64, 1, shape, GRIDCPR_C_ORDER));
     static const char *const names[WAYS] = {"plain write and fsync", "gridcpr_app_write", "gridcpr_app_restore",
                                             "copy in memory", "gridcpr_app_write_begin"};
-    double times[WAYS][RUNS], first = 0;
+    double times[WAYS][RUNS], first = 0, prepared = 0;
     for (int run = 0; run < RUNS; run++) {
         times[PLAIN][run] = plain(path, (const char *)data);
         double begun = now();
@@ -86,7 +86,12 @@ int main(int argc, char **argv) {
         check(gridcpr_app_restore(app, 0));
         times[RESTORE][run] = now() - begun;
         check(gridcpr_app_free(app, (uint64_t)generation));
-        /* The first of all gets the memory that the others use again. */
+        if (run == 0) {
+            begun = now();
+            check(gridcpr_app_prepare(app));
+            prepared = now() - begun;
+        }
+        /* The first of all is looked at by itself: it uses memory that was got, but never copied to and written. */
         for (int again = run > 0; again < 2; again++) {
             begun = now();
             memcpy(copy, data, BYTES);
@@ -110,6 +115,6 @@ int main(int argc, char **argv) {
         printf("%-26s %7.3f s (%.3f to %.3f)  %4.0f %% of the speed of a %s\n", names[way], median, times[way][0],
                times[way][RUNS - 1], 100 * times[beside][RUNS / 2] / median, names[beside]);
     }
-    printf("%-26s %7.3f s: the first, which gets the memory\n", names[BEGIN], first);
+    printf("%-26s %7.3f s, and then the first %s %.3f s\n", "gridcpr_app_prepare", prepared, names[BEGIN], first);
     return 0;
 }

@@ -135,6 +135,8 @@ module gridcpr
     !> Writes all protected variables; gives the number of the generation.
     procedure :: write => app_write
     !> Copies them, and writes the copy while the program goes on.
+    !> Gets the memory of copies beforehand, so that the first write_begin is as short as the others.
+    procedure :: prepare => app_prepare
     procedure :: write_begin => app_write_begin
     !> Waits for the end of that; gives its number, or 0 where nothing was begun.
     procedure :: wait => app_wait
@@ -332,6 +334,11 @@ module gridcpr
       import :: c_ptr, c_int64_t
       type(c_ptr), value :: app
       integer(c_int64_t) :: c_write
+    end function
+    function c_prepare(app) bind(c, name='gridcpr_app_prepare')
+      import :: c_ptr, c_int
+      type(c_ptr), value :: app
+      integer(c_int) :: c_prepare
     end function
     function c_write_begin(app) bind(c, name='gridcpr_app_write_begin')
       import :: c_ptr, c_int
@@ -848,6 +855,12 @@ contains
     generation = c_write(self%app)
     call conclude(int(min(generation, 0_int64), c_int), status)
   end function
+
+  subroutine app_prepare(self, status)
+    class(checkpoint), intent(in) :: self
+    integer, intent(out), optional :: status
+    call conclude(c_prepare(self%app), status)
+  end subroutine
 
   subroutine app_write_begin(self, status)
     class(checkpoint), intent(in) :: self

@@ -92,6 +92,11 @@ FUNCTION(jlong, write)(JNIEnv *env, jclass class, jlong app) {
     return gridcpr_app_write(APP(app));
 }
 
+FUNCTION(jint, prepare)(JNIEnv *env, jclass class, jlong app) {
+    (void)env, (void)class;
+    return gridcpr_app_prepare(APP(app));
+}
+
 FUNCTION(jint, writeBegin)(JNIEnv *env, jclass class, jlong app) {
     (void)env, (void)class;
     return gridcpr_app_write_begin(APP(app));

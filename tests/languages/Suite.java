@@ -171,6 +171,7 @@ public final class Suite {
         try (Checkpoint app = new Checkpoint(base, "background")) {
             app.protectScalar("step", step);
             step.put(0, 7);
+            app.prepare();
             app.writeBegin();
             step.put(0, 8);
             long generation = app.await();

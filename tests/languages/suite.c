@@ -179,6 +179,7 @@ static void ranks(const char *base) {
 
 static void background(const char *base) {
     gridcpr_app *app = with_step(base, "background", (gridcpr_app_options){0});
+    good(gridcpr_app_prepare(app));
     step = 7;
     good(gridcpr_app_write_begin(app));
     step = 8;

@@ -158,6 +158,7 @@ void cases(const std::string &base) {
     {
         checkpoint app(base, "background");
         app.protect("step", step);
+        app.prepare();
         step = 7;
         app.write_begin();
         step = 8;

@@ -200,6 +200,7 @@ contains
     integer(int64) :: generation, restored, done, total
     call app%open(base, 'background')
     call app%protect('step', step)
+    call app%prepare()
     step = 7
     call app%write_begin()
     step = 8

@@ -120,6 +120,7 @@ def cases(base: str) -> None:
             print("rank 1:", step)
     with gridcpr.Checkpoint("background", base) as app:
         app.protect("step", step)
+        app.prepare()
         step[()] = 7
         app.write_begin()
         step[()] = 8

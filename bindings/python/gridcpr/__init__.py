@@ -186,6 +186,7 @@ def _load() -> ctypes.CDLL:
         "unprotect": [app, text],
         "set_attribute": [app, text, text],
         "write": [app],
+        "prepare": [app],
         "write_begin": [app],
         "progress": [app, numbers, numbers],
         "wait": [app],
@@ -411,6 +412,10 @@ class Checkpoint:
     def write(self) -> int:
         """Writes all protected variables; gives the number of the generation. It is on disk then."""
         return self._call("write")
+
+    def prepare(self) -> None:
+        """Gets the memory of copies beforehand, so that the first `write_begin` is as short as the others."""
+        self._call("prepare")
 
     def write_begin(self) -> None:
         """Copies all protected variables, and writes the copy while the program goes on."""

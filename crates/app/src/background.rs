@@ -84,6 +84,13 @@ pub struct Background {
 }
 
 impl Background {
+    /// Gets the memory of copies of these variables, which the first [`Background::start`] does otherwise: memory that
+    /// nobody has used takes longer to get than to fill. The store keeps it.
+    pub fn prepare(store: &mut Store, variables: &[Variable<'_>]) {
+        // What is copied does not matter; it has to be written to for the kernel to give it.
+        copy(variables, &mut store.spare);
+    }
+
     /// Copies the variables and begins to write them. The store comes back with [`Background::wait`], and keeps the memory
     /// of the copy for the next one.
     ///

@@ -495,7 +495,11 @@ int gridcpr_app_set_attribute(gridcpr_app *app, const char *key, const char *val
  * when this returns. What is no longer to be kept is removed. */
 int64_t gridcpr_app_write(gridcpr_app *app);
 
-/** Copies them, and writes the copy while the program goes on. Every other function waits for its end first, and fails
+/** Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does otherwise:
+ * that takes longer than the copy itself. It is kept until the checkpoint is closed. */
+int gridcpr_app_prepare(gridcpr_app *app);
+
+/** Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its end first, and fails
  * if it failed. */
 int gridcpr_app_write_begin(gridcpr_app *app);
 

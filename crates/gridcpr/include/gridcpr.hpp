@@ -208,6 +208,8 @@ public:
 
     /** Writes all protected variables; gives the number of the generation. */
     std::int64_t write() { return detail::checked(gridcpr_app_write(app_.get())); }
+    /** Gets the memory of copies of them beforehand, so that the first write_begin() is as short as the others. */
+    void prepare() { detail::checked(gridcpr_app_prepare(app_.get())); }
     /** Copies them, and writes the copy while the program goes on. */
     void write_begin() { detail::checked(gridcpr_app_write_begin(app_.get())); }
     /** Bytes done and in all, of that or of the last write. */

@@ -336,6 +336,11 @@ public final class Checkpoint implements AutoCloseable {
         return checked(write(opened()));
     }
 
+    /** Gets the memory of copies beforehand, so that the first {@link #writeBegin()} is as short as the others. */
+    public void prepare() {
+        checked(prepare(opened()));
+    }
+
     /** Copies all protected buffers, and writes the copy while the program goes on. */
     public void writeBegin() {
         checked(writeBegin(opened()));
@@ -544,6 +549,8 @@ public final class Checkpoint implements AutoCloseable {
     private static native int setAttribute(long app, String key, String value);
 
     private static native long write(long app);
+
+    private static native int prepare(long app);
 
     private static native int writeBegin(long app);
 

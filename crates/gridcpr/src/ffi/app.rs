@@ -329,7 +329,30 @@ pub unsafe extern "C" fn gridcpr_app_write(app: *mut App) -> i64 {
     })
 }
 
-/// Copies them, and writes the copy while the program goes on. Every other function waits for its end first, and fails
+/// Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does otherwise:
+/// that takes longer than the copy itself. It is kept until the checkpoint is closed.
+///
+/// # Safety
+/// As [`gridcpr_app_write`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gridcpr_app_prepare(app: *mut App) -> c_int {
+    run(|| {
+        // SAFETY: the caller vouches for it.
+        let app = unsafe { opened(app) }?;
+        app.store()?;
+        let App { store, protected, .. } = app;
+        let store = store.as_mut().ok_or_else(|| usage("the checkpoint is lost"))?;
+        // SAFETY: as above.
+        unsafe {
+            App::with_variables(protected, |variables| {
+                Background::prepare(store, variables);
+                Ok(0)
+            })
+        }
+    })
+}
+
+/// Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its end first, and fails
 /// if it failed.
 ///
 /// # Safety
