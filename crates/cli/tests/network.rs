@@ -432,3 +432,86 @@ while not os.path.exists("enough"):
     fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
     assert_eq!(cpr.wait(JOB), 0);
 }
+
+/// Network namespaces that a job has made, with one thing each that could not be made again.
+#[test]
+fn networks_that_cannot_be_made_again_are_named() {
+    let test = "networks_that_cannot_be_made_again_are_named";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    if cpr.program(&["ip", "-V"]).code != 0 {
+        skip!(test, "ip(8) not found");
+    }
+    let cases = [
+        ("ip link add br0 type bridge", "interface br0 is of kind bridge"),
+        ("ip link add ifb0 type ifb", "interface ifb0 is of kind ifb"),
+        (
+            "ip link set lo up && ip link add va type veth peer name cpr-named netns 1",
+            "interface va is connected to a network outside",
+        ),
+        (
+            "tc qdisc add dev lo root handle 1: pfifo",
+            "a queueing discipline (tc) is not supported",
+        ),
+        ("nft add table ip cpr", "a table of nftables is not supported"),
+        (
+            "ip link add va type veth peer name vb && ip link set va up && ip neigh add 10.1.1.1 lladdr 2:2:2:2:2:2 dev va",
+            "a neighbour that was set by hand is not supported",
+        ),
+        (
+            "ip link set lo up && ip nexthop add id 7 blackhole",
+            "a next hop of its own is not supported",
+        ),
+        (
+            "ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out action block",
+            "encryption of packets (xfrm) is not supported",
+        ),
+    ];
+    let mut shown = 0;
+    for (number, (setup, wanted)) in cases.iter().enumerate() {
+        let job = format!("case{number}");
+        let script = format!("{{ {setup}; }} || echo CANNOT; echo READY; exec sleep 1000");
+        let command = ["unshare", "-n", "sh", "-c", &script].map(str::to_owned);
+        cpr.run_detached(&job, &[], &command);
+        let said = || String::from_utf8_lossy(&cpr.logs(&job)).into_owned();
+        wait_until(PATIENCE, "the namespace is set up", || said().contains("READY"));
+        if said().contains("CANNOT") {
+            eprintln!("this machine has nothing for {wanted:?}: {}", said());
+        } else {
+            for command in ["check", "checkpoint"] {
+                let refused = cpr.cpr([command, &job]);
+                assert_eq!(refused.code, UNSUPPORTED, "{command}: {refused:?}");
+                let said = refused.stderr + &String::from_utf8_lossy(&refused.stdout);
+                assert!(said.contains(wanted), "{command}: {wanted}: {said}");
+            }
+            shown += 1;
+        }
+        cpr.cpr(["kill", "-s", "KILL", &job]).good();
+    }
+    assert!(shown >= 2, "{shown} cases");
+}
+
+#[test]
+fn a_network_that_others_are_in_is_not_the_jobs_alone() {
+    let test = "a_network_that_others_are_in_is_not_the_jobs_alone";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let net = Net::new();
+    let line = net.command(&["sleep", "1000"]);
+    let (program, arguments) = line.split_first().expect("a command has a name");
+    let mut other = std::process::Command::new(program)
+        .args(arguments)
+        .spawn()
+        .expect("nsenter can be run");
+    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    wait_until(PATIENCE, "the other one is there", || {
+        of(&other.id().to_string()) == of(&net.pid())
+    });
+    let image = cpr.work.join("net.cpr");
+    let image = image.to_str().expect("our paths are text");
+    let refused = cpr.cpr(["checkpoint", &net.pid(), "-o", image]);
+    assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
+    let named = format!("process {}, which is not part of the job", other.id());
+    assert!(refused.stderr.contains(&named), "{refused:?}");
+    other.kill().expect("it can be ended");
+    other.wait().expect("it can be waited for");
+    cpr.cpr(["checkpoint", &net.pid(), "-o", image]).good();
+}

@@ -347,8 +347,8 @@ refused! {
     pid_namespace [root user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";
     mount_namespace [root user]: ["namespace", &CLONE_NEWNS.to_string()]; "mount namespace", "of its own";
     mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
-    network_namespace [root user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
-    ipc_namespace [root user]: ["namespace", &CLONE_NEWIPC.to_string()]; "IPC namespace", "of its own";
+    network_namespace [user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
+    ipc_namespace [user]: ["namespace", &CLONE_NEWIPC.to_string()]; "IPC namespace", "of its own";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     cgroup_namespace [root user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
     user_namespace [root user]: ["namespace", &CLONE_NEWUSER.to_string()]; "user namespace", "of its own";

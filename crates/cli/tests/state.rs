@@ -145,6 +145,21 @@ fn host_names_as_root() {
     survives_as("host_names_as_root", As::Root, "host_names", "");
 }
 
+/// Ordinary users get IPC and network namespaces only with user namespaces, which are refused.
+#[test]
+fn ipc_namespaces_as_root() {
+    survives_as("ipc_namespaces_as_root", As::Root, "ipc_namespaces", "");
+}
+
+#[test]
+fn networks_as_root() {
+    let tools = std::process::Command::new("ip").arg("-V").output();
+    if tools.is_err() {
+        skip!("networks_as_root", "ip(8) not found");
+    }
+    survives_as("networks_as_root", As::Root, "networks", "");
+}
+
 /// Huge pages that the machine has for the time of a test.
 struct HugePages {
     before: usize,

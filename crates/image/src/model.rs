@@ -184,6 +184,14 @@ id!(
     HostNamesId
 );
 id!(
+    /// Index into [`Manifest::networks`].
+    NetworkId
+);
+id!(
+    /// Index into [`Manifest::ipc_namespaces`].
+    IpcNamespaceId
+);
+id!(
     /// Index into [`Ipc::segments`].
     SegmentId
 );
@@ -226,6 +234,12 @@ pub struct Manifest {
     /// Namespaces for host names (UTS) that the job has made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_names: Vec<HostNames>,
+    /// Network namespaces that the job has made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Network>,
+    /// IPC namespaces that the job has made. What is in them is in `ipc`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ipc_namespaces: Vec<IpcNamespace>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -280,6 +294,82 @@ pub struct HostNames {
     pub host: ByteString,
     /// The NIS domain name.
     pub domain: ByteString,
+}
+
+/// A value below /proc/sys: its path there and the text.
+pub type Setting = (ByteString, ByteString);
+
+/// An IPC namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct IpcNamespace {
+    /// Its limits.
+    pub settings: Vec<Setting>,
+}
+
+/// A network namespace: what makes it differ from a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Network {
+    /// Values below /proc/sys/net.
+    pub settings: Vec<Setting>,
+    /// Its interfaces.
+    pub links: Vec<NetworkLink>,
+    /// Their addresses: RTM_NEWADDR.
+    pub addresses: Vec<NetworkEntry>,
+    /// Routes: RTM_NEWROUTE.
+    pub routes: Vec<NetworkEntry>,
+    /// Which tables of routes count for what: RTM_NEWRULE.
+    pub rules: Vec<NetworkEntry>,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkLink {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: ByteString,
+    /// What it is.
+    pub kind: LinkKind,
+    /// IFF_* that can be set, such as IFF_UP.
+    pub flags: u32,
+    /// Longest packet.
+    pub mtu: u32,
+    /// Longest queue.
+    pub queue_length: u32,
+    /// Group.
+    pub group: u32,
+    /// Hardware address.
+    #[serde(default)]
+    pub address: Bytes,
+}
+
+/// What an interface is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// Every network namespace has it, such as the loopback.
+    Given,
+    /// It throws away what is sent.
+    Dummy,
+    /// One end of a cable.
+    Veth {
+        /// Where the other end is.
+        network: NetworkId,
+        /// The other end's number there.
+        index: u32,
+    },
+}
+
+/// The body of a message of rtnetlink(7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct NetworkEntry {
+    /// Its fixed part.
+    pub header: Bytes,
+    /// Types and values of its attributes.
+    pub attributes: Vec<(u16, Bytes)>,
 }
 
 /// An image that another one refers to. Extents with an offset of `n` times [`crate::ANCESTOR_STRIDE`] and more, `n`
@@ -407,6 +497,12 @@ pub struct Process {
     /// The namespace for host names it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_names: Option<HostNamesId>,
+    /// The network namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
+    /// The IPC namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipc_namespace: Option<IpcNamespaceId>,
     /// File mode creation mask.
     pub umask: u32,
     /// The sixteen resource limits in the kernel's order.
@@ -1200,6 +1296,9 @@ pub struct Pipe {
 /// A UNIX socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UnixSocket {
+    /// Its network namespace, where that is not the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
     /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_SEQPACKET 5.
     pub kind: i32,
     /// What it is connected to.
@@ -1261,6 +1360,9 @@ pub type SocketOption = (i32, i32, Bytes);
 /// An IP socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InetSocket {
+    /// Its network namespace, where that is not the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
     /// AF_INET 2, AF_INET6 10.
     pub family: i32,
     /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_RAW 3.
@@ -1422,6 +1524,9 @@ pub enum PeerEnd {
 /// A netlink socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetlinkSocket {
+    /// Its network namespace, where that is not the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
     /// SOCK_RAW 3 or SOCK_DGRAM 2.
     pub kind: i32,
     /// NETLINK_*.
@@ -1476,7 +1581,7 @@ pub struct Terminal {
     pub node: (u32, u32, u32),
 }
 
-/// Objects of an IPC namespace. All of it where the job has one of its own, else what can be told to be the job's.
+/// Objects of IPC namespaces. All of those that are the job's own, else what can be told to be the job's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct Ipc {
@@ -1494,6 +1599,9 @@ pub struct Ipc {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct SysvIdentity {
+    /// The IPC namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<IpcNamespaceId>,
     /// Identifier.
     pub id: i32,
     /// Key; zero for IPC_PRIVATE.
@@ -1550,6 +1658,9 @@ pub struct SysvQueue {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct PosixQueue {
+    /// The IPC namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<IpcNamespaceId>,
     /// Name without the slash.
     pub name: ByteString,
     /// It was unlinked and is only open.

@@ -97,6 +97,7 @@ impl Manifest {
             .map_err(|what| wrong(format!("pipe {index}: {what}")))?;
         }
         check.ipc().map_err(wrong)?;
+        check.namespaces().map_err(wrong)?;
         check.file_policies()?;
         check.sockets()?;
         check.inet_sockets()?;
@@ -352,6 +353,8 @@ impl Check<'_> {
         if let Some(names) = process.host_names {
             in_table(names.index(), &self.manifest.host_names, "namespace for host names")?;
         }
+        self.network(process.network)?;
+        self.ipc_namespace(process.ipc_namespace)?;
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -516,11 +519,68 @@ impl Check<'_> {
         self.extents(&file.extents, &(0..file.size.next_multiple_of(PAGE)))
     }
 
+    fn network(&self, id: Option<NetworkId>) -> Verdict {
+        id.map_or(Ok(()), |id| {
+            in_table(id.index(), &self.manifest.networks, "network namespace")
+        })
+    }
+
+    fn ipc_namespace(&self, id: Option<IpcNamespaceId>) -> Verdict {
+        id.map_or(Ok(()), |id| {
+            in_table(id.index(), &self.manifest.ipc_namespaces, "IPC namespace")
+        })
+    }
+
+    /// Network and IPC namespaces.
+    fn namespaces(&self) -> Verdict {
+        let settings = |settings: &[Setting]| {
+            settings.iter().try_for_each(|(name, value)| {
+                let odd = |part: &[u8]| part.is_empty() || part == b"." || part == b"..";
+                let sound = name.0.len() <= 4096 && !name.0.contains(&0) && !name.0.split(|b| *b == b'/').any(odd);
+                within(sound && value.0.len() <= 65536, "setting")
+            })
+        };
+        for (index, namespace) in self.manifest.ipc_namespaces.iter().enumerate() {
+            settings(&namespace.settings).map_err(|what| format!("IPC namespace {index}: {what}"))?;
+        }
+        for (index, network) in self.manifest.networks.iter().enumerate() {
+            let this = |what: String| format!("network namespace {index}: {what}");
+            settings(&network.settings).map_err(this)?;
+            let mut numbers = HashSet::new();
+            for link in &network.links {
+                let number = (1..=i32::MAX as u32).contains(&link.index) && numbers.insert(link.index);
+                within(number, "number of an interface").map_err(this)?;
+                let name = &link.name.0;
+                let sound = (1..=15).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/');
+                within(sound, "name of an interface").map_err(this)?;
+                within(link.address.0.len() <= 32, "hardware address").map_err(this)?;
+                if let LinkKind::Veth { network, index: end } = link.kind {
+                    self.network(Some(network)).map_err(this)?;
+                    let other = &self.manifest.networks[network.index()].links;
+                    let back = LinkKind::Veth {
+                        network: NetworkId(index as u32),
+                        index: link.index,
+                    };
+                    let itself = network.index() == index && end == link.index;
+                    let agreed = !itself && other.iter().any(|other| other.index == end && other.kind == back);
+                    within(agreed, "other end of an interface").map_err(this)?;
+                }
+            }
+            for entry in network.addresses.iter().chain(&network.routes).chain(&network.rules) {
+                let length: usize = entry.attributes.iter().map(|(_, value)| value.0.len() + 8).sum();
+                let sound = (8..=16).contains(&entry.header.0.len()) && length <= 16384;
+                within(sound, "address, route or rule").map_err(this)?;
+            }
+        }
+        Ok(())
+    }
+
     fn ipc(&self) -> Verdict {
         let ipc = &self.manifest.ipc;
         let mut ids = [HashSet::new(), HashSet::new(), HashSet::new()];
         let mut identity = |kind: usize, of: &SysvIdentity| {
-            within(of.id >= 0 && ids[kind].insert(of.id), "identifier")?;
+            self.ipc_namespace(of.namespace)?;
+            within(of.id >= 0 && ids[kind].insert((of.namespace, of.id)), "identifier")?;
             within(of.mode <= 0o177_777, "mode")
         };
         for segment in &ipc.segments {
@@ -549,6 +609,7 @@ impl Check<'_> {
         }
         for queue in &ipc.posix_queues {
             let this = |what: String| format!("message queue /{}: {what}", queue.name);
+            self.ipc_namespace(queue.namespace).map_err(this)?;
             let name = &queue.name.0;
             let sound = !name.is_empty() && name.len() <= 255 && !name.contains(&0) && !name.contains(&b'/');
             within(sound, "name").map_err(this)?;
@@ -636,6 +697,7 @@ impl Check<'_> {
             Object::Socket(id) => in_table(id.index(), &manifest.sockets, "socket"),
             Object::InetSocket(id) => in_table(id.index(), &manifest.inet_sockets, "IP socket"),
             Object::NetlinkSocket(socket) => {
+                self.network(socket.network)?;
                 within([SOCK_DGRAM, SOCK_RAW].contains(&socket.kind), "type")?;
                 within((0..256).contains(&socket.protocol), "protocol")?;
                 within(socket.groups.iter().all(|group| (1..=65536).contains(group)), "group")?;
@@ -698,6 +760,7 @@ impl Check<'_> {
 
     fn inet_socket(&self, index: usize, socket: &InetSocket) -> Verdict {
         let sockets = &self.manifest.inet_sockets;
+        self.network(socket.network)?;
         within([AF_INET, AF_INET6].contains(&socket.family), "address family")?;
         within([SOCK_STREAM, SOCK_DGRAM, SOCK_RAW].contains(&socket.kind), "type")?;
         // There are numbers beyond those of the IP header, such as that of multipath TCP.
@@ -728,6 +791,10 @@ impl Check<'_> {
                 endpoint(remote)?;
                 in_table(peer.index(), sockets, "IP socket")?;
                 within(socket.local.is_some(), "connection without an address")?;
+                within(
+                    sockets[peer.index()].network == socket.network,
+                    "connection across networks",
+                )?;
                 match &sockets[peer.index()].state {
                     InetState::Inner { peer: back, .. } if back.index() == index && peer.index() != index => Ok(()),
                     _ => Err(format!("IP socket {} is not connected to it", peer.0)),
@@ -737,6 +804,10 @@ impl Check<'_> {
                 endpoint(remote)?;
                 in_table(listener.index(), sockets, "IP socket")?;
                 within(socket.local.is_some(), "connection without an address")?;
+                within(
+                    sockets[listener.index()].network == socket.network,
+                    "connection across networks",
+                )?;
                 match &sockets[listener.index()].state {
                     InetState::Listening { .. } => Ok(()),
                     _ => Err(format!("IP socket {} does not listen", listener.0)),
@@ -805,6 +876,7 @@ impl Check<'_> {
     /// Checks a socket; `waiting` are those found in some listener's queue so far.
     fn socket(&self, index: usize, socket: &UnixSocket, waiting: &mut HashSet<SocketId>) -> Verdict {
         let sockets = &self.manifest.sockets;
+        self.network(socket.network)?;
         within([SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].contains(&socket.kind), "type")?;
         within(socket.address.0.len() <= MAX_SOCKET_NAME, "address")?;
         path(&socket.bind_directory)?;

@@ -102,6 +102,69 @@ fn processes_and_threads() {
     check("there is no namespace for host names 0", |m| {
         m.processes[0].host_names = Some(HostNamesId(0))
     });
+    check("there is no network namespace 0", |m| {
+        m.processes[0].network = Some(NetworkId(0))
+    });
+    check("there is no IPC namespace 0", |m| {
+        m.processes[0].ipc_namespace = Some(IpcNamespaceId(0))
+    });
+    check("there is no IPC namespace 0", |m| {
+        m.ipc.posix_queues = vec![PosixQueue {
+            namespace: Some(IpcNamespaceId(0)),
+            name: ByteString::from("queue"),
+            max_messages: 1,
+            message_size: 1,
+            ..PosixQueue::default()
+        }]
+    });
+    check("there is no network namespace 0", |m| {
+        m.sockets[0].network = Some(NetworkId(0))
+    });
+    for name in ["", "net/../kernel/core_pattern", "/etc/passwd", "net//x", "a\0b"] {
+        check("impossible setting", |m| {
+            m.ipc_namespaces = vec![IpcNamespace {
+                settings: vec![(ByteString::from(name), ByteString::from("1"))],
+            }]
+        });
+    }
+    let link = |index, kind| NetworkLink {
+        index,
+        name: ByteString::from("left"),
+        kind,
+        flags: 1,
+        mtu: 1500,
+        queue_length: 1000,
+        group: 0,
+        address: Bytes(vec![2; 6]),
+    };
+    let network = |links| Network {
+        links,
+        ..Network::default()
+    };
+    check("impossible number of an interface", |m| {
+        m.networks = vec![network(vec![link(0, LinkKind::Dummy)])]
+    });
+    check("impossible other end of an interface", |m| {
+        let kind = LinkKind::Veth {
+            network: NetworkId(0),
+            index: 2,
+        };
+        m.networks = vec![network(vec![link(2, kind)])]
+    });
+    check("impossible name of an interface", |m| {
+        let mut named = link(2, LinkKind::Dummy);
+        named.name = ByteString::from("a/b");
+        m.networks = vec![network(vec![named])]
+    });
+    check("impossible address, route or rule", |m| {
+        m.networks = vec![Network {
+            routes: vec![NetworkEntry {
+                header: Bytes(vec![0; 3]),
+                attributes: Vec::new(),
+            }],
+            ..Network::default()
+        }]
+    });
     for size in [0, 1, 3 << 20, 4096, 2 << 20] {
         check("impossible size of huge pages", |m| {
             mappings(m)[1].kind = MappingKind::HugePages(size)

@@ -16,6 +16,7 @@ pub mod inside;
 pub mod memory;
 pub mod mqueue;
 pub mod namespace;
+pub mod netlink;
 pub mod page_move;
 pub mod page_out;
 pub mod proc;

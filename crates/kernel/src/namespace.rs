@@ -105,6 +105,60 @@ pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// A kind of namespace that any thread can go into by itself, whatever the others of its process do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// System V objects and POSIX message queues.
+    Ipc,
+    /// Interfaces, addresses, ports.
+    Network,
+}
+
+impl Place {
+    /// Its CLONE_NEW* flag.
+    pub fn flag(self) -> libc::c_int {
+        match self {
+            Place::Ipc => libc::CLONE_NEWIPC,
+            Place::Network => libc::CLONE_NEWNET,
+        }
+    }
+
+    /// Its file below /proc/PID/ns.
+    pub fn file(self) -> &'static str {
+        match self {
+            Place::Ipc => "ipc",
+            Place::Network => "net",
+        }
+    }
+
+    /// The namespace this thread is in.
+    pub fn here(self) -> io::Result<std::fs::File> {
+        std::fs::File::open(format!("/proc/thread-self/ns/{}", self.file()))
+    }
+
+    /// Moves this thread into a namespace.
+    pub fn enter(self, namespace: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: setns changes a namespace of this thread only; it touches no memory and no descriptor.
+        let rc = unsafe { libc::setns(namespace.as_raw_fd(), self.flag()) };
+        if rc < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Moves this thread into a new namespace.
+    pub fn leave(self) -> io::Result<()> {
+        // SAFETY: these flags give this thread a namespace of its own; no memory or descriptor changes.
+        let rc = unsafe { libc::unshare(self.flag()) };
+        if rc < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// Brings the loopback interface of our network namespace up, and with it its addresses.
 pub fn raise_loopback() -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
@@ -126,13 +180,7 @@ pub fn raise_loopback() -> io::Result<()> {
 /// Moves this process into a new network namespace, with no interface but a loopback that is down. It must have one
 /// thread.
 pub fn leave_network() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNET only gives this thread another namespace; no memory or descriptor changes.
-    let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    Place::Network.leave()
 }
 
 /// MOUNT_ATTR_RDONLY of mount_setattr(2).

@@ -32,11 +32,12 @@ const NAMESPACES: [(&str, &str); 8] = [
     ("time", "time"),
 ];
 
-/// The kind that is saved.
+/// The kinds that are saved; those that have to be entered for it, where we may.
 const SAVED: &str = "uts";
+const VISITED: [&str; 2] = ["net", "ipc"];
 
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
-const INHERITED: [&str; 3] = ["net", "uts", "cgroup"];
+const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
 
 /// The namespaces a job lives in: those of its init or, without one, of its root process and ourselves. All members must
 /// be in them.
@@ -44,6 +45,8 @@ const INHERITED: [&str; 3] = ["net", "uts", "cgroup"];
 pub struct Home {
     /// How many PID namespaces deep the reader of /proc is.
     depth: usize,
+    /// We can enter namespaces that belong to the job's user namespace.
+    may_visit: bool,
     /// We can see and suspend system call filters.
     may_suspend_filters: bool,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
@@ -58,6 +61,11 @@ impl Home {
             .filter(|((file, _), _)| *file == kind)
             .find_map(|(_, own)| own.as_deref());
         own.is_none_or(|own| own == link)
+    }
+
+    /// Whether namespaces of a process can be entered: those of another user namespace are not looked at.
+    pub fn may_visit(&self, process: &ProcDir) -> bool {
+        self.may_visit && process.read_link("ns/user").is_ok_and(|link| self.has("user", &link))
     }
 
     /// Looks at the job with this scope and root process.
@@ -90,6 +98,7 @@ impl Home {
         let depth = own_status.map_or(1, |status| status.ns_pid.len());
         Home {
             depth,
+            may_visit: cpr_kernel::namespace::is_admin(),
             may_suspend_filters,
             namespaces,
         }
@@ -119,7 +128,8 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
             continue;
         };
         let named_already = *file == "pid" && status.ns_pid.len() > home.depth;
-        if shared.as_ref().is_some_and(|shared| *shared != own) && *file != SAVED && !named_already {
+        let saved = *file == SAVED || VISITED.contains(file) && home.may_visit(proc);
+        if shared.as_ref().is_some_and(|shared| *shared != own) && !saved && !named_already {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
         // The namespace of children has no link while it is empty.

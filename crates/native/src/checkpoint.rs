@@ -19,10 +19,13 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{ByteString, Bytes, Checkpoint, Manifest, Object, Process, ProcessState, Thread, Uname};
+use cpr_image::model::{
+    ByteString, Bytes, Checkpoint, IpcNamespaceId, Manifest, NetworkId, Object, Process, ProcessState, Thread, Uname,
+};
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::clocks::Offsets;
+use cpr_kernel::namespace::Place;
 use cpr_kernel::proc::{MapKind, Mount, ProcDir};
 use cpr_kernel::process::{FileIdentity, PidFd, clock_ns, xstate_features};
 use cpr_kernel::ptrace::block_child_signals;
@@ -40,11 +43,13 @@ use crate::freeze::{self, Frozen, Members, Scope};
 use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
+use crate::networks::{self, Networks};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::policy::FileRule;
 use crate::restart::available_memory;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::snapshot::{self, Snapshot};
+use crate::visits::Visits;
 use crate::{Blocker, TcpPolicy, aio, blockers, host_names, ipc, state};
 
 /// What becomes of the job once its image is complete and durable.
@@ -285,6 +290,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
+    let mut networks = Visits::new(Place::Network);
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
             found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
@@ -307,15 +313,45 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
                 hint: None,
             });
         }
+        // One that has just gone is in none.
+        let _ = networks.of(&target.proc, &home);
         targets.push(target);
     }
     found.extend(blockers::sharing(&targets));
-    found.extend(ipc::blockers(&targets, own_ipc));
-    found.extend(files::check(&targets, root, own_ipc, tcp, scope.requester()?));
+    let mut ipc = Visits::new(Place::Ipc);
+    found.extend(ipc::blockers(&targets, own_ipc, &mut ipc, &home)?);
+    found.extend(network_blockers(&networks, &targets));
+    let networks = Networks::new(networks)?;
+    found.extend(files::check(
+        &targets,
+        files::Surroundings {
+            root_pid: root,
+            own_ipc,
+            tcp,
+            requester: scope.requester()?,
+            networks: &networks,
+            ipc: &ipc,
+        },
+    ));
     if let Some(mounts) = mounts {
         found.extend(blockers::mounts(&targets, root, mounts));
     }
     Ok(found)
+}
+
+/// What of the network namespaces that a job has made cannot be made again: the first thing that there is.
+fn network_blockers(visits: &Visits, targets: &[Target]) -> Option<Blocker> {
+    let job = targets
+        .iter()
+        .map(|target| target.pid)
+        .chain([std::process::id() as i32]);
+    let error = networks::save(visits, &job.collect()).err()?;
+    Some(Blocker {
+        pid: 0,
+        object: "network namespace".to_owned(),
+        reason: error.chain(),
+        hint: error.hint().map(str::to_owned),
+    })
 }
 
 /// A live process as the file layer wants it; none for one that has ended.
@@ -776,9 +812,13 @@ fn collect(
     let mut layouts = Vec::new();
     let home = Home::of(frozen.scope, request.pid);
     let mut host_names = host_names::Saved::default();
+    let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
     for process in &mut frozen.processes {
         let (mut saved, layout) = state::save(process, &home, deadline)?;
         saved.host_names = host_names.of(process, &home, deadline)?;
+        let number = |index: usize| index as u32;
+        saved.network = places.of_process(process, &home)?.map(number).map(NetworkId);
+        saved.ipc_namespace = ipc_places.of_process(process, &home)?.map(number).map(IpcNamespaceId);
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
@@ -800,10 +840,11 @@ fn collect(
         let all: Vec<&ProcDir> = targets.iter().map(|target| &target.proc).collect();
         manifest.cgroups = cgroups::save(&first.proc, &all)?;
     }
-    let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill);
-    if request.own_ipc_namespace {
-        context.queue_state = Some(files::mqueue::SaveState::of_namespace(deadline)?);
-    }
+    let job = manifest.processes.iter().map(|process| process.pid);
+    manifest.networks = networks::save(&places, &job.chain([std::process::id() as i32]).collect())?;
+    let places = Networks::new(places)?;
+    let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill, &places);
+    context.queue_state = files::mqueue::SaveState::of(&ipc_places, request.own_ipc_namespace, deadline)?;
     context.zombies = frozen
         .processes
         .iter()
@@ -829,8 +870,9 @@ fn collect(
             manifest.processes[index].controlling_terminal = context.terminal_state.find(tty);
         }
     }
-    manifest.ipc = ipc::save(frozen, request.own_ipc_namespace, deadline, sink)?;
-    manifest.ipc.posix_queues = context.queue_state.take().unwrap_or_default().queues;
+    (manifest.ipc, manifest.ipc_namespaces) =
+        ipc::save(frozen, request.own_ipc_namespace, &ipc_places, &home, deadline, sink)?;
+    manifest.ipc.posix_queues = std::mem::take(&mut context.queue_state.queues);
     let mut mapped = MappedFiles::new(ipc::segment_ids(&manifest.ipc));
     for &index in &live {
         let process = &frozen.processes[index];
@@ -871,6 +913,7 @@ fn collect(
         // What is read into memory behind the back of the page tables is not tracked.
         let tracked = !process.space.as_ref().is_some_and(aio::uses);
         let copy = looked.copied.iter().find(|c| tracked && c.pid() == process.pid);
+        shared.files.namespace = manifest.processes[index].ipc_namespace;
         let mut later = Vec::new();
         let put_off = (snapshot.is_some() && looked.snapshots == Snapshots::Wanted).then_some(&mut later);
         let saved = memory::save(process, layout, &mut shared, copy, put_off, sink);

@@ -1,6 +1,6 @@
 //! System V shared memory, semaphores and message queues.
 //!
-//! Where the job has an IPC namespace of its own, everything in it is the job's and is saved. In a namespace shared with
+//! Where the job has IPC namespaces of its own, everything in them is the job's and is saved. In a namespace shared with
 //! others, segments that only the job has attached are; sets and queues that a process of the job was the last to use
 //! are refused by name, because nobody can tell who else uses them.
 //!
@@ -10,17 +10,21 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use cpr_image::model::{Bytes, Extent, Ipc, Segment, SegmentId, SemaphoreSet, SysvIdentity, SysvQueue};
+use cpr_image::model::{
+    Bytes, Extent, Ipc, IpcNamespace, IpcNamespaceId, Segment, SegmentId, SemaphoreSet, SysvIdentity, SysvQueue,
+};
 use cpr_kernel::batch::Batch;
 use cpr_kernel::proc::{self, MapEntry, MapKind, ProcDir, SysvObject, SysvSegment};
 use cpr_kernel::sysv::{self, Attachment, SEMAPHORE_MAX, SemaphoreStep};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::Blocker;
+use crate::blockers::Home;
 use crate::files::Target;
 use crate::freeze::{Frozen, Process};
 use crate::memory::is_zero;
 use crate::sink::{PAGE_SIZE, PageSink};
+use crate::visits::Visits;
+use crate::{Blocker, settings};
 
 /// Flags of a segment beside its permissions (<linux/shm.h>).
 pub const SHM_DEST: u32 = 0o1000;
@@ -38,8 +42,9 @@ pub fn label(what: &str, object: &SysvIdentity) -> String {
     format!("System V {what} {} (key {:#x})", object.id, object.key)
 }
 
-fn identity(object: &SysvObject) -> SysvIdentity {
+fn identity(object: &SysvObject, namespace: Option<IpcNamespaceId>) -> SysvIdentity {
     SysvIdentity {
+        namespace,
         id: object.id,
         key: object.key,
         mode: object.mode,
@@ -75,129 +80,236 @@ fn shared_objects(members: &HashSet<i32>) -> std::io::Result<Vec<String>> {
         // A set of somebody else's that may not be read is not the job's.
         let pid = |index: u64| sysv::semaphore_pid(set.object.id, index as usize).unwrap_or(0);
         if (0..set.count).any(|index| members.contains(&pid(index))) {
-            found.push(label("semaphore set", &identity(&set.object)));
+            found.push(label("semaphore set", &identity(&set.object, None)));
         }
     }
     for queue in proc::sysv_queues()? {
         if queue.users.iter().any(|pid| members.contains(pid)) {
-            found.push(label("message queue", &identity(&queue.object)));
+            found.push(label("message queue", &identity(&queue.object, None)));
         }
     }
     Ok(found)
 }
 
-/// What cannot be saved, as far as a look at running processes tells. `own`: they have an IPC namespace of their own.
-pub fn blockers(targets: &[Target], own: bool) -> Vec<Blocker> {
+/// What cannot be saved, as far as a look at running processes tells. `own`: their home is an IPC namespace of the job's.
+///
+/// # Errors
+/// A namespace cannot be entered.
+pub fn blockers(targets: &[Target], own: bool, visits: &mut Visits, home: &Home) -> Result<Vec<Blocker>> {
     let blocker = |pid: i32, object: String, reason: &str, hint: Option<&str>| Blocker {
         pid,
         object,
         reason: reason.to_owned(),
         hint: hint.map(str::to_owned),
     };
-    let mut found = Vec::new();
-    let here = cpr_kernel::namespace::identity("self", "ipc").ok();
+    let mut by_namespace: HashMap<Option<usize>, Vec<&Target>> = HashMap::new();
     for target in targets {
-        let there = cpr_kernel::namespace::identity(&target.pid.to_string(), "ipc").ok();
-        if there.is_some() && there != here {
-            let reason = "the process made an IPC namespace of its own";
-            found.push(blocker(target.pid, "IPC namespace".to_owned(), reason, None));
+        // One that has gone has no namespace.
+        let namespace = visits.of(&target.proc, home).unwrap_or_default();
+        by_namespace.entry(namespace).or_default().push(target);
+    }
+    let mut found = Vec::new();
+    for namespace in std::iter::once(None).chain((0..visits.len()).map(Some)) {
+        let targets = by_namespace.remove(&namespace).unwrap_or_default();
+        let own = own || namespace.is_some();
+        let members: HashSet<i32> = targets.iter().map(|target| target.pid).collect();
+        let maps: Vec<MapEntry> = targets.iter().filter_map(|t| t.proc.maps().ok()).flatten().collect();
+        let used = attachments(maps.iter());
+        visits.go(namespace)?;
+        for segment in proc::sysv_segments().unwrap_or_default() {
+            let used = used.get(&(segment.object.id as u64)).copied().unwrap_or(0);
+            if let Some(reason) = refuse(&segment, used).filter(|_| belongs(&segment, used, &members, own)) {
+                let hint = Some("checkpoint all processes that use it together");
+                found.push(blocker(
+                    0,
+                    label("segment", &identity(&segment.object, None)),
+                    reason,
+                    hint,
+                ));
+            }
+        }
+        if !own {
+            let reason = "whether only the job uses it cannot be told";
+            let objects = shared_objects(&members).unwrap_or_default();
+            found.extend(objects.into_iter().map(|o| blocker(0, o, reason, Some(SHARED_HINT))));
         }
     }
-    let members: HashSet<i32> = targets.iter().map(|target| target.pid).collect();
-    let maps: Vec<MapEntry> = targets.iter().filter_map(|t| t.proc.maps().ok()).flatten().collect();
-    let used = attachments(maps.iter());
-    for segment in proc::sysv_segments().unwrap_or_default() {
-        let used = used.get(&(segment.object.id as u64)).copied().unwrap_or(0);
-        if let Some(reason) = refuse(&segment, used).filter(|_| belongs(&segment, used, &members, own)) {
-            let hint = Some("checkpoint all processes that use it together");
-            found.push(blocker(0, label("segment", &identity(&segment.object)), reason, hint));
-        }
-    }
-    if !own {
-        let reason = "whether only the job uses it cannot be told";
-        let objects = shared_objects(&members).unwrap_or_default();
-        found.extend(objects.into_iter().map(|o| blocker(0, o, reason, Some(SHARED_HINT))));
-    }
-    found
+    visits.go(None)?;
+    let mut members: HashSet<i32> = targets.iter().map(|target| target.pid).collect();
+    members.insert(std::process::id() as i32);
+    found.extend(visits.strangers(&members).into_iter().map(|(_, pid)| {
+        let reason = format!("process {pid}, which is not part of the job, is in it, too");
+        blocker(0, "IPC namespace".to_owned(), &reason, None)
+    }));
+    Ok(found)
 }
 
-/// Saves all objects of the stopped job. `own`: it has an IPC namespace of its own.
+/// Saves all objects of the stopped job. `own`: its home is an IPC namespace of its own; all others are.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] naming an object that cannot be saved.
-pub fn save(frozen: &mut Frozen, own: bool, deadline: Instant, sink: &mut dyn PageSink) -> Result<Ipc> {
-    let members: HashSet<i32> = frozen.processes.iter().map(|process| process.pid).collect();
-    let maps = frozen.processes.iter().filter_map(|process| process.space.as_ref());
-    let used = attachments(maps.flat_map(|space| &space.maps));
+pub fn save(
+    frozen: &mut Frozen,
+    own: bool,
+    visits: &Visits,
+    home: &Home,
+    deadline: Instant,
+    sink: &mut dyn PageSink,
+) -> Result<(Ipc, Vec<IpcNamespace>)> {
+    let mut members: HashSet<i32> = frozen.processes.iter().map(|process| process.pid).collect();
+    members.insert(std::process::id() as i32);
+    if let Some((_, pid)) = visits.strangers(&members).first() {
+        let text = format!("process {pid}, which is not part of the job, is in an IPC namespace of the job's");
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    let mut of = HashMap::new();
+    for process in frozen.processes.iter().filter(|process| !process.threads.is_empty()) {
+        of.insert(process.pid, visits.known(&process.proc, home)?);
+    }
     let mut ipc = Ipc::default();
-    for segment in proc::sysv_segments().context(|| "list System V segments")? {
-        let used = used.get(&(segment.object.id as u64)).copied().unwrap_or(0);
-        if !belongs(&segment, used, &members, own) {
-            continue;
-        }
-        let what = label("segment", &identity(&segment.object));
-        if let Some(reason) = refuse(&segment, used) {
-            return Err(Error::new(ErrorKind::Unsupported, format!("{what}: {reason}")));
-        }
-        ipc.segments
-            .push(save_segment(&segment, sink).context(|| format!("save {what}"))?);
-    }
-    if !own {
-        return match shared_objects(&members).context(|| "list System V objects")?.first() {
-            None => Ok(ipc),
-            Some(object) => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{object}: whether only the job uses it cannot be told"),
-            )
-            .with_hint(SHARED_HINT)),
+    let mut namespaces = Vec::new();
+    for namespace in std::iter::once(None).chain((0..visits.len()).map(Some)) {
+        visits.go(namespace)?;
+        let mut scene = Scene {
+            frozen,
+            own: own || namespace.is_some(),
+            members: of
+                .iter()
+                .filter(|(_, other)| **other == namespace)
+                .map(|(pid, _)| *pid)
+                .collect(),
+            namespace: namespace.map(|index| IpcNamespaceId(index as u32)),
+            deadline,
         };
-    }
-    for set in proc::sysv_semaphores().context(|| "list System V semaphores")? {
-        let id = set.object.id;
-        let what = || format!("save {}", label("semaphore set", &identity(&set.object)));
-        let values = sysv::semaphore_values(id, set.count as usize).context(what)?;
-        let mut semaphores = Vec::with_capacity(values.len());
-        for (index, &value) in values.iter().enumerate() {
-            semaphores.push((value, sysv::semaphore_pid(id, index).context(what)?));
+        scene.save(&mut ipc, sink)?;
+        if namespace.is_some() {
+            namespaces.push(IpcNamespace {
+                settings: settings::of_ipc()?,
+            });
         }
-        let mut undone = Vec::new();
-        // Only semop(2) makes adjustments.
-        if set.otime != 0 {
-            for process in frozen.processes.iter_mut().filter(|p| p.space.is_some()) {
-                let amounts = undo(process, id, &values, deadline).context(what)?;
-                undone.extend(amounts.into_iter().map(|(index, amount)| (process.pid, index, amount)));
+    }
+    visits.go(None)?;
+    Ok((ipc, namespaces))
+}
+
+/// One namespace, which this thread is in, and the processes in it.
+struct Scene<'a> {
+    frozen: &'a mut Frozen,
+    own: bool,
+    members: HashSet<i32>,
+    namespace: Option<IpcNamespaceId>,
+    deadline: Instant,
+}
+
+impl Scene<'_> {
+    fn identity(&self, object: &SysvObject) -> SysvIdentity {
+        identity(object, self.namespace)
+    }
+
+    fn save(&mut self, ipc: &mut Ipc, sink: &mut dyn PageSink) -> Result<()> {
+        self.segments(ipc, sink)?;
+        if !self.own {
+            return match shared_objects(&self.members)
+                .context(|| "list System V objects")?
+                .first()
+            {
+                None => Ok(()),
+                Some(object) => Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("{object}: whether only the job uses it cannot be told"),
+                )
+                .with_hint(SHARED_HINT)),
+            };
+        }
+        self.semaphores(ipc)?;
+        self.queues(ipc)
+    }
+
+    fn segments(&self, ipc: &mut Ipc, sink: &mut dyn PageSink) -> Result<()> {
+        let inside = self
+            .frozen
+            .processes
+            .iter()
+            .filter(|process| self.members.contains(&process.pid));
+        let maps = inside.filter_map(|process| process.space.as_ref());
+        let used = attachments(maps.flat_map(|space| &space.maps));
+        for segment in proc::sysv_segments().context(|| "list System V segments")? {
+            let used = used.get(&(segment.object.id as u64)).copied().unwrap_or(0);
+            if !belongs(&segment, used, &self.members, self.own) {
+                continue;
             }
+            let what = label("segment", &self.identity(&segment.object));
+            // A process that has gone to another namespace since keeps what it has attached.
+            let stays = (used > segment.attached).then_some("processes have one of another IPC namespace attached");
+            if let Some(reason) = refuse(&segment, used).or(stays) {
+                return Err(Error::new(ErrorKind::Unsupported, format!("{what}: {reason}")));
+            }
+            let identity = self.identity(&segment.object);
+            ipc.segments
+                .push(save_segment(&segment, identity, sink).context(|| format!("save {what}"))?);
         }
-        ipc.semaphores.push(SemaphoreSet {
-            identity: identity(&set.object),
-            operated: set.otime != 0,
-            semaphores,
-            undo: undone,
-        });
+        Ok(())
     }
-    for queue in proc::sysv_queues().context(|| "list System V message queues")? {
-        let id = queue.object.id;
-        let what = || format!("save {}", label("message queue", &identity(&queue.object)));
-        let mut messages = Vec::new();
-        while let Some((kind, text)) =
-            sysv::peek_message(id, messages.len() as i64, queue.bytes as usize).context(what)?
-        {
-            messages.push((kind, Bytes(text)));
+
+    fn semaphores(&mut self, ipc: &mut Ipc) -> Result<()> {
+        for set in proc::sysv_semaphores().context(|| "list System V semaphores")? {
+            let id = set.object.id;
+            let identity = self.identity(&set.object);
+            let what = || format!("save {}", label("semaphore set", &identity));
+            let values = sysv::semaphore_values(id, set.count as usize).context(what)?;
+            let mut semaphores = Vec::with_capacity(values.len());
+            for (index, &value) in values.iter().enumerate() {
+                semaphores.push((value, sysv::semaphore_pid(id, index).context(what)?));
+            }
+            let mut undone = Vec::new();
+            // Only semop(2) makes adjustments.
+            if set.otime != 0 {
+                let members = &self.members;
+                let inside = self.frozen.processes.iter_mut().filter(|p| members.contains(&p.pid));
+                for process in inside.filter(|p| p.space.is_some()) {
+                    let amounts = undo(process, id, &values, self.deadline).context(what)?;
+                    undone.extend(amounts.into_iter().map(|(index, amount)| (process.pid, index, amount)));
+                }
+            }
+            ipc.semaphores.push(SemaphoreSet {
+                identity,
+                operated: set.otime != 0,
+                semaphores,
+                undo: undone,
+            });
         }
-        ipc.queues.push(SysvQueue {
-            identity: identity(&queue.object),
-            capacity: sysv::queue_capacity(id).context(what)?,
-            messages,
-        });
+        Ok(())
     }
-    Ok(ipc)
+
+    fn queues(&self, ipc: &mut Ipc) -> Result<()> {
+        for queue in proc::sysv_queues().context(|| "list System V message queues")? {
+            let id = queue.object.id;
+            let identity = self.identity(&queue.object);
+            let what = || format!("save {}", label("message queue", &identity));
+            let mut messages = Vec::new();
+            while let Some((kind, text)) =
+                sysv::peek_message(id, messages.len() as i64, queue.bytes as usize).context(what)?
+            {
+                messages.push((kind, Bytes(text)));
+            }
+            ipc.queues.push(SysvQueue {
+                capacity: sysv::queue_capacity(id).context(what)?,
+                identity,
+                messages,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Numbers in the image of the segments that mappings name by their inode.
-pub fn segment_ids(ipc: &Ipc) -> HashMap<u64, SegmentId> {
+pub fn segment_ids(ipc: &Ipc) -> HashMap<(Option<IpcNamespaceId>, u64), SegmentId> {
     let numbered = ipc.segments.iter().zip(0..);
     numbered
-        .map(|(segment, index)| (segment.identity.id as u64, SegmentId(index)))
+        .map(|(segment, index)| {
+            let identity = &segment.identity;
+            ((identity.namespace, identity.id as u64), SegmentId(index))
+        })
         .collect()
 }
 
@@ -209,7 +321,7 @@ fn is_huge(memory: &Attachment) -> std::io::Result<bool> {
     Ok(mapping.is_none_or(|flags| flags.has(b"ht")))
 }
 
-fn save_segment(segment: &SysvSegment, sink: &mut dyn PageSink) -> Result<Segment> {
+fn save_segment(segment: &SysvSegment, identity: SysvIdentity, sink: &mut dyn PageSink) -> Result<Segment> {
     let size = segment.size as usize;
     let memory = Attachment::new(segment.object.id, size, true).context(|| "attach it")?;
     if is_huge(&memory).context(|| "look at it")? {
@@ -251,7 +363,7 @@ fn save_segment(segment: &SysvSegment, sink: &mut dyn PageSink) -> Result<Segmen
         page += run.max(1);
     }
     Ok(Segment {
-        identity: identity(&segment.object),
+        identity,
         size: segment.size,
         extents,
     })

@@ -21,14 +21,17 @@ mod libraries;
 mod live;
 mod mapped;
 mod memory;
+mod networks;
 mod pipeline;
 mod places;
 pub mod policy;
 mod restart;
+mod settings;
 mod sink;
 mod snapshot;
 mod state;
 mod userfault;
+mod visits;
 
 pub use callbacks::{Rebirth, tell};
 pub use checkpoint::{

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
-use cpr_image::model::{ByteString, SavedFileId, SavedFileKind};
+use cpr_image::model::{ByteString, IpcNamespaceId, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{
     Memory, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
 };
@@ -57,14 +57,16 @@ impl FlagTable {
 pub struct MappedFiles {
     /// By [`MappedFileId`].
     pub files: Vec<MappedFile>,
-    /// System V segments by the inode numbers that mappings have.
-    segments: HashMap<u64, SegmentId>,
+    /// System V segments by their IPC namespaces and the inode numbers that mappings have.
+    segments: HashMap<(Option<IpcNamespaceId>, u64), SegmentId>,
+    /// That of the process whose memory is saved.
+    pub namespace: Option<IpcNamespaceId>,
     by_key: HashMap<(Vec<u8>, bool, bool), MappedFileId>,
 }
 
 impl MappedFiles {
-    /// None yet; `segments` are System V segments by the inode numbers that mappings have.
-    pub fn new(segments: HashMap<u64, SegmentId>) -> Self {
+    /// None yet; `segments` are from [`crate::ipc::segment_ids`].
+    pub fn new(segments: HashMap<(Option<IpcNamespaceId>, u64), SegmentId>) -> Self {
         MappedFiles {
             segments,
             ..MappedFiles::default()
@@ -442,7 +444,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
             }
         }
         (MapKind::SysvShm { .. }, None) => {
-            let id = files.segments.get(&map.inode);
+            let id = files.segments.get(&(files.namespace, map.inode));
             let id = id.ok_or_else(|| unsupported("the segment is of another IPC namespace"))?;
             (MappingKind::SysvSegment(*id), Pages::None)
         }

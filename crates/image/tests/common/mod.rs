@@ -213,6 +213,7 @@ pub fn manifest() -> Manifest {
         })
         .collect();
     let socket = |kind, state| UnixSocket {
+        network: None,
         kind,
         state,
         address: ByteString::default(),
@@ -273,6 +274,8 @@ pub fn manifest() -> Manifest {
     Manifest {
         cgroups: Vec::new(),
         host_names: Vec::new(),
+        networks: Vec::new(),
+        ipc_namespaces: Vec::new(),
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),

@@ -7,11 +7,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use cpr_kernel::proc::{FdInfo, FdInfoKind};
-use cpr_types::{Error, Result};
+use cpr_types::{Error, ErrorKind, Result};
 use rustix::fs::{FileType, Stat};
 
 use super::kind::{self, Ends, Kind, Streams};
 use super::{Target, inet, mqueue, regular, save, socket, unix};
+use crate::networks::Networks;
+use crate::visits::Visits;
 use crate::{Blocker, TcpPolicy};
 
 /// A descriptor of a running process.
@@ -39,15 +41,33 @@ impl Seen<'_> {
     }
 }
 
+/// What a look at descriptors has to know of what is around them.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The process the checkpoint was asked for.
+    pub root_pid: i32,
+    /// Nobody else uses the IPC namespace that is the job's home.
+    pub own_ipc: bool,
+    /// What becomes of TCP connections to outside.
+    pub tcp: TcpPolicy,
+    /// See [`super::SaveContext::requester`].
+    pub requester: Option<i32>,
+    /// Where sockets can be.
+    pub networks: &'a Networks,
+    /// IPC namespaces that the job has made.
+    pub ipc: &'a Visits,
+}
+
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
-/// left out. `own_ipc_namespace`: nobody else uses the IPC namespace. `requester`: see [`super::SaveContext::requester`].
-pub fn check(
-    targets: &[Target],
-    root_pid: i32,
-    own_ipc_namespace: bool,
-    tcp: TcpPolicy,
-    requester: Option<i32>,
-) -> Vec<Blocker> {
+/// left out.
+pub fn check(targets: &[Target], around: Surroundings<'_>) -> Vec<Blocker> {
+    let Surroundings {
+        root_pid,
+        tcp,
+        requester,
+        networks,
+        ..
+    } = around;
     let mut blockers = Vec::new();
     let (mut streams, mut ends) = (Streams::default(), Ends::default());
     if let Some(pid) = requester {
@@ -86,16 +106,21 @@ pub fn check(
     // Descriptors in messages under way cannot be looked at while processes run: the missing end may be there.
     let in_flight = all.iter().any(|seen| seen.info.scm_fds.is_some_and(|n| n > 0));
     let pids: HashSet<i32> = targets.iter().map(|target| target.pid).collect();
+    let has_queues = all.iter().any(|seen| seen.kind == Kind::MessageQueue);
+    let own_queues = match has_queues {
+        true => mqueue::devices(around.ipc, around.own_ipc).unwrap_or_default(),
+        false => HashSet::new(),
+    };
     let scene = Scene {
         pids,
         streams,
         ends,
         in_flight,
-        own_ipc_namespace,
+        own_queues,
     };
     blockers.extend(all.iter().filter_map(|seen| scene.blocks(seen)));
-    blockers.extend(unix_sockets(&all, &scene));
-    blockers.extend(inet_sockets(&all, &scene, tcp));
+    blockers.extend(unix_sockets(&all, &scene, networks));
+    blockers.extend(inet_sockets(&all, &scene, tcp, networks));
     blockers
 }
 
@@ -134,7 +159,8 @@ struct Scene {
     streams: Streams,
     ends: Ends,
     in_flight: bool,
-    own_ipc_namespace: bool,
+    /// Device numbers of message queues that are the job's.
+    own_queues: HashSet<u64>,
 }
 
 impl Scene {
@@ -161,7 +187,7 @@ impl Scene {
                 }
                 _ => None,
             },
-            Kind::MessageQueue if !self.own_ipc_namespace => {
+            Kind::MessageQueue if !self.own_queues.contains(&seen.stat.st_dev) => {
                 Some(seen.blocker(mqueue::SHARED, Some(mqueue::SHARED_HINT)))
             }
             Kind::Pipe if !self.in_flight && self.ends.is_one_sided(&seen.stat) && !self.is_stream(seen) => {
@@ -191,7 +217,7 @@ impl Scene {
 }
 
 /// UNIX sockets that are connected to outside.
-fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
+fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blocker> {
     if scene.in_flight {
         return Vec::new();
     }
@@ -214,14 +240,16 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
             Ok(false) | Err(_) => {
                 let cwd = seen.target.proc.read_link("cwd").unwrap_or_default();
                 let cwd = PathBuf::from(std::ffi::OsString::from_vec(cwd));
-                if state.note(handle.as_fd(), &label(seen), &cwd).is_ok() {
-                    inner.push(seen);
+                match state.note(handle.as_fd(), &label(seen), &cwd, networks) {
+                    Ok(_) => inner.push(seen),
+                    Err(error) if error.kind() == ErrorKind::Unsupported => blockers.push(blocker(seen, &error)),
+                    Err(_) => {}
                 }
             }
         }
     }
     // What only shows when all are seen together; the message begins with the label.
-    if let (true, Err(error)) = (blockers.is_empty(), resolve(&state)) {
+    if let (true, Err(error)) = (blockers.is_empty(), resolve(&state, networks)) {
         let message = error.chain();
         if let Some(seen) = inner.iter().find(|seen| message.starts_with(&label(seen))) {
             blockers.push(blocker(seen, &error));
@@ -231,7 +259,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene) -> Vec<Blocker> {
 }
 
 /// IP sockets that cannot be saved.
-fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy) -> Vec<Blocker> {
+fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy, networks: &Networks) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     let (mut entries, mut sources) = (Vec::new(), Vec::new());
     let mut known = HashSet::new();
@@ -242,7 +270,7 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy) -> Vec<Blocker>
         if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Inet) || !known.insert(seen.stat.st_ino) {
             continue;
         }
-        match inet::Entry::look(handle, label(seen)) {
+        match inet::Entry::look(handle, label(seen), networks) {
             Ok(entry) => {
                 entries.push(entry);
                 sources.push(seen);
@@ -250,7 +278,7 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy) -> Vec<Blocker>
             Err(error) => blockers.push(blocker(seen, &error)),
         }
     }
-    for (index, error) in inet::blockers(&entries, tcp) {
+    for (index, error) in inet::blockers(&entries, tcp, networks) {
         if !(scene.is_stream(sources[index]) && entries[index].is_connected()) {
             blockers.push(blocker(sources[index], &error));
         }
@@ -272,6 +300,6 @@ fn label(seen: &Seen<'_>) -> String {
     format!("process {}, {}", seen.target.pid, seen.object())
 }
 
-fn resolve(state: &unix::SaveState) -> Result<(), Error> {
-    state.resolve().map(drop)
+fn resolve(state: &unix::SaveState, networks: &Networks) -> Result<(), Error> {
+    state.resolve(networks).map(drop)
 }

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, Datagram, Endpoint, InetSocket, InetSocketId, InetState, Object, OpenFile};
+use cpr_image::model::{Bytes, Datagram, Endpoint, InetSocket, InetSocketId, InetState, NetworkId, Object, OpenFile};
 use cpr_kernel::inet::{self as kernel, TcpInfo, plain};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
@@ -24,6 +24,7 @@ use rustix::fs::OFlags;
 
 use super::sockopt::{self, Phase};
 use super::{Description, RestoreContext, SaveContext, netlink, tcp};
+use crate::networks::Networks;
 
 pub(super) const STREAM: i32 = libc::SOCK_STREAM;
 const DGRAM: i32 = libc::SOCK_DGRAM;
@@ -43,6 +44,7 @@ pub(super) const LOCAL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Entry {
     pub handle: OwnedFd,
+    pub network: Option<NetworkId>,
     /// Process, descriptor and object, for messages.
     pub label: String,
     pub family: i32,
@@ -69,27 +71,10 @@ pub(super) fn identity(handle: BorrowedFd<'_>) -> Result<(i32, i32, i32)> {
     Ok((ask(SO_DOMAIN)?, ask(SO_TYPE)?, ask(SO_PROTOCOL)?))
 }
 
-/// Refuses a socket of another network namespace than ours: nothing could be found out about its peers.
-///
-/// # Errors
-/// [`ErrorKind::Unsupported`].
-pub(super) fn refuse_foreign(handle: BorrowedFd<'_>, label: &str) -> Result<()> {
-    let own = kernel::create(libc::AF_INET, DGRAM, 0).context(|| "make a socket")?;
-    let what = || format!("{label}: ask for the network namespace");
-    if kernel::network_cookie(own.as_fd()).context(what)? == kernel::network_cookie(handle).context(what)? {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("{label}: the socket is in another network namespace than cpr"),
-    )
-    .with_hint("run cpr in the network namespace of the job (ip netns exec, nsenter --net)"))
-}
-
 impl Entry {
-    pub(super) fn look(handle: OwnedFd, label: String) -> Result<Entry> {
+    pub(super) fn look(handle: OwnedFd, label: String, networks: &Networks) -> Result<Entry> {
         let what = || format!("{label}: look at the socket");
-        refuse_foreign(handle.as_fd(), &label)?;
+        let network = networks.of_socket(handle.as_fd(), &label)?;
         sockopt::refuse_filter(handle.as_fd(), &label)?;
         let (family, kind, protocol) = identity(handle.as_fd()).context(what)?;
         let info = match kind {
@@ -111,6 +96,7 @@ impl Entry {
         let local = local.filter(|local| !local.ip().is_unspecified() || (local.port() != 0 && kind != RAW));
         Ok(Entry {
             handle,
+            network,
             label,
             family,
             kind,
@@ -155,6 +141,7 @@ impl Entry {
         let options =
             sockopt::save(handle, new.as_fd(), connected).context(|| format!("{}: read its options", self.label))?;
         Ok(InetSocket {
+            network: self.network,
             family: self.family,
             kind: self.kind,
             protocol: self.protocol,
@@ -226,7 +213,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         .try_clone()
         .context(|| format!("{label}: copy the descriptor"))?;
     let entries = &mut context.inet_state.entries;
-    entries.push(Entry::look(handle, label)?);
+    entries.push(Entry::look(handle, label, context.networks)?);
     Ok(Object::InetSocket(InetSocketId(entries.len() as u32 - 1)))
 }
 
@@ -236,25 +223,27 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
 /// [`ErrorKind::Unsupported`] for what cannot be restored.
 pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     let entries = std::mem::take(&mut context.inet_state.entries);
-    let links = tcp::links(&entries, context.tcp)?;
+    let networks = context.networks;
+    let links = tcp::links(&entries, context.tcp, networks)?;
     for (entry, link) in entries.iter().zip(&links) {
+        networks.go(entry.network)?;
         let saved = match entry.kind {
             STREAM => tcp::save(entry, link, &entries, context)?,
             _ => save_datagrams(entry, &entries)?,
         };
         context.inet_sockets.push(saved);
     }
-    Ok(())
+    networks.go(None)
 }
 
 /// Everything that makes the sockets impossible to save, as far as it shows while the job runs.
-pub(super) fn blockers(entries: &[Entry], policy: crate::TcpPolicy) -> Vec<(usize, Error)> {
+pub(super) fn blockers(entries: &[Entry], policy: crate::TcpPolicy, networks: &Networks) -> Vec<(usize, Error)> {
     let mut found = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
-        let checked = match entry.kind {
+        let checked = networks.within(entry.network, || match entry.kind {
             STREAM => tcp::link(index, entries, policy).map(drop),
             _ => refuse_datagrams(entry),
-        };
+        });
         if let Err(error) = checked {
             found.push((index, error));
         }
@@ -288,7 +277,7 @@ fn is_member(entry: &Entry) -> bool {
     };
     let mut groups: Vec<(u32, Vec<u8>)> = Vec::new();
     if entry.family == libc::AF_INET {
-        let text = std::fs::read_to_string("/proc/self/net/igmp").unwrap_or_default();
+        let text = std::fs::read_to_string("/proc/thread-self/net/igmp").unwrap_or_default();
         let mut interface = 0;
         for line in text.lines().skip(1) {
             let mut words = line.split_whitespace();
@@ -303,7 +292,7 @@ fn is_member(entry: &Entry) -> bool {
             }
         }
     } else {
-        let text = std::fs::read_to_string("/proc/self/net/igmp6").unwrap_or_default();
+        let text = std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap_or_default();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [interface, _, group, ..] = words.as_slice() else {
@@ -406,7 +395,8 @@ fn refuse_queue(entry: &Entry, entries: &[Entry]) -> Result<()> {
         ));
     }
     let sharing = |other: &&Entry| {
-        other.protocol == entry.protocol && other.local.is_some_and(|other| other.port() == local.port())
+        (other.network, other.protocol) == (entry.network, entry.protocol)
+            && other.local.is_some_and(|other| other.port() == local.port())
     };
     if entries.iter().filter(sharing).count() > 1 {
         return Err(entry.refuse("shares its port and holds packets that were not read", again));
@@ -461,20 +451,22 @@ impl Sockets {
     /// # Errors
     /// [`ErrorKind::InUse`] when a port is taken, [`ErrorKind::Incompatible`] when this machine lacks an address,
     /// [`ErrorKind::Denied`] for what takes a privilege.
-    pub fn create(sockets: &[InetSocket]) -> Result<Sockets> {
+    pub fn create(sockets: &[InetSocket], networks: &Networks) -> Result<Sockets> {
         let shared_ports = shared_ports(sockets);
-        let mut builder = tcp::Builder::new(sockets);
+        let mut builder = tcp::Builder::new(sockets, networks);
         // Connections come before listening sockets, which nobody else shall find until they are complete.
         builder.connections()?;
         for (index, socket) in sockets.iter().enumerate() {
             if builder.is_made(index) {
                 continue;
             }
+            networks.go(socket.network)?;
             let end = make(socket, port_of(socket).is_some_and(|port| shared_ports.contains(&port)))
                 .context(|| describe(index, socket))?;
             builder.add(index, end);
         }
         builder.waiting()?;
+        networks.go(None)?;
         builder.finish()
     }
 
@@ -499,14 +491,16 @@ impl Sockets {
     ///
     /// # Errors
     /// A queue does not take what it held, or an option cannot be set.
-    pub fn fill(mut self, sockets: &[InetSocket]) -> Result<()> {
-        tcp::fill(&mut self, sockets)?;
+    pub fn fill(mut self, sockets: &[InetSocket], networks: &Networks) -> Result<()> {
+        tcp::fill(&mut self, sockets, networks)?;
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             if !socket.queue.is_empty() {
+                networks.go(socket.network)?;
                 self.fill_datagrams(end.as_fd(), socket, sockets)
                     .context(|| format!("put back the datagrams of {}", describe(index, socket)))?;
             }
         }
+        networks.go(None)?;
         let shared_ports = shared_ports(sockets);
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             let what = || describe(index, socket);
@@ -558,7 +552,7 @@ impl Sockets {
                     })
                 };
                 s.kind == DGRAM
-                    && s.protocol == socket.protocol
+                    && (s.network, s.protocol) == (socket.network, socket.protocol)
                     && s.local.as_ref().is_some_and(same)
                     && (s.family == libc::AF_INET) == sender.is_ipv4()
             });
@@ -622,12 +616,12 @@ pub(super) fn describe(index: usize, socket: &InetSocket) -> String {
     }
 }
 
-/// Kind, protocol and port.
-type Port = (i32, i32, u16);
+/// Network, kind, protocol and port.
+type Port = (Option<NetworkId>, i32, i32, u16);
 
 fn port_of(socket: &InetSocket) -> Option<Port> {
     let local = address(socket.local.as_ref()?).ok()?;
-    (local.port() != 0).then_some((socket.kind, socket.protocol, local.port()))
+    (local.port() != 0).then_some((socket.network, socket.kind, socket.protocol, local.port()))
 }
 
 /// Ports that several sockets of the image have, and that one of them shares with SO_REUSEPORT. (The option counts when

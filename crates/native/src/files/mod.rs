@@ -44,9 +44,10 @@ use cpr_image::model::{
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
 use crate::TcpPolicy;
+use crate::networks::Networks;
 use crate::sink::PageSource;
 
-pub use check::check;
+pub use check::{Surroundings, check};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_cwd};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
@@ -134,8 +135,10 @@ pub struct SaveContext<'a> {
     pub inet_state: inet::SaveState,
     /// Terminals noted so far; find a controlling terminal's number in it.
     pub terminal_state: terminal::SaveState,
-    /// POSIX message queues of the job's own IPC namespace; none where it has none of its own.
-    pub queue_state: Option<mqueue::SaveState>,
+    /// POSIX message queues of the job's own IPC namespaces.
+    pub queue_state: mqueue::SaveState,
+    /// Where its sockets can be.
+    pub networks: &'a Networks,
     pipe_state: pipe::SaveState,
     entries: Vec<save::Entry>,
     holders: Vec<epoll::Holder>,
@@ -145,7 +148,7 @@ pub struct SaveContext<'a> {
 
 impl<'a> SaveContext<'a> {
     /// For these processes, nothing gathered yet.
-    pub fn new(targets: &'a [Target], root_pid: i32, tcp: TcpPolicy, ends_job: bool) -> Self {
+    pub fn new(targets: &'a [Target], root_pid: i32, tcp: TcpPolicy, ends_job: bool, networks: &'a Networks) -> Self {
         SaveContext {
             targets,
             root_pid,
@@ -166,7 +169,8 @@ impl<'a> SaveContext<'a> {
             socket_state: unix::SaveState::default(),
             inet_state: inet::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
-            queue_state: None,
+            queue_state: mqueue::SaveState::default(),
+            networks,
             pipe_state: pipe::SaveState::default(),
             entries: Vec::new(),
             holders: Vec::new(),
@@ -208,6 +212,8 @@ pub struct RestoreContext<'a> {
     pub terminal: Option<&'a OwnedFd>,
     /// Root restarts an image that belongs to root.
     pub roots_own: bool,
+    /// Where sockets are made.
+    pub networks: &'a Networks,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
@@ -237,11 +243,13 @@ impl<'a> RestoreContext<'a> {
         terminal: Option<&'a OwnedFd>,
         roots_own: bool,
         saved: Vec<OwnedFd>,
+        networks: &'a Networks,
     ) -> Self {
         RestoreContext {
             manifest,
             image,
             roots_own,
+            networks,
             streams,
             terminal,
             saved,

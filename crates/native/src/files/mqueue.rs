@@ -1,18 +1,18 @@
 //! POSIX message queues: their attributes and messages, and descriptors of them.
 //!
-//! Only a job with an IPC namespace of its own is saved with queues: nobody else can use them while the job stands
-//! still, which reading them needs ([`cpr_kernel::mqueue::peek_all`]).
+//! Only queues of IPC namespaces of the job's own are saved: nobody else can use them while the job stands still, which reading them needs ([`cpr_kernel::mqueue::peek_all`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use cpr_image::model::{ByteString, Bytes, Object, OpenFile, PosixQueue, PosixQueueId};
+use cpr_image::model::{ByteString, Bytes, IpcNamespaceId, Object, OpenFile, PosixQueue, PosixQueueId};
 use cpr_kernel::mqueue;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Dir, Gid, Mode, OFlags, Uid};
 
 use super::{Description, RestoreContext, SaveContext};
+use crate::visits::Visits;
 
 /// Why queues of a shared namespace are refused.
 pub(super) const SHARED: &str = "POSIX message queues are saved only for a job with an IPC namespace of its own";
@@ -25,6 +25,8 @@ pub struct SaveState {
     /// By [`PosixQueueId`].
     pub queues: Vec<PosixQueue>,
     by_inode: HashMap<(u64, u64), PosixQueueId>,
+    /// Namespaces that are the job's, by the device numbers of their queues.
+    namespaces: HashMap<u64, Option<IpcNamespaceId>>,
     deadline: Option<Instant>,
 }
 
@@ -32,22 +34,58 @@ fn io(error: rustix::io::Errno) -> std::io::Error {
     error.into()
 }
 
+/// The queues' file system of the IPC namespace that this thread is in; none where the kernel has none.
+fn file_system() -> Result<Option<OwnedFd>> {
+    match mqueue::file_system() {
+        Ok(root) => Ok(Some(root)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error).context(|| "look at POSIX message queues"),
+    }
+}
+
+/// The namespaces that are the job's: all that are visited and, where it is its `own`, home.
+fn own_namespaces(visits: &Visits, own: bool) -> impl Iterator<Item = Option<usize>> {
+    own.then_some(None).into_iter().chain((0..visits.len()).map(Some))
+}
+
+/// Device numbers of all queues that are the job's.
+///
+/// # Errors
+/// A namespace cannot be entered.
+pub(super) fn devices(visits: &Visits, own: bool) -> Result<HashSet<u64>> {
+    let mut found = HashSet::new();
+    for namespace in own_namespaces(visits, own) {
+        if let Some(root) = visits.within(namespace, file_system)? {
+            let stat = rustix::fs::fstat(root).map_err(io);
+            found.insert(stat.context(|| "look at POSIX message queues")?.st_dev);
+        }
+    }
+    Ok(found)
+}
+
 impl SaveState {
-    /// All queues that have a name in our IPC namespace, which must be the job's own.
+    /// All queues that have a name in an IPC namespace of the job's. `own`: home is one.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for one that somebody waits to be notified of.
-    pub fn of_namespace(deadline: Instant) -> Result<Self> {
+    pub fn of(visits: &Visits, own: bool, deadline: Instant) -> Result<Self> {
         let mut state = SaveState {
             deadline: Some(deadline),
             ..SaveState::default()
         };
-        let root = match mqueue::file_system() {
-            Ok(root) => root,
-            // A kernel without them.
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(state),
-            Err(error) => return Err(error).context(|| "look at POSIX message queues"),
-        };
+        for namespace in own_namespaces(visits, own) {
+            let id = namespace.map(|index| IpcNamespaceId(index as u32));
+            visits.within(namespace, || state.add_all(id))?;
+        }
+        Ok(state)
+    }
+
+    /// All that have a name in the namespace that this thread is in.
+    fn add_all(&mut self, namespace: Option<IpcNamespaceId>) -> Result<()> {
+        let Some(root) = file_system()? else { return Ok(()) };
+        let stat = rustix::fs::fstat(&root).map_err(io);
+        let device = stat.context(|| "look at POSIX message queues")?.st_dev;
+        self.namespaces.insert(device, namespace);
         let what = || "list POSIX message queues";
         for entry in Dir::read_from(&root).map_err(io).context(what)? {
             let entry = entry.map_err(io).context(what)?;
@@ -58,9 +96,9 @@ impl SaveState {
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let queue = rustix::fs::openat(&root, name, flags, Mode::empty()).map_err(io);
             let queue = queue.context(|| format!("open message queue /{}", name.to_string_lossy()))?;
-            state.add(queue.as_fd(), name.to_bytes(), false)?;
+            self.add(queue.as_fd(), name.to_bytes(), false)?;
         }
-        Ok(state)
+        Ok(())
     }
 
     /// Saves a queue that is open for both directions without blocking, unless it is known.
@@ -86,6 +124,7 @@ impl SaveState {
         let messages = mqueue::peek_all(queue, deadline).context(what)?;
         let id = PosixQueueId(self.queues.len() as u32);
         self.queues.push(PosixQueue {
+            namespace: self.namespaces.get(&stat.st_dev).copied().flatten(),
             name: ByteString(name.to_vec()),
             unlinked,
             mode: stat.st_mode & 0o7777,
@@ -119,11 +158,12 @@ fn notified(queue: BorrowedFd<'_>) -> std::io::Result<Option<u32>> {
 /// # Errors
 /// [`ErrorKind::Unsupported`] in an IPC namespace that is not the job's own.
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
-    let Some(state) = &mut context.queue_state else {
+    let state = &mut context.queue_state;
+    if !state.namespaces.contains_key(&description.stat.st_dev) {
         return Err(
             Error::new(ErrorKind::Unsupported, format!("{}: {SHARED}", description.label())).with_hint(SHARED_HINT),
         );
-    };
+    }
     let path = format!("/proc/self/fd/{}", description.handle.as_raw_fd());
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let queue = rustix::fs::open(path, flags, Mode::empty())

@@ -3,13 +3,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cpr_image::model::{Manifest, NetlinkSocket, Object};
+use cpr_image::model::{Manifest, NetlinkSocket, NetworkId, Object};
 use cpr_kernel::inet::{self as kernel, NetlinkAddress};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::sockopt::{self, Phase};
 use super::{Description, inet};
+use crate::networks::Networks;
 
 const SOL_NETLINK: i32 = 270;
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
@@ -29,16 +30,17 @@ pub(super) fn ready(socket: BorrowedFd<'_>) -> std::io::Result<PollFlags> {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for one with unread messages or lost ones.
-pub fn save(description: &Description) -> Result<Object> {
+pub fn save(description: &Description, networks: &Networks) -> Result<Object> {
     let handle = description.handle.as_fd();
     let label = description.label();
-    look(handle, &label)
+    let network = networks.of_socket(handle, &label)?;
+    networks
+        .within(network, || look(handle, &label, network))
         .context(|| format!("{label}: save the netlink socket"))
         .map(Object::NetlinkSocket)
 }
 
-fn look(handle: BorrowedFd<'_>, label: &str) -> Result<NetlinkSocket> {
-    inet::refuse_foreign(handle, label)?;
+fn look(handle: BorrowedFd<'_>, label: &str, network: Option<NetworkId>) -> Result<NetlinkSocket> {
     sockopt::refuse_filter(handle, label)?;
     let refuse = |what: &str| Err(Error::new(ErrorKind::Unsupported, what).with_hint("try again a little later"));
     let found = ready(handle).context(|| "poll it")?;
@@ -56,6 +58,7 @@ fn look(handle: BorrowedFd<'_>, label: &str) -> Result<NetlinkSocket> {
     let groups = (0..members.len() as u32 * 8).filter(|bit| members[*bit as usize / 8] >> (bit % 8) & 1 == 1);
     let new = sockopt::new_socket(libc::AF_NETLINK, kind, protocol)?;
     Ok(NetlinkSocket {
+        network,
         kind,
         protocol,
         port: name.port,

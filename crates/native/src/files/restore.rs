@@ -152,7 +152,10 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
         Object::Socket(socket) => unix::restore(file, *socket, context),
         Object::InetSocket(socket) => inet::restore(file, *socket, context),
-        Object::NetlinkSocket(socket) => netlink::restore(socket, context.manifest),
+        Object::NetlinkSocket(socket) => {
+            let make = || netlink::restore(socket, context.manifest);
+            context.networks.within(socket.network, make)
+        }
         Object::DeadPidFd { process } => pidfd::restore_dead(file, *process, context),
         Object::TerminalSlave(_) | Object::TerminalMaster(_) => terminal::restore(file, id, context),
         Object::MessageQueue(queue) => mqueue::restore(file, *queue, context),

@@ -69,7 +69,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     match class {
         Class::Unix => unix::save(description, context),
         Class::Inet => inet::save(description, context),
-        Class::Netlink => netlink::save(description),
+        Class::Netlink => netlink::save(description, context.networks),
         Class::Other(name) => Err(refuse(&label(), &name)),
     }
 }
@@ -89,8 +89,8 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
 /// # Errors
 /// As [`unix::Sockets::create`] and [`inet::Sockets::create`].
 pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
-    context.sockets = Some(unix::Sockets::create(&context.manifest.sockets)?);
-    context.inet_sockets = Some(inet::Sockets::create(&context.manifest.inet_sockets)?);
+    context.sockets = Some(unix::Sockets::create(&context.manifest.sockets, context.networks)?);
+    context.inet_sockets = Some(inet::Sockets::create(&context.manifest.inet_sockets, context.networks)?);
     Ok(())
 }
 
@@ -100,10 +100,10 @@ pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
 /// As [`unix::Sockets::fill`] and [`inet::Sockets::fill`].
 pub fn fill_queues(context: &mut RestoreContext<'_>, files: &[OwnedFd]) -> Result<()> {
     if let Some(sockets) = context.sockets.take() {
-        sockets.fill(&context.manifest.sockets, files)?;
+        sockets.fill(&context.manifest.sockets, files, context.networks)?;
     }
     if let Some(sockets) = context.inet_sockets.take() {
-        sockets.fill(&context.manifest.inet_sockets)?;
+        sockets.fill(&context.manifest.inet_sockets, context.networks)?;
     }
     Ok(())
 }

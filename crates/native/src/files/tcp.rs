@@ -25,6 +25,7 @@ use super::inet::{Entry, LOCAL_LIMIT, STREAM, Sockets, address, describe, endpoi
 use super::sockopt::{self, Enlarged, Phase};
 use super::{SaveContext, netlink, segment};
 use crate::TcpPolicy;
+use crate::networks::Networks;
 
 const SOCKET: i32 = libc::SOL_SOCKET;
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -89,15 +90,15 @@ fn knows_end(state: u8) -> bool {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what cannot be saved under this policy.
-pub(super) fn links(entries: &[Entry], policy: TcpPolicy) -> Result<Vec<Link>> {
+pub(super) fn links(entries: &[Entry], policy: TcpPolicy, networks: &Networks) -> Result<Vec<Link>> {
     let all = (0..entries.len()).map(|index| match entries[index].kind {
-        STREAM => link(index, entries, policy),
+        STREAM => networks.within(entries[index].network, || link(index, entries, policy)),
         _ => Ok(Link::Fresh),
     });
     all.collect()
 }
 
-/// What one TCP socket is connected to.
+/// What one TCP socket is connected to, in whose network this thread is.
 ///
 /// # Errors
 /// As [`links`].
@@ -132,7 +133,7 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
                 .and_then(|(local, remote)| {
                     entries
                         .iter()
-                        .position(|other| has_ended(other) && addresses(other) == Some((remote, local)))
+                        .position(|other| is_reverse(other, entry, local, remote) && has_ended(other))
                 });
             return Ok(other
                 .filter(|other| *other != index)
@@ -154,7 +155,7 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
     if local != remote
         && let Some(peer) = entries
             .iter()
-            .position(|other| other.kind == STREAM && addresses(other) == Some((remote, local)))
+            .position(|other| other.kind == STREAM && is_reverse(other, entry, local, remote))
     {
         return Ok(Link::Inner(peer));
     }
@@ -198,6 +199,11 @@ fn has_ended(entry: &Entry) -> bool {
         && !ready.contains(PollFlags::ERR)
 }
 
+/// Whether a socket has the addresses of another one the other way round.
+fn is_reverse(one: &Entry, other: &Entry, local: SocketAddr, remote: SocketAddr) -> bool {
+    one.network == other.network && addresses(one) == Some((remote, local))
+}
+
 fn addresses(entry: &Entry) -> Option<(SocketAddr, SocketAddr)> {
     Some((plain(entry.local?), plain(entry.remote?)))
 }
@@ -217,6 +223,7 @@ fn waits_for(entry: &Entry, entries: &[Entry]) -> Option<usize> {
     let (_, remote) = addresses(entry)?;
     let listens = |other: &Entry| {
         other.info.state == state::LISTEN
+            && other.network == entry.network
             && other.local.is_some_and(|local| {
                 let local = plain(local);
                 local.port() == remote.port()
@@ -504,6 +511,7 @@ fn outer(entry: &Entry) -> Result<(TcpConnection, Vec<u8>)> {
 /// Sockets as they are being made.
 pub(super) struct Builder<'a> {
     sockets: &'a [InetSocket],
+    networks: &'a Networks,
     ends: Vec<Option<OwnedFd>>,
     temporary: Vec<Option<OwnedFd>>,
 }
@@ -515,10 +523,11 @@ struct Pair {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(sockets: &'a [InetSocket]) -> Self {
+    pub(super) fn new(sockets: &'a [InetSocket], networks: &'a Networks) -> Self {
         let nothing = || sockets.iter().map(|_| None).collect();
         Builder {
             sockets,
+            networks,
             ends: nothing(),
             temporary: nothing(),
         }
@@ -549,6 +558,7 @@ impl<'a> Builder<'a> {
     pub(super) fn connections(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
             let what = || describe(index, socket);
+            self.networks.go(socket.network)?;
             match &socket.state {
                 InetState::Inner { peer, .. } if peer.index() > index => {
                     self.pair(index, peer.index()).context(what)?;
@@ -591,8 +601,9 @@ impl<'a> Builder<'a> {
 
     /// How likely a socket got its port by listening rather than by connecting.
     fn sharers(&self, index: usize) -> usize {
-        let port = self.sockets[index].local.as_ref().map(|l| l.port);
-        let same = |s: &&InetSocket| s.kind == STREAM && s.local.as_ref().map(|l| l.port) == port;
+        let port = |s: &InetSocket| (s.network, s.local.as_ref().map(|l| l.port));
+        let wanted = port(&self.sockets[index]);
+        let same = |s: &&InetSocket| s.kind == STREAM && port(s) == wanted;
         self.sockets.iter().filter(same).count()
     }
 
@@ -656,6 +667,7 @@ impl<'a> Builder<'a> {
     /// Connects those that wait to be accepted, and begins with those that wait for an answer.
     pub(super) fn waiting(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
+            self.networks.go(socket.network)?;
             if let InetState::Connecting { remote } = &socket.state {
                 let what = || describe(index, socket);
                 self.ends[index] = Some(begin_to_connect(socket, address(remote)?).context(what)?);
@@ -877,7 +889,7 @@ pub(super) fn shut_down(end: BorrowedFd<'_>, mask: u32) -> Result<()> {
 
 /// Puts back what was received and not read, shuts down what was shut down, and gives every socket its own settings
 /// back that were changed for its making.
-pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket]) -> Result<()> {
+pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket], networks: &Networks) -> Result<()> {
     let mut enlarged: Vec<Option<Enlarged>> = Vec::new();
     for (end, socket) in made.ends.iter().zip(sockets) {
         let busy = matches!(
@@ -926,6 +938,7 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket]) -> Result<()> {
                 shut_down(end, socket.shutdown).context(what)?;
             }
             (InetState::Outer(connection), _) => {
+                networks.go(socket.network)?;
                 let hear = || end_of_peer(end, socket, connection).context(|| "repeat the other side's end");
                 match connection.peer_end {
                     PeerEnd::First => hear().context(what)?,
@@ -942,6 +955,7 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket]) -> Result<()> {
             _ => {}
         }
     }
+    networks.go(None)?;
     for ((end, socket), enlarged) in made.ends.iter().zip(sockets).zip(&enlarged) {
         if let Some(enlarged) = enlarged {
             sockopt::shrink_buffers(end.as_fd(), enlarged)?;

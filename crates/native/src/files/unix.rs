@@ -16,12 +16,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cpr_image::model::{ByteString, Bytes, FileId, Object, OpenFile, SocketId, SocketMessage, SocketState, UnixSocket};
+use cpr_image::model::{
+    ByteString, Bytes, FileId, NetworkId, Object, OpenFile, SocketId, SocketMessage, SocketState, UnixSocket,
+};
 use cpr_kernel::socket::{self as kernel, SocketInfo};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
 use super::{Description, RestoreContext, SaveContext};
+use crate::networks::Networks;
 
 const STREAM: i32 = 1;
 const DGRAM: i32 = 2;
@@ -69,6 +72,7 @@ pub struct SaveState {
 struct Entry {
     handle: OwnedFd,
     inode: u32,
+    network: Option<NetworkId>,
     /// Process and descriptor, for messages.
     label: String,
     /// Working directory of the process it was found in.
@@ -81,7 +85,7 @@ impl SaveState {
     ///
     /// # Errors
     /// Copying the descriptor or asking for its inode number fails.
-    pub fn note(&mut self, handle: BorrowedFd<'_>, label: &str, cwd: &Path) -> Result<SocketId> {
+    pub fn note(&mut self, handle: BorrowedFd<'_>, label: &str, cwd: &Path, networks: &Networks) -> Result<SocketId> {
         let stat = rustix::fs::fstat(handle)
             .map_err(std::io::Error::from)
             .context(|| format!("{label}: look at the UNIX socket"))?;
@@ -95,6 +99,7 @@ impl SaveState {
                 .try_clone_to_owned()
                 .context(|| format!("{label}: copy the descriptor of the UNIX socket"))?,
             inode,
+            network: networks.of_socket(handle, label)?,
             label: label.to_owned(),
             cwd: cwd.to_owned(),
         });
@@ -121,11 +126,11 @@ impl SaveState {
     ///
     /// # Errors
     /// Peeking fails, or the queue holds what cannot be seen that way.
-    pub fn queue(&self, id: SocketId) -> Result<Vec<Queued>> {
+    pub fn queue(&self, id: SocketId, networks: &Networks) -> Result<Vec<Queued>> {
         let Some(entry) = self.entries.get(id.index()) else {
             return Ok(Vec::new());
         };
-        let info = entry.info()?;
+        let info = entry.info(networks)?;
         if info.state == kernel::STATE_LISTENING {
             return Ok(Vec::new());
         }
@@ -149,8 +154,9 @@ impl SaveState {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a connection to outside and for connections that wait to be accepted and already
     /// carry data.
-    pub fn resolve(&self) -> Result<Vec<UnixSocket>> {
-        let infos: Vec<SocketInfo> = self.entries.iter().map(Entry::info).collect::<Result<_>>()?;
+    pub fn resolve(&self, networks: &Networks) -> Result<Vec<UnixSocket>> {
+        let infos = self.entries.iter().map(|entry| entry.info(networks));
+        let infos: Vec<SocketInfo> = infos.collect::<Result<_>>()?;
         let mut waiting: HashMap<u32, SocketId> = HashMap::new();
         let mut listeners: HashMap<usize, Vec<SocketId>> = HashMap::new();
         for (index, (entry, info)) in self.entries.iter().zip(&infos).enumerate() {
@@ -220,19 +226,14 @@ impl SaveState {
 }
 
 impl Entry {
-    fn info(&self) -> Result<SocketInfo> {
+    fn info(&self, networks: &Networks) -> Result<SocketInfo> {
         let what = || format!("{}: ask the kernel about UNIX socket {}", self.label, self.inode);
-        kernel::info(self.inode)
-            .context(what)
+        networks
+            .within(self.network, || kernel::info(self.inode).context(what))
             .map_err(|e| e.with_hint("the kernel needs CONFIG_UNIX_DIAG"))?
             .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Unsupported,
-                    format!(
-                        "{}: UNIX socket {} is in another network namespace",
-                        self.label, self.inode
-                    ),
-                )
+                let text = format!("{}: the kernel knows no UNIX socket {}", self.label, self.inode);
+                Error::new(ErrorKind::Unsupported, text)
             })
     }
 
@@ -279,6 +280,7 @@ impl Entry {
             }
         }
         Ok(UnixSocket {
+            network: self.network,
             kind: info.kind,
             state,
             address: ByteString(address),
@@ -307,6 +309,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
             description.handle.as_fd(),
             &description.label(),
             Path::new(&OsString::from_vec(cwd)),
+            context.networks,
         )
         .map(Object::Socket)
 }
@@ -321,7 +324,7 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     while queues.len() < context.socket_state.len() {
         let id = SocketId(queues.len() as u32);
         let mut queue = Vec::new();
-        for message in context.socket_state.queue(id)? {
+        for message in context.socket_state.queue(id, context.networks)? {
             let mut files = Vec::with_capacity(message.rights.len());
             for fd in message.rights {
                 files.push(
@@ -338,7 +341,7 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
         }
         queues.push(queue);
     }
-    context.sockets = context.socket_state.resolve()?;
+    context.sockets = context.socket_state.resolve(context.networks)?;
     for (socket, queue) in context.sockets.iter_mut().zip(queues) {
         socket.queue = queue;
     }
@@ -534,6 +537,8 @@ pub struct Sockets {
 
 struct Builder<'a> {
     sockets: &'a [UnixSocket],
+    /// Where a socket is made is where it is.
+    networks: &'a Networks,
     ends: Vec<Option<OwnedFd>>,
     temporary: Vec<Option<OwnedFd>>,
     paired: Vec<Option<usize>>,
@@ -546,11 +551,12 @@ impl Sockets {
     ///
     /// # Errors
     /// [`ErrorKind::InUse`] when a name is taken, [`ErrorKind::Damaged`] when the image contradicts itself.
-    pub fn create(sockets: &[UnixSocket]) -> Result<Sockets> {
+    pub fn create(sockets: &[UnixSocket], networks: &Networks) -> Result<Sockets> {
         validate(sockets)?;
         let count = sockets.len();
         let mut builder = Builder {
             sockets,
+            networks,
             ends: (0..count).map(|_| None).collect(),
             temporary: (0..count).map(|_| None).collect(),
             paired: vec![None; count],
@@ -563,10 +569,12 @@ impl Sockets {
         builder.datagrams()?;
         for (index, socket) in sockets.iter().enumerate() {
             if builder.ends[index].is_none() {
+                networks.go(socket.network)?;
                 builder.ends[index] = Some(new_socket(socket.kind)?);
             }
             builder.bind_end(index)?;
         }
+        networks.go(None)?;
         Ok(Sockets {
             ends: builder.ends.into_iter().flatten().collect(),
             temporary: builder.temporary,
@@ -597,11 +605,14 @@ impl Sockets {
     ///
     /// # Errors
     /// A queue does not take its messages, or an option cannot be set.
-    pub fn fill(mut self, sockets: &[UnixSocket], files: &[OwnedFd]) -> Result<()> {
+    pub fn fill(mut self, sockets: &[UnixSocket], files: &[OwnedFd], networks: &Networks) -> Result<()> {
         for (index, socket) in sockets.iter().enumerate() {
+            // Senders that are not in the image are made for the moment.
+            networks.go(socket.network)?;
             self.fill_queue(index, socket, sockets, files)
                 .context(|| format!("put back the messages queued at {}", label(index, socket)))?;
         }
+        networks.go(None)?;
         let mut done = vec![false; sockets.len()];
         for index in 0..sockets.len() {
             self.connect_datagram(index, sockets, &mut done)?;
@@ -645,7 +656,7 @@ impl Sockets {
             let sender = message.sender.0.as_slice();
             let known = sockets
                 .iter()
-                .position(|s| !sender.is_empty() && s.kind == DGRAM && s.address.0 == sender);
+                .position(|s| !sender.is_empty() && s.kind == DGRAM && s.address.0 == sender && in_reach(s, socket));
             let from = match (known, peer) {
                 (Some(known), _) => self.ends[known].as_fd(),
                 (None, Some(peer)) if sender.is_empty() => peer,
@@ -714,6 +725,7 @@ impl Builder<'_> {
     fn listeners(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
             if matches!(socket.state, SocketState::Listening { .. }) {
+                self.networks.go(socket.network)?;
                 self.ends[index] = Some(new_socket(socket.kind)?);
                 self.bind_end(index)?;
                 if let Some(end) = &self.ends[index] {
@@ -740,18 +752,20 @@ impl Builder<'_> {
             }
         }
         // Accepted sockets have the name of the socket they came from, so several can have the same.
-        let mut named: HashMap<(i32, &[u8]), usize> = HashMap::new();
+        let mut named: HashMap<Name<'_>, usize> = HashMap::new();
         for index in all.iter().flat_map(|(a, b)| [Some(*a), *b]).flatten() {
             *named.entry(name_key(&sockets[index])).or_default() += 1;
         }
-        let real: HashMap<(i32, &[u8]), usize> = sockets
+        let real: HashMap<Name<'_>, usize> = sockets
             .iter()
             .enumerate()
             .filter(|(_, s)| is_listening(s))
             .map(|(index, s)| (name_key(s), index))
             .collect();
-        let mut gone: HashMap<(i32, &[u8]), (OwnedFd, Reach)> = HashMap::new();
+        let mut gone: HashMap<Name<'_>, (OwnedFd, Reach)> = HashMap::new();
         for (one, other) in all {
+            // An accepted connection is in the network of who has connected.
+            self.networks.go(sockets[one].network)?;
             let ends = [Some(one), other];
             let named_end = |wanted: &dyn Fn(&UnixSocket) -> bool| {
                 ends.into_iter()
@@ -766,7 +780,7 @@ impl Builder<'_> {
                     let key = name_key(&sockets[server]);
                     let what = || format!("connect {}", label(server, &sockets[server]));
                     if !real.contains_key(&key) && !gone.contains_key(&key) {
-                        let listener = new_socket(key.0)?;
+                        let listener = new_socket(sockets[server].kind)?;
                         let reach = self.bind(listener.as_fd(), server)?;
                         kernel::listen(listener.as_fd(), u16::MAX.into()).context(what)?;
                         gone.insert(key, (listener, reach));
@@ -778,7 +792,7 @@ impl Builder<'_> {
                     let (Some(listener), Some(address)) = (listener, address) else {
                         return Err(contradiction(server, "listens without a name"));
                     };
-                    let client = new_socket(key.0)?;
+                    let client = new_socket(sockets[server].kind)?;
                     kernel::connect(client.as_fd(), &address.address).context(what)?;
                     let accepted = kernel::accept(listener.as_fd()).context(what)?;
                     if server == one {
@@ -811,6 +825,8 @@ impl Builder<'_> {
                 continue;
             };
             for client in pending {
+                let network = self.sockets.get(client.index()).and_then(|client| client.network);
+                self.networks.go(network)?;
                 let end = new_socket(socket.kind)?;
                 self.ends[client.index()] = Some(end);
                 self.bind_end(client.index())?;
@@ -843,6 +859,7 @@ impl Builder<'_> {
                     && self.ends[index].is_none()
                     && self.ends[peer].is_none()
                 {
+                    self.networks.go(socket.network)?;
                     let (one, other) = new_pair(DGRAM)?;
                     (self.ends[index], self.ends[peer]) = (Some(one), Some(other));
                     (self.paired[index], self.paired[peer]) = (Some(peer), Some(index));
@@ -851,6 +868,7 @@ impl Builder<'_> {
         }
         for (index, socket) in sockets.iter().enumerate() {
             if socket.kind == DGRAM && socket.state == SocketState::PeerClosed {
+                self.networks.go(socket.network)?;
                 let (one, other) = new_pair(DGRAM)?;
                 (self.ends[index], self.temporary[index]) = (Some(one), Some(other));
             }
@@ -883,8 +901,17 @@ fn is_listening(socket: &UnixSocket) -> bool {
     matches!(socket.state, SocketState::Listening { .. })
 }
 
-fn name_key(socket: &UnixSocket) -> (i32, &[u8]) {
-    (socket.kind, &socket.address.0)
+/// Kind, network and address. Names that are paths are the same in all networks.
+type Name<'a> = (i32, Option<NetworkId>, &'a [u8]);
+
+fn name_key(socket: &UnixSocket) -> Name<'_> {
+    let name = socket.address.0.as_slice();
+    (socket.kind, socket.network.filter(|_| !is_path(name)), name)
+}
+
+/// Whether a socket can be named by another one.
+fn in_reach(socket: &UnixSocket, from: &UnixSocket) -> bool {
+    is_path(&socket.address.0) || socket.network == from.network
 }
 
 fn label(index: usize, socket: &UnixSocket) -> String {
@@ -967,6 +994,7 @@ fn stranger(name: &[u8]) -> Result<(OwnedFd, Option<Hidden>)> {
         return Ok((socket, None));
     }
     let image = UnixSocket {
+        network: None,
         kind: DGRAM,
         state: SocketState::Unconnected,
         address: ByteString(name.to_vec()),

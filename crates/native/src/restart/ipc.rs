@@ -1,11 +1,11 @@
 //! Making System V objects and POSIX message queues again.
 //!
-//! A job that had an IPC namespace of its own gets them in a new one, where all identifiers are free. Elsewhere an
+//! A job that had IPC namespaces of its own gets them in new ones, where all identifiers are free. Elsewhere an
 //! identifier can be taken: then the restart fails, unless what has it is the very segment that the job left behind.
 
 use std::os::fd::OwnedFd;
 
-use cpr_image::model::{Ipc, Manifest, Segment, SemaphoreSet, SysvIdentity, SysvQueue};
+use cpr_image::model::{Ipc, IpcNamespaceId, Manifest, Segment, SemaphoreSet, SysvIdentity, SysvQueue};
 use cpr_kernel::batch::Batch;
 use cpr_kernel::proc;
 use cpr_kernel::sysv::{self, Attachment, Kind, Ownership, SemaphoreStep};
@@ -15,6 +15,7 @@ use super::stub::Workshop;
 use crate::files;
 use crate::ipc::{SHM_DEST, SHM_LOCKED, adjusting_steps, label};
 use crate::sink::PageSource;
+use crate::visits::Visits;
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
@@ -56,21 +57,28 @@ fn owner(identity: &SysvIdentity) -> Ownership {
     }
 }
 
-/// Makes all objects of the image.
+fn place(namespace: Option<IpcNamespaceId>) -> Option<usize> {
+    namespace.map(IpcNamespaceId::index)
+}
+
+/// Makes all objects of the image, each in its namespace.
 ///
 /// # Errors
 /// [`ErrorKind::InUse`] for an identifier, key or name that is taken.
-pub fn create(ipc: &Ipc, source: &dyn PageSource) -> Result<Objects> {
+pub fn create(ipc: &Ipc, visits: &Visits, source: &dyn PageSource) -> Result<Objects> {
     let mut objects = Objects::default();
     for segment in &ipc.segments {
+        visits.go(place(segment.identity.namespace))?;
         create_segment(segment, source, &mut objects)
             .context(|| format!("make {} again", label("segment", &segment.identity)))?;
     }
     for set in &ipc.semaphores {
+        visits.go(place(set.identity.namespace))?;
         create_semaphores(set, &mut objects)
             .context(|| format!("make {} again", label("semaphore set", &set.identity)))?;
     }
     for queue in &ipc.queues {
+        visits.go(place(queue.identity.namespace))?;
         create_queue(queue, &mut objects)
             .context(|| format!("make {} again", label("message queue", &queue.identity)))?;
     }
@@ -79,11 +87,14 @@ pub fn create(ipc: &Ipc, source: &dyn PageSource) -> Result<Objects> {
     queues.sort_by_key(|(_, queue)| !queue.unlinked);
     let mut made = Vec::with_capacity(queues.len());
     for (index, queue) in queues {
+        visits.go(place(queue.namespace))?;
         made.push((index, files::mqueue::create(queue)?));
-        if !queue.unlinked {
+        // Others go with their namespaces.
+        if !queue.unlinked && queue.namespace.is_none() {
             objects.names.push(queue.name.0.clone());
         }
     }
+    visits.go(None)?;
     made.sort_by_key(|(index, _)| *index);
     objects.queues = made.into_iter().map(|(_, fd)| fd).collect();
     Ok(objects)
@@ -105,7 +116,10 @@ fn make(kind: Kind, identity: &SysvIdentity, size: u64, objects: &mut Objects) -
             .with_hint("remove what has it with ipcrm(1), or restart with --namespace always"),
         _ => error,
     })?;
-    objects.made.push((kind, id));
+    // Others go with their namespaces.
+    if identity.namespace.is_none() {
+        objects.made.push((kind, id));
+    }
     if id == wanted {
         return Ok(());
     }
@@ -209,8 +223,9 @@ fn create_queue(queue: &SysvQueue, objects: &mut Objects) -> Result<()> {
 /// # Errors
 /// A process may not.
 pub fn operate(workshop: &Workshop, manifest: &Manifest) -> Result<()> {
-    let living: Vec<i32> = super::living(manifest).map(|process| process.pid).collect();
     for set in &manifest.ipc.semaphores {
+        let inside = super::living(manifest).filter(|process| process.ipc_namespace == set.identity.namespace);
+        let living: Vec<i32> = inside.map(|process| process.pid).collect();
         let id = set.identity.id;
         let what = || format!("restore {}", label("semaphore set", &set.identity));
         let mut calls: Vec<(i32, Vec<SemaphoreStep>)> = Vec::new();
@@ -261,10 +276,11 @@ fn touch(index: u16, value: u16) -> Vec<SemaphoreStep> {
 ///
 /// # Errors
 /// It cannot be removed.
-pub fn remove_again(ipc: &Ipc) -> Result<()> {
+pub fn remove_again(ipc: &Ipc, visits: &Visits) -> Result<()> {
     for segment in ipc.segments.iter().filter(|s| s.identity.mode & SHM_DEST != 0) {
+        visits.go(place(segment.identity.namespace))?;
         sysv::remove(Kind::Memory, segment.identity.id)
             .context(|| format!("remove {} again", label("segment", &segment.identity)))?;
     }
-    Ok(())
+    visits.go(None)
 }

@@ -21,6 +21,7 @@ mod log;
 mod numbers;
 mod plan;
 mod space;
+mod spaces;
 mod stub;
 mod trust;
 mod vdso;
@@ -46,6 +47,7 @@ use crate::{cgroups, freeze, mapped};
 use identity::{Rights, Share};
 use plan::Step;
 use space::Sources;
+use spaces::{Inside, Spaces};
 use stub::Workshop;
 
 pub use check::{available_memory, check_restart};
@@ -133,6 +135,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         close_programs(manifest, &mut saved)?;
         let mapped = open_mapped(manifest, &saved, roots_own)?;
         drop(identity);
+        let spaces = Spaces::make(manifest, rights.may_administer())?;
         let bodies = image
             .bodies()
             .map(|file| file.try_clone().map(OwnedFd::from))
@@ -163,16 +166,17 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             request.terminal.as_ref(),
             roots_own,
             copies,
+            &spaces.networks,
         );
         files::terminal::create_all(&mut context)?;
-        let mut objects = ipc::create(&manifest.ipc, image)?;
+        let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         let mut workshop = Workshop::new(manifest, deadline)?;
         workshop.keeps_vdso = renewal.is_some();
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
-        let mut built = make_processes(&mut workshop, manifest, &context, &sources, rights)?;
+        let mut built = make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)?;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let later = match &lazy {
@@ -249,7 +253,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         changes.apply()?;
         drop(identity);
         shared_memory.keep(manifest, &saved, image)?;
-        ipc::remove_again(&manifest.ipc)?;
+        ipc::remove_again(&manifest.ipc, &spaces.ipc)?;
         objects.keep();
         let_go(&mut workshop, manifest, plans)?;
         groups.keep();
@@ -379,16 +383,22 @@ fn make_processes(
     manifest: &Manifest,
     context: &RestoreContext<'_>,
     sources: &Sources<'_>,
+    spaces: &Spaces,
     rights: Rights,
 ) -> Result<Built> {
     let mut built = Built::default();
+    let mut inside = Inside::default();
     for step in plan::of(manifest)? {
         match step {
-            Step::Create { pid, by: None, .. } => workshop.spawn(pid)?,
+            Step::Create { pid, by: None, .. } => {
+                workshop.spawn(pid)?;
+                inside.settle(workshop, manifest, spaces, pid, None)?;
+            }
             Step::Create { pid, by: Some(by), .. } => {
                 built.before_birth(workshop, manifest, pid, by, sources)?;
                 let shares = |p: &Process| p.pid == pid && p.ppid == by && p.shares_descriptors;
                 workshop.fork(pid, by, manifest.processes.iter().any(shares))?;
+                inside.settle(workshop, manifest, spaces, pid, Some(by))?;
             }
             Step::NewSession { pid } => {
                 let mut batch = Batch::new();

@@ -1,0 +1,101 @@
+//! Network namespaces that a job has made: interfaces, addresses, routes, rules and settings.
+//!
+//! Saved is what makes a namespace differ from a new one, as [`Fresh`] shows it. Interfaces come in three kinds: those
+//! that every namespace has, dummies, and cables (veth) with both ends in namespaces of the job. Other interfaces,
+//! packet filters, queueing disciplines, encryption and everything else that passes packets on are refused by name.
+//!
+//! Limits: hardware addresses and sizes are kept, offload features are those of new interfaces; a neighbour that the
+//! kernel has found is found again.
+
+mod links;
+mod messages;
+pub mod restore;
+mod save;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use cpr_image::model::NetworkId;
+use cpr_kernel::inet as kernel;
+use cpr_kernel::namespace::Place;
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::visits::Visits;
+
+pub use save::save;
+
+/// The networks that sockets of a job can be in: this thread's own, and those of [`Visits`].
+#[derive(Debug)]
+pub struct Networks {
+    visits: Visits,
+    /// By the kernel's number for a namespace.
+    by_cookie: HashMap<u64, Option<NetworkId>>,
+}
+
+/// The kernel's number of the namespace this thread is in.
+fn cookie() -> Result<u64> {
+    let socket = kernel::create(libc::AF_INET, libc::SOCK_DGRAM, 0).context(|| "make a socket")?;
+    kernel::network_cookie(socket.as_fd()).context(|| "ask for the network namespace of a socket")
+}
+
+fn number(id: Option<NetworkId>) -> Option<usize> {
+    id.map(NetworkId::index)
+}
+
+impl Networks {
+    /// # Errors
+    /// A namespace cannot be entered.
+    pub fn new(visits: Visits) -> Result<Self> {
+        let mut by_cookie = HashMap::new();
+        by_cookie.insert(visits.within(None, cookie)?, None);
+        for index in 0..visits.len() {
+            by_cookie.insert(visits.within(Some(index), cookie)?, Some(NetworkId(index as u32)));
+        }
+        Ok(Networks { visits, by_cookie })
+    }
+
+    /// No other than this thread's own.
+    ///
+    /// # Errors
+    /// The kernel makes no socket.
+    pub fn home() -> Result<Self> {
+        Self::new(Visits::new(Place::Network))
+    }
+
+    /// The network of a socket.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for one where no process of the job lives: nothing could be found out about its peers.
+    pub fn of_socket(&self, socket: BorrowedFd<'_>, label: &str) -> Result<Option<NetworkId>> {
+        let cookie = kernel::network_cookie(socket);
+        let cookie = cookie.context(|| format!("{label}: ask for the network namespace"))?;
+        self.by_cookie.get(&cookie).copied().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("{label}: the socket is in another network namespace than cpr and the job's processes"),
+            )
+            .with_hint("run cpr in the network namespace of the job (ip netns exec, nsenter --net)")
+        })
+    }
+
+    /// Goes to a network; none is home. Sockets are made where their maker is.
+    ///
+    /// # Errors
+    /// It takes CAP_SYS_ADMIN over the namespace.
+    pub fn go(&self, to: Option<NetworkId>) -> Result<()> {
+        self.visits.go(number(to))
+    }
+
+    /// Does something in a network, and comes home.
+    ///
+    /// # Errors
+    /// As [`Networks::go`], and what `act` gives.
+    pub fn within<T>(&self, to: Option<NetworkId>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.visits.within(number(to), act)
+    }
+
+    /// The namespaces.
+    pub fn visits(&self) -> &Visits {
+        &self.visits
+    }
+}

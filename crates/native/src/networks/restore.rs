@@ -1,0 +1,79 @@
+//! Making network namespaces again. They are complete before any process or socket is in them.
+
+use cpr_image::model::{LinkKind, Manifest, Network, NetworkId, NetworkLink};
+use cpr_kernel::namespace::Place;
+use cpr_kernel::netlink::Netlink;
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use super::messages::Kind;
+use super::{Networks, links, save};
+use crate::settings;
+use crate::visits::Visits;
+
+/// Makes all network namespaces of the image.
+///
+/// # Errors
+/// The kernel refuses what is in one.
+pub fn make(manifest: &Manifest) -> Result<Networks> {
+    let mut visits = Visits::new(Place::Network);
+    for _ in &manifest.networks {
+        visits.make()?;
+    }
+    let what = |index: usize| move || format!("make network namespace {index} again");
+    let each = || manifest.networks.iter().enumerate();
+    for (index, network) in each() {
+        visits
+            .within(Some(index), || interfaces(index, network, &manifest.networks, &visits))
+            .context(what(index))?;
+    }
+    for (index, network) in each() {
+        visits.within(Some(index), || set(network)).context(what(index))?;
+    }
+    // Cables have both ends up now.
+    for (index, network) in each() {
+        visits.within(Some(index), || fill(network)).context(what(index))?;
+    }
+    Networks::new(visits)
+}
+
+/// Makes the interfaces of one, and other ends of cables elsewhere.
+fn interfaces(index: usize, network: &Network, all: &[Network], visits: &Visits) -> Result<()> {
+    let route = save::route()?;
+    let here = NetworkId(index as u32);
+    for link in &network.links {
+        match (&link.kind, links::makes(here, link)) {
+            (LinkKind::Veth { .. }, None) => {}
+            (_, None) => links::make(&route, link, None)?,
+            (_, Some((there, other))) => {
+                let end = all.get(there.index()).and_then(|network| find(network, other));
+                let (Some(end), Some(namespace)) = (end, visits.namespace(Some(there.index()))) else {
+                    let text = format!("interface {} has no other end", link.name);
+                    return Err(Error::new(ErrorKind::Damaged, text));
+                };
+                links::make(&route, link, Some((end, namespace)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn find(network: &Network, index: u32) -> Option<&NetworkLink> {
+    network.links.iter().find(|link| link.index == index)
+}
+
+/// Settings come first, since some say what an interface does when it comes up.
+fn set(network: &Network) -> Result<()> {
+    let route: Netlink = save::route()?;
+    settings::set(&network.settings, |name| name.starts_with(b"net/"))?;
+    network.links.iter().try_for_each(|link| links::set(&route, link))
+}
+
+fn fill(network: &Network) -> Result<()> {
+    let route = save::route()?;
+    Kind::Address.become_these(&route, &network.addresses)?;
+    Kind::Route.become_these(&route, &network.routes)?;
+    match network.rules.as_slice() {
+        [] => Ok(()),
+        rules => Kind::Rule.become_these(&route, rules),
+    }
+}
