@@ -350,7 +350,7 @@ refused! {
     network_namespace [user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
     ipc_namespace [user]: ["namespace", &CLONE_NEWIPC.to_string()]; "IPC namespace", "of its own";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
-    cgroup_namespace [root user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
+    cgroup_namespace [user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
     user_namespace [root user]: ["namespace", &CLONE_NEWUSER.to_string()]; "user namespace", "of its own";
     pid_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "for its children";
     time_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "for its children";

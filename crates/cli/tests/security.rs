@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use cpr_image::model::Object;
+use cpr_image::model::{Network, NetworkId, Object};
 use support::image::edited;
 use support::{As, Cpr, PATIENCE, am_root, finish, skip, wait_until};
 
@@ -169,6 +169,31 @@ fn a_users_image_makes_root_touch_nothing_of_roots() {
     let ended = root.cpr(["restart", "-d", "--name", "link", text(&image)]);
     assert_eq!(ended.code, INCOMPATIBLE, "{}", ended.stderr);
     assert_eq!(fs::read(&secret).expect("root can read").len(), 100_000);
+}
+
+/// Namespaces are made, and the kernel's settings changed in them, for images of root's own only.
+#[test]
+fn a_users_image_makes_root_set_up_no_network() {
+    const TEST: &str = "a_users_image_makes_root_set_up_no_network";
+    let Some(root) = Cpr::new(TEST, As::Root) else { return };
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    let image = stopped_image(&cpr);
+    let image = edited(&image, Some((USER, USER)), |manifest| {
+        manifest.networks = vec![Network {
+            settings: vec![("net/core/somaxconn".into(), "12345".into())],
+            ..Network::default()
+        }];
+        for process in &mut manifest.processes {
+            process.network = Some(NetworkId(0));
+        }
+    });
+    let ended = root.cpr(["restart", "-d", "--name", "edited", text(&image)]);
+    assert_eq!(ended.code, DENIED, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("a network, IPC or cgroup namespace of its own"),
+        "{}",
+        ended.stderr
+    );
 }
 
 /// An image is written to a new file and takes the place of what had its name: a link that somebody has put there

@@ -145,6 +145,11 @@ fn host_names_as_root() {
     survives_as("host_names_as_root", As::Root, "host_names", "");
 }
 
+#[test]
+fn cgroup_namespaces_as_root() {
+    survives_as("cgroup_namespaces_as_root", As::Root, "cgroup_namespaces", "");
+}
+
 /// Ordinary users get IPC and network namespaces only with user namespaces, which are refused.
 #[test]
 fn ipc_namespaces_as_root() {

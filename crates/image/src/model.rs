@@ -192,6 +192,10 @@ id!(
     IpcNamespaceId
 );
 id!(
+    /// Which one of [`Manifest::cgroup_namespaces`] it is.
+    CgroupNamespaceId
+);
+id!(
     /// Index into [`Ipc::segments`].
     SegmentId
 );
@@ -240,6 +244,8 @@ pub struct Manifest {
     /// IPC namespaces that the job has made. What is in them is in `ipc`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ipc_namespaces: Vec<IpcNamespace>,
+    /// How many cgroup namespaces the job has made. The root of each is the group that the job's first process is in.
+    pub cgroup_namespaces: u32,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -503,6 +509,9 @@ pub struct Process {
     /// The IPC namespace it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipc_namespace: Option<IpcNamespaceId>,
+    /// The cgroup namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_namespace: Option<CgroupNamespaceId>,
     /// File mode creation mask.
     pub umask: u32,
     /// The sixteen resource limits in the kernel's order.

@@ -355,6 +355,9 @@ impl Check<'_> {
         }
         self.network(process.network)?;
         self.ipc_namespace(process.ipc_namespace)?;
+        if let Some(CgroupNamespaceId(id)) = process.cgroup_namespace {
+            within(id < self.manifest.cgroup_namespaces, "cgroup namespace")?;
+        }
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -540,6 +543,12 @@ impl Check<'_> {
                 within(sound && value.0.len() <= 65536, "setting")
             })
         };
+        // One for each process at most.
+        let most = self.manifest.processes.len();
+        within(
+            self.manifest.cgroup_namespaces as usize <= most,
+            "number of cgroup namespaces",
+        )?;
         for (index, namespace) in self.manifest.ipc_namespaces.iter().enumerate() {
             settings(&namespace.settings).map_err(|what| format!("IPC namespace {index}: {what}"))?;
         }

@@ -108,6 +108,12 @@ fn processes_and_threads() {
     check("there is no IPC namespace 0", |m| {
         m.processes[0].ipc_namespace = Some(IpcNamespaceId(0))
     });
+    check("impossible cgroup namespace", |m| {
+        m.processes[0].cgroup_namespace = Some(CgroupNamespaceId(0))
+    });
+    check("impossible number of cgroup namespaces", |m| {
+        m.cgroup_namespaces = u32::MAX
+    });
     check("there is no IPC namespace 0", |m| {
         m.ipc.posix_queues = vec![PosixQueue {
             namespace: Some(IpcNamespaceId(0)),

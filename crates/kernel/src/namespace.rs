@@ -112,6 +112,8 @@ pub enum Place {
     Ipc,
     /// Interfaces, addresses, ports.
     Network,
+    /// What is seen as the root of control groups.
+    Cgroup,
 }
 
 impl Place {
@@ -120,6 +122,7 @@ impl Place {
         match self {
             Place::Ipc => libc::CLONE_NEWIPC,
             Place::Network => libc::CLONE_NEWNET,
+            Place::Cgroup => libc::CLONE_NEWCGROUP,
         }
     }
 
@@ -128,6 +131,7 @@ impl Place {
         match self {
             Place::Ipc => "ipc",
             Place::Network => "net",
+            Place::Cgroup => "cgroup",
         }
     }
 

@@ -34,7 +34,7 @@ const NAMESPACES: [(&str, &str); 8] = [
 
 /// The kinds that are saved; those that have to be entered for it, where we may.
 const SAVED: &str = "uts";
-const VISITED: [&str; 2] = ["net", "ipc"];
+const VISITED: [&str; 3] = ["net", "ipc", "cgroup"];
 
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
 const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];

@@ -9,6 +9,8 @@ use cpr_image::model::{ByteString, CgroupMember, Manifest};
 use cpr_kernel::proc::{Cgroup, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::visits::Visits;
+
 fn groups(proc: &ProcDir) -> Result<Vec<Cgroup>> {
     let pid = proc.pid();
     proc.cgroups().context(|| format!("read /proc/{pid}/cgroup"))
@@ -42,6 +44,28 @@ pub fn save(root: &ProcDir, processes: &[&ProcDir]) -> Result<Vec<CgroupMember>>
     }
     members.sort_by(|left, right| (left.pid, &left.hierarchy.0).cmp(&(right.pid, &right.hierarchy.0)));
     Ok(members)
+}
+
+/// Refuses cgroup namespaces whose root is another group than that of the job's first process, `root`: a restart makes
+/// them in its own group.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming a process; a namespace cannot be entered.
+pub fn refuse_other_roots(visits: &Visits, root: &ProcDir) -> Result<()> {
+    for index in 0..visits.len() {
+        // Paths are relative to the root of the reader's namespace.
+        let seen = visits.within(Some(index), || groups(root))?;
+        if let Some(other) = seen.iter().find(|group| group.path != b"/") {
+            let text = format!(
+                "cgroup namespace of process {}: its root is not the group that process {} is in ({} from there)",
+                visits.someone_in(index),
+                root.pid(),
+                String::from_utf8_lossy(&other.path),
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+    }
+    Ok(())
 }
 
 /// How much more memory a process's group and those above it may use, bytes; none where that cannot be found out.

@@ -20,7 +20,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{
-    ByteString, Bytes, Checkpoint, IpcNamespaceId, Manifest, NetworkId, Object, Process, ProcessState, Thread, Uname,
+    ByteString, Bytes, CgroupNamespaceId, Checkpoint, IpcNamespaceId, Manifest, Network, NetworkId, Object, Process,
+    ProcessState, Thread, Uname,
 };
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
@@ -290,7 +291,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
-    let mut networks = Visits::new(Place::Network);
+    let (mut networks, mut groups) = (Visits::new(Place::Network), Visits::new(Place::Cgroup));
     for pid in freeze::members(scope)? {
         let Some(target) = target(pid)? else {
             found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
@@ -314,13 +315,22 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
             });
         }
         // One that has just gone is in none.
-        let _ = networks.of(&target.proc, &home);
+        let _ = networks
+            .of(&target.proc, &home)
+            .and_then(|_| groups.of(&target.proc, &home));
         targets.push(target);
     }
     found.extend(blockers::sharing(&targets));
     let mut ipc = Visits::new(Place::Ipc);
     found.extend(ipc::blockers(&targets, own_ipc, &mut ipc, &home)?);
-    found.extend(network_blockers(&networks, &targets));
+    found.extend(namespace_blocker("network", save_networks(&networks, &targets)));
+    let first = targets.iter().find(|target| target.pid == root).or(targets.first());
+    if let Some(first) = first {
+        found.extend(namespace_blocker(
+            "cgroup",
+            cgroups::refuse_other_roots(&groups, &first.proc),
+        ));
+    }
     let networks = Networks::new(networks)?;
     found.extend(files::check(
         &targets,
@@ -339,16 +349,17 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
     Ok(found)
 }
 
-/// What of the network namespaces that a job has made cannot be made again: the first thing that there is.
-fn network_blockers(visits: &Visits, targets: &[Target]) -> Option<Blocker> {
-    let job = targets
-        .iter()
-        .map(|target| target.pid)
-        .chain([std::process::id() as i32]);
-    let error = networks::save(visits, &job.collect()).err()?;
+fn save_networks(visits: &Visits, targets: &[Target]) -> Result<Vec<Network>> {
+    let job = targets.iter().map(|target| target.pid);
+    networks::save(visits, &job.chain([std::process::id() as i32]).collect())
+}
+
+/// What of the namespaces that a job has made cannot be made again: the first thing that there is.
+fn namespace_blocker<T>(kind: &str, saved: Result<T>) -> Option<Blocker> {
+    let error = saved.err()?;
     Some(Blocker {
         pid: 0,
-        object: "network namespace".to_owned(),
+        object: format!("{kind} namespace"),
         reason: error.chain(),
         hint: error.hint().map(str::to_owned),
     })
@@ -813,12 +824,15 @@ fn collect(
     let home = Home::of(frozen.scope, request.pid);
     let mut host_names = host_names::Saved::default();
     let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
+    let mut group_places = Visits::new(Place::Cgroup);
     for process in &mut frozen.processes {
         let (mut saved, layout) = state::save(process, &home, deadline)?;
         saved.host_names = host_names.of(process, &home, deadline)?;
         let number = |index: usize| index as u32;
         saved.network = places.of_process(process, &home)?.map(number).map(NetworkId);
         saved.ipc_namespace = ipc_places.of_process(process, &home)?.map(number).map(IpcNamespaceId);
+        let group = group_places.of_process(process, &home)?;
+        saved.cgroup_namespace = group.map(number).map(CgroupNamespaceId);
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
@@ -839,6 +853,8 @@ fn collect(
     if let Some(first) = targets.iter().find(|target| target.pid == root_pid) {
         let all: Vec<&ProcDir> = targets.iter().map(|target| &target.proc).collect();
         manifest.cgroups = cgroups::save(&first.proc, &all)?;
+        cgroups::refuse_other_roots(&group_places, &first.proc)?;
+        manifest.cgroup_namespaces = group_places.len() as u32;
     }
     let job = manifest.processes.iter().map(|process| process.pid);
     manifest.networks = networks::save(&places, &job.chain([std::process::id() as i32]).collect())?;

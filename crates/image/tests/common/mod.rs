@@ -276,6 +276,7 @@ pub fn manifest() -> Manifest {
         host_names: Vec::new(),
         networks: Vec::new(),
         ipc_namespaces: Vec::new(),
+        cgroup_namespaces: 0,
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),

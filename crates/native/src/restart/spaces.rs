@@ -1,12 +1,13 @@
-//! Having processes live in the network and IPC namespaces they were in.
+//! Having processes live in the network, IPC and cgroup namespaces they were in.
 //!
 //! The namespaces are made, and filled, by ourselves before there is any process. A process goes into its own as soon as
 //! it is made: before it has memory, some of which can be segments of its IPC namespace, and threads, which would stay
 //! behind.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 
-use cpr_image::model::{IpcNamespaceId, Manifest, NetworkId, Process};
+use cpr_image::model::{CgroupNamespaceId, IpcNamespaceId, Manifest, NetworkId, Process};
 use cpr_kernel::namespace::Place;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
@@ -23,11 +24,24 @@ pub struct Spaces {
     pub networks: Networks,
     /// IPC namespaces.
     pub ipc: Visits,
+    /// Cgroup namespaces.
+    groups: Visits,
 }
 
-/// Where stubs are: by PID the numbers of the network and of the IPC namespace. Those at home are left out.
+/// The number of the network, the IPC and the cgroup namespace.
+type Numbers = [Option<usize>; 3];
+
+/// Where stubs are, by PID. Those at home are left out.
 #[derive(Debug, Default)]
-pub struct Inside(HashMap<i32, (Option<usize>, Option<usize>)>);
+pub struct Inside(HashMap<i32, Numbers>);
+
+fn numbers(process: &Process) -> Numbers {
+    [
+        process.network.map(NetworkId::index),
+        process.ipc_namespace.map(IpcNamespaceId::index),
+        process.cgroup_namespace.map(CgroupNamespaceId::index),
+    ]
+}
 
 impl Spaces {
     /// Makes the namespaces of an image. `allowed`: it may have some, which takes root's rights.
@@ -35,22 +49,27 @@ impl Spaces {
     /// # Errors
     /// [`ErrorKind::Denied`] where it may not; the kernel refuses what is in one.
     pub fn make(manifest: &Manifest, allowed: bool) -> Result<Spaces> {
-        let strange = |process: &&Process| process.network.is_some() || process.ipc_namespace.is_some();
+        let strange = |process: &&Process| numbers(process) != Numbers::default();
         if let Some(process) = living(manifest).find(strange).filter(|_| !allowed) {
             let text = format!(
-                "process {} is in a network or IPC namespace of its own, which takes CAP_SYS_ADMIN",
+                "process {} is in a network, IPC or cgroup namespace of its own, which takes CAP_SYS_ADMIN",
                 process.pid
             );
             return Err(Error::new(ErrorKind::Denied, text).with_hint("let root restart it, from an image of root's"));
         }
-        let mut ipc = Visits::new(Place::Ipc);
+        let (mut ipc, mut groups) = (Visits::new(Place::Ipc), Visits::new(Place::Cgroup));
         if !allowed {
             // Nobody would live in them.
             return Ok(Spaces {
                 networks: Networks::home()?,
                 ipc,
+                groups,
             });
         }
+        for _ in 0..manifest.cgroup_namespaces {
+            groups.make()?;
+        }
+        groups.go(None)?;
         for namespace in &manifest.ipc_namespaces {
             let index = ipc.make()?;
             ipc.within(Some(index), || settings::set(&namespace.settings, settings::is_of_ipc))
@@ -59,6 +78,7 @@ impl Spaces {
         Ok(Spaces {
             networks: networks::restore::make(manifest)?,
             ipc,
+            groups,
         })
     }
 }
@@ -77,35 +97,27 @@ impl Inside {
         by: Option<i32>,
     ) -> Result<()> {
         let now = by.and_then(|by| self.0.get(&by).copied()).unwrap_or_default();
-        let wanted = living(manifest)
-            .find(|process| process.pid == pid)
-            .map_or(now, |process| {
-                (
-                    process.network.map(NetworkId::index),
-                    process.ipc_namespace.map(IpcNamespaceId::index),
-                )
-            });
-        for (place, visits, now, wanted) in [
-            (Place::Network, spaces.networks.visits(), now.0, wanted.0),
-            (Place::Ipc, &spaces.ipc, now.1, wanted.1),
-        ] {
+        let process = living(manifest).find(|process| process.pid == pid);
+        let wanted = process.map_or(now, numbers);
+        let places = [
+            (Place::Network, spaces.networks.visits()),
+            (Place::Ipc, &spaces.ipc),
+            (Place::Cgroup, &spaces.groups),
+        ];
+        for ((place, visits), (now, wanted)) in places.into_iter().zip(now.into_iter().zip(wanted)) {
             if now == wanted {
                 continue;
             }
             let what = || format!("have process {pid} enter its namespace ({})", place.file());
             let namespace = visits.namespace(wanted);
-            let namespace = namespace.ok_or_else(|| Error::new(ErrorKind::Damaged, "there is no such namespace"));
-            with_descriptor(
-                workshop,
-                pid,
-                std::os::fd::AsFd::as_fd(namespace.context(what)?),
-                |batch, fd| {
-                    batch.must(libc::SYS_setns, &[fd.into(), place.flag().into()], "enter a namespace");
-                },
-            )
+            let missing = || Error::new(ErrorKind::Damaged, "there is no such namespace");
+            let namespace = namespace.ok_or_else(missing).context(what)?;
+            with_descriptor(workshop, pid, namespace.as_fd(), |batch, fd| {
+                batch.must(libc::SYS_setns, &[fd.into(), place.flag().into()], "enter a namespace");
+            })
             .context(what)?;
         }
-        if wanted != (None, None) {
+        if wanted != Numbers::default() {
             self.0.insert(pid, wanted);
         }
         Ok(())
