@@ -333,6 +333,76 @@ fn the_external_example_conforms() {
     conforms("the_external_example_conforms", &EXTERNAL);
 }
 
+/// A process and three children with pipes between them; the first counts, and the last writes to a file as well.
+const GROUP: &str = r#"
+import itertools, os, time
+(first, to_second), (second, to_third) = os.pipe(), os.pipe()
+def count():
+    for number in itertools.count(1):
+        os.write(to_second, b"%d\n" % number)
+        time.sleep(0.05)
+def pass_on():
+    while True: os.write(to_third, os.read(first, 4096))
+def keep():
+    copy = open("copy", "wb", 0)
+    while True:
+        data = os.read(second, 4096)
+        copy.write(data)
+        os.write(1, data)
+for work in (count, pass_on, keep):
+    if os.fork() == 0: work()
+os.wait()
+"#;
+
+// XGCP-TL-4
+#[test]
+fn a_group_with_pipes_and_files_goes_on_as_one() {
+    let test = "a_group_with_pipes_and_files";
+    for case in [&NATIVE, &CRIU] {
+        let Some(lab) = Lab::new(test, case.user) else { continue };
+        let shown = lab.cpr(&["engines", "show", case.engine, "--json"]).good().json();
+        if shown["works"] != true {
+            note_skip(test, shown["reason"].as_str().unwrap());
+            continue;
+        }
+        lab.start(case.engine, "sim", &["python3", "-c", GROUP]);
+        lab.wait_for("sim", 0, 10);
+        let report = lab.cpr(&["checkpoint", "--stop", "sim", "--json"]).good().json();
+        assert_eq!(report["processes"], 4, "{report}");
+        let had = *lab.numbers("sim").last().unwrap();
+        lab.restarts("sim", "sim", had);
+        lab.kill("sim");
+        // None is lost and none comes twice: what was in the pipes has come out of them.
+        let written = fs::read_to_string(lab.cpr.work.join("copy")).unwrap();
+        let end = written.rfind('\n').map_or(0, |end| end + 1);
+        let numbers: Vec<u64> = written[..end].lines().map(|line| line.parse().unwrap()).collect();
+        assert!(numbers.len() as u64 > had && numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+}
+
+/// Its child has a child that counts, and ends before it is saved.
+const CHAIN: &str = "sh -c '(i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done) & wait' & middle=$!
+    until [ -e go ]; do sleep 0.01; done; kill -9 $middle; wait $middle; touch killed; sleep 1000";
+
+// XGCP-PG-5
+#[test]
+fn the_loss_of_a_process_in_the_middle_loses_none_of_its_children() {
+    let Some(lab) = Lab::new("loss_in_the_middle", As::User) else {
+        return;
+    };
+    lab.start("native", "sim", &["sh", "-c", CHAIN]);
+    fs::write(lab.cpr.work.join("go"), "").unwrap();
+    wait_until(PATIENCE, "the one in the middle is killed", || {
+        lab.cpr.work.join("killed").exists()
+    });
+    let had = *lab.numbers("sim").last().unwrap();
+    lab.wait_for("sim", 0, had + 3);
+    lab.cpr(&["checkpoint", "--stop", "sim"]).good();
+    let had = *lab.numbers("sim").last().unwrap();
+    lab.restarts("sim", "sim", had);
+    lab.kill("sim");
+}
+
 // GCA-CTS-30
 #[test]
 fn an_image_is_restarted_by_its_engine_or_not_at_all() {

@@ -276,6 +276,7 @@ fn what_a_callback_frees_is_not_in_the_image() {
     run.end();
 }
 
+// XGCP-API-9
 #[test]
 fn a_program_checkpoints_its_own_job() {
     for user in USERS {
@@ -291,6 +292,10 @@ fn a_program_checkpoints_its_own_job() {
         }
         let images: Vec<&str> = said.lines().filter_map(|line| line.split(' ').nth(2)).collect();
         assert_eq!(images.len(), 3);
+        let listed = cpr.cpr(["images", "--json"]).good().json();
+        let listed = listed["images"].as_array().expect("a list").clone();
+        let listed: Vec<&str> = listed.iter().filter_map(|image| image["path"].as_str()).collect();
+        assert!(images.iter().all(|image| listed.contains(image)), "{listed:?}");
         // The first image was made by the first call, which returns in it once more.
         let id = cpr.cpr(["inspect", "--json", images[0]]).good().json()["header"]["id"].clone();
         cpr.cpr(["restart", "-d", "--name", "k", images[0]]).good();

@@ -61,7 +61,7 @@ macro_rules! survive {
 }
 
 survive! {
-    // LBNL-2.2.4B.10, LBNL-3.9.5.1.2, LBNL-3.9.5.2.2, LBNL-3.9.5.3.2, LBNL-3.9.5.3.4
+    // LBNL-2.2.4B.10, LBNL-3.9.5.1.2, LBNL-3.9.5.2.2, LBNL-3.9.5.3.2, LBNL-3.9.5.3.4, XGCP-TL-5
     tree;
     // LBNL-3.9.1.M20
     zombies;

@@ -111,7 +111,7 @@ fn job(cpr: &Cpr, name: &str) -> serde_json::Value {
 }
 
 /// With the PID that it was started under, and nothing of cpr around it.
-// GCA-WRAP-5, GCA-WRAP-6, GCA-WRAP-10, GCA-WRAP-11, GCA-WRAP-15, GCA-WRAP-16, XGCP-PG-1
+// GCA-WRAP-5, GCA-WRAP-6, GCA-WRAP-10, GCA-WRAP-11, GCA-WRAP-15, GCA-WRAP-16, GCA-UC-5.1.6, XGCP-PG-1
 #[test]
 fn the_wrapper_becomes_the_job_and_goes_on_with_it() {
     let Some(cpr) = Cpr::new("the_wrapper_becomes_the_job", As::User) else {
