@@ -332,3 +332,56 @@ while True: print(1, flush=True); time.sleep(0.01)";
         lab.phase("good") != "running" && lab.phase("other") != "running"
     });
 }
+
+// XGCP-COORD-12
+#[test]
+fn where_one_cannot_be_built_again_none_of_the_others_has_run() {
+    let Some(lab) = Lab::new("where_one_cannot_be_built_again", As::User) else {
+        return;
+    };
+    let counting = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)";
+    // It is the last one, and takes its time before it fails; nothing is printed by the others meanwhile.
+    lab.add("brittle", "rebuild", "time.sleep(0.5); sys.exit('out of paint')");
+    let before = [("native", LEAD), ("open-files", FOLLOW_IN_FILE), ("brittle", counting)];
+    let all = ["lead", "follow", "brittle"];
+    for (job, (engine, program)) in all.iter().zip(before) {
+        lab.start(job, engine, program);
+    }
+    lab.cpr(&[&["checkpoint", "--stop", "-o", "set"][..], &all].concat())
+        .good();
+    let had: Vec<usize> = all.iter().map(|job| lab.numbers(job).len()).collect();
+    let file = fs::read(lab.cpr.work.join("n")).unwrap();
+    for _ in 0..2 {
+        let refused = lab.cpr(&["restart", "./set"]);
+        assert!(
+            refused.code >= 64 && refused.stderr.contains("out of paint"),
+            "{}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains("job brittle with the others"),
+            "{}",
+            refused.stderr
+        );
+        let has: Vec<usize> = all.iter().map(|job| lab.numbers(job).len()).collect();
+        assert_eq!(has, had, "one of them has run");
+        assert_eq!(fs::read(lab.cpr.work.join("n")).unwrap(), file);
+        for job in all {
+            assert!(!lab.cpr.is_running(job), "{job}");
+        }
+    }
+    // Nor is anything left of jobs that were made for it.
+    for job in all {
+        lab.cpr(&["rm", job]).good();
+    }
+    assert!(lab.cpr(&["restart", "./set"]).code >= 64);
+    assert_eq!(
+        lab.cpr(&["ps", "-a", "--json"]).good().json()["jobs"],
+        serde_json::json!([])
+    );
+    // With an engine that is mended all go on.
+    lab.add("brittle", "rebuild", "pass");
+    lab.cpr(&["restart", "./set"]).good();
+    lab.grows("lead");
+    lab.grows("brittle");
+}

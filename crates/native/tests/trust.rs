@@ -54,6 +54,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
         rebirth: Default::default(),
         log: None,
         lazy: None,
+        hold: None,
     })
     .unwrap_err()
 }

@@ -174,7 +174,7 @@ pub fn recover(state: &StateDir, spec: &JobSpec, recovery: &Recovery) -> Result<
         Ok(image)
     });
     match image {
-        Ok(Some(image)) => restart_from(&job, &image, &options, new).map(Some),
+        Ok(Some(image)) => restart_from(&job, &image, &options, new, None).map(Some),
         Ok(None) => {
             if new {
                 job.discard();

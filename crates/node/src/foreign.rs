@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointOptions;
 use crate::engine::{After, Basis, CheckpointReport, Destination, Event, Method, Observer};
+use crate::gate::Gate;
 use crate::job::{Job, KILL};
 use crate::target;
 
@@ -411,7 +412,7 @@ impl Building {
     }
 
     /// In the job's init: builds the job again. `start` starts a program anew, with this command.
-    pub(crate) fn build(&self, start: impl FnOnce(&[OsString]) -> Result<i32>) -> Result<i32> {
+    pub(crate) fn build(&self, gate: Option<&Gate>, start: impl FnOnce(&[OsString]) -> Result<i32>) -> Result<i32> {
         let unit = Unit {
             job: self.record.job.clone(),
             root: self.record.root,
@@ -427,6 +428,9 @@ impl Building {
             highest.saturating_add(100).max(HIGH_PID).to_string(),
         );
         let rebuilt = steps.rebuild()?;
+        if let Some(gate) = gate {
+            gate.hold()?;
+        }
         let root = match rebuilt {
             Rebuilt::Root(root) => {
                 steps.resume_after_restart()?;

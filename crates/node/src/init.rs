@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
 use crate::foreign::Building;
+use crate::gate::Gate;
 use crate::job::LOG;
 use crate::wire::{Receiver, WireError, send, wait};
 
@@ -107,6 +108,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) foreign: bool,
     /// The program ends with this exit code when it has saved itself, and is to be started again.
     pub(crate) saved_code: Option<u8>,
+    /// Jobs that are restarted with this one wait for each other there.
+    pub(crate) gate: Option<&'a Gate>,
     /// Restart lazily; the pager's descriptors are sent here.
     pub(crate) keeper: Option<OwnedFd>,
 }
@@ -226,7 +229,7 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         Start::Foreign(building) => {
             // They become the job's.
             crate::streams::reopen();
-            let root = building.build(|command| start_command(command, setting))?;
+            let root = building.build(setting.gate, |command| start_command(command, setting))?;
             return Ok(Started { root, pages: None });
         }
         Start::Image(image) => image,
@@ -240,7 +243,7 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         image: Arc::clone(image),
         keeper,
     });
-    let restarted = start_image(image, setting.terminal, true, setting.about.clone(), lazy)?;
+    let restarted = start_image(image, setting.terminal, true, setting.about.clone(), lazy, setting.gate)?;
     if restarted.pages.is_none() {
         tie_to_supervisor(true)?;
     }
@@ -257,6 +260,7 @@ pub(crate) fn start_image(
     own_pid_namespace: bool,
     rebirth: Rebirth,
     lazy: Option<LazyRequest>,
+    gate: Option<&Gate>,
 ) -> Result<Restarted> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let own = [
@@ -274,6 +278,7 @@ pub(crate) fn start_image(
     };
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     let own_clocks = clocks::Own::hold().ok().filter(|_| go_on_with_clocks(image));
+    let hold = gate.map(|gate| || gate.hold());
     let restarted = restart(RestartRequest {
         image,
         streams,
@@ -282,6 +287,7 @@ pub(crate) fn start_image(
         log: std::fs::canonicalize(directory.join(LOG)).ok(),
         rebirth,
         lazy,
+        hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
     })?;
     // Init has no other children, and keeps the namespace for those who ask which one is the job's. A supervisor's
     // workers are not the job's.

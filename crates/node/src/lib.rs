@@ -20,6 +20,7 @@ mod directory;
 pub mod engine;
 mod exec;
 mod foreign;
+mod gate;
 mod init;
 mod job;
 mod known;

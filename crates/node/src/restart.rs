@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Image;
 use crate::foreign::{Building, EngineUse};
+use crate::gate::Gate;
 use crate::init::Start;
 use crate::job::{Job, JobSpec, LOG};
 use crate::outcome::Outcome;
@@ -80,6 +81,7 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         terminal: job.spec().terminal,
         restarted_from: None,
         lazy: false,
+        gate: None,
     };
     launch_new(&launch)
 }
@@ -114,7 +116,7 @@ fn launch_any(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
     })
 }
 
-/// Forks a daemon that supervises the job, and waits until the job runs.
+/// Forks a daemon that supervises the job, and waits until the job runs; or, where there is a gate, until it is there.
 fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
     let (read, write) = crate::wire::pipe()?;
     let log = launch.job.directory.append(LOG)?;
@@ -127,8 +129,10 @@ fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
         let mut write = write.take();
         let mut running = false;
         let result = settle(&null.into(), &log).and_then(|()| {
+            launch.gate.inspect(|gate| gate.leave_front());
             supervise(launch, &mut || {
                 running = true;
+                launch.gate.inspect(|gate| gate.leave());
                 // The command that started us may have been interrupted; the job goes on.
                 let _ = write.take().map(|to| send(to.as_fd(), &Word::Running));
                 Ok(())
@@ -145,30 +149,50 @@ fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
     })
     .context(|| "fork the supervisor")?;
     drop(write);
-    let mut words = Receiver::new(read).context(|| "wait for the job to start")?;
-    while !words.ended() {
-        // Restarting a big image takes its time; the daemon's death ends this too.
-        words.wait(None).context(|| "wait for the job to start")?;
-        if let Some(word) = words
-            .receive()
-            .context(|| "wait for the job to start")?
-            .into_iter()
-            .next()
-        {
-            match word {
-                Word::Running => {
-                    *running = true;
-                    let name = launch.job.name().to_string();
-                    return Ok(Outcome::Detached { name });
-                }
-                Word::Failed(error) => {
-                    let _ = rustix::process::waitpid(Pid::from_raw(daemon.pid), WaitOptions::empty());
+    let daemon = Daemon {
+        words: Receiver::new(read).context(|| "wait for the job to start")?,
+        pid: daemon.pid,
+    };
+    let name = launch.job.name().to_string();
+    if let Some(gate) = launch.gate
+        && gate.await_next(daemon.words.as_fd())?
+    {
+        gate.keep(daemon);
+        return Ok(Outcome::Detached { name });
+    }
+    daemon.await_running()?;
+    *running = true;
+    Ok(Outcome::Detached { name })
+}
+
+/// A daemon that has not said yet that its job runs.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    words: Receiver,
+    pid: i32,
+}
+
+impl Daemon {
+    /// Waits until it says so.
+    ///
+    /// # Errors
+    /// Why it does not run; the daemon has ended then.
+    pub(crate) fn await_running(mut self) -> Result<()> {
+        while !self.words.ended() {
+            // Restarting a big image takes its time; the daemon's death ends this too.
+            self.words.wait(None).context(|| "wait for the job to start")?;
+            let words = self.words.receive().context(|| "wait for the job to start")?;
+            match words.into_iter().next() {
+                Some(Word::Running) => return Ok(()),
+                Some(Word::Failed(error)) => {
+                    let _ = rustix::process::waitpid(Pid::from_raw(self.pid), WaitOptions::empty());
                     return Err(error.into());
                 }
+                None => {}
             }
         }
+        Err(crate::wire::internal("the supervisor was killed before the job ran"))
     }
-    Err(crate::wire::internal("the supervisor was killed before the job ran"))
 }
 
 /// In the daemon: a session of its own, and standard streams that outlive the caller's terminal.
@@ -194,7 +218,7 @@ pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Res
     let images = job.images()?;
     let mut first = None;
     for entry in images.iter().rev() {
-        match restart_from(&job, &entry.path, &options, false) {
+        match restart_from(&job, &entry.path, &options, false, None) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 eprintln!(
                     "cpr: {}: {}; trying the image before it",
@@ -213,14 +237,20 @@ pub fn restart_job(state: &StateDir, name: &str, options: RestartOptions) -> Res
 }
 
 /// Restarts a job from this image; a `new` one that does not start is removed.
-pub(crate) fn restart_from(job: &Job, path: &std::path::Path, options: &RestartOptions, new: bool) -> Result<Outcome> {
+pub(crate) fn restart_from(
+    job: &Job,
+    path: &std::path::Path,
+    options: &RestartOptions,
+    new: bool,
+    gate: Option<&Gate>,
+) -> Result<Outcome> {
     let opened = match Bundle::recognise(path) {
-        Ok(Some(bundle)) => return restart_foreign(job, &bundle, Some(path), options, new),
+        Ok(Some(bundle)) => return restart_foreign(job, &bundle, Some(path), options, new, gate),
         Ok(None) => Image::open(path),
         Err(error) => Err(error),
     };
     match opened {
-        Ok(image) => restart_into(job, image, Some(path), options, new),
+        Ok(image) => restart_into(job, image, Some(path), options, new, gate),
         Err(error) => {
             if new {
                 job.discard();
@@ -245,7 +275,7 @@ pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) ->
         ..JobSpec::default()
     };
     let job = create_like(state, spec, &former, options.name.as_deref())?;
-    restart_into(&job, image, None, &options, true)
+    restart_into(&job, image, None, &options, true, None)
 }
 
 /// Restarts an image of another engine, by that engine, as a new job.
@@ -271,7 +301,7 @@ pub fn restart_bundle(
         ..JobSpec::default()
     };
     let job = create_like(state, spec, &record.job, options.name.as_deref())?;
-    restart_foreign(&job, bundle, path, &options, true)
+    restart_foreign(&job, bundle, path, &options, true, None)
 }
 
 /// Makes a job of this name, or else of its former name where no other job has that, or else of a new one.
@@ -298,6 +328,7 @@ fn restart_foreign(
     path: Option<&std::path::Path>,
     options: &RestartOptions,
     new: bool,
+    gate: Option<&Gate>,
 ) -> Result<Outcome> {
     let refused = match options {
         RestartOptions { lazy: true, .. } => Some("--lazy"),
@@ -334,6 +365,7 @@ fn restart_foreign(
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
         lazy: false,
+        gate,
         start: Start::Foreign(Box::new(building)),
     };
     if new {
@@ -349,6 +381,7 @@ fn restart_into(
     path: Option<&std::path::Path>,
     options: &RestartOptions,
     new: bool,
+    gate: Option<&Gate>,
 ) -> Result<Outcome> {
     if let Err(error) = image.open_ancestors() {
         if new {
@@ -369,6 +402,7 @@ fn restart_into(
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
         lazy: options.lazy && may_be_lazy(own_namespace),
+        gate,
         start: Start::Image(Arc::new(image)),
     };
     if let Start::Image(image) = &launch.start

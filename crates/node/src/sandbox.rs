@@ -171,6 +171,7 @@ fn inside(
         true,
         Rebirth::default(),
         None,
+        None,
     )?
     .root_pid;
     let threads = first_steps(manifest, root, front)?;

@@ -24,6 +24,7 @@ use crate::checkpoint::{CheckpointOptions, Ready};
 use crate::directory::Directory;
 use crate::engine::{CheckpointReport, CheckpointRequest, Destination, Event, Image, Observer};
 use crate::foreign::{EngineUse, Saving, fitting_engine, members_of, signal_all};
+use crate::gate::Gate;
 use crate::job::{Job, JobSpec, KILL, LastCheckpoint, StopIntent};
 use crate::restart::{RestartOptions, restart_from};
 use crate::state::{StateDir, now_ms, read_json, write_json};
@@ -580,19 +581,36 @@ pub fn restart_set(state: &StateDir, path: &Path) -> Result<Vec<String>> {
         detach: true,
         ..RestartOptions::default()
     };
-    let mut started: Vec<(Job, bool)> = Vec::new();
+    let refuse = |unit: &Listed, error: Error| {
+        let text = format!("restart job {} with the others", unit.job);
+        Error::new(error.kind(), text).with_source(error)
+    };
+    // All are there before the first of them runs.
+    let gate = Gate::new()?;
+    let mut there: Vec<(Job, bool)> = Vec::new();
     for (unit, (spec, image)) in list.units.iter().zip(planned) {
-        let result = begin(state, spec, &image, &options);
-        match result {
-            Ok(job) => started.push(job),
+        match begin(state, spec, &image, &options, &gate) {
+            Ok(job) => there.push(job),
             Err(error) => {
-                for (job, new) in started {
-                    end(job, new)?;
+                gate.shut();
+                for (job, _) in there.into_iter().filter(|(_, new)| *new) {
+                    job.discard();
                 }
-                let text = format!("restart job {} with the others", unit.job);
-                return Err(Error::new(error.kind(), text).with_source(error));
+                return Err(refuse(unit, error));
             }
         }
+    }
+    let begun = gate.open()?;
+    let failed = list
+        .units
+        .iter()
+        .zip(begun)
+        .find_map(|(unit, result)| Some((unit, result.err()?)));
+    if let Some((unit, error)) = failed {
+        for (job, new) in there {
+            end(job, new)?;
+        }
+        return Err(refuse(unit, error));
     }
     Ok(list.units.into_iter().map(|unit| unit.job).collect())
 }
@@ -644,13 +662,13 @@ fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<(JobSpec, P
 }
 
 /// Whether the job is a new one comes with it.
-fn begin(state: &StateDir, spec: JobSpec, image: &Path, options: &RestartOptions) -> Result<(Job, bool)> {
+fn begin(state: &StateDir, spec: JobSpec, image: &Path, options: &RestartOptions, gate: &Gate) -> Result<(Job, bool)> {
     let name = spec.name.clone().unwrap_or_default();
     let (job, new) = match state.create_job(spec) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => (state.job(&name)?, false),
         result => (result?, true),
     };
-    restart_from(&job, image, options, new)?;
+    restart_from(&job, image, options, new, Some(gate))?;
     Ok((job, new))
 }
 

@@ -17,6 +17,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
 use crate::engine::{Basis, Rebirth};
+use crate::gate::Gate;
 use crate::init::{self, CHILD, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::lease::{LEASE_LAPSED, Lease};
@@ -57,6 +58,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) restarted_from: Option<PathBuf>,
     /// Let it run before its memory is there; in a PID namespace of its own only.
     pub(crate) lazy: bool,
+    /// Jobs that are restarted with this one wait for each other there.
+    pub(crate) gate: Option<&'a Gate>,
 }
 
 struct Supervisor<'a> {
@@ -214,7 +217,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
-        let root = init::start_image(image, terminal, false, about(job), None)?.root_pid;
+        let root = init::start_image(image, terminal, false, about(job), None, launch.gate)?.root_pid;
         state.root = Some(root);
         // It may have ended by now; it was not waited for, so that its PID is still its own.
         state.root_here = Some(Identity::of(root)?);
@@ -302,6 +305,7 @@ fn start_init(
             .map_or_else(String::new, |lifetime| lifetime.as_secs().to_string()),
         foreign: launch.job.spec().engine.is_some(),
         saved_code,
+        gate: launch.gate,
         keeper,
     };
     let mut held = paging.take();

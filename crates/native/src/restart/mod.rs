@@ -79,6 +79,8 @@ pub struct RestartRequest<'a> {
     pub log: Option<PathBuf>,
     /// Let the job run before its memory is there.
     pub lazy: Option<LazyRequest>,
+    /// Called when all is there, before files are changed and anything runs. Where it fails nothing is left.
+    pub hold: Option<&'a dyn Fn() -> Result<()>>,
 }
 
 /// What runs again.
@@ -245,6 +247,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         };
         for process in living(manifest) {
             tell_restart(manifest, process, &workshop.stub(process.pid)?.memory, &rebirth)?;
+        }
+        if let Some(hold) = request.hold {
+            hold()?;
         }
         let identity = if roots_own { None } else { as_owner() };
         let groups = cgroups::restore(manifest)?;
