@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: header bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: fuzz header bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -100,6 +100,9 @@ compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built te
 compat: build setup ## Try kernel objects and stock programs, and compare with docs/coverage.md
 	@scripts/install-packages --programs
 	@scripts/compat target/release/cpr $(or $(COMPAT),--check)
+
+fuzz: ## Fuzz all that reads files of strangers: FUZZ="SECONDS [TARGET ...]"; needs nightly Rust and cargo-fuzz
+	@scripts/fuzz $(FUZZ)
 
 lint: ## Check format, clippy and layers
 	$(CARGO) fmt --all --check
