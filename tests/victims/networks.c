@@ -94,6 +94,21 @@ static int mtu_of(const char *name) {
     return request.ifr_mtu;
 }
 
+/* A connection over the cable. */
+static int connect_across(int number) {
+    struct sockaddr_in name = address("10.7.0.1", 6000);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0);
+    if (number == 0) {
+        CHECK(bind(fd, (void *)&name, sizeof name) == 0 && listen(fd, 5) == 0);
+        return accept(fd, NULL, NULL);
+    }
+    for (int tries = 0; connect(fd, (void *)&name, sizeof name) != 0; tries++) {
+        CHECK(tries < 1000 && usleep(10000) == 0);
+    }
+    return fd;
+}
+
 static int told[2][2], heard[2];
 
 /* One end of the cable. Both have the same port and name as the other. */
@@ -124,6 +139,8 @@ static void end(int number, int other_pid_from) {
     struct sockaddr_in other = address(number ? "10.7.0.1" : "10.7.0.2", 5000);
     int cable = socket(AF_INET, SOCK_DGRAM, 0);
     CHECK(bind(cable, (void *)&own, sizeof own) == 0);
+    int across = connect_across(number);
+    CHECK(write(across, number ? "R" : "L", 1) == 1);
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, idle, NULL) == 0);
     say(heard[1]);
@@ -135,6 +152,10 @@ static void end(int number, int other_pid_from) {
     SAME(poll(&wait_for, 1, 10000), 1);
     CHECK(recv(cable, &got, 1, 0) == 1);
     SAME(got, number ? 'l' : 'r');
+    CHECK(read(across, &got, 1) == 1);
+    SAME(got, number ? 'L' : 'R');
+    CHECK(write(across, "!", 1) == 1 && read(across, &got, 1) == 1);
+    SAME(got, '!');
     if (number == 0) {
         SAME(mtu_of("left"), 1400);
         require_file("/proc/sys/net/core/somaxconn", "77\n");

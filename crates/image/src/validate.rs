@@ -800,10 +800,6 @@ impl Check<'_> {
                 endpoint(remote)?;
                 in_table(peer.index(), sockets, "IP socket")?;
                 within(socket.local.is_some(), "connection without an address")?;
-                within(
-                    sockets[peer.index()].network == socket.network,
-                    "connection across networks",
-                )?;
                 match &sockets[peer.index()].state {
                     InetState::Inner { peer: back, .. } if back.index() == index && peer.index() != index => Ok(()),
                     _ => Err(format!("IP socket {} is not connected to it", peer.0)),

@@ -153,9 +153,7 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
         return Err(entry.refuse("is about to end", again));
     };
     if local != remote
-        && let Some(peer) = entries
-            .iter()
-            .position(|other| other.kind == STREAM && is_reverse(other, entry, local, remote))
+        && let Some(peer) = other_end(entry, entries, local, remote)
     {
         return Ok(Link::Inner(peer));
     }
@@ -199,7 +197,23 @@ fn has_ended(entry: &Entry) -> bool {
         && !ready.contains(PollFlags::ERR)
 }
 
-/// Whether a socket has the addresses of another one the other way round.
+/// The other end of a connection: in the same network or, where the address is not one of that, in another one, if there
+/// can be no doubt which two belong together.
+fn other_end(entry: &Entry, entries: &[Entry], local: SocketAddr, remote: SocketAddr) -> Option<usize> {
+    let streams = || entries.iter().enumerate().filter(|(_, other)| other.kind == STREAM);
+    if let Some((index, _)) = streams().find(|(_, other)| is_reverse(other, entry, local, remote)) {
+        return Some(index);
+    }
+    if kernel::is_local(remote.ip()) {
+        return None;
+    }
+    let mut others = streams().filter(|(_, other)| addresses(other) == Some((remote, local)));
+    let alike = streams().filter(|(_, other)| addresses(other) == Some((local, remote)));
+    let (index, _) = others.next()?;
+    (others.next().is_none() && alike.count() == 1).then_some(index)
+}
+
+/// Whether a socket has the addresses of another one in its network the other way round.
 fn is_reverse(one: &Entry, other: &Entry, local: SocketAddr, remote: SocketAddr) -> bool {
     one.network == other.network && addresses(one) == Some((remote, local))
 }
@@ -575,6 +589,7 @@ impl<'a> Builder<'a> {
                         (socket.family, None, anywhere.ip()),
                         &[],
                         &socket.options,
+                        || Ok(()),
                     )
                     .context(what)?;
                     (self.ends[index], self.temporary[index]) = (Some(pair.client), Some(pair.accepted));
@@ -629,11 +644,13 @@ impl<'a> Builder<'a> {
         let InetState::Inner { remote, .. } = &from.state else {
             return Err(Error::new(ErrorKind::Internal, "not a connection"));
         };
+        self.networks.go(at.network)?;
         connect(
             (at.family, self.local(server)?),
             (from.family, Some(self.local(client)?), address(remote)?.ip()),
             &at.options,
             &from.options,
+            || self.networks.go(from.network),
         )
     }
 
@@ -645,6 +662,7 @@ impl<'a> Builder<'a> {
             (socket.family, Some(local), remote.ip()),
             &[],
             &socket.options,
+            || Ok(()),
         );
         match made {
             Err(error) if error.kind() == ErrorKind::InUse => {
@@ -653,6 +671,7 @@ impl<'a> Builder<'a> {
                     (socket.family, Some(remote), local.ip()),
                     &socket.options,
                     &[],
+                    || Ok(()),
                 )
                 .map_err(|_| error)?;
                 Ok(Pair {
@@ -715,12 +734,14 @@ fn share_port(end: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Makes a connection within this machine: between `at`, a family and address to listen at, and a client of a family,
-/// from an address, which sees the other end at an address.
+/// from an address, which sees the other end at an address. `cross` goes from where the listener is to where the client
+/// is.
 fn connect(
     at: (i32, SocketAddr),
     from: (i32, Option<SocketAddr>, std::net::IpAddr),
     server_options: &[cpr_image::model::SocketOption],
     client_options: &[cpr_image::model::SocketOption],
+    cross: impl FnOnce() -> Result<()>,
 ) -> Result<Pair> {
     let listener = sockopt::new_socket(at.0, STREAM, 0)?;
     sockopt::set(listener.as_fd(), server_options, Phase::Early)?;
@@ -745,6 +766,7 @@ fn connect(
     if let (SocketAddr::V6(to), SocketAddr::V6(at)) = (&mut to, at.1) {
         to.set_scope_id(at.scope_id());
     }
+    cross()?;
     let client = client(from.0, from.1, to, client_options)?;
     let own = rustix::net::getsockname(&client)
         .map_err(io::Error::from)

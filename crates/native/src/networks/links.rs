@@ -18,6 +18,7 @@ const MTU: u16 = 4;
 const OTHER_END: u16 = 5;
 const MASTER: u16 = 10;
 const QUEUE_LENGTH: u16 = 13;
+const STATE: u16 = 16;
 const INFO: u16 = 18;
 const ALIAS: u16 = 20;
 const GROUP: u16 = 27;
@@ -34,6 +35,9 @@ const XDP_ATTACHED: u16 = 2;
 /// NETNSA_*.
 const NUMBER: u16 = 1;
 const OF_DESCRIPTOR: u16 = 3;
+
+/// IF_OPER_UP.
+const CARRIES: u8 = 6;
 
 /// Flags that can be set: up, no ARP, promiscuous, all multicast, multicast, dynamic.
 const SETTABLE: u32 = UP | 0x80 | 0x100 | 0x200 | 0x1000 | 0x8000;
@@ -126,6 +130,11 @@ impl Found {
             return Err(self.refuse("has an alias, which is not supported"));
         }
         Ok(())
+    }
+
+    /// Whether packets can be sent.
+    pub fn carries(&self) -> bool {
+        self.value(STATE) == [CARRIES]
     }
 
     /// The number of the other end of a cable, and what its namespace is called in this one, if it is another.
@@ -236,6 +245,11 @@ pub fn set(route: &Netlink, link: &NetworkLink) -> Result<()> {
     route
         .ask(NEW_LINK, 0, &message)
         .context(|| format!("set interface {} up", link.name))
+}
+
+/// Whether an interface is up.
+pub fn is_up(link: &NetworkLink) -> bool {
+    link.flags & UP != 0
 }
 
 /// Whether this end of a cable is the one that makes both.

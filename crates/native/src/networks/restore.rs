@@ -1,5 +1,7 @@
 //! Making network namespaces again. They are complete before any process or socket is in them.
 
+use std::time::{Duration, Instant};
+
 use cpr_image::model::{LinkKind, Manifest, Network, NetworkId, NetworkLink};
 use cpr_kernel::namespace::Place;
 use cpr_kernel::netlink::Netlink;
@@ -9,6 +11,9 @@ use super::messages::Kind;
 use super::{Networks, links, save};
 use crate::settings;
 use crate::visits::Visits;
+
+/// Longest wait for a cable whose ends are both up.
+const CARRIER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes all network namespaces of the image.
 ///
@@ -33,7 +38,37 @@ pub fn make(manifest: &Manifest) -> Result<Networks> {
     for (index, network) in each() {
         visits.within(Some(index), || fill(network)).context(what(index))?;
     }
+    for (index, network) in each() {
+        let wait = || await_cables(network, &manifest.networks);
+        visits.within(Some(index), wait).context(what(index))?;
+    }
     Networks::new(visits)
+}
+
+/// Waits until the cables carry packets that have both ends up: what is sent before that is lost.
+fn await_cables(network: &Network, all: &[Network]) -> Result<()> {
+    let route = save::route()?;
+    let is_connected = |link: &&NetworkLink| match link.kind {
+        LinkKind::Veth { network, index } => {
+            let other = all.get(network.index()).and_then(|network| find(network, index));
+            links::is_up(link) && other.is_some_and(links::is_up)
+        }
+        _ => false,
+    };
+    let connected: Vec<&NetworkLink> = network.links.iter().filter(is_connected).collect();
+    let deadline = Instant::now() + CARRIER_LIMIT;
+    loop {
+        let found = links::list(&route)?;
+        let carries = |link: &&&NetworkLink| found.iter().any(|found| found.index == link.index && found.carries());
+        match connected.iter().find(|link| !carries(link)) {
+            None => return Ok(()),
+            Some(link) if Instant::now() > deadline => {
+                let text = format!("interface {} is up and carries nothing", link.name);
+                return Err(Error::new(ErrorKind::TimedOut, text));
+            }
+            Some(_) => std::thread::yield_now(),
+        }
+    }
 }
 
 /// Makes the interfaces of one, and other ends of cables elsewhere.
