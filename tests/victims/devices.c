@@ -1,6 +1,8 @@
 /* Memory and random devices, and files of /proc that belong to one process: their holder or another of the job. */
 #include "victim.h"
 
+#include <sys/sysmacros.h>
+
 #define PAGE 4096
 
 static int take(const char *path, int flags) {
@@ -64,8 +66,25 @@ int main(int argc, char **argv) {
     int sibling = take(path, O_RDONLY);
     char first[8];
     CHECK(read(sibling, first, 6) == 6);
+    /* A node whose name is gone, where we may make one. */
+    int gone = -1;
+    if (mknod("gone", S_IFCHR | 0640, makedev(1, 5)) == 0) {
+        gone = open("gone", O_RDWR);
+        CHECK(unlink("gone") == 0);
+    }
     ready();
     unsigned char bytes[PAGE];
+    if (gone >= 0) {
+        struct stat node;
+        memset(bytes, 1, sizeof bytes);
+        SAME(read(gone, bytes, sizeof bytes), sizeof bytes);
+        for (int i = 0; i < PAGE; i++) SAME(bytes[i], 0);
+        CHECK(fstat(gone, &node) == 0);
+        SAME(node.st_mode, S_IFCHR | 0640);
+        SAME(node.st_rdev, makedev(1, 5));
+        SAME(node.st_nlink, 0);
+        SAME(access("gone", F_OK), -1);
+    }
     memset(bytes, 1, sizeof bytes);
     SAME(read(null, bytes, sizeof bytes), 0);
     SAME(write(null, bytes, sizeof bytes), sizeof bytes);

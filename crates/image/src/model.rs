@@ -1050,6 +1050,9 @@ pub enum Object {
         path: ByteString,
         /// Device number, makedev(3).
         rdev: u64,
+        /// Mode, owner and group of a node whose name is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<(u32, u32, u32)>,
     },
     /// A file below /proc/PID of a process in the image, or of /proc itself.
     Proc {

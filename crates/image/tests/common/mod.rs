@@ -154,6 +154,7 @@ pub fn manifest() -> Manifest {
         open(Object::Device {
             path: bytes("/dev/null"),
             rdev: 0x103,
+            node: None,
         }),
         open(Object::Proc {
             pid: Some(100),

@@ -218,12 +218,21 @@ fn regular(pid: i32, fd: i32, link: &[u8]) -> Kind {
     }
 }
 
+/// Whether a character device keeps no state.
+pub(super) fn is_stateless(rdev: u64) -> bool {
+    matches!(
+        (rustix::fs::major(rdev), rustix::fs::minor(rdev)),
+        (1, 3 | 5 | 7 | 8 | 9)
+    )
+}
+
 fn device(rdev: u64) -> Kind {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    match (major, minor) {
-        (1, 3 | 5 | 7 | 8 | 9) => return Kind::Device,
-        (5, 0) => return Kind::ControllingTerminal,
-        _ => {}
+    if is_stateless(rdev) {
+        return Kind::Device;
+    }
+    if (major, minor) == (5, 0) {
+        return Kind::ControllingTerminal;
     }
     if let Some(side) = terminal::side(rdev) {
         return Kind::Terminal(side);

@@ -23,6 +23,7 @@ pub mod timerfd;
 pub mod unix;
 
 mod check;
+mod device;
 mod kind;
 mod locks;
 mod pipe;

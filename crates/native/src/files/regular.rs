@@ -255,6 +255,9 @@ pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Re
 /// # Errors
 /// [`ErrorKind::Unsupported`] when its node is gone.
 pub fn save_device(description: &Description, _context: &mut SaveContext<'_>) -> Result<Object> {
+    if let Some(deleted) = super::device::save_deleted(description) {
+        return Ok(deleted);
+    }
     let there = rustix::fs::stat(Path::new(std::ffi::OsStr::from_bytes(&description.link)));
     if !there.is_ok_and(|there| there.st_rdev == description.stat.st_rdev) {
         return Err(Error::new(
@@ -265,6 +268,7 @@ pub fn save_device(description: &Description, _context: &mut SaveContext<'_>) ->
     Ok(Object::Device {
         path: ByteString(description.link.clone()),
         rdev: description.stat.st_rdev,
+        node: None,
     })
 }
 
@@ -334,7 +338,7 @@ pub(super) fn changed(path: &ByteString, was: &str) -> Error {
 }
 
 /// Opens what `node` (opened with O_PATH) is with the saved flags. The flags become exactly those saved.
-fn open_node(node: BorrowedFd<'_>, path: &ByteString, flags: i32) -> Result<OwnedFd> {
+pub(super) fn open_node(node: BorrowedFd<'_>, path: &ByteString, flags: i32) -> Result<OwnedFd> {
     let never = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
     let flags = (OFlags::from_bits_retain(flags as u32) - never) | OFlags::CLOEXEC | OFlags::NOCTTY;
     let opened = if flags.contains(OFlags::NOFOLLOW) {

@@ -8,7 +8,7 @@ use cpr_kernel::process::FileIdentity;
 use cpr_types::{Context, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{RestoreContext, kind, locks, pipe, regular};
+use super::{RestoreContext, device, kind, locks, pipe, regular};
 use super::{epoll, eventfd, inet, inotify, mqueue, netlink, pidfd, signalfd, socket, terminal, timerfd, unix};
 
 fn io(error: rustix::io::Errno) -> std::io::Error {
@@ -135,7 +135,12 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         }
         Object::Pipe(pipe) => pipe::restore(file, *pipe, context),
         Object::Fifo(fifo) => pipe::restore_fifo(file, fifo, context),
-        Object::Device { path, rdev } => regular::restore_device(file, path, *rdev, context),
+        Object::Device { path, rdev, node: None } => regular::restore_device(file, path, *rdev, context),
+        Object::Device {
+            path,
+            rdev,
+            node: Some(node),
+        } => device::restore_deleted(file, path, *rdev, *node),
         Object::Proc { pid, path } => regular::restore_proc(file, *pid, path),
         Object::DeadProc { path, .. } => regular::restore_dead_proc(file, path),
         Object::EventFd { count, semaphore } => eventfd::restore(file, *count, *semaphore, context),

@@ -100,6 +100,8 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                 // Restarted as another job, it does without.
                 object if log::is_log(manifest, object) => continue,
                 Object::Regular(file) => &file.path,
+                // It is made again.
+                Object::Device { node: Some(_), .. } => continue,
                 Object::Directory { path } | Object::Device { path, .. } => path,
                 _ => continue,
             };
