@@ -93,7 +93,7 @@ impl Run {
 
 const USERS: [As; 2] = [As::Root, As::User];
 
-// LBNL-2.2.1.1 LBNL-2.2.1.2 LBNL-3.6.7 LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6
+// LBNL-2.2.1.1 LBNL-2.2.1.2 LBNL-3.6.7 LBNL-3.6.7.1 LBNL-3.6.7.2 LBNL-3.6.7.3 XGCP-CB-1 XGCP-CB-6 XGCP-API-6
 #[test]
 fn callbacks_run_in_a_thread_in_their_order() {
     for user in USERS {

@@ -385,3 +385,62 @@ fn where_one_cannot_be_built_again_none_of_the_others_has_run() {
     lab.grows("lead");
     lab.grows("brittle");
 }
+
+/// PID in its own namespace, command line and state of a process here.
+fn process(pid: &str) -> Option<(i32, Vec<u8>, char)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let inner = line("NSpid:")?.split_whitespace().last()?.parse().ok()?;
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some((inner, command, line("State:")?.chars().next()?))
+}
+
+// XGCP-API-5
+#[test]
+fn jobs_that_are_built_have_their_processes_and_stand_still_until_all_are_there() {
+    let Some(lab) = Lab::new("built_and_standing_still", As::User) else {
+        return;
+    };
+    let counting = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)";
+    // It says that it is at it, and waits for a file.
+    let patient = "open('begun', 'w').close()
+        deadline = time.monotonic() + 60
+        while not os.path.exists('go') and time.monotonic() < deadline: time.sleep(0.01)";
+    let (begun, go) = (lab.cpr.work.join("begun"), lab.cpr.work.join("go"));
+    let patient = patient
+        .replace("'begun'", &format!("'{}'", begun.display()))
+        .replace("'go'", &format!("'{}'", go.display()));
+    lab.add("patient", "rebuild", &patient);
+    // Other tests have jobs of the same program.
+    lab.start("lead", "native", &format!("{LEAD}\n# stands still"));
+    lab.start("last", "patient", counting);
+    let jobs = lab.cpr(&["ps", "--json"]).good().json();
+    let lead = jobs["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|job| job["name"] == "lead");
+    let (inner, command, _) = process(&lead.unwrap()["pid"].to_string()).unwrap();
+    lab.cpr(&["checkpoint", "--stop", "-o", "set", "lead", "last"]).good();
+    let had = lab.numbers("lead").len();
+    std::thread::scope(|scope| {
+        let restart = scope.spawn(|| lab.cpr(&["restart", "./set"]).good().code);
+        wait_until(PATIENCE, "the second job is being built", || begun.exists());
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let processes = all.filter_map(|entry| process(&entry.file_name().to_string_lossy()));
+        let states: Vec<char> = processes
+            .filter(|(pid, words, _)| (*pid, words) == (inner, &command))
+            .map(|(.., state)| state)
+            .collect();
+        assert!(
+            matches!(states[..], ['t' | 'T']),
+            "the first one is there, and stands still: {states:?}"
+        );
+        assert_eq!(lab.numbers("lead").len(), had);
+        assert!(!restart.is_finished());
+        fs::write(&go, "").unwrap();
+        assert_eq!(restart.join().unwrap(), 0);
+    });
+    lab.grows("lead");
+    lab.grows("last");
+}
