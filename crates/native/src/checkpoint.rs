@@ -331,7 +331,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
             cgroups::refuse_other_roots(&groups, &first.proc),
         ));
     }
-    let networks = Networks::new(networks)?;
+    let networks = Networks::new(networks);
     found.extend(files::check(
         &targets,
         files::Surroundings {
@@ -858,7 +858,7 @@ fn collect(
     }
     let job = manifest.processes.iter().map(|process| process.pid);
     manifest.networks = networks::save(&places, &job.chain([std::process::id() as i32]).collect())?;
-    let places = Networks::new(places)?;
+    let places = Networks::new(places);
     let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill, &places);
     context.queue_state = files::mqueue::SaveState::of(&ipc_places, request.own_ipc_namespace, deadline)?;
     context.zombies = frozen

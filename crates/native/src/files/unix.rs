@@ -99,7 +99,10 @@ impl SaveState {
                 .try_clone_to_owned()
                 .context(|| format!("{label}: copy the descriptor of the UNIX socket"))?,
             inode,
-            network: networks.of_socket(handle, label)?,
+            network: match networks.visits().is_empty() {
+                true => None,
+                false => networks.of_socket(handle, label)?,
+            },
             label: label.to_owned(),
             cwd: cwd.to_owned(),
         });
@@ -232,7 +235,10 @@ impl Entry {
             .within(self.network, || kernel::info(self.inode).context(what))
             .map_err(|e| e.with_hint("the kernel needs CONFIG_UNIX_DIAG"))?
             .ok_or_else(|| {
-                let text = format!("{}: the kernel knows no UNIX socket {}", self.label, self.inode);
+                let text = format!(
+                    "{}: UNIX socket {} is in another network namespace",
+                    self.label, self.inode
+                );
                 Error::new(ErrorKind::Unsupported, text)
             })
     }

@@ -12,6 +12,7 @@ mod messages;
 pub mod restore;
 mod save;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -28,8 +29,8 @@ pub use save::save;
 #[derive(Debug)]
 pub struct Networks {
     visits: Visits,
-    /// By the kernel's number for a namespace.
-    by_cookie: HashMap<u64, Option<NetworkId>>,
+    /// By the kernel's number for a namespace, once one is asked for.
+    by_cookie: OnceCell<HashMap<u64, Option<NetworkId>>>,
 }
 
 /// The kernel's number of the namespace this thread is in.
@@ -43,23 +44,30 @@ fn number(id: Option<NetworkId>) -> Option<usize> {
 }
 
 impl Networks {
-    /// # Errors
-    /// A namespace cannot be entered.
-    pub fn new(visits: Visits) -> Result<Self> {
-        let mut by_cookie = HashMap::new();
-        by_cookie.insert(visits.within(None, cookie)?, None);
-        for index in 0..visits.len() {
-            by_cookie.insert(visits.within(Some(index), cookie)?, Some(NetworkId(index as u32)));
+    /// These, and this thread's own.
+    pub fn new(visits: Visits) -> Self {
+        Networks {
+            visits,
+            by_cookie: OnceCell::new(),
         }
-        Ok(Networks { visits, by_cookie })
     }
 
     /// No other than this thread's own.
-    ///
-    /// # Errors
-    /// The kernel makes no socket.
-    pub fn home() -> Result<Self> {
+    pub fn home() -> Self {
         Self::new(Visits::new(Place::Network))
+    }
+
+    /// Asks for all numbers: to be called at home.
+    fn cookies(&self) -> Result<&HashMap<u64, Option<NetworkId>>> {
+        if let Some(known) = self.by_cookie.get() {
+            return Ok(known);
+        }
+        let mut found = HashMap::new();
+        found.insert(self.visits.within(None, cookie)?, None);
+        for index in 0..self.visits.len() {
+            found.insert(self.visits.within(Some(index), cookie)?, Some(NetworkId(index as u32)));
+        }
+        Ok(self.by_cookie.get_or_init(|| found))
     }
 
     /// The network of a socket.
@@ -69,7 +77,7 @@ impl Networks {
     pub fn of_socket(&self, socket: BorrowedFd<'_>, label: &str) -> Result<Option<NetworkId>> {
         let cookie = kernel::network_cookie(socket);
         let cookie = cookie.context(|| format!("{label}: ask for the network namespace"))?;
-        self.by_cookie.get(&cookie).copied().ok_or_else(|| {
+        self.cookies()?.get(&cookie).copied().ok_or_else(|| {
             Error::new(
                 ErrorKind::Unsupported,
                 format!("{label}: the socket is in another network namespace than cpr and the job's processes"),

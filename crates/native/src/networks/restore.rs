@@ -42,7 +42,7 @@ pub fn make(manifest: &Manifest) -> Result<Networks> {
         let wait = || await_cables(network, &manifest.networks);
         visits.within(Some(index), wait).context(what(index))?;
     }
-    Networks::new(visits)
+    Ok(Networks::new(visits))
 }
 
 /// Waits until the cables carry packets that have both ends up: what is sent before that is lost.
