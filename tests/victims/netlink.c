@@ -15,8 +15,9 @@ int main(int argc, char **argv) {
     int route = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), events = socket(AF_NETLINK, SOCK_DGRAM, NETLINK_USERSOCK);
     int fresh = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
     /* A number of this run alone, which is nobody's process ID. */
-    unsigned number = 1 << 30;
-    for (const char *at = go; *at; at++) number = (1u << 30) | (number * 31 + (unsigned char)*at) >> 2;
+    unsigned number = 2166136261;
+    for (const char *at = go; *at; at++) number = (number ^ (unsigned char)*at) * 16777619;
+    number = 1u << 30 | number >> 2;
     struct sockaddr_nl any = {.nl_family = AF_NETLINK, .nl_pid = number}, group = {.nl_family = AF_NETLINK, .nl_groups = 1};
     CHECK(bind(route, (struct sockaddr *)&any, sizeof any) == 0);
     int grouped = bind(events, (struct sockaddr *)&group, sizeof group) == 0;
