@@ -56,7 +56,7 @@ fn heavy(mib: u32, last: u32) -> [String; 3] {
     ["python3".into(), "-c".into(), script]
 }
 
-// GFD93-CT-2, GFD93-WF-2.5, GFD93-WF-2.6, GCA-CTS-7, GCA-CTS-9
+// GFD93-CT-2, GFD93-WF-2.5, GFD93-WF-2.6, GCA-CTS-7, GCA-CTS-9, GFD93-CT-3, GFD93-WF-4.4, GFD93-WF-4.5, GCA-UC-5.3.8
 #[test]
 fn images_go_to_a_bucket_and_come_back_from_it_and_nothing_stays_there_that_is_not_needed() {
     let mut site = Site::new();

@@ -27,6 +27,7 @@ fn node_of(lab: &Lab, id: &str) -> String {
 }
 
 // GFD93-JM-4, GFD93-EH-3, GFD93-EH-5, GFD93-SM-6, GFD93-RES-5, XGCP-USE-4, LBNL-1.2.4.2.d
+// GFD93-EH-10, GFD93-WF-2.3, GFD93-WF-3.1, GFD93-WF-4.1, GFD93-INT-EHqueue, GCA-UC-5.3.1
 #[test]
 fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
     let Some(mut lab) = lab(3, "", "") else { return };
@@ -314,7 +315,7 @@ fn what_is_damaged_or_gone_in_the_store_is_put_there_again_and_an_empty_store_is
     lab.site.text(&["cancel", &id]);
 }
 
-// GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth
+// GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth, GFD93-CT-7
 #[test]
 fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
     let Some(lab) = lab(2, "", "") else { return };

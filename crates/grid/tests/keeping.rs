@@ -337,7 +337,7 @@ fn images_go_to_the_store_and_to_other_nodes_where_that_takes_too_long() {
     });
 }
 
-// GFD93-SM-7, GFD93-SM-15
+// GFD93-SM-7, GFD93-SM-15, XGCP-FILE-2
 #[test]
 fn only_the_newest_complete_checkpoints_stay() {
     with_each_database("only_the_newest", |place| async move {

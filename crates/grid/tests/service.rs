@@ -620,6 +620,7 @@ fn two_services_never_share_a_database() {
     });
 }
 
+// XGCP-JUCP-1
 #[test]
 fn a_second_node_of_a_name_and_late_reports_are_refused() {
     with_each_database("a_second_node", |place| async move {
@@ -673,7 +674,7 @@ fn exactly_those_jobs_are_found_that_are_active_or_that_ended_badly() {
     });
 }
 
-// GCA-GCS-4, GCA-GCS-5, GCA-UC-5.2.3, GFD93-INT-EHquery
+// GCA-GCS-4, GCA-GCS-5, GCA-UC-5.2.3, GFD93-INT-EHquery, GCA-UC-5.3.11
 #[test]
 fn requests_reach_the_node_of_their_job_and_a_node_tells_what_is_on_it() {
     with_each_database("routing", |place| async move {

@@ -50,6 +50,7 @@ fn a_job_runs_as_its_user_with_its_environment_arguments_and_directory() {
 }
 
 // XGCP-USE-3, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10, GFD93-SCOPE-2
+// GFD93-SM-5
 #[test]
 fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_choice() {
     let Some(site) = site() else { return };
@@ -131,7 +132,7 @@ fn a_job_ends_by_itself_when_nobody_renews_its_lease_and_goes_on_when_somebody_i
     assert!(job["from"].is_i64(), "{job}");
 }
 
-// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5
+// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1
 #[test]
 fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not() {
     let Some(site) = site() else { return };
@@ -482,7 +483,7 @@ fn subscribers_hear_of_everything_that_happens_to_a_job() {
     );
 }
 
-// GFD93-INT-JMauth
+// GFD93-INT-JMauth, XGCP-SEC-1
 #[test]
 fn a_stranger_neither_sees_nor_changes_a_job_and_cannot_read_its_images() {
     if !am_root() {
