@@ -129,10 +129,14 @@ fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
         let mut write = write.take();
         let mut running = false;
         let result = settle(&null.into(), &log).and_then(|()| {
-            launch.gate.inspect(|gate| gate.leave_front());
+            if let Some(gate) = launch.gate {
+                gate.leave_front();
+            }
             supervise(launch, &mut || {
                 running = true;
-                launch.gate.inspect(|gate| gate.leave());
+                if let Some(gate) = launch.gate {
+                    gate.leave();
+                }
                 // The command that started us may have been interrupted; the job goes on.
                 let _ = write.take().map(|to| send(to.as_fd(), &Word::Running));
                 Ok(())
