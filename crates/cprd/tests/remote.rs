@@ -64,7 +64,7 @@ fn remote(site: &Site, ca: &str, certificate: Option<(&Path, &str)>, arguments: 
 
 const DENIED: Option<i32> = Some(77);
 
-// GFD93-AUTH-1, XGCP-SEC-2, GCA-SEC-5
+// GFD93-AUTH-1, XGCP-SEC-2, GCA-SEC-5, GFD93-WF-1.2
 #[test]
 fn a_certificate_says_who_calls_and_one_that_expired_was_revoked_or_is_a_strangers_is_refused() {
     let site = site_with_tls("");
