@@ -105,10 +105,10 @@ fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {
     assert_eq!(lab.site.job(&id)["incarnation"], 2);
 }
 
-// LBNL-1.2.4.1.e, GFD93-SCOPE-3
+// LBNL-1.2.4.1.e, LBNL-1.2.5.c, GFD93-SCOPE-3
 #[test]
 fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
-    let Some(lab) = lab(3, "operators = ['nobody']", "") else {
+    let Some(mut lab) = lab(3, "operators = ['nobody']", "") else {
         return;
     };
     let id = lab.site.submit("out", &[], &counter(400));
@@ -126,6 +126,14 @@ fn jobs_are_moved_by_their_user_and_by_an_operator_who_drains_their_node() {
     });
     assert_ne!(node_of(&lab, &id), second);
     assert_eq!(lab.node_state(&second), "draining");
+    // It is started anew, and nothing of the job knows of that.
+    lab.crash(&second);
+    wait_until("the node is missed", || lab.node_state(&second) == "lost");
+    lab.start(&second);
+    wait_until("it is back, and drained still", || {
+        lab.node_state(&second) == "draining"
+    });
+    assert_eq!(lab.site.job(&id)["incarnation"], 3);
     let held_back = lab.site.submit("held", &["--node", &second], &["true"]);
     let waits = || {
         lab.site.job(&held_back)["reason"]
