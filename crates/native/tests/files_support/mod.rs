@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use cpr_image::model::{Manifest, Process};
 use cpr_kernel::proc::ProcDir;
 use cpr_native::files::{self, RestoreContext, SaveContext, Target};
+use cpr_native::networks::Networks;
 use cpr_native::{Blocker, PageSink, PageSource};
 use cpr_types::Result;
 use rustix::process::{Pid, Signal};
@@ -175,7 +176,8 @@ impl Restored {
         }
         let mut backups = files::Backups::default();
         let saved = files::create_saved(&manifest, pages, &mut backups)?;
-        let mut context = RestoreContext::new(&manifest, pages, streams, terminal, false, saved);
+        let networks = Networks::home();
+        let mut context = RestoreContext::new(&manifest, pages, streams, terminal, false, saved, &networks);
         let files = files::open_all(&mut context)?;
         let mut changes = files::Changes::prepare(context.manifest, &files, &context.saved, backups)?;
         changes.apply()?;
