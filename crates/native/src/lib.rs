@@ -21,7 +21,7 @@ mod libraries;
 mod live;
 mod mapped;
 mod memory;
-mod networks;
+pub mod networks;
 mod pipeline;
 mod places;
 pub mod policy;
@@ -31,7 +31,7 @@ mod sink;
 mod snapshot;
 mod state;
 mod userfault;
-mod visits;
+pub mod visits;
 
 pub use callbacks::{Rebirth, tell};
 pub use checkpoint::{

@@ -15,6 +15,7 @@ use cpr_image::model::{
 use cpr_kernel::proc::{FdInfoKind, ProcDir};
 use cpr_kernel::{event, socket as raw, terminal as tty};
 use cpr_native::files::{epoll, eventfd, inotify, socket, terminal, timerfd, unix};
+use cpr_native::networks::Networks;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -261,17 +262,21 @@ fn inotify_reports_files_made_after_restart() {
 
 /// Saves sockets as one job; files in flight become file numbers in the order found.
 fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>, Vec<OwnedFd>)> {
+    let networks = Networks::home();
     let mut state = unix::SaveState::default();
     for fd in sockets {
         assert_eq!(socket::classify(fd.as_fd()).unwrap(), socket::Class::Unix);
-        let id = state.note(fd.as_fd(), "test", cwd)?;
-        assert_eq!(state.note(rustix::io::dup(fd).unwrap().as_fd(), "test", cwd)?, id);
+        let id = state.note(fd.as_fd(), "test", cwd, &networks)?;
+        assert_eq!(
+            state.note(rustix::io::dup(fd).unwrap().as_fd(), "test", cwd, &networks)?,
+            id
+        );
     }
     let mut files = Vec::new();
     let mut queues = Vec::new();
     for index in 0..state.len() {
         let queue = state
-            .queue(SocketId(index as u32))?
+            .queue(SocketId(index as u32), &networks)?
             .into_iter()
             .map(|message| SocketMessage {
                 data: Bytes(message.data),
@@ -287,7 +292,7 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
             });
         queues.push(queue.collect());
     }
-    let mut images = state.resolve()?;
+    let mut images = state.resolve(&networks)?;
     for (image, queue) in images.iter_mut().zip(queues) {
         image.queue = queue;
     }
@@ -295,11 +300,12 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
 }
 
 fn restore(images: &[UnixSocket], files: &[OwnedFd]) -> cpr_types::Result<Vec<OwnedFd>> {
-    let sockets = unix::Sockets::create(images)?;
+    let networks = Networks::home();
+    let sockets = unix::Sockets::create(images, &networks)?;
     let opened = (0..images.len())
         .map(|index| sockets.open(SocketId(index as u32), OFlags::NONBLOCK.bits() as i32))
         .collect::<cpr_types::Result<Vec<_>>>()?;
-    sockets.fill(images, files)?;
+    sockets.fill(images, files, &networks)?;
     Ok(opened)
 }
 

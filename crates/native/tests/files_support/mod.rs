@@ -5,10 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use cpr_image::model::{Manifest, Process};
+use cpr_kernel::namespace::Place;
 use cpr_kernel::proc::ProcDir;
-use cpr_native::files::{self, RestoreContext, SaveContext, Target};
+use cpr_native::files::{self, RestoreContext, SaveContext, Surroundings, Target};
 use cpr_native::networks::Networks;
-use cpr_native::{Blocker, PageSink, PageSource};
+use cpr_native::visits::Visits;
+use cpr_native::{Blocker, PageSink, PageSource, TcpPolicy};
 use cpr_types::Result;
 use rustix::process::{Pid, Signal};
 
@@ -90,7 +92,8 @@ impl Program {
     /// Stops the processes and saves their files.
     pub fn save(&self) -> Result<(Manifest, Pages)> {
         self.stop();
-        let mut context = SaveContext::new(&self.targets, self.root(), cpr_native::TcpPolicy::Refuse, false);
+        let networks = Networks::home();
+        let mut context = SaveContext::new(&self.targets, self.root(), TcpPolicy::Refuse, false, &networks);
         let saved = files::save(&mut context)?;
         let mut pages = Pages::default();
         let mut manifest = Manifest::default();
@@ -110,7 +113,15 @@ impl Program {
     }
 
     pub fn check(&self) -> Vec<Blocker> {
-        files::check(&self.targets, self.root(), false, cpr_native::TcpPolicy::Refuse, None)
+        let around = Surroundings {
+            root_pid: self.root(),
+            own_ipc: false,
+            tcp: TcpPolicy::Refuse,
+            requester: None,
+            networks: &Networks::home(),
+            ipc: &Visits::new(Place::Ipc),
+        };
+        files::check(&self.targets, around)
     }
 
     /// Ends all processes.
