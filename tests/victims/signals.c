@@ -49,6 +49,8 @@ int main(int argc, char **argv) {
     CHECK(sigaltstack(&alternate, NULL) == 0);
     handle(SIGUSR1, on_altstack, SA_ONSTACK | SA_RESTART, SIGWINCH);
     handle(SIGUSR2, SIG_IGN, 0, 0);
+    /* The kernel makes an ignored SIGTRAP's action the default when a debugger traps the program. */
+    handle(SIGTRAP, SIG_IGN, SA_RESTART, SIGWINCH);
     int first = SIGRTMIN + 1, second = SIGRTMIN + 2;
     handle(first, queued, SA_SIGINFO, second);
     handle(second, queued, SA_SIGINFO, first);
@@ -82,6 +84,9 @@ int main(int argc, char **argv) {
     CHECK(action.sa_handler == on_altstack && sigismember(&action.sa_mask, SIGWINCH));
     SAME(action.sa_flags & (SA_ONSTACK | SA_RESTART | SA_SIGINFO), SA_ONSTACK | SA_RESTART);
     CHECK(sigaction(SIGUSR2, NULL, &action) == 0 && action.sa_handler == SIG_IGN);
+    CHECK(sigaction(SIGTRAP, NULL, &action) == 0 && action.sa_handler == SIG_IGN);
+    CHECK(sigismember(&action.sa_mask, SIGWINCH) && (action.sa_flags & SA_RESTART));
+    raise(SIGTRAP);
     CHECK(sigaction(SIGHUP, NULL, &action) == 0 && action.sa_handler == SIG_DFL);
     raise(SIGUSR2);
     raise(SIGUSR1);

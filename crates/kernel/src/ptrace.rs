@@ -73,6 +73,9 @@ pub struct RseqConfiguration {
     pub padding: u32,
 }
 
+/// How often a stop is looked for before its signal is waited for.
+const EAGER_LOOKS: usize = 8;
+
 /// Size of the kernel's siginfo_t.
 pub const SIGINFO_SIZE: usize = 128;
 
@@ -245,6 +248,12 @@ impl Tracee {
         request(libc::PTRACE_SYSCALL, self.tid, 0, 0).map(drop)
     }
 
+    /// PTRACE_SINGLESTEP: runs one instruction, or one system call with its instruction; wait for [`Stop::Signal`] with
+    /// SIGTRAP. The kernel sets the action of an ignored SIGTRAP to the default by it.
+    pub fn step(self) -> io::Result<()> {
+        request(libc::PTRACE_SINGLESTEP, self.tid, 0, 0).map(drop)
+    }
+
     /// PTRACE_DETACH, delivering `signal` (0 for none).
     pub fn detach(self, signal: i32) -> io::Result<()> {
         request(libc::PTRACE_DETACH, self.tid, 0, signal as usize).map(drop)
@@ -252,6 +261,13 @@ impl Tracee {
 
     /// Waits until the thread stops or ends, at most until `deadline` (then [`io::ErrorKind::TimedOut`]).
     pub fn wait(self, deadline: Instant) -> io::Result<Stop> {
+        // Most stops are a few microseconds away: less than it takes to fall asleep and be woken.
+        for _ in 0..EAGER_LOOKS {
+            if let Some((_, stop)) = poll(self.tid)? {
+                return Ok(stop);
+            }
+            std::thread::yield_now();
+        }
         loop {
             if let Some((_, stop)) = poll(self.tid)? {
                 return Ok(stop);

@@ -1,11 +1,14 @@
 //! Making system calls in a stopped process.
 //!
-//! A single call is made at a `syscall` instruction the process already has (in its vdso), between two PTRACE_SYSCALL
-//! stops; nothing is written to the process. Many calls are made by the interpreter in an *arena*, a private mapping
+//! A single call is made at a `syscall` instruction the process already has (in its vdso), by one PTRACE_SINGLESTEP or
+//! between two PTRACE_SYSCALL stops; nothing is written to the process. Many calls are made by the interpreter in an *arena*, a private mapping
 //! that the first single call makes and the last one removes.
 //!
 //! The caller has to have blocked all signals but SIGTRAP in the thread ([`Tracee::set_signal_mask`]) and to put
 //! registers and mask back afterwards.
+//!
+//! A trap, of a single step or at the end of a batch, makes the kernel set the action of an ignored SIGTRAP to the
+//! default (force_sig_info_to_task in kernel/signal.c): [`ignore_traps`] puts it back.
 
 use std::io;
 use std::time::Instant;
@@ -75,12 +78,60 @@ pub fn syscall(
         tracee.to_syscall()?;
         expect(tracee, Stop::Syscall, deadline, deferred, Tracee::to_syscall)?;
     }
+    result_of(tracee)
+}
+
+/// The same by a single step, which is one stop instead of two.
+///
+/// # Errors
+/// As for [`syscall`].
+pub fn step(
+    tracee: Tracee,
+    base: &Registers,
+    instruction: u64,
+    number: i64,
+    arguments: [u64; 6],
+    deadline: Instant,
+    deferred: &mut Deferred,
+) -> io::Result<u64> {
+    tracee.set_registers(&base.for_syscall(instruction, number, arguments))?;
+    tracee.step()?;
+    expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, Tracee::step)?;
+    result_of(tracee)
+}
+
+fn result_of(tracee: Tracee) -> io::Result<u64> {
     let result = tracee.registers()?.syscall_result();
     if (-4095..0).contains(&result) {
         Err(io::Error::from_raw_os_error(-result as i32))
     } else {
         Ok(result as u64)
     }
+}
+
+/// Makes the process ignore SIGTRAP, as it did before a trap of ours; the rest of the action is still what it was.
+///
+/// # Errors
+/// As for [`syscall`].
+pub fn ignore_traps(
+    tracee: Tracee,
+    base: &Registers,
+    instruction: u64,
+    arena: Arena,
+    memory: &Memory,
+    deadline: Instant,
+    deferred: &mut Deferred,
+) -> io::Result<()> {
+    // A kernel's struct sigaction begins with the handler.
+    let action = arena.address + CODE_SIZE;
+    let mut change = |new: u64, old: u64| {
+        let arguments = [libc::SIGTRAP as u64, new, old, size_of::<u64>() as u64, 0, 0];
+        let number = libc::SYS_rt_sigaction;
+        syscall(tracee, base, instruction, number, arguments, deadline, deferred)
+    };
+    change(0, action)?;
+    memory.write(action, &(libc::SIG_IGN as u64).to_ne_bytes())?;
+    change(action, 0).map(drop)
 }
 
 /// Starts nanosleep(2) of the `struct timespec` at `place` in `tracee` and interrupts it, so that the kernel's restart
@@ -141,7 +192,7 @@ impl Arena {
     }
 
     /// Maps an arena of at least `capacity` bytes for batches at `address` (which must be free) or, if that is zero,
-    /// wherever the kernel likes, and writes the interpreter to it.
+    /// wherever the kernel likes, and writes the interpreter to it. Traps the thread.
     #[allow(clippy::too_many_arguments)]
     pub fn map(
         tracee: Tracee,
@@ -161,7 +212,7 @@ impl Arena {
         let mut map = |address: u64, length: u64, protection: i32, flags: i32| {
             let no_descriptor = u64::MAX;
             let arguments = [address, length, protection as u64, flags as u64, no_descriptor, 0];
-            syscall(tracee, base, instruction, libc::SYS_mmap, arguments, deadline, deferred)
+            step(tracee, base, instruction, libc::SYS_mmap, arguments, deadline, deferred)
         };
         let address = map(address, length, libc::PROT_READ | libc::PROT_WRITE, flags)?;
         // No page is both writable and executable: security policies and PR_SET_MDWE refuse that. We write through

@@ -38,6 +38,19 @@ pub(crate) fn setup_calls(batch: &mut Batch, number: u64, features: u64, what: &
     batch.must(libc::SYS_ioctl, &[Arg::from(number), UFFDIO_API.into(), api], what);
 }
 
+/// Chooses features for a descriptor, from whatever process.
+pub(crate) fn set_up(fd: BorrowedFd<'_>, features: u64) -> io::Result<()> {
+    let mut words = [UFFD_API, features, 0];
+    // SAFETY: UFFDIO_API reads and writes one struct uffdio_api, three words of 64 bits, which `words` holds and which
+    // outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, words.as_mut_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// UFFDIO_REGISTER of a range of the process with UFFDIO_REGISTER_MODE_* bits.
 pub(crate) fn register(fd: BorrowedFd<'_>, start: u64, end: u64, mode: u64) -> io::Result<()> {
     let mut register = Register {

@@ -1,13 +1,11 @@
 //! Asynchronous write protection with userfaultfd(2): the kernel notes which pages of another process are written,
 //! without stopping it (Linux 6.7; Documentation/admin-guide/mm/userfaultfd.rst, pagemap.rst).
 //!
-//! The descriptor has to be made and set up in the process itself ([`open_calls`], through a batch); everything else is
-//! done from outside on a duplicate. Tracking ends when the duplicate is dropped.
+//! The descriptor has to be made in the process itself ([`OPEN`]); everything else is done from outside on a duplicate. Tracking ends when the duplicate is dropped.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::batch::{Batch, CallId};
 use crate::userfaultfd;
 
 const UFFD_USER_MODE_ONLY: i32 = 1;
@@ -15,16 +13,11 @@ const UFFD_USER_MODE_ONLY: i32 = 1;
 const FEATURES: u64 = 1 | 1 << 12 | 1 << 13 | 1 << 15;
 const UFFDIO_REGISTER_MODE_WP: u64 = 2;
 
-/// Adds the calls that make the descriptor in a process; the first gives its number there.
-pub fn open_calls(batch: &mut Batch) -> CallId {
-    userfaultfd::open_calls(batch, UFFD_USER_MODE_ONLY)
-}
-
-/// Adds the call that chooses asynchronous write protection for descriptor `number`.
-pub fn setup_calls(batch: &mut Batch, number: u64) {
-    let what = "ask for asynchronous write protection";
-    userfaultfd::setup_calls(batch, number, FEATURES, what);
-}
+/// The system call that makes the descriptor in a process, and its argument.
+pub const OPEN: (i64, u64) = (
+    libc::SYS_userfaultfd,
+    (libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY) as u64,
+);
 
 /// Tracks the writes of one process.
 #[derive(Debug)]
@@ -33,7 +26,16 @@ pub struct WriteTracker {
 }
 
 impl WriteTracker {
-    /// From a duplicate of the descriptor the process has made.
+    /// From a duplicate of the descriptor that the process has just made ([`OPEN`]).
+    ///
+    /// # Errors
+    /// EINVAL where the kernel has no asynchronous write protection.
+    pub fn set_up(fd: OwnedFd) -> io::Result<Self> {
+        userfaultfd::set_up(fd.as_fd(), FEATURES)?;
+        Ok(WriteTracker { fd })
+    }
+
+    /// From a duplicate that has been set up.
     pub fn new(fd: OwnedFd) -> Self {
         WriteTracker { fd }
     }

@@ -285,7 +285,7 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     let since = Instant::now();
     let deadline = since + timeout;
     let mut stopped: HashMap<i32, Stopped> = HashMap::new();
-    loop {
+    let all = loop {
         let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
         let few = pending.len() <= SLEEPERS;
         for tid in &pending {
@@ -328,11 +328,12 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         }
         // Everything known stands still: whatever else there is was started meanwhile.
         let known = order.len();
-        for pid in members(scope)? {
+        let all = members(scope)?;
+        for &pid in &all {
             seize_process(pid, &mut seized, &mut order)?;
         }
         if order.len() == known {
-            break;
+            break all;
         }
         if Instant::now() > deadline {
             return Err(Error::new(
@@ -341,16 +342,16 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
             )
             .with_hint("raise --timeout"));
         }
-    }
+    };
     let mut frozen = Frozen {
         processes: Vec::new(),
         since,
         scope,
         deadline,
     };
-    for pid in members(scope)? {
+    for pid in all {
         let process = describe(pid, &seized, &order, &stopped)?;
-        frozen.processes.push(process);
+        frozen.processes.extend(process);
     }
     for process in &mut frozen.processes {
         process.settle_restarts(deadline)?;
@@ -563,22 +564,35 @@ pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
     }
 }
 
+/// Everything about a process that is stopped, or dead; none for one that was dead already, and has been reaped
+/// meanwhile by a parent outside the job.
 fn describe(
     pid: i32,
     seized: &HashMap<i32, Seized>,
     order: &[i32],
     stopped: &HashMap<i32, Stopped>,
-) -> Result<Process> {
-    let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
-    let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
-    let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
+) -> Result<Option<Process>> {
+    let look = || -> Result<(ProcDir, Stat, Status)> {
+        let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
+        let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
+        let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
+        Ok((proc, stat, status))
+    };
+    let belongs = |tid: &i32| seized.get(tid).is_some_and(|thread| thread.pid == pid);
+    let (proc, stat, status) = match look() {
+        Ok(found) => found,
+        Err(_)
+            if !order
+                .iter()
+                .any(|tid| belongs(tid) && matches!(stopped.get(tid), Some(Stopped::Here { .. }))) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     let mut threads = Vec::new();
     let mut stopped_by = None;
-    let mut tids: Vec<i32> = order
-        .iter()
-        .copied()
-        .filter(|tid| seized.get(tid).is_some_and(|thread| thread.pid == pid))
-        .collect();
+    let mut tids: Vec<i32> = order.iter().copied().filter(belongs).collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
     for tid in tids {
         let Some(Stopped::Here { group }) = stopped.get(&tid) else {
@@ -621,7 +635,7 @@ fn describe(
     {
         return Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")));
     }
-    Ok(Process {
+    Ok(Some(Process {
         pid,
         proc,
         stat,
@@ -629,7 +643,7 @@ fn describe(
         threads,
         space,
         stopped_by,
-    })
+    }))
 }
 
 impl Space {
@@ -805,7 +819,7 @@ impl Process {
             return Ok(());
         };
         thread.prepare(pid, true)?;
-        thread.in_syscall_exit = true;
+        thread.in_syscall_exit = false;
         let arena = Arena::map(
             thread.tracee,
             &thread.registers,
@@ -819,6 +833,32 @@ impl Process {
         .context(|| format!("map a page in process {pid}"))?;
         space.arena = Some(arena);
         Ok(())
+    }
+
+    /// Makes one system call in the first thread, without an arena.
+    pub fn call(&mut self, number: i64, arguments: [u64; 6], deadline: Instant) -> Result<std::io::Result<u64>> {
+        let (pid, ignores_traps) = (self.pid, self.ignores_traps());
+        let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_ref()) else {
+            return Err(Error::new(ErrorKind::Internal, format!("process {pid} has no threads")));
+        };
+        thread.prepare(pid, true)?;
+        thread.in_syscall_exit = ignores_traps;
+        let call = if ignores_traps { remote::syscall } else { remote::step };
+        Ok(call(
+            thread.tracee,
+            &thread.registers,
+            space.instruction,
+            number,
+            arguments,
+            deadline,
+            &mut thread.deferred,
+        ))
+    }
+
+    /// Whether the program ignores SIGTRAP. The traps that we set off make its action the default until
+    /// [`Process::unmap_arena`].
+    pub fn ignores_traps(&self) -> bool {
+        self.status.sig_ignored >> (libc::SIGTRAP - 1) & 1 != 0
     }
 
     /// Runs a batch in thread number `index`.
@@ -857,7 +897,7 @@ impl Process {
 
     /// Removes the arena.
     pub fn unmap_arena(&mut self, deadline: Instant) -> Result<()> {
-        let pid = self.pid;
+        let (pid, ignores_traps) = (self.pid, self.ignores_traps());
         let (Some(thread), Some(space)) = (self.threads.first_mut(), self.space.as_mut()) else {
             return Ok(());
         };
@@ -865,15 +905,28 @@ impl Process {
             return Ok(());
         };
         thread.in_syscall_exit = true;
-        arena
-            .unmap(
+        let put_back = if ignores_traps {
+            remote::ignore_traps(
                 thread.tracee,
                 &thread.registers,
                 space.instruction,
+                arena,
+                &space.memory,
                 deadline,
                 &mut thread.deferred,
             )
-            .context(|| format!("unmap our page from process {pid}"))
+            .context(|| format!("make process {pid} ignore SIGTRAP again"))
+        } else {
+            Ok(())
+        };
+        let unmapped = arena.unmap(
+            thread.tracee,
+            &thread.registers,
+            space.instruction,
+            deadline,
+            &mut thread.deferred,
+        );
+        put_back.and(unmapped.context(|| format!("unmap our page from process {pid}")))
     }
 }
 

@@ -40,8 +40,8 @@ const ROUNDS: usize = 6;
 const FEW: u64 = 64;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
-/// From so many runs of written pages on, which of them are there is looked for at once.
-const MANY: usize = 64;
+/// Pages that a look at all of a mapping passes in the time that a look at one run of written pages takes.
+const PAGES_A_LOOK: u64 = 128;
 /// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page tables,
 /// gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is found to
 /// be written.
@@ -312,25 +312,36 @@ impl Copied {
         if !self.pagemap.is_tracked(start).unwrap_or(false) {
             return Ok(None);
         }
-        let scan = |filter: ScanFilter| -> Result<Vec<PageRegion>> {
-            let mut regions = Vec::new();
-            let scanned = self.pagemap.scan(start, end, filter, &mut regions);
-            scanned.context(|| "look which pages were written")?;
-            Ok(regions)
+        let scan = |start: u64, end: u64, filter: ScanFilter, regions: &mut Vec<PageRegion>| {
+            let scanned = self.pagemap.scan(start, end, filter, regions);
+            scanned.context(|| "look which pages were written")
         };
         // The kernel is fastest at this.
-        let runs = scan(ScanFilter {
+        let fast = ScanFilter {
             all: PAGE_WRITTEN,
             written_only: true,
             ..ScanFilter::default()
-        })?;
-        let here = if self.keep || runs.len() > MANY {
-            Some(scan(ScanFilter {
+        };
+        let mut runs = Vec::new();
+        scan(start, end, fast, &mut runs)?;
+        let few = runs.len() as u64 <= (end - start) / PAGE / PAGES_A_LOOK;
+        let here = if self.keep || !few {
+            let filter = ScanFilter {
                 all: PAGE_WRITTEN,
                 any: HERE,
                 protect: self.keep,
                 ..ScanFilter::default()
-            })?)
+            };
+            let whole = [PageRegion {
+                start,
+                end,
+                categories: 0,
+            }];
+            let mut here = Vec::new();
+            for run in if few { runs.as_slice() } else { &whole } {
+                scan(run.start, run.end, filter, &mut here)?;
+            }
+            Some(here)
         } else {
             None
         };
@@ -433,10 +444,14 @@ pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, deadline: Instant) 
 
 fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Result<Copied> {
     let pid = process.pid;
-    process.map_arena(16 * 1024, deadline)?;
-    let (open, set_up) = (write_tracking::open_calls, write_tracking::setup_calls);
-    let descriptor = userfault::make(pid, open, set_up, |batch| process.run(0, batch, deadline))?;
-    Copied::new(&process.proc, process.stat.starttime, WriteTracker::new(descriptor))
+    let (open, flags) = write_tracking::OPEN;
+    let number = process.call(open, [flags, 0, 0, 0, 0, 0], deadline)?;
+    let number = number.context(|| format!("make a userfaultfd in process {pid}"))?;
+    let taken = userfault::take(pid, number);
+    let closed = process.call(libc::SYS_close, [number, 0, 0, 0, 0, 0], deadline)?;
+    closed.context(|| format!("close the userfaultfd of process {pid}"))?;
+    let tracker = WriteTracker::set_up(taken?).context(|| "ask for asynchronous write protection")?;
+    Copied::new(&process.proc, process.stat.starttime, tracker)
 }
 
 /// Registers what is mapped now. Processes in which that cannot be done, because their memory is that of another program

@@ -371,9 +371,15 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     let outcome = process.run(0, &batch, deadline)?;
     for signal in 1..=64i32 {
         let at = (signal as usize - 1) * SIGACTION_SIZE;
+        // The traps of our own have made it the default.
+        let ignored = signal == libc::SIGTRAP && process.ignores_traps();
         let action = SignalAction {
             signal,
-            handler: outcome.word(actions_out, at),
+            handler: if ignored {
+                libc::SIG_IGN as u64
+            } else {
+                outcome.word(actions_out, at)
+            },
             flags: outcome.word(actions_out, at + 8),
             restorer: outcome.word(actions_out, at + 16),
             mask: outcome.word(actions_out, at + 24),

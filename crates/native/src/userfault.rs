@@ -25,14 +25,22 @@ pub fn make(
         let mut batch = Batch::new();
         set_up(&mut batch, number);
         run(&batch)?;
-        let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
-        rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
-            .map_err(std::io::Error::from)
-            .context(|| format!("take a descriptor of process {pid}"))
+        self::take(pid, number)
     };
     let taken = take();
     let mut batch = Batch::new();
     batch.call(libc::SYS_close, &[number.into()]);
     run(&batch)?;
     taken
+}
+
+/// A duplicate of descriptor `number` of process `pid`.
+///
+/// # Errors
+/// The process may not be traced, or has no such descriptor.
+pub fn take(pid: i32, number: u64) -> Result<OwnedFd> {
+    let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
+    rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
+        .map_err(std::io::Error::from)
+        .context(|| format!("take a descriptor of process {pid}"))
 }
