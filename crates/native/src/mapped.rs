@@ -8,8 +8,8 @@ use cpr_image::model::{ByteString, Bytes, MappedFile};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
-/// Largest part of a file that is searched for its build ID.
-const SEARCHED: u64 = 64 * 1024;
+/// Bytes of the beginning of a file that are searched for its build ID, one after the other.
+const SEARCHED: [usize; 2] = [4096, 64 * 1024];
 
 /// Describes the file at `path`, open as `file`.
 pub fn describe(path: &[u8], file: BorrowedFd<'_>, writable: bool, unchangeable: bool) -> Result<MappedFile> {
@@ -81,34 +81,48 @@ fn build_id(file: BorrowedFd<'_>) -> Vec<u8> {
     let Ok(file) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
         return Vec::new();
     };
-    let mut head = vec![0u8; SEARCHED as usize];
+    let mut head = Vec::new();
+    // It is near the beginning, as a rule.
+    for length in SEARCHED {
+        let from = head.len();
+        head.resize(length, 0);
+        let got = read_up_to(&file, from as u64, &mut head[from..]);
+        head.truncate(from + got);
+        if !head.starts_with(b"\x7fELF") {
+            break;
+        }
+        if let Some(found) = note(&head) {
+            return found.to_vec();
+        }
+        if head.len() < length {
+            break;
+        }
+    }
+    Vec::new()
+}
+
+/// Bytes read; fewer than there is room for only at the end of the file, or where it cannot be read.
+fn read_up_to(file: &File, at: u64, buffer: &mut [u8]) -> usize {
     let mut filled = 0;
-    while let Ok(n) = file.read_at(&mut head[filled..], filled as u64) {
-        if n == 0 {
-            break;
-        }
-        filled += n;
-        if filled == head.len() {
-            break;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => filled += n,
         }
     }
-    head.truncate(filled);
-    if !head.starts_with(b"\x7fELF") {
-        return Vec::new();
-    }
+    filled
+}
+
+/// The build ID in the beginning of an ELF file.
+fn note(head: &[u8]) -> Option<&[u8]> {
+    /// A longer one is none.
+    const LONGEST: usize = 64;
     // A note: name size 4, descriptor size n, type 3 (NT_GNU_BUILD_ID), "GNU\0", n bytes.
     let marker = [3, 0, 0, 0, b'G', b'N', b'U', 0];
-    let Some(at) = head.windows(8).position(|w| w == marker) else {
-        return Vec::new();
-    };
-    let Some(size) = at.checked_sub(4).and_then(|s| head.get(s..at)) else {
-        return Vec::new();
-    };
-    let size = u32::from_ne_bytes([size[0], size[1], size[2], size[3]]) as usize;
-    if size > 64 {
-        return Vec::new();
-    }
-    head.get(at + 8..at + 8 + size).unwrap_or_default().to_vec()
+    let at = head.windows(8).position(|w| w == marker)?;
+    let size: [u8; 4] = head.get(at.checked_sub(4)?..at)?.try_into().ok()?;
+    let size = u32::from_ne_bytes(size) as usize;
+    head.get(at + 8..at + 8 + size).filter(|id| id.len() <= LONGEST)
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ use crate::sink::{PAGE_SIZE, PageSink};
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
 
+/// So many bytes are worth a look whether they can be read in the faster way.
+const WORTH_ASKING: usize = 64 << 10;
+
 /// Memory that one page table of the kernel's last level maps: 512 pages of 4 KiB on x86_64. Smaller is right, too.
 const TABLE_SPAN: u64 = 2 << 20;
 
@@ -684,7 +687,7 @@ impl Reader<'_> {
     /// As [`Memory::read`].
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> std::io::Result<()> {
         let end = address + buffer.len() as u64;
-        let exclusive = self.pagemap.are_exclusive(address, end).unwrap_or(false);
+        let exclusive = buffer.len() >= WORTH_ASKING && self.pagemap.are_exclusive(address, end).unwrap_or(false);
         if exclusive && self.memory.read_pinned(self.pid, address, buffer).is_ok() {
             return Ok(());
         }

@@ -27,6 +27,8 @@ const HOT: usize = 4 << 20;
 
 /// Size of one piece handed to the writing thread.
 const PIECE: usize = 1 << 20;
+/// Less than this is gathered, for a copy takes less time than handing it over does.
+const SMALL: usize = 256 << 10;
 
 /// Most runs of pages that refer to pages stored before: each makes the metadata longer (by less than 30 bytes).
 const MOST_SHARED: usize = 1 << 20;
@@ -322,8 +324,13 @@ impl PageSink for Pipeline<'_, '_> {
             self.place(rest, placed)?;
             return Ok(pages);
         }
-        self.send()?;
         let length = pages.len();
+        if length < SMALL {
+            self.append(&pages)?;
+            placed(length, offset);
+            return Ok(pages);
+        }
+        self.send()?;
         self.next += length as u64;
         let next = self.send_piece(pages)?;
         self.count(length)?;

@@ -48,6 +48,9 @@ pub struct Snapshot {
     helper: Tracee,
 }
 
+/// Less than this is copied before a snapshot of it could be made, bytes.
+const WORTH_IT: u64 = 4 << 20;
+
 /// Whether a snapshot stops the job for much less time than copying `left` bytes at `rate` bytes a second does, for a
 /// job that has `resident` bytes of memory, and whether there is room for all that the job may write meanwhile.
 pub fn pays(left: u64, rate: u64, resident: u64, available: Option<u64>) -> bool {
@@ -55,7 +58,7 @@ pub fn pays(left: u64, rate: u64, resident: u64, available: Option<u64>) -> bool
     let forking = u128::from(resident / PAGE_SIZE as u64 * FORK_NS_PER_PAGE);
     // The job's own copies of what it writes, and as much again for everybody else.
     let room = available.is_some_and(|available| available / 2 > resident);
-    room && copying > 2 * forking
+    left >= WORTH_IT && room && copying > 2 * forking
 }
 
 impl Snapshot {
@@ -270,6 +273,7 @@ mod tests {
     fn a_snapshot_is_made_only_where_copying_would_take_much_longer() {
         assert!(pays(GIB, GIB, GIB, Some(4 * GIB)));
         assert!(!pays(GIB / 100, GIB, GIB, Some(4 * GIB)));
+        assert!(!pays(1 << 20, 0, 1 << 20, Some(4 * GIB)), "next to nothing is left");
         assert!(!pays(GIB, GIB, GIB, Some(GIB)), "no room");
         assert!(!pays(GIB, GIB, GIB, None), "nobody knows how much room there is");
         assert!(pays(GIB, 0, GIB, Some(4 * GIB)), "no rate was measured");
