@@ -461,14 +461,20 @@ impl Job {
             return Target::open(pid).map_err(|_| gone());
         }
         let held = Target::open_same(init)?;
+        let lives = |m: &&target::Member| target::state(m.pid).is_ok_and(|s| s != 'Z');
+        let root = |members: &[target::Member]| {
+            let root = members.iter().find(|m| !ended && m.inner == inner);
+            root.filter(lives).map(|m| m.pid)
+        };
         let find = || -> Result<Option<i32>> {
+            if let Some(pid) = root(&target::below(init.pid)) {
+                return Ok(Some(pid));
+            }
             let mut members = target::members(init.pid)?;
             members.retain(|m| m.pid != init.pid);
-            let lives = |m: &&target::Member| target::state(m.pid).is_ok_and(|s| s != 'Z');
-            let root = members.iter().find(|m| !ended && m.inner == inner).filter(lives);
             // It may have ended a moment ago, which the supervisor has not written down yet.
             let adopted = |m: &&target::Member| target::parent(m.pid) == Some(init.pid) && lives(m);
-            Ok(root.or_else(|| members.iter().find(adopted)).map(|m| m.pid))
+            Ok(root(&members).or_else(|| members.iter().find(adopted).map(|m| m.pid)))
         };
         let pid = find()?.ok_or_else(gone)?;
         let target = Target::open(pid)?;
