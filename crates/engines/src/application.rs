@@ -171,6 +171,9 @@ impl Engine for Application {
             }
         }
         copy(&unit.files, &directory, 0)?;
+        let mark = directory.join(PUT_BACK);
+        std::fs::File::create(&mark).context(what)?;
+        std::fs::remove_file(&mark).context(what)?;
         Ok(Rebuilt::Start(None))
     }
 
@@ -198,6 +201,10 @@ fn catches(pid: i32, signal: i32) -> Result<bool> {
     let status = status.context(|| format!("look at process {pid}"))?;
     Ok(status.sig_caught >> (signal - 1) & 1 == 1)
 }
+
+/// A file of this name is made, and removed, when what a program has saved was put back: who watches the directory knows by
+/// it that the files before it are nothing new.
+pub const PUT_BACK: &str = ".gridcpr-put-back";
 
 /// Whether a file is one that is still written, by its name.
 pub fn is_unfinished(name: &str) -> bool {

@@ -26,7 +26,7 @@ mod qemu;
 mod qmp;
 mod registry;
 
-pub use application::{is_unfinished, save_own};
+pub use application::{PUT_BACK, is_unfinished, save_own};
 pub use class::Class;
 pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, SAVE_NOTICE, Trigger, fill};
 pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cpr_engines::{Descriptor, Registry, Trigger, Unit, is_unfinished};
+use cpr_engines::{Descriptor, PUT_BACK, Registry, Trigger, Unit, is_unfinished};
 use cpr_types::{Context, Result};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
@@ -93,6 +93,10 @@ impl OwnCheckpoints {
                     let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
                     let directory = event.events().contains(ReadFlags::ISDIR);
                     grown |= directory;
+                    if name.as_deref() == Some(PUT_BACK) {
+                        new = false;
+                        self.due = None;
+                    }
                     // What was overlooked, where the kernel has lost count, is new, too.
                     let lost = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
                     let complete = event.events().intersects(ReadFlags::CLOSE_WRITE | ReadFlags::MOVED_TO);
