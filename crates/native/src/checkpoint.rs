@@ -13,6 +13,7 @@
 //! # Crash consistency
 //! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -267,6 +268,10 @@ pub fn check(pid: i32, session: Option<i32>, around: Surroundings<'_>) -> Result
     find_blockers(scope, pid, around)
 }
 
+/// A process with less memory than this, bytes, is copied while it stands still, unless later images are to refer to its
+/// pages: to find out what it has written since a copy was made takes as long.
+const SMALL: u64 = 512 << 10;
+
 /// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
 const UNMEASURED_RATE: u64 = 1 << 30;
 
@@ -416,12 +421,13 @@ pub fn checkpoint(
     // So is memory that vfork(2) shares.
     blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
     refuse_blocked(blocked)?;
-    let mut expected = 0;
+    let mut own = HashMap::new();
     for pid in freeze::members(scope)? {
-        if let Ok(proc) = ProcDir::open(pid) {
-            expected += proc.status().map_or(0, |status| status.rss_own_kib * 1024);
+        if let Ok(status) = ProcDir::open(pid).and_then(|proc| proc.status()) {
+            own.insert(pid, status.rss_own_kib * 1024);
         }
     }
+    let expected = own.values().sum();
     let mut manifest = Manifest {
         checkpoint: about(request)?,
         ..Manifest::default()
@@ -468,13 +474,14 @@ pub fn checkpoint(
     if request.after == After::Continue || request.live || !copied.is_empty() {
         writer.enter("copy")?;
         let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
+        let is_large = |pid: i32| request.keep_tracking || own.get(&pid).is_none_or(|bytes| *bytes >= SMALL);
         if freeze::members(scope)?
             .into_iter()
-            .any(|pid| !tracked(pid) && !is_zombie(pid))
+            .any(|pid| !tracked(pid) && is_large(pid) && !is_zombie(pid))
         {
             let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
             let deadline = frozen.deadline();
-            live::track(&mut frozen, &mut copied, deadline);
+            live::track(&mut frozen, &mut copied, is_large, deadline);
             frozen.resume()?;
             first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
             live::register(&mut copied, &known);
@@ -488,10 +495,13 @@ pub fn checkpoint(
         }
         writer.drain()?;
     }
-    let left = match copied.as_slice() {
-        [] => expected,
-        copied => live::written_since(copied),
-    };
+    let is_tracked = |pid: &i32| copied.iter().any(|copied| copied.pid() == *pid);
+    let untracked: u64 = own
+        .iter()
+        .filter(|(pid, _)| !is_tracked(pid))
+        .map(|(_, bytes)| bytes)
+        .sum();
+    let left = untracked + live::written_since(&copied);
     // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
     let room = || {
         let own = ProcDir::open(request.pid)
@@ -499,7 +509,7 @@ pub fn checkpoint(
             .and_then(|proc| cgroups::memory_left(&proc))?;
         Some(available_memory()?.min(own))
     };
-    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, room());
+    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, own.len(), room());
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }
@@ -512,6 +522,9 @@ pub fn checkpoint(
     }
     let before_stop = writer.placed();
     writer.enter("stop")?;
+    if request.after == After::Continue && !wanted {
+        writer.make_ready(left);
+    }
     writer.hurry(request.after == After::Continue);
     let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
     if request.hold {

@@ -427,10 +427,10 @@ fn note(places: &mut Places, page: u64, length: usize, offset: u64) -> u64 {
     page + count
 }
 
-/// Makes the tracking descriptors in a stopped job, for processes that have none. A process in which that fails is left
-/// out: it is copied whole.
-pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, deadline: Instant) {
-    for process in &mut frozen.processes {
+/// Makes the tracking descriptors in a stopped job, for processes that have none and where it is `wanted`. A process in which
+/// that fails is left out: it is copied whole.
+pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, wanted: impl Fn(i32) -> bool, deadline: Instant) {
+    for process in frozen.processes.iter_mut().filter(|process| wanted(process.pid)) {
         let known = tracked.iter().any(|copied| copied.pid == process.pid);
         // What asynchronous I/O reads into memory passes the page tables by.
         if known || process.space.as_ref().is_none_or(aio::uses) {

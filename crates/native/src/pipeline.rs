@@ -122,6 +122,15 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         self.allowed = if hurried { BUFFERED } else { HOT } / PIECE;
     }
 
+    /// Has buffers ready for so many bytes, as far as there is room: what a job stands still for is not to wait for memory.
+    pub fn make_ready(&mut self, bytes: u64) {
+        let wanted = bytes.min(BUFFERED as u64).div_ceil(PIECE as u64) as usize;
+        while self.spare.len() < wanted {
+            // Not zeros: memory comes when it is written.
+            self.spare.push(vec![1; PIECE]);
+        }
+    }
+
     /// Page data placed so far, bytes.
     pub fn placed(&self) -> u64 {
         self.done
