@@ -557,6 +557,10 @@ pub struct Checkpoint {
     /// For those who doubt. The stop lasts longer by the time fork(2) takes. The image has to go into a file.
     #[arg(long)]
     pub compare: bool,
+    /// Do each step when standard input says so, which has to be within this time: `stop`, `save` and `resume`
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, hide = true, requires_all = ["target", "output"],
+        conflicts_with_all = ["more", "session", "all", "stop", "signal", "live", "incremental", "compare"])]
+    pub steps: Option<Duration>,
     /// Where this command is a process of what is saved: its exit code in a restarted job, for its parent there
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub restarted_code: u8,
@@ -588,6 +592,10 @@ pub struct Restart {
     /// End the job when this lease lapses, which a node's agent renews
     #[arg(long, value_name = "FILE", hide = true)]
     pub lease: Option<PathBuf>,
+    /// Let the job run when standard input says `go`, which has to be within this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, hide = true, requires_all = ["source", "detach"],
+        conflicts_with = "lazy")]
+    pub steps: Option<Duration>,
     /// Give the job a new terminal of its own
     #[arg(short, long)]
     pub terminal: bool,

@@ -444,3 +444,144 @@ fn jobs_that_are_built_have_their_processes_and_stand_still_until_all_are_there(
     lab.grows("lead");
     lab.grows("last");
 }
+
+/// A command that is told step by step what to do.
+struct Steps {
+    child: std::process::Child,
+    words: Option<std::process::ChildStdin>,
+    said: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Steps {
+    fn new(lab: &Lab, arguments: &[&str]) -> Steps {
+        let mut command = lab.cpr.command(lab.cpr.binary());
+        command
+            .args(arguments)
+            .current_dir(&lab.cpr.work)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let said = std::io::BufReader::new(child.stdout.take().unwrap());
+        Steps {
+            words: child.stdin.take(),
+            said: std::io::BufRead::lines(said),
+            child,
+        }
+    }
+
+    /// What it says next.
+    #[track_caller]
+    fn says(&mut self, step: &str) {
+        assert_eq!(self.said.next().unwrap().unwrap(), step);
+    }
+
+    fn say(&mut self, word: &str) {
+        std::io::Write::write_all(self.words.as_mut().unwrap(), format!("{word}\n").as_bytes()).unwrap();
+    }
+
+    /// Nobody tells it anything any more; gives its exit code.
+    fn end(mut self) -> i32 {
+        self.words = None;
+        self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+/// What is said and heard for a checkpoint.
+const SAID: [&str; 3] = ["prepared", "stopped", "saved"];
+const HEARD: [&str; 3] = ["stop", "save", "resume"];
+
+// XGCP-COORD-7, XGCP-COORD-12, XGCP-API-3
+#[test]
+fn a_job_is_saved_step_by_step_and_goes_on_by_itself_when_nobody_says_so() {
+    let Some(lab) = Lab::new("a_job_is_saved_step_by_step", As::User) else {
+        return;
+    };
+    lab.start("lead", "native", LEAD);
+    let image = lab.cpr.work.join("lead.cpr");
+    let begin = |patience: &str| Steps::new(&lab, &["checkpoint", "--steps", patience, "-o", "lead.cpr", "lead"]);
+    for given_up in 0..3 {
+        let mut steps = begin("60s");
+        for step in 0..given_up {
+            steps.says(SAID[step]);
+            steps.say(HEARD[step]);
+        }
+        steps.says(SAID[given_up]);
+        assert_eq!(image.exists(), given_up == 2, "it is there when it is saved");
+        if given_up > 0 {
+            let had = lab.numbers("lead").len();
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(lab.numbers("lead").len(), had, "it stands still");
+        }
+        assert_ne!(steps.end(), 0);
+        assert!(!image.exists(), "{given_up}: nothing is left");
+        lab.grows("lead");
+    }
+    // Nor does it stand still for ever, or for a word that is none.
+    let mut late = begin("100ms");
+    late.says("prepared");
+    late.say("stop");
+    late.says("stopped");
+    lab.grows("lead");
+    assert_ne!(late.end(), 0);
+    let mut wrong = begin("60s");
+    wrong.says("prepared");
+    wrong.say("save");
+    assert_eq!(wrong.end(), 64);
+    let mut killed = begin("60s");
+    killed.says("prepared");
+    killed.say("stop");
+    killed.says("stopped");
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    lab.grows("lead");
+
+    wait_until(PATIENCE, "the next one may begin", || {
+        let mut steps = begin("60s");
+        let first = steps.said.next().and_then(Result::ok);
+        if first.as_deref() != Some(SAID[0]) {
+            return false;
+        }
+        steps.say(HEARD[0]);
+        for (said, heard) in SAID.iter().zip(HEARD).skip(1) {
+            steps.says(said);
+            steps.say(heard);
+        }
+        steps.end() == 0
+    });
+    lab.grows("lead");
+    lab.cpr(&["verify", "lead.cpr"]).good();
+}
+
+// XGCP-JCP-10, XGCP-API-5
+#[test]
+fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not() {
+    let Some(lab) = Lab::new("a_job_is_built_and_runs_only", As::User) else {
+        return;
+    };
+    lab.start("lead", "native", LEAD);
+    // One that is kept stays whatever becomes of the job.
+    let mut steps = Steps::new(&lab, &["checkpoint", "--steps", "60s", "-o", "lead.cpr", "lead"]);
+    for (said, heard) in SAID.iter().zip(["stop", "save", "keep"]) {
+        steps.says(said);
+        steps.say(heard);
+    }
+    steps.says("kept");
+    lab.kill_all(&["lead"]);
+    assert_ne!(steps.end(), 0);
+    let had = lab.numbers("lead").len();
+    let restart = ["restart", "-d", "--name", "again", "--steps", "60s", "./lead.cpr"];
+    let mut refused = Steps::new(&lab, &restart);
+    refused.says("built");
+    assert_ne!(refused.end(), 0);
+    assert_eq!(lab.phase("again"), Value::Null, "nothing is left");
+    let mut steps = Steps::new(&lab, &restart);
+    steps.says("built");
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(lab.numbers("again").is_empty(), "it has not run");
+    steps.say("go");
+    steps.says("again");
+    assert_eq!(steps.end(), 0);
+    lab.grows("again");
+    assert!(lab.numbers("again")[0] + 1 >= had as u64, "it goes on");
+}

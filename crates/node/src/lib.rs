@@ -36,6 +36,7 @@ mod restart;
 mod sandbox;
 mod set;
 mod state;
+mod steps;
 mod streams;
 mod supervisor;
 mod suspend;
@@ -61,5 +62,6 @@ pub use restart::{NamespaceChoice, RestartOptions, restart_bundle, restart_image
 pub use sandbox::{Proof, prove};
 pub use set::{SetMade, SetUnit, checkpoint_set, is_set, restart_set};
 pub use state::{StateDir, check_name};
+pub use steps::{Conductor, checkpoint_in_steps, restart_in_steps};
 pub use suspend::{SuspendReport, resume_bare, suspend_bare};
 pub use terminal::DETACH_KEY;

@@ -264,21 +264,53 @@ pub(crate) fn restart_from(
     }
 }
 
-/// Restarts an image as a new job, called after the job it is of unless `options` has a name.
-pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) -> Result<Outcome> {
-    let former = image.manifest().checkpoint.job.clone();
-    let command = vec![if former.is_empty() {
-        "restarted".into()
-    } else {
-        former.clone().into()
-    }];
-    let spec = JobSpec {
-        command,
+/// Restarts an image as a new job in the background, as far as the gate.
+pub(crate) fn restart_at_gate(
+    state: &StateDir,
+    path: &std::path::Path,
+    former: &str,
+    options: &RestartOptions,
+    gate: &Gate,
+) -> Result<Job> {
+    let spec = match Bundle::recognise(path)? {
+        Some(bundle) => spec_of(bundle.record(), options),
+        None => plain_spec(former, options),
+    };
+    let job = create_like(state, spec, former, options.name.as_deref())?;
+    restart_from(&job, path, options, true, Some(gate))?;
+    Ok(job)
+}
+
+/// What the job of an image is.
+fn plain_spec(former: &str, options: &RestartOptions) -> JobSpec {
+    let command = if former.is_empty() { "restarted" } else { former };
+    JobSpec {
+        command: vec![command.into()],
         terminal: options.terminal,
         lease: options.lease.clone(),
         ..JobSpec::default()
-    };
-    let job = create_like(state, spec, &former, options.name.as_deref())?;
+    }
+}
+
+/// What the job of an image of another engine is.
+fn spec_of(record: &cpr_image::BundleRecord, options: &RestartOptions) -> JobSpec {
+    JobSpec {
+        command: record.command.iter().map(Into::into).collect(),
+        directory: Some(record.directory.clone()),
+        terminal: options.terminal,
+        engine: Some(EngineUse {
+            name: record.engine.clone(),
+            version: record.version.clone(),
+        }),
+        lease: options.lease.clone(),
+        ..JobSpec::default()
+    }
+}
+
+/// Restarts an image as a new job, called after the job it is of unless `options` has a name.
+pub fn restart_image(state: &StateDir, image: Image, options: RestartOptions) -> Result<Outcome> {
+    let former = image.manifest().checkpoint.job.clone();
+    let job = create_like(state, plain_spec(&former, &options), &former, options.name.as_deref())?;
     restart_into(&job, image, None, &options, true, None)
 }
 
@@ -293,18 +325,7 @@ pub fn restart_bundle(
     options: RestartOptions,
 ) -> Result<Outcome> {
     let record = bundle.record();
-    let spec = JobSpec {
-        command: record.command.iter().map(Into::into).collect(),
-        directory: Some(record.directory.clone()),
-        terminal: options.terminal,
-        engine: Some(EngineUse {
-            name: record.engine.clone(),
-            version: record.version.clone(),
-        }),
-        lease: options.lease.clone(),
-        ..JobSpec::default()
-    };
-    let job = create_like(state, spec, &record.job, options.name.as_deref())?;
+    let job = create_like(state, spec_of(record, &options), &record.job, options.name.as_deref())?;
     restart_foreign(&job, bundle, path, &options, true, None)
 }
 

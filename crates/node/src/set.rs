@@ -80,7 +80,7 @@ pub struct SetMade {
 
 /// What a worker is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Order {
+pub(crate) enum Order {
     Stop,
     Save,
     Resume,
@@ -94,7 +94,7 @@ enum Order {
 
 impl Order {
     /// The phase that a worker tells of when it has carried the order out.
-    fn phase(self) -> &'static str {
+    pub(crate) fn phase(self) -> &'static str {
         match self {
             Order::Stop => "stopped",
             Order::Save => "saved",
@@ -107,7 +107,7 @@ impl Order {
 }
 
 /// The phase before the first order.
-const PREPARED: &str = "prepared";
+pub(crate) const PREPARED: &str = "prepared";
 
 /// How the job of a worker is saved.
 enum Way {
@@ -130,9 +130,9 @@ enum How {
 }
 
 /// A worker and the way to it.
-struct Held {
-    worker: Worker,
-    orders: OwnedFd,
+pub(crate) struct Held {
+    pub(crate) worker: Worker,
+    pub(crate) orders: OwnedFd,
 }
 
 /// The directory under way; removed unless it is published.
@@ -283,7 +283,8 @@ fn drive(
             let image = pending.path.join(image_file(job));
             job.set_stop_intent(Some(&StopIntent::new(Some(image))))?;
         }
-        let unit = start(job, ready, &pending.aside, options, &front).map_err(|error| of_unit(job, error))?;
+        let image = pending.aside.join(image_file(job));
+        let unit = start(job, ready, &image, options, &front).map_err(|error| of_unit(job, error))?;
         units.push(unit);
     }
     await_all(jobs, units, PREPARED)?;
@@ -339,10 +340,16 @@ fn identifier(path: &Path) -> Result<String> {
     })
 }
 
-/// Starts the worker of a job.
-fn start(job: &Job, ready: &Ready<'_>, directory: &Path, options: &CheckpointOptions, front: &PidFd) -> Result<Held> {
-    let mut image = PendingImage::create(&directory.join(image_file(job)))?;
-    // Who is killed leaves it to the directory to be removed.
+/// Starts the worker of a job, which makes its image.
+pub(crate) fn start(
+    job: &Job,
+    ready: &Ready<'_>,
+    image: &Path,
+    options: &CheckpointOptions,
+    front: &PidFd,
+) -> Result<Held> {
+    let mut image = PendingImage::create(image)?;
+    // The worker sees to it that nothing is left of it.
     image.hand_over();
     let mut way = Some(match ready.saving(options)? {
         Some(saving) => Way::Foreign(Box::new(saving), image),
@@ -504,33 +511,45 @@ fn tell(events: &mut Observer<'_>, phase: &str) {
 
 /// Waits until all workers have come to a phase.
 fn await_all(jobs: &[Job], units: &mut [Held], phase: &str) -> Result<()> {
-    let what = || "listen to a worker";
     for (job, unit) in jobs.iter().zip(units) {
-        let mut there = false;
-        while !there {
-            for message in unit.worker.reports.receive::<Message>().context(what)? {
-                match message {
-                    Message::Event(Event::Progress { phase: at, .. }) if at == phase => there = true,
-                    Message::Failed(error) => return Err(of_unit(job, error.into())),
-                    _ => {}
-                }
-            }
-            if !there {
-                if unit.worker.reports.ended() {
-                    let lost = crate::wire::internal("the worker was killed before it could report");
-                    return Err(of_unit(job, lost));
-                }
-                // The worker has the deadlines that matter.
-                unit.worker.reports.wait(None).context(what)?;
-            }
-        }
+        unit.await_phase(phase).map_err(|error| of_unit(job, error))?;
     }
     Ok(())
 }
 
 impl Held {
+    /// Has the worker carry out an order, and waits until it has.
+    pub(crate) fn carry_out(&mut self, order: Order) -> Result<()> {
+        // Where the worker has ended, its last word says why.
+        let _ = send(self.orders.as_fd(), &order);
+        self.await_phase(order.phase())
+    }
+
+    /// Waits until the worker has come to a phase.
+    pub(crate) fn await_phase(&mut self, phase: &str) -> Result<()> {
+        let what = || "listen to a worker";
+        loop {
+            let mut there = false;
+            for message in self.worker.reports.receive::<Message>().context(what)? {
+                match message {
+                    Message::Event(Event::Progress { phase: at, .. }) if at == phase => there = true,
+                    Message::Failed(error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            if there {
+                return Ok(());
+            }
+            if self.worker.reports.ended() {
+                return Err(crate::wire::internal("the worker was killed before it could report"));
+            }
+            // The worker has the deadlines that matter.
+            self.worker.reports.wait(None).context(what)?;
+        }
+    }
+
     /// Lets the worker end; gives its last word.
-    fn leave(mut self) -> Result<CheckpointReport> {
+    pub(crate) fn leave(mut self) -> Result<CheckpointReport> {
         let what = || "listen to a worker";
         // Where it has ended, it has said why. Its end of the pipe may be open in workers that came later, so that ours
         // being closed tells nothing.

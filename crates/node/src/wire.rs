@@ -93,6 +93,13 @@ impl Receiver {
 
     /// Reads what is there without waiting and gives the complete messages.
     pub(crate) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Vec<T>> {
+        let lines = self.lines()?;
+        let messages = lines.iter().map(|line| serde_json::from_slice(line));
+        Ok(messages.collect::<serde_json::Result<_>>()?)
+    }
+
+    /// The same, of lines that are no messages.
+    pub(crate) fn lines(&mut self) -> io::Result<Vec<Vec<u8>>> {
         let mut chunk = [0u8; 16384];
         loop {
             match rustix::io::read(&self.fd, &mut chunk) {
@@ -113,14 +120,14 @@ impl Receiver {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }
-        let mut messages = Vec::new();
+        let mut lines = Vec::new();
         let mut start = 0;
         while let Some(end) = self.buffer[start..].iter().position(|&b| b == b'\n') {
-            messages.push(serde_json::from_slice(&self.buffer[start..start + end])?);
+            lines.push(self.buffer[start..start + end].to_vec());
             start += end + 1;
         }
         self.buffer.drain(..start);
-        Ok(messages)
+        Ok(lines)
     }
 
     /// Waits until something can be received or `deadline` has passed; false when it has.

@@ -1,8 +1,13 @@
 //! `cpr checkpoint`
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
 
-use cpr_node::{Bare, Basis, CheckpointOptions, Checkpointed, Method, Output as Destination, Phase, SetUnit, StateDir};
+use cpr_node::{
+    Bare, Basis, CheckpointOptions, Checkpointed, Conductor, Job, Method, Output as Destination, Phase, SetUnit,
+    StateDir,
+};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
@@ -22,6 +27,10 @@ pub fn checkpoint(output: Output, args: Checkpoint) -> Result<u8> {
     if let Some(id) = args.target.as_deref().and_then(grid::grid_job) {
         grid::require_plain(&args, &[format!("@{id}").as_ref()])?;
         return grid::checkpoint(output, id);
+    }
+    if let (Some(patience), Some(target), Some(path)) = (args.steps, &args.target, &args.output) {
+        let job = target::job(&target.to_string_lossy())?;
+        return in_steps(output, &args, &job, path, patience).map(|()| 0);
     }
     if args.output.as_deref().is_none_or(|path| path.as_os_str() != "-") {
         let destination = args.output.clone().map(Destination::Path);
@@ -98,6 +107,25 @@ fn several(output: Output, args: &Checkpoint) -> Result<()> {
             };
             made.units.iter().map(line).collect()
         },
+    )
+}
+
+/// Saves a job step by step.
+fn in_steps(output: Output, args: &Checkpoint, job: &Job, path: &Path, patience: Duration) -> Result<()> {
+    let mut tell = |step: &str| output.done(|| json!({"step": step}), || format!("{step}\n"));
+    let mut conductor = Conductor::new(patience, &mut tell)?;
+    let options = CheckpointOptions {
+        progress: None,
+        ..options(output, args, None)
+    };
+    let report = cpr_node::checkpoint_in_steps(job, path, &options, &mut conductor)?;
+    let made = Checkpointed {
+        image: Some(path.to_path_buf()),
+        report,
+    };
+    output.done(
+        || report_json(Some(job.name()), None, None, &made),
+        || report_text(job.name(), &made),
     )
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use cpr_image::{Bundle, Image};
-use cpr_node::{Job, NamespaceChoice, Phase, RestartOptions, StateDir};
+use cpr_node::{Conductor, Job, NamespaceChoice, Outcome, Phase, RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
@@ -16,7 +16,7 @@ use crate::target::{Kept, job_or_image, require_job_name, set};
 
 /// Restarts the jobs of a set.
 fn several(output: Output, args: &Restart, set: &Path) -> Result<u8> {
-    let refused = args.lazy || args.terminal || args.name.is_some() || args.lease.is_some();
+    let refused = args.lazy || args.terminal || args.name.is_some() || args.lease.is_some() || args.steps.is_some();
     if refused || NamespaceChoice::from(args.namespace) != NamespaceChoice::Auto {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -70,6 +70,12 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
         return several(output, &args, &set);
     }
     let options = options(&args);
+    if let Some(patience) = args.steps {
+        let mut tell = |step: &str| output.done(|| json!({"step": step}), || format!("{step}\n"));
+        let mut conductor = Conductor::new(patience, &mut tell)?;
+        let name = cpr_node::restart_in_steps(&StateDir::open()?, source, &options, &mut conductor)?;
+        return conclude(output, &Outcome::Detached { name });
+    }
     if source.as_os_str() == "-" {
         if io::stdin().is_terminal() {
             return Err(Error::new(ErrorKind::Usage, "an image is not read from a terminal")
