@@ -7,7 +7,7 @@
 use cpr_types::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{JobSpec, NodeInfo, Owner};
+use crate::model::{JobSpec, NodeInfo, Owner, Step};
 
 /// A start of a job: its number, and how many starts there had been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,11 +17,15 @@ pub struct Incarnation {
     pub job: i64,
     /// Its how-manieth start, from 1.
     pub number: u32,
+    /// The unit, of a job that has several.
+    #[serde(default)]
+    pub unit: Option<u32>,
 }
 
 impl std::fmt::Display for Incarnation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.job, self.number)
+        write!(f, "{}.{}", self.job, self.number)?;
+        self.unit.map_or(Ok(()), |unit| write!(f, ".{unit}"))
     }
 }
 
@@ -40,6 +44,9 @@ pub struct Report {
     /// Checkpoints it was told to make, and has tried to.
     #[serde(default)]
     pub checkpoints: Vec<CheckpointReport>,
+    /// How far it is with checkpoints that are made step by step.
+    #[serde(default)]
+    pub steps: Vec<StepReport>,
     /// Every image it holds whole.
     #[serde(default)]
     pub images: Vec<i64>,
@@ -74,6 +81,8 @@ pub struct JobReport {
 pub enum Phase {
     /// Being started.
     Starting,
+    /// Made again from its image; it runs when it may.
+    Built,
     /// Runs.
     Running,
     /// Its program has ended.
@@ -97,6 +106,16 @@ pub enum Phase {
         /// Cause.
         message: String,
     },
+}
+
+/// The last step of a checkpoint that a node has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StepReport {
+    /// The checkpoint.
+    pub id: i64,
+    /// The step.
+    pub done: Step,
 }
 
 /// How a checkpoint went.
@@ -178,6 +197,9 @@ pub struct JobOrder {
     /// The image to go on from; it is among [`Orders::images`].
     #[serde(default)]
     pub from: Option<i64>,
+    /// It may run when it has been made again from its image.
+    #[serde(default = "yes")]
+    pub go: bool,
     /// It is to be ended.
     #[serde(default)]
     pub kill: bool,
@@ -192,8 +214,15 @@ pub struct JobOrder {
 pub struct CheckpointOrder {
     /// Number the image will have.
     pub id: i64,
-    /// The job is to end with it.
+    /// The job is to end with it. A unit stands still when it is saved, until it is ended.
     pub stop: bool,
+    /// It is made step by step, together with others, and so far by now.
+    #[serde(default)]
+    pub step: Option<Step>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An image a node is to hold.

@@ -11,6 +11,14 @@ use serde::{Deserialize, Serialize};
 const MOST_WORDS: usize = 16_384;
 /// Seconds between checkpoints where that is to be adapted and nothing is known.
 const ADAPT_FROM_S: u64 = 600;
+/// The engine that jobs of the grid are saved by.
+pub const NATIVE: &str = "native";
+/// Most units of a job.
+const MOST_UNITS: usize = 256;
+/// What says to a unit which one it is.
+const UNIT: &str = "GRIDCPR_UNIT";
+/// What says to a unit how many there are.
+const UNITS: &str = "GRIDCPR_UNITS";
 /// Most bytes of all words and variables together; below what execve(2) takes.
 const MOST_BYTES: usize = 1 << 20;
 
@@ -71,11 +79,90 @@ pub struct JobSpec {
     /// How often the job is started again after failures of the system; 5 where nothing is said.
     #[serde(default)]
     pub retries: Option<u32>,
+    /// Parts of the job that run at the same time, each on a node: all are started or none is, all are saved in one stop,
+    /// and all go on together. A job without is one whole on one node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitSpec>,
+}
+
+/// What is different for one unit of a job; everything that is not said is as the job says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UnitSpec {
+    /// Program and arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// More environment. `GRIDCPR_UNIT`, from 0, and `GRIDCPR_UNITS` are there anyway.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// File that its output is appended to. `%u` in it, and in that of the job, stands for the number of the unit.
+    #[serde(default)]
+    pub output: Option<String>,
+    /// Slots of its node that it takes.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// Memory of its node that it takes, MiB.
+    #[serde(default)]
+    pub memory_mb: Option<u64>,
+    /// The only node it may run on.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// More properties that its node must publish.
+    #[serde(default)]
+    pub requires: BTreeMap<String, String>,
 }
 
 impl JobSpec {
+    /// What one unit is to be, as a job by itself.
+    pub fn unit(&self, number: usize) -> JobSpec {
+        let mut whole = JobSpec {
+            units: Vec::new(),
+            ..self.clone()
+        };
+        if let Some(unit) = self.units.get(number) {
+            if !unit.command.is_empty() {
+                whole.command.clone_from(&unit.command);
+            }
+            whole.environment.extend(unit.environment.clone());
+            whole.requires.extend(unit.requires.clone());
+            let output = unit.output.as_ref().or(self.output.as_ref());
+            whole.output = output.map(|output| output.replace("%u", &number.to_string()));
+            whole.slots = unit.slots.or(self.slots);
+            whole.memory_mb = unit.memory_mb.unwrap_or(self.memory_mb);
+            whole.node = unit.node.clone().or(self.node.clone());
+        }
+        whole.environment.insert(UNIT.into(), number.to_string());
+        whole.environment.insert(UNITS.into(), self.units.len().to_string());
+        whole
+    }
+
     /// Refuses what could not be run, and what is too large to be kept (GFD93-SM-11).
     pub fn check(&self) -> Result<()> {
+        if self.units.is_empty() {
+            return self.check_whole();
+        }
+        let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
+        if self.units.len() > MOST_UNITS {
+            return refuse(format!("it has more than {MOST_UNITS} units"));
+        }
+        let texts = |unit: &UnitSpec| {
+            let words = unit.command.iter().map(String::len).sum::<usize>();
+            let pairs = unit.environment.iter().chain(&unit.requires);
+            words + pairs.map(|(name, value)| name.len() + value.len()).sum::<usize>()
+        };
+        if self.units.iter().map(texts).sum::<usize>() > MOST_BYTES {
+            return refuse("what its units differ in is too long".into());
+        }
+        for number in 0..self.units.len() {
+            self.unit(number)
+                .check_whole()
+                .map_err(|error| Error::new(error.kind(), format!("unit {number}")).with_source(error))?;
+        }
+        Ok(())
+    }
+
+    fn check_whole(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
         let words = || self.command.iter().map(String::as_str);
         let variables = || {
@@ -238,6 +325,101 @@ pub enum Intent {
     Expire,
 }
 
+/// Where a unit of a job is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum UnitPhase {
+    /// No node has it.
+    #[default]
+    Waiting,
+    /// Its node has been told to start it.
+    Starting,
+    /// It has been made again from its image, and goes on when all units have been.
+    Built,
+    /// Runs.
+    Running,
+    /// Ended with exit code 0.
+    Finished,
+    /// Ended by its own fault, or could not be started.
+    Failed,
+    /// Ended by the grid, with the job.
+    Ended,
+    /// The system failed under it.
+    Lost,
+}
+
+impl UnitPhase {
+    /// As it is written in the interface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            UnitPhase::Waiting => "waiting",
+            UnitPhase::Starting => "starting",
+            UnitPhase::Built => "built",
+            UnitPhase::Running => "running",
+            UnitPhase::Finished => "finished",
+            UnitPhase::Failed => "failed",
+            UnitPhase::Ended => "ended",
+            UnitPhase::Lost => "lost",
+        }
+    }
+
+    /// A node has it, or may have it.
+    pub const fn is_placed(self) -> bool {
+        matches!(self, UnitPhase::Starting | UnitPhase::Built | UnitPhase::Running)
+    }
+}
+
+/// A unit of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Unit {
+    /// Where it is.
+    pub phase: UnitPhase,
+    /// The node that has it, or had it last.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// The engine that saves it.
+    pub engine: String,
+    /// Its image that this start went on from.
+    #[serde(default)]
+    pub from: Option<i64>,
+    /// Exit code, once it has ended by itself; 128 + signal where a signal ended it.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// Signal that ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+}
+
+/// What becomes of a job of several units when all of them have ended, because of what happened to the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// One has failed by itself.
+    Failed {
+        /// Exit code.
+        code: i32,
+        /// Signal that ended it.
+        signal: Option<i32>,
+    },
+    /// All are saved in a checkpoint that was to end the job.
+    Saved,
+    /// The system failed under one.
+    Broken {
+        /// How.
+        why: String,
+    },
+    /// One cannot be run at all.
+    Refused {
+        /// Why.
+        why: String,
+    },
+    /// They are ended on order.
+    Killed,
+}
+
 /// Which element of an array a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -296,9 +478,15 @@ pub struct Job {
     /// Why it is in this state, for people.
     #[serde(default)]
     pub reason: Option<String>,
-    /// The node that has it.
+    /// The node that has it; none where it has units, which have one each.
     #[serde(default)]
     pub node: Option<String>,
+    /// Its units, where it has several.
+    #[serde(default)]
+    pub units: Vec<Unit>,
+    /// What becomes of it when the last of its units has ended; none where they go on.
+    #[serde(default)]
+    pub ending: Option<Ending>,
     /// How often it has been started, restarts included.
     pub incarnation: u32,
     /// The checkpoint its newest start went on from; none where it began at the beginning.
@@ -346,14 +534,20 @@ pub struct Job {
 impl Job {
     /// A job as it is when it is submitted.
     pub fn new(id: i64, owner: Owner, spec: JobSpec, submitted_ms: i64) -> Job {
+        let unit = Unit {
+            engine: NATIVE.into(),
+            ..Unit::default()
+        };
         Job {
             id,
             owner,
-            spec,
             state: JobState::Queued,
             array: None,
             reason: None,
             node: None,
+            units: vec![unit; spec.units.len()],
+            ending: None,
+            spec,
             incarnation: 0,
             from: None,
             next_from: None,
@@ -436,6 +630,54 @@ pub struct Location {
     pub verified_ms: i64,
 }
 
+/// What all units of a job do for a checkpoint, one step after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Get ready; the unit runs.
+    Prepare,
+    /// Stand still.
+    Stop,
+    /// Save what stands still.
+    Save,
+    /// Go on.
+    Resume,
+}
+
+/// The coordination of a checkpoint of several units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Coordination {
+    /// What the units do.
+    pub step: Step,
+    /// It is given up where not all have done it by then.
+    pub deadline_ms: i64,
+}
+
+/// The image of one unit in a checkpoint of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Part {
+    /// The checkpoint of all of them.
+    pub of: i64,
+    /// The unit.
+    pub unit: u32,
+    /// The last step that its node has done.
+    #[serde(default)]
+    pub done: Option<Step>,
+}
+
+/// One image of a checkpoint of several units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct UnitImage {
+    /// The unit.
+    pub unit: u32,
+    /// Its number among the checkpoints, as which it can be asked for.
+    pub checkpoint: i64,
+}
+
 /// A checkpoint of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -481,9 +723,25 @@ pub struct Checkpoint {
     /// Why it failed, or was lost or freed.
     #[serde(default)]
     pub reason: Option<String>,
-    /// Where its copies are.
+    /// Where its copies are; those of its images, where it has several.
     #[serde(default)]
     pub locations: Vec<Location>,
+    /// Its images, where it is of a job of several units. Units that had finished have none.
+    #[serde(default)]
+    pub units: Vec<UnitImage>,
+    /// How far the units are, while it is made.
+    #[serde(default)]
+    pub coordination: Option<Coordination>,
+    /// Which image of which checkpoint this is, where that has several.
+    #[serde(default)]
+    pub part: Option<Part>,
+}
+
+impl Checkpoint {
+    /// Whether it is one of several units, and has no image itself.
+    pub fn is_set(&self) -> bool {
+        self.coordination.is_some()
+    }
 }
 
 /// State of a node.
@@ -526,6 +784,9 @@ pub struct NodeInfo {
     /// It reaches the store that all nodes share.
     #[serde(default)]
     pub has_store: bool,
+    /// It can have units of jobs that have several, and does step by step what their coordinator says.
+    #[serde(default)]
+    pub has_units: bool,
     /// Engines it has.
     #[serde(default)]
     pub engines: Vec<String>,

@@ -13,6 +13,8 @@ use crate::args::parse_duration;
 Examples:
   cpr submit --every 10m --name sim -- ./sim input.dat
   cpr submit --after 17 --slots 4 --time-limit 2h -- make -j4
+  cpr submit --units 3 -o 'part-%u.out' -- ./part
+  cpr submit --file coupled.toml
 
 The job runs on a node of the grid in the present directory and environment, which every node has to have. What it prints \
 is appended to a file. Where its node is lost it goes on elsewhere from its newest good checkpoint.")]
@@ -32,15 +34,15 @@ pub struct Submit {
     /// Let complete checkpoints go after this time, in whole seconds; the newest one stays while the job may go on
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
-    /// Jobs with higher numbers go first
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
-    pub priority: i32,
+    /// Jobs with higher numbers go first (0 unless it is given)
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub priority: Option<i32>,
     /// Slots of a node that the job takes (1 unless it is given)
     #[arg(long, value_name = "N")]
     pub slots: Option<u32>,
-    /// Memory of a node that the job takes, MiB
-    #[arg(long, value_name = "MIB", default_value_t = 0)]
-    pub memory: u64,
+    /// Memory of a node that the job takes, MiB (0 unless it is given)
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
     /// The only node it may run on
     #[arg(long)]
     pub node: Option<String>,
@@ -63,11 +65,24 @@ pub struct Submit {
     /// its output
     #[arg(long, value_name = "FIRST-LAST[:STEP]", value_parser = parse_array)]
     pub array: Option<(i64, i64, i64)>,
+    /// Run the command so many times at once, as units of one job, on as many nodes as can have them; each has its number,
+    /// from 0, in GRIDCPR_UNIT and in place of %u in the name of its output, and how many there are in GRIDCPR_UNITS
+    ///
+    /// All are started or none is. A checkpoint of the job is one stop of all units, and they go on from it together. A
+    /// unit that ends with exit code 0 has done its part; any other end of one ends all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub units: Option<u32>,
+    /// Read what the job is to be from a file in TOML, with the names of the HTTP interface; options given besides win
+    ///
+    /// In it, units can have commands and needs of their own.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "units")]
+    pub file: Option<PathBuf>,
     /// A word of your choice: whatever is submitted with the same one is submitted once
     #[arg(long, value_name = "WORD")]
     pub key: Option<String>,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    #[arg(required_unless_present = "file", trailing_var_arg = true, value_name = "COMMAND",
+        value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<String>,
 }
 
@@ -216,6 +231,9 @@ pub struct Checkpoints {
     /// Only those of which this node holds a copy; `store` for the common store
     #[arg(long, value_name = "NODE")]
     pub location: Option<String>,
+    /// The images of this checkpoint, one for each unit of its job
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "location")]
+    pub images_of: Option<i64>,
 }
 
 /// `cpr drain`

@@ -371,3 +371,186 @@ fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
     wait_until("a certificate has expired", || ask(Some("ca-issued/n3")).is_empty());
     lab.site.text(&["cancel", &id]);
 }
+
+/// Counts in step with the other units of its job, by files that all see; while there is a file `quiet` it only says how
+/// far it is.
+const IN_STEP: &str = "
+import os, time
+unit, units, n = int(os.environ['GRIDCPR_UNIT']), int(os.environ['GRIDCPR_UNITS']), 0
+def at(other):
+    try: return int(open('at-%d' % other).read())
+    except (OSError, ValueError): return -1
+while n < LAST:
+    time.sleep(0.005)
+    if os.path.exists('quiet'):
+        open('state-%d' % unit, 'w').write('%d.' % n)
+        continue
+    open('at-%d.new' % unit, 'w').write(str(n))
+    os.rename('at-%d.new' % unit, 'at-%d' % unit)
+    if all(at(other) >= n for other in range(units)):
+        n += 1
+        print(n, flush=True)
+";
+
+/// A job of three units that count in step to a number.
+fn in_step(lab: &Lab, last: u32) -> String {
+    let program = IN_STEP.replace("LAST", &last.to_string());
+    let id = lab
+        .site
+        .submit("u-%u", &["--units", "3"], &["/usr/bin/python3", "-c", &program]);
+    lab.site.wait_for_count("u-0", 10);
+    id
+}
+
+fn nodes_of(lab: &Lab, id: &str) -> Vec<String> {
+    let job = lab.site.wait_for_state(id, "running");
+    let units = job["units"].as_array().unwrap().iter();
+    units.map(|unit| unit["node"].as_str().unwrap().to_string()).collect()
+}
+
+/// All have counted to the end, and nothing twice.
+fn all_counted(lab: &Lab, id: &str, last: u32) {
+    let ended = lab.site.cpr(&["wait", &format!("@{id}")]);
+    assert!(ended.status.success(), "{}", lab.site.told());
+    for unit in 0..3 {
+        assert_eq!(lab.site.output(&format!("u-{unit}")), counted(last), "unit {unit}");
+    }
+}
+
+/// How far a step of the checkpoints of a job has come, as events tell it.
+fn steps_of(lab: &Lab, id: &str) -> usize {
+    let events = lab.site.text(&["events", "--job", id, "--kind", "checkpoint.step"]);
+    events.lines().count()
+}
+
+// XGCP-COORD-1, XGCP-COORD-9, XGCP-COORD-11, XGCP-COORD-16, XGCP-JCP-9, XGCP-JCP-10, GFD93-SCOPE-4, XGCP-JOB-2
+#[test]
+fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_is_lost() {
+    let Some(mut lab) = lab(4, "", "") else { return };
+    let id = in_step(&lab, 400);
+    let nodes = nodes_of(&lab, &id);
+    let different: std::collections::BTreeSet<&String> = nodes.iter().collect();
+    assert_eq!(different.len(), 3, "{nodes:?}");
+    for round in 1..=2 {
+        lab.site.wait_for_count("u-1", 20 * round);
+        let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
+        assert_eq!(made["units"].as_array().unwrap().len(), 3, "{made}");
+        lab.site.wait_for_count("u-2", 20 * round + 10);
+        // What each remembers is of one moment.
+        let quiet = lab.site.path("work/quiet");
+        fs::write(&quiet, "").unwrap();
+        let node = nodes_of(&lab, &id)[1].clone();
+        lab.crash(&node);
+        wait_until("it is started again", || lab.site.job(&id)["incarnation"] == 1 + round);
+        let again = lab.site.wait_for_state(&id, "running");
+        assert_eq!(again["from"], made["id"]);
+        for unit in 0..3 {
+            for name in [format!("state-{unit}"), format!("at-{unit}")] {
+                let _ = fs::remove_file(lab.site.path("work").join(name));
+            }
+        }
+        let state = |unit: u32| -> Option<u32> {
+            lab.site
+                .output(&format!("state-{unit}"))
+                .strip_suffix('.')?
+                .parse()
+                .ok()
+        };
+        wait_until("all say how far they are", || (0..3).all(|unit| state(unit).is_some()));
+        let states = [0, 1, 2].map(|unit| state(unit).unwrap());
+        let (least, most) = (states.iter().min().unwrap(), states.iter().max().unwrap());
+        assert!(most - least <= 1 && *least >= 10, "{states:?}");
+        fs::remove_file(&quiet).unwrap();
+        lab.start(&node);
+        wait_until("the node is back", || lab.node_state(&node) == "ready");
+    }
+    all_counted(&lab, &id, 400);
+}
+
+// XGCP-COORD-12, XGCP-JCP-4
+#[test]
+fn whatever_is_lost_in_any_step_of_a_checkpoint_the_job_comes_to_its_end() {
+    let Some(mut lab) = lab(4, "", "") else { return };
+    let id = in_step(&lab, 700);
+    let job = format!("@{id}");
+    lab.site.json(&["checkpoint", &job]);
+    for step in 1..=3 {
+        for service in [true, false] {
+            let before = steps_of(&lab, &id);
+            let node = nodes_of(&lab, &id)[step % 3].clone();
+            let mut asking = lab.site.command(&["checkpoint", &job]);
+            asking.stdout(std::process::Stdio::null());
+            let mut asking = asking.stderr(std::process::Stdio::null()).spawn().unwrap();
+            wait_until("the step has begun", || steps_of(&lab, &id) >= before + step);
+            if service {
+                lab.site.kill("grid");
+                lab.start_service();
+            } else {
+                lab.crash(&node);
+                wait_until("the node is missed", || lab.node_state(&node) == "lost");
+                lab.start(&node);
+                wait_until("the node is back", || lab.node_state(&node) == "ready");
+            }
+            let _ = asking.wait();
+            wait_until("nothing is under way any more", || {
+                let all = lab.site.json(&["checkpoints", &id]);
+                let all = all["checkpoints"].as_array().unwrap().clone();
+                all.iter().all(|checkpoint| checkpoint["state"] == "complete")
+            });
+            lab.site.wait_for_state(&id, "running");
+        }
+    }
+    all_counted(&lab, &id, 700);
+}
+
+// XGCP-COORD-12, XGCP-COORD-3
+#[test]
+fn where_one_unit_cannot_be_saved_all_go_on_and_the_job_is_described_by_a_file() {
+    let Some(lab) = lab(3, "", "") else { return };
+    // The last one holds an object that cannot be saved.
+    let hold = "import ctypes, time\nassert ctypes.CDLL(None).syscall(323, 1) >= 0\n\
+                n = 0\nwhile n < 100000:\n    n += 1\n    print(n, flush=True)\n    time.sleep(0.01)";
+    let count = counter(100_000);
+    let text = format!(
+        "name = 'coupled'\noutput = 'u-%u'\nrequires = {{ arch = '{}' }}\n\
+         [[units]]\ncommand = ['sh', '-c', '''{}''']\n[[units]]\ncommand = ['sh', '-c', '''{}''']\nslots = 2\n\
+         [[units]]\ncommand = ['/usr/bin/python3', '-c', '''{hold}''']\nnode = 'n3'\n",
+        std::env::consts::ARCH,
+        count[2],
+        count[2]
+    );
+    let file = lab.site.path("work/job.toml");
+    fs::write(&file, text).unwrap();
+    let id = lab
+        .site
+        .text(&["submit", "--file", file.to_str().unwrap()])
+        .trim()
+        .to_string();
+    let nodes = nodes_of(&lab, &id);
+    assert_eq!(nodes[2], "n3");
+    let shown = lab.site.text(&["jobs", &id]);
+    assert!(shown.contains("coupled") && shown.contains("UNIT"), "{shown}");
+    for round in 1..=2 {
+        for unit in 0..3 {
+            lab.site.wait_for_count(&format!("u-{unit}"), 20 * round);
+        }
+        let what = if round == 1 { "checkpoint" } else { "suspend" };
+        let refused = lab.site.cpr(&[what, &format!("@{id}")]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success(), "{said}");
+        let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.failed"]);
+        assert!(
+            events.contains("unit 2 on n3") && events.contains("userfaultfd"),
+            "{events}"
+        );
+        let had: Vec<usize> = (0..3).map(|unit| lab.site.output(&format!("u-{unit}")).len()).collect();
+        wait_until("all go on", || {
+            (0..3).all(|unit: usize| lab.site.output(&format!("u-{unit}")).len() > had[unit] + 20)
+        });
+    }
+    assert_eq!(lab.site.job(&id)["incarnation"], 1);
+    // What ends one ends all.
+    lab.site.text(&["cancel", &id]);
+    lab.site.wait_for_state(&id, "cancelled");
+    wait_until("all have ended", || lab.site.job_processes().is_empty());
+}

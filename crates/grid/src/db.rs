@@ -18,9 +18,10 @@ use sqlx::{Any, AnyConnection, AnyPool, Executor, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// Statements of each version of the schema.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../migrations/0001.sql"),
     include_str!("../migrations/0002.sql"),
+    include_str!("../migrations/0003.sql"),
 ];
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -143,10 +144,33 @@ pub(crate) async fn checkpoint(connection: &mut AnyConnection, id: i64) -> Resul
 pub(crate) async fn checkpoints_of(connection: &mut AnyConnection, job: i64) -> Result<Vec<Checkpoint>> {
     docs(
         connection,
-        "SELECT doc FROM checkpoints WHERE job = $1 ORDER BY id",
+        "SELECT doc FROM checkpoints WHERE job = $1 AND part_of = 0 ORDER BY id",
         &[job.into()],
     )
     .await
+}
+
+/// The checkpoints of a job that are being made.
+pub(crate) async fn pending_of(connection: &mut AnyConnection, job: i64) -> Result<Vec<Checkpoint>> {
+    let sql = "SELECT doc FROM checkpoints WHERE job = $1 AND part_of = 0 AND state = 'pending' ORDER BY id";
+    docs(connection, sql, &[job.into()]).await
+}
+
+/// The images of a checkpoint of several units.
+pub(crate) async fn parts_of(connection: &mut AnyConnection, checkpoint: i64) -> Result<Vec<Checkpoint>> {
+    let sql = "SELECT doc FROM checkpoints WHERE part_of = $1 ORDER BY id";
+    docs(connection, sql, &[checkpoint.into()]).await
+}
+
+/// Units that a node has or may have, with their jobs.
+pub(crate) async fn units_on(connection: &mut AnyConnection, node: &str) -> Result<Vec<(Job, u32)>> {
+    let sql = "SELECT j.doc, u.unit FROM units u JOIN jobs j ON j.id = u.job WHERE u.node = $1 ORDER BY u.job, u.unit";
+    let unit = |row: &AnyRow| {
+        let unit = u32::try_from(number(row, 1)?);
+        let unit = unit.map_err(|_| Error::new(ErrorKind::Damaged, "a record of the database is not understood"))?;
+        Ok((decode(&text(row, 0)?)?, unit))
+    };
+    rows(connection, sql, &[node.into()]).await?.iter().map(unit).collect()
 }
 
 /// All nodes, by name.
@@ -358,13 +382,23 @@ impl Write<'_> {
             encode(job)?.as_str().into(),
             job.array.map_or(0, |array| array.id).into(),
         ];
-        execute(&mut self.tx, sql, &values).await.map(drop)
+        execute(&mut self.tx, sql, &values).await?;
+        if job.units.is_empty() {
+            return Ok(());
+        }
+        execute(&mut self.tx, "DELETE FROM units WHERE job = $1", &[job.id.into()]).await?;
+        for (number, unit) in (0..).zip(&job.units).filter(|(_, unit)| unit.phase.is_placed()) {
+            let sql = "INSERT INTO units (job, unit, node) VALUES ($1, $2, $3)";
+            let node = unit.node.as_deref().unwrap_or_default();
+            execute(&mut self.tx, sql, &[job.id.into(), Value::Int(number), node.into()]).await?;
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint down, with its locations, and those it is to have (`wanted`).
     pub(crate) async fn put_checkpoint(&mut self, checkpoint: &Checkpoint, wanted: &[String]) -> Result<()> {
-        let sql = "INSERT INTO checkpoints (id, job, owner, state, node, created_ms, doc) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET state = $4, doc = $7";
+        let sql = "INSERT INTO checkpoints (id, job, owner, state, node, created_ms, doc, part_of) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET state = $4, doc = $7";
         let values = [
             checkpoint.id.into(),
             checkpoint.job.into(),
@@ -373,6 +407,7 @@ impl Write<'_> {
             checkpoint.node.as_str().into(),
             checkpoint.created_ms.into(),
             encode(checkpoint)?.as_str().into(),
+            checkpoint.part.as_ref().map_or(0, |part| part.of).into(),
         ];
         execute(&mut self.tx, sql, &values).await?;
         let remove = "DELETE FROM locations WHERE checkpoint = $1";

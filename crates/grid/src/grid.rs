@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
+use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NATIVE, NodeState};
 use cpr_types::Result;
 use tokio::sync::watch;
 
@@ -232,6 +232,12 @@ impl Grid {
         checkpoint.locations.clear();
         checkpoint.reason = Some(why.clone());
         write.put_checkpoint(checkpoint, &[]).await?;
+        if checkpoint.part.is_some() {
+            return self.part_ended(write, job, checkpoint, why).await;
+        }
+        if checkpoint.is_set() {
+            self.end_parts(write, job, checkpoint, &why).await?;
+        }
         let about = About {
             job: Some(job),
             node: Some(&checkpoint.node),
@@ -286,7 +292,7 @@ impl Grid {
             return Ok(());
         };
         let owner = [job.owner.name.as_str().into()];
-        let sql = "SELECT doc FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete') ORDER BY id";
+        let sql = "SELECT doc FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete') AND part_of = 0 ORDER BY id";
         let mut held: Vec<Checkpoint> = db::docs(&mut write.tx, sql, &owner).await?;
         let sql = "SELECT doc FROM jobs WHERE owner = $1 AND id IN \
                    (SELECT job FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete'))";
@@ -332,27 +338,18 @@ impl Grid {
             return Ok(waiting.clone());
         }
         let now = self.clock.wall_ms();
-        let checkpoint = Checkpoint {
-            id: write.next("checkpoint").await?,
-            job: job.id,
-            owner: job.owner.clone(),
-            incarnation: job.incarnation,
-            generation: known.last().map_or(1, |last| last.generation + 1),
-            state: CheckpointState::Pending,
-            stop,
-            parent: job.from,
-            engine: "native".to_string(),
-            node: job.node.clone().unwrap_or_default(),
-            bytes: 0,
-            blake3: String::new(),
-            cost_ms: None,
-            took_ms: None,
-            created_ms: now,
-            stored_ms: None,
-            reason: None,
-            locations: Vec::new(),
-        };
-        write.put_checkpoint(&checkpoint, &[]).await?;
+        let generation = known.last().map_or(1, |last| last.generation + 1);
+        let mut checkpoint = new_checkpoint(write.next("checkpoint").await?, job, generation, stop, now);
+        if job.units.is_empty() {
+            write.put_checkpoint(&checkpoint, &[]).await?;
+        } else {
+            for mut earlier in known.into_iter().filter(|c| c.state == CheckpointState::Pending) {
+                let why = "another one is to end the job".to_string();
+                self.end_checkpoint(write, job, &mut earlier, CheckpointState::Failed, why)
+                    .await?;
+            }
+            self.begin_set(write, job, &mut checkpoint).await?;
+        }
         job.checkpoint_begun_ms = Some(now);
         write.put_job(job, false).await?;
         let about = About {
@@ -362,6 +359,33 @@ impl Grid {
         let what = format!("checkpoint {} of job {} is asked for", checkpoint.id, job.id);
         write.note(now, "checkpoint.pending", about, what).await?;
         Ok(checkpoint)
+    }
+}
+
+/// A checkpoint as it is when it is asked for.
+pub(crate) fn new_checkpoint(id: i64, job: &Job, generation: u32, stop: bool, now_ms: i64) -> Checkpoint {
+    Checkpoint {
+        id,
+        job: job.id,
+        owner: job.owner.clone(),
+        incarnation: job.incarnation,
+        generation,
+        state: CheckpointState::Pending,
+        stop,
+        parent: job.from,
+        engine: NATIVE.to_string(),
+        node: job.node.clone().unwrap_or_default(),
+        bytes: 0,
+        blake3: String::new(),
+        cost_ms: None,
+        took_ms: None,
+        created_ms: now_ms,
+        stored_ms: None,
+        reason: None,
+        locations: Vec::new(),
+        units: Vec::new(),
+        coordination: None,
+        part: None,
     }
 }
 

@@ -7,10 +7,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use cpr_api::agent::Incarnation;
 use cpr_api::agent::{
-    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, JobReport, Orders, Phase,
-    Report, Source,
+    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, Phase, Report, Source,
 };
-use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeState};
+use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeState, Step, UnitPhase};
 use cpr_types::{Error, ErrorKind, Result};
 use sqlx::AnyConnection;
 
@@ -18,6 +17,7 @@ use crate::caller::Caller;
 use crate::db::{self, About, Write};
 use crate::grid::{Grid, Lease};
 use crate::lifecycle::Change;
+use crate::units::{self, Happened};
 
 /// Jobs that a node has or may have.
 async fn placed(connection: &mut AnyConnection, node: &str) -> Result<Vec<Job>> {
@@ -38,14 +38,20 @@ async fn located(connection: &mut AnyConnection, node: &str, held: bool) -> Resu
     db::docs(connection, sql, &[node.into(), i64::from(held).into()]).await
 }
 
-fn is_of(job: &Job, report: &JobReport) -> bool {
-    report.incarnation.job == job.id && report.incarnation.number == job.incarnation
+/// What a job is called on its node, or one of its units.
+fn incarnation(job: &Job, unit: Option<u32>) -> Incarnation {
+    Incarnation {
+        job: job.id,
+        number: job.incarnation,
+        unit,
+    }
 }
 
 /// What a report says that is not known yet.
 #[derive(Default)]
 struct News {
-    jobs: Vec<(Job, Phase)>,
+    jobs: Vec<(Job, Option<u32>, Phase)>,
+    steps: Vec<(i64, Step)>,
     made: Vec<(Checkpoint, CheckpointReport)>,
     arrived: Vec<i64>,
     in_store: Vec<i64>,
@@ -58,22 +64,40 @@ impl News {
     async fn find(connection: &mut AnyConnection, report: &Report) -> Result<News> {
         let name = report.info.name.as_str();
         let mut news = News::default();
+        let told = |incarnation: Incarnation| {
+            let told = report.jobs.iter().find(|told| told.incarnation == incarnation);
+            told.map(|told| told.phase.clone())
+        };
         for job in placed(connection, name).await? {
-            let told = report
-                .jobs
-                .iter()
-                .find(|told| is_of(&job, told))
-                .map(|told| told.phase.clone());
-            match (told, job.state) {
-                (Some(Phase::Starting), _) | (Some(Phase::Running), JobState::Running) => {}
+            match (told(incarnation(&job, None)), job.state) {
+                (Some(Phase::Starting | Phase::Built), _) | (Some(Phase::Running), JobState::Running) => {}
                 // It may not have been told of the job so far.
                 (None, JobState::Starting) => {}
-                (None, _) => news.jobs.push((job, Phase::Lost)),
-                (Some(phase), _) => news.jobs.push((job, phase)),
+                (None, _) => news.jobs.push((job, None, Phase::Lost)),
+                (Some(phase), _) => news.jobs.push((job, None, phase)),
             }
         }
-        if !report.checkpoints.is_empty() {
+        for (job, number) in db::units_on(connection, name).await? {
+            let Some(known) = job.units.get(number as usize).map(|unit| unit.phase) else {
+                continue;
+            };
+            match (told(incarnation(&job, Some(number))), known) {
+                (Some(Phase::Starting), _) => {}
+                (Some(Phase::Built), UnitPhase::Built) | (Some(Phase::Running), UnitPhase::Running) => {}
+                (None, UnitPhase::Starting) => {}
+                (None, _) => news.jobs.push((job, Some(number), Phase::Lost)),
+                (Some(phase), _) => news.jobs.push((job, Some(number), phase)),
+            }
+        }
+        if !report.checkpoints.is_empty() || !report.steps.is_empty() {
             for checkpoint in pending(connection, name).await? {
+                let before = checkpoint.part.as_ref().map(|part| part.done);
+                let told = report.steps.iter().find(|told| told.id == checkpoint.id);
+                if let Some((told, before)) = told.zip(before)
+                    && Some(told.done) > before
+                {
+                    news.steps.push((checkpoint.id, told.done));
+                }
                 if let Some(told) = report.checkpoints.iter().find(|told| told.id == checkpoint.id) {
                     news.made.push((checkpoint, told.clone()));
                 }
@@ -106,6 +130,7 @@ impl News {
 
     fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+            && self.steps.is_empty()
             && self.made.is_empty()
             && self.arrived.is_empty()
             && self.in_store.is_empty()
@@ -211,6 +236,9 @@ impl Grid {
         let mut write = self.db.write().await?;
         // Looked for again: much may have happened before we could write.
         let news = News::find(&mut write.tx, report).await?;
+        for (id, done) in news.steps {
+            self.step_done(&mut write, id, done).await?;
+        }
         for (checkpoint, told) in news.made {
             self.checkpoint_made(&mut write, checkpoint, told).await?;
         }
@@ -230,10 +258,18 @@ impl Grid {
         for id in news.verified {
             self.copy_verified(&mut write, id, name).await?;
         }
-        for (job, phase) in news.jobs {
+        for (job, unit, phase) in news.jobs {
             // As the steps before have left it.
-            if let Some(job) = db::job(&mut write.tx, job.id).await? {
-                self.phase_changed(&mut write, job, phase, name).await?;
+            let Some(now) = db::job(&mut write.tx, job.id).await? else {
+                continue;
+            };
+            match unit {
+                None => self.phase_changed(&mut write, now, phase, name).await?,
+                // Of the same start; another unit may have been the last.
+                Some(unit) if now.incarnation == job.incarnation && now.state.is_placed() => {
+                    self.unit_phase_changed(&mut write, now, unit, phase, name).await?;
+                }
+                Some(_) => {}
             }
         }
         write.commit().await
@@ -242,10 +278,15 @@ impl Grid {
     async fn checkpoint_made(
         &self,
         write: &mut Write<'_>,
-        mut checkpoint: Checkpoint,
+        checkpoint: Checkpoint,
         told: CheckpointReport,
     ) -> Result<()> {
         let now = self.clock.wall_ms();
+        // As the steps before have left it.
+        let known = db::checkpoint(&mut write.tx, checkpoint.id).await?;
+        let Some(mut checkpoint) = known.filter(|c| c.state == CheckpointState::Pending) else {
+            return Ok(());
+        };
         let Some(mut job) = db::job(&mut write.tx, checkpoint.job).await? else {
             return Ok(());
         };
@@ -267,6 +308,10 @@ impl Grid {
                     verified_ms: now,
                 }];
                 write.put_checkpoint(&checkpoint, &[]).await?;
+                if let Some(set) = checkpoint.part.as_ref().map(|part| part.of) {
+                    self.settle_copies(write, &job, checkpoint).await?;
+                    return self.settle_set(write, set).await;
+                }
                 let about = About {
                     job: Some(&job),
                     node: Some(&checkpoint.node),
@@ -362,6 +407,9 @@ impl Grid {
         let mut wanted = write.wanted(id).await?;
         wanted.retain(|name| name != node);
         write.put_checkpoint(&checkpoint, &wanted).await?;
+        if let Some(part) = &checkpoint.part {
+            self.settle_set(write, part.of).await?;
+        }
         let about = About {
             job: Some(&job),
             node: Some(node),
@@ -384,7 +432,7 @@ impl Grid {
 
     async fn phase_changed(&self, write: &mut Write<'_>, mut job: Job, phase: Phase, node: &str) -> Result<()> {
         let change = match phase {
-            Phase::Starting => return Ok(()),
+            Phase::Starting | Phase::Built => return Ok(()),
             Phase::Running => Change::Began,
             Phase::Exited { code, signal } => Change::Exited { code, signal },
             Phase::Stopped if self.awaits_last_checkpoint(write, &job).await? => return Ok(()),
@@ -394,16 +442,7 @@ impl Grid {
                 why: format!("it vanished from node {node}"),
             },
             Phase::Failed { kind, message } => {
-                if kind == ErrorKind::Damaged
-                    && let Some(from) = job.from
-                    && let Some(mut checkpoint) = db::checkpoint(&mut write.tx, from).await?
-                    && checkpoint.state.is_usable()
-                {
-                    // Its bytes are those that were written, and yet they are no good.
-                    let why = format!("it cannot be restarted: {message}");
-                    self.end_checkpoint(write, &job, &mut checkpoint, CheckpointState::Lost, why)
-                        .await?;
-                }
+                self.start_failed(write, &job, job.from, kind, &message).await?;
                 // Written down with the change below.
                 job.bad_starts.extend(job.from);
                 let own_fault = matches!(kind, ErrorKind::Usage | ErrorKind::NotFound | ErrorKind::Denied);
@@ -417,12 +456,85 @@ impl Grid {
         self.change(write, &mut job, change).await
     }
 
+    /// An image from which something could not be started is lost where it is that which is no good.
+    async fn start_failed(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        from: Option<i64>,
+        kind: ErrorKind,
+        message: &str,
+    ) -> Result<()> {
+        if kind == ErrorKind::Damaged
+            && let Some(from) = from
+            && let Some(mut checkpoint) = db::checkpoint(&mut write.tx, from).await?
+            && checkpoint.state.is_usable()
+        {
+            // Its bytes are those that were written, and yet they are no good.
+            let why = format!("it cannot be restarted: {message}");
+            self.end_checkpoint(write, job, &mut checkpoint, CheckpointState::Lost, why)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn unit_phase_changed(
+        &self,
+        write: &mut Write<'_>,
+        mut job: Job,
+        number: u32,
+        phase: Phase,
+        node: &str,
+    ) -> Result<()> {
+        let happened = match phase {
+            Phase::Starting => return Ok(()),
+            Phase::Built => Happened::Built,
+            Phase::Running => Happened::Began,
+            Phase::Exited { code, signal } => Happened::Exited { code, signal },
+            Phase::Stopped => Happened::Broke {
+                why: "a checkpoint of it alone ended it".into(),
+            },
+            Phase::Killed => Happened::Killed,
+            Phase::Lost => Happened::Broke {
+                why: format!("it vanished from node {node}"),
+            },
+            Phase::Failed { kind, message } => {
+                let from = job.units.get(number as usize).and_then(|unit| unit.from);
+                self.start_failed(write, &job, from, kind, &message).await?;
+                if job.ending.is_none() {
+                    // Once for each start, and written down with the change below.
+                    job.bad_starts.extend(job.from);
+                }
+                let own_fault = matches!(kind, ErrorKind::Usage | ErrorKind::NotFound | ErrorKind::Denied);
+                let why = format!("it could not be started on {node}: {message}");
+                match own_fault && from.is_none() {
+                    true => Happened::Refused { why },
+                    false => Happened::Broke { why },
+                }
+            }
+        };
+        self.unit_changed(write, &mut job, number, happened).await
+    }
+
     /// What a node is to have and to do now (GCA-GCS-5).
     pub async fn orders(&self, report: &Report) -> Result<Orders> {
         let mut connection = self.db.read().await?;
         let name = report.info.name.as_str();
         let pending = pending(&mut connection, name).await?;
-        let jobs = placed(&mut connection, name).await?;
+        let mut jobs: Vec<JobOrder> = Vec::new();
+        for job in placed(&mut connection, name).await? {
+            jobs.push(job_order(job, None, &pending, None));
+        }
+        for (job, unit) in db::units_on(&mut connection, name).await? {
+            // Also of one that is saved already, while it waits for others.
+            let (mut parts, mut step) = (Vec::new(), None);
+            for set in db::pending_of(&mut connection, job.id).await? {
+                parts.extend(db::parts_of(&mut connection, set.id).await?);
+                step = set.coordination.map(|at| at.step);
+            }
+            parts.retain(|part| !part.state.is_gone());
+            jobs.push(job_order(job, Some(unit), &parts, step));
+        }
         let mut images = located(&mut connection, name, true).await?;
         images.extend(located(&mut connection, name, false).await?);
         let nodes = db::nodes(&mut connection).await?;
@@ -430,7 +542,7 @@ impl Grid {
         let mut orders = Orders {
             lease_ms: self.policy().lease_ms.saturating_sub(self.policy().margin_ms),
             mark: String::new(),
-            jobs: jobs.into_iter().map(|job| job_order(job, &pending)).collect(),
+            jobs,
             images: images
                 .iter()
                 .map(|checkpoint| image_order(checkpoint, self.ticket(checkpoint.id), name, &nodes))
@@ -448,23 +560,35 @@ impl Grid {
     }
 }
 
-fn job_order(job: Job, pending: &[Checkpoint]) -> JobOrder {
-    use cpr_api::model::Intent;
-    let checkpoints = pending
-        .iter()
-        .filter(|c| c.job == job.id && c.incarnation == job.incarnation)
-        .map(|c| CheckpointOrder { id: c.id, stop: c.stop })
-        .collect();
+/// Whether a checkpoint is to be made of a job, or of this unit of it.
+fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
+    let of = checkpoint.part.as_ref().map(|part| part.unit);
+    checkpoint.job == job.id && checkpoint.incarnation == job.incarnation && of == unit
+}
+
+/// What is to become of a job, or of a unit of one, whose checkpoint is to be at this step.
+fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Step>) -> JobOrder {
+    let checkpoints = asked.iter().filter(|c| is_made_by(c, &job, unit));
+    let checkpoints = checkpoints.map(|c| CheckpointOrder {
+        id: c.id,
+        stop: c.stop,
+        step,
+    });
+    let ended = matches!(job.intent, Some(Intent::Cancel | Intent::Expire)) || job.ending.is_some();
     JobOrder {
-        incarnation: Incarnation {
-            job: job.id,
-            number: job.incarnation,
+        incarnation: incarnation(&job, unit),
+        kill: ended,
+        checkpoints: checkpoints.collect(),
+        go: units::may_go(&job),
+        from: match unit {
+            None => job.from,
+            Some(unit) => job.units.get(unit as usize).and_then(|unit| unit.from),
         },
-        kill: matches!(job.intent, Some(Intent::Cancel | Intent::Expire)),
+        spec: match unit {
+            None => job.spec,
+            Some(unit) => job.spec.unit(unit as usize),
+        },
         owner: job.owner,
-        spec: job.spec,
-        from: job.from,
-        checkpoints,
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! [`Grid`] is the whole service without a network: what users may ask is in `requests.rs`, what nodes report in
 //! `heartbeat.rs`, what happens by itself in `tick.rs`. What follows from what is decided by pure functions:
-//! `lifecycle.rs` for jobs, `placement.rs` for nodes, `retention.rs` for checkpoints.
+//! `lifecycle.rs` for jobs, `units.rs` for the units of one, `coordinator.rs` for their checkpoints, `placement.rs` for
+//! nodes, `retention.rs` for checkpoints.
 //!
 //! Invariants: every change of state is one transaction, and is answered only when it is durable; whoever calls is
 //! checked here, whatever way the call came; no incarnation of a job is placed while another may run.
 
 mod caller;
 mod clock;
+mod coordinator;
 mod db;
 mod grid;
 mod heartbeat;
@@ -18,7 +20,9 @@ mod placement;
 mod query;
 mod requests;
 mod retention;
+mod sets;
 mod tick;
+mod units;
 
 pub use caller::{Caller, Role};
 pub use clock::Clock;

@@ -9,8 +9,10 @@
 //!     └──── recover, resume ── suspended, failed, cancelled
 //! ```
 
-use cpr_api::model::{Intent, Job, JobState};
+use cpr_api::model::{Intent, Job, JobState, Unit};
 use cpr_types::{Error, ErrorKind, Result};
+
+use crate::units;
 
 /// First pause before another attempt after the second failure in a row; it doubles with each.
 const FIRST_PAUSE_MS: i64 = 2_000;
@@ -22,6 +24,11 @@ const LONGEST_PAUSE_MS: i64 = 300_000;
 pub(crate) enum Change {
     /// It is given to a node, to go on from a checkpoint, or from the beginning.
     Place { node: String, from: Option<i64> },
+    /// Its units are given to nodes, each to go on from its image; none for units that have finished.
+    PlaceUnits {
+        places: Vec<Option<(String, Option<i64>)>>,
+        from: Option<i64>,
+    },
     /// It runs.
     Began,
     /// Its program ended.
@@ -55,15 +62,12 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
     let placed = job.state.is_placed();
     match change {
         Change::Place { node, from } if job.state == JobState::Queued => {
-            job.state = JobState::Starting;
-            job.reason = None;
+            start(job, from);
             job.node = Some(node);
-            job.from = from;
-            job.next_from = None;
-            job.next_node = None;
-            job.incarnation += 1;
-            job.started_ms = None;
-            job.checkpoint_begun_ms = None;
+        }
+        Change::PlaceUnits { places, from } if job.state == JobState::Queued => {
+            start(job, from);
+            units::place(&mut job.units, places);
         }
         Change::Began if job.state == JobState::Starting => {
             job.state = JobState::Running;
@@ -90,6 +94,7 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
         Change::Stopped if placed => match job.intent.take() {
             Some(Intent::Suspend) => {
                 leave(job);
+                collect_units(job);
                 job.state = JobState::Suspended;
                 job.reason = Some("suspended to a checkpoint".into());
             }
@@ -147,6 +152,12 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
         Change::End(intent @ (Intent::Cancel | Intent::Expire)) if placed => job.intent = Some(intent),
         Change::End(intent @ (Intent::Suspend | Intent::Move(_))) if job.state == JobState::Running => {
             match &job.intent {
+                None if job.ending.is_some() => {
+                    return Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("units of job {} are being ended", job.id),
+                    ));
+                }
                 None => job.intent = Some(intent),
                 Some(before) if *before == intent => {}
                 Some(_) => {
@@ -196,14 +207,37 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
     Ok(())
 }
 
+fn start(job: &mut Job, from: Option<i64>) {
+    job.state = JobState::Starting;
+    job.reason = None;
+    job.from = from;
+    job.next_from = None;
+    job.next_node = None;
+    job.incarnation += 1;
+    job.started_ms = None;
+    job.checkpoint_begun_ms = None;
+}
+
 fn leave(job: &mut Job) {
     job.node = None;
+    job.ending = None;
     job.intent = None;
     job.started_ms = None;
 }
 
+/// Its units are where they were before it was ever started.
+fn collect_units(job: &mut Job) {
+    for unit in &mut job.units {
+        *unit = Unit {
+            engine: std::mem::take(&mut unit.engine),
+            ..Unit::default()
+        };
+    }
+}
+
 fn queue(job: &mut Job, why: String, not_before_ms: i64) {
     leave(job);
+    collect_units(job);
     job.state = JobState::Queued;
     job.reason = Some(why);
     job.not_before_ms = not_before_ms;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cpr_api::model::{Job, NodeInfo};
+use cpr_api::model::{Job, JobSpec, NodeInfo};
 
 /// A node that takes jobs, and what of it is free.
 #[derive(Debug, Clone)]
@@ -26,9 +26,14 @@ pub(crate) struct Room {
 impl Room {
     /// What a job takes.
     pub(crate) fn of(job: &Job) -> Room {
+        Room::of_spec(&job.spec)
+    }
+
+    /// What a job or unit takes that is like this.
+    pub(crate) fn of_spec(spec: &JobSpec) -> Room {
         Room {
-            slots: job.spec.slots(),
-            memory_mb: job.spec.memory_mb,
+            slots: spec.slots(),
+            memory_mb: spec.memory_mb,
         }
     }
 
@@ -52,21 +57,21 @@ impl Room {
 }
 
 /// Why a node cannot have a job, or that it can (GCA-UC-5.1.1).
-fn objection(job: &Job, node: &Free) -> Option<String> {
-    if let Some(reason) = unsuitable(job, &node.info) {
+fn objection(spec: &JobSpec, only: Option<&str>, node: &Free) -> Option<String> {
+    if let Some(reason) = unsuitable(spec, only, &node.info) {
         return Some(reason);
     }
-    let full = !node.room.minus(node.kept).holds(Room::of(job));
+    let full = !node.room.minus(node.kept).holds(Room::of_spec(spec));
     full.then(|| format!("{} is full", node.info.name))
 }
 
-/// Why a node cannot have a job even when it is empty.
-fn unsuitable(job: &Job, info: &NodeInfo) -> Option<String> {
-    let wanted = job.next_node.as_ref().or(job.spec.node.as_ref());
-    if let Some(wanted) = wanted.filter(|wanted| **wanted != info.name) {
+/// Why a node cannot have a job even when it is empty. `only`: the node that somebody chose for its next start.
+fn unsuitable(spec: &JobSpec, only: Option<&str>, info: &NodeInfo) -> Option<String> {
+    let wanted = only.or(spec.node.as_deref());
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != info.name) {
         return Some(format!("only {wanted} may have it"));
     }
-    let lacking = job.spec.requires.iter().find(|(key, value)| match key.as_str() {
+    let lacking = spec.requires.iter().find(|(key, value)| match key.as_str() {
         "engine" => !info.engines.contains(value),
         key => info.properties.get(key) != Some(value),
     });
@@ -77,7 +82,7 @@ fn unsuitable(job: &Job, info: &NodeInfo) -> Option<String> {
         slots: info.slots,
         memory_mb: info.memory_mb,
     };
-    (!whole.holds(Room::of(job))).then(|| format!("{} is too small", info.name))
+    (!whole.holds(Room::of_spec(spec))).then(|| format!("{} is too small", info.name))
 }
 
 /// Which jobs of lower priority have to go from a node that is full, so that a job can have it. Room of those that are
@@ -86,7 +91,7 @@ fn unsuitable(job: &Job, info: &NodeInfo) -> Option<String> {
 /// Jobs of the lowest priority go first, and among them those that have run for the shortest time; and none that need
 /// not.
 fn make_room(job: &Job, node: &Free, stuck: &BTreeSet<i64>) -> Option<Vec<i64>> {
-    if unsuitable(job, &node.info).is_some() {
+    if unsuitable(&job.spec, job.next_node.as_deref(), &node.info).is_some() {
         return None;
     }
     let wanted = Room::of(job).plus(node.kept);
@@ -135,16 +140,73 @@ pub(crate) fn preempt(job: &Job, nodes: &mut [Free], stuck: &BTreeSet<i64>) -> O
 /// The node for a job, which gets its slots and memory; or why there is none. Among those that can have it, one that
 /// holds the image already comes first, then the one with most free slots.
 pub(crate) fn choose(job: &Job, nodes: &mut [Free], holders: &BTreeSet<String>) -> Result<String, String> {
+    choose_apart(&job.spec, job.next_node.as_deref(), nodes, holders, None)
+}
+
+/// The nodes for the units of a job, all or none; a unit that needs none gets none. Units are spread over as many nodes as
+/// can have them; those that take most are placed first.
+pub(crate) fn choose_all(
+    units: &[Option<(JobSpec, BTreeSet<String>)>],
+    nodes: &mut [Free],
+) -> Result<Vec<Option<String>>, String> {
+    let mut order: Vec<usize> = (0..units.len()).collect();
+    let room = |number: &usize| units[*number].as_ref().map(|(spec, _)| Room::of_spec(spec));
+    order.sort_by_key(|number| {
+        let bound = units[*number].as_ref().is_some_and(|(spec, _)| spec.node.is_some());
+        let room = room(number).unwrap_or_default();
+        std::cmp::Reverse((bound, room.slots, room.memory_mb))
+    });
+    let before: Vec<Room> = nodes.iter().map(|node| node.room).collect();
+    let mut chosen = vec![None; units.len()];
+    let mut taken: Vec<String> = Vec::new();
+    for number in order {
+        let Some((spec, holders)) = &units[number] else {
+            continue;
+        };
+        match choose_apart(spec, None, nodes, holders, Some(&taken)) {
+            Ok(node) => {
+                taken.push(node.clone());
+                chosen[number] = Some(node);
+            }
+            Err(why) => {
+                for (node, room) in nodes.iter_mut().zip(before) {
+                    node.room = room;
+                }
+                return Err(format!("unit {number}: {why}"));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// As [`choose`]; for a unit before all else one of the nodes that have fewest others, which are in `taken`.
+fn choose_apart(
+    spec: &JobSpec,
+    only: Option<&str>,
+    nodes: &mut [Free],
+    holders: &BTreeSet<String>,
+    taken: Option<&[String]>,
+) -> Result<String, String> {
     let mut objections = Vec::new();
     let mut best: Option<&mut Free> = None;
     for node in nodes.iter_mut() {
-        if let Some(reason) = objection(job, node) {
+        if let Some(reason) = objection(spec, only, node) {
             objections.push(reason);
+            continue;
+        }
+        if taken.is_some() && !node.info.has_units {
+            objections.push(format!("{} takes whole jobs only", node.info.name));
             continue;
         }
         let key = |node: &Free| {
             let room = node.room.minus(node.kept);
-            (holders.contains(&node.info.name), room.slots, room.memory_mb)
+            let others = taken
+                .into_iter()
+                .flatten()
+                .filter(|name| **name == node.info.name)
+                .count();
+            let holds = holders.contains(&node.info.name);
+            (std::cmp::Reverse(others), holds, room.slots, room.memory_mb)
         };
         if best.as_ref().is_none_or(|best| key(node) > key(best)) {
             best = Some(node);
@@ -152,7 +214,7 @@ pub(crate) fn choose(job: &Job, nodes: &mut [Free], holders: &BTreeSet<String>) 
     }
     match best {
         Some(node) => {
-            node.room = node.room.minus(Room::of(job));
+            node.room = node.room.minus(Room::of_spec(spec));
             Ok(node.info.name.clone())
         }
         None if objections.is_empty() => Err("waits for a node: there is none".into()),
@@ -252,6 +314,49 @@ mod tests {
             "another one needs more"
         );
         assert_eq!(preempt(&job(10, 2, 1), &mut nodes, &none), None);
+    }
+
+    // LBNL-1.2.3.1: all at once or none at all.
+    #[test]
+    fn units_are_placed_all_or_none_and_spread() {
+        let unit = |slots, node: Option<&str>, holder: &str| {
+            let spec = JobSpec {
+                slots: Some(slots),
+                node: node.map(str::to_string),
+                ..JobSpec::default()
+            };
+            Some((spec, BTreeSet::from([holder.to_string()])))
+        };
+        let named = |name: &str, slots| {
+            let mut node = node(slots, &[]);
+            node.info.name = name.into();
+            node.info.has_units = true;
+            node
+        };
+        let fresh = || [named("a", 4), named("b", 2), named("c", 1)];
+        for (units, chosen) in [
+            (vec![unit(1, None, ""), unit(1, None, ""), unit(1, None, "")], "abc"),
+            // An image that is there already counts less than a node of its own.
+            (vec![unit(1, None, "c"), unit(1, None, "c")], "ca"),
+            (vec![unit(1, None, ""), unit(4, None, ""), None], "ba-"),
+            (vec![unit(1, None, ""), unit(1, Some("a"), "")], "ba"),
+            (vec![unit(1, None, ""); 7], "abcabaa"),
+        ] {
+            let names = choose_all(&units, &mut fresh()).unwrap();
+            let names: String = names.iter().map(|name| name.as_deref().unwrap_or("-")).collect();
+            assert_eq!(names, chosen);
+        }
+        let mut nodes = fresh();
+        let why = choose_all(&vec![unit(1, None, ""); 8], &mut nodes).unwrap_err();
+        assert!(why.contains("is full"), "{why}");
+        let left: Vec<u32> = nodes.iter().map(|node| node.room.slots).collect();
+        assert_eq!(left, [4, 2, 1], "what some could have had is free again");
+        let old = &mut [node(4, &[])];
+        assert!(
+            choose_all(&[unit(1, None, "")], old)
+                .unwrap_err()
+                .contains("whole jobs")
+        );
     }
 
     fn none_of() -> BTreeSet<String> {

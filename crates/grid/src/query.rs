@@ -68,8 +68,11 @@ pub struct CheckpointQuery {
     pub owner: Option<String>,
     /// Node that made it.
     pub node: Option<String>,
-    /// Node that holds a copy; `store` for the store that all nodes share.
+    /// Node that holds a copy; `store` for the store that all nodes share. The images of checkpoints that have several are
+    /// found, too.
     pub location: Option<String>,
+    /// Only the images of this checkpoint, which has several.
+    pub images_of: Option<i64>,
     /// Asked for at this time or later, and before that one; milliseconds since the epoch.
     pub since_ms: Option<i64>,
     /// The other end.
@@ -217,7 +220,10 @@ impl Grid {
             .with("owner = ?", caller.restriction().as_deref())
             .with("owner = ?", query.owner.as_deref())
             .with("name = ?", query.name.as_deref())
-            .with("node = ?", query.node.as_deref())
+            .with(
+                "(node = ? OR id IN (SELECT job FROM units WHERE node = ?))",
+                query.node.as_deref(),
+            )
             .with("part_of = ?", query.array)
             .with("submitted_ms >= ?", query.since_ms)
             .with("submitted_ms < ?", query.until_ms)
@@ -274,6 +280,9 @@ impl Grid {
         // Numbers first, in their order, and so many records then as the page has: without the limit, which is none,
         // PostgreSQL reads the records of all copies on the node and sorts these.
         let mut table = "checkpoints";
+        // What a node makes or holds are images.
+        let by_image = query.location.is_some() || query.node.is_some();
+        let of = query.images_of.or((!by_image).then_some(0));
         if let Some(node) = location {
             select.values.push(node.into());
             table = "(SELECT checkpoint AS held_at FROM locations WHERE node = $1 AND held = 1 \
@@ -283,6 +292,7 @@ impl Grid {
             .with("owner = ?", caller.restriction().as_deref())
             .with("owner = ?", query.owner.as_deref())
             .with("job = ?", query.job)
+            .with("part_of = ?", of)
             .with("node = ?", query.node.as_deref())
             .with("created_ms >= ?", query.since_ms)
             .with("created_ms < ?", query.until_ms)
@@ -353,7 +363,8 @@ impl Grid {
     pub async fn counts(&self) -> Result<Vec<(&'static str, String, i64)>> {
         let mut connection = self.db.read().await?;
         let mut counts = Vec::new();
-        for (what, table) in [("jobs", "jobs"), ("checkpoints", "checkpoints"), ("nodes", "nodes")] {
+        let checkpoints = "checkpoints WHERE part_of = 0";
+        for (what, table) in [("jobs", "jobs"), ("checkpoints", checkpoints), ("nodes", "nodes")] {
             let sql = format!("SELECT state, COUNT(*) FROM {table} GROUP BY state ORDER BY state");
             for row in db::rows(&mut connection, &sql, &[]).await? {
                 counts.push((what, db::text(&row, 0)?, db::number(&row, 1)?));

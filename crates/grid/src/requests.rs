@@ -122,7 +122,10 @@ impl Grid {
             let index = wanted.first + number * wanted.step;
             let mut spec = wanted.spec.clone();
             spec.environment.insert(ARRAY_INDEX.to_string(), index.to_string());
-            spec.output = spec.output.map(|output| output.replace("%a", &index.to_string()));
+            let outputs = spec.units.iter_mut().map(|unit| &mut unit.output);
+            for output in outputs.chain([&mut spec.output]).flatten() {
+                *output = output.replace("%a", &index.to_string());
+            }
             let id = write.next("job").await?;
             if number == 0 {
                 array.id = id;
@@ -237,8 +240,21 @@ impl Grid {
     pub async fn migrate(&self, caller: &Caller, id: i64, request: MigrateRequest) -> Result<Job> {
         if let Some(name) = &request.to {
             self.require_node(name).await?;
+            self.require_whole(caller, id).await?;
         }
         self.change_job(caller, id, Change::End(Intent::Move(request.to))).await
+    }
+
+    /// Refuses to put all units of a job on one node.
+    async fn require_whole(&self, caller: &Caller, id: i64) -> Result<()> {
+        match self.job(caller, id).await?.units.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Usage,
+                format!("job {id} has several units, which have nodes of their own"),
+            )
+            .with_hint("name no node; drain the one that they should leave")),
+        }
     }
 
     async fn require_node(&self, name: &str) -> Result<()> {
@@ -251,6 +267,7 @@ impl Grid {
     pub async fn recover(&self, caller: &Caller, id: i64, request: RecoverRequest) -> Result<Job> {
         if let Some(name) = &request.on {
             self.require_node(name).await?;
+            self.require_whole(caller, id).await?;
         }
         if let Some(from) = request.from {
             let checkpoint = self.checkpoint(caller, from).await?;
@@ -259,6 +276,13 @@ impl Grid {
                     ErrorKind::Usage,
                     format!("checkpoint {from} is of job {}", checkpoint.job),
                 ));
+            }
+            if let Some(part) = checkpoint.part {
+                let text = format!(
+                    "checkpoint {from} is the image of unit {} in checkpoint {}",
+                    part.unit, part.of
+                );
+                return Err(Error::new(ErrorKind::Usage, text));
             }
             if !checkpoint.state.is_usable() {
                 let state = checkpoint.state.name();
@@ -281,17 +305,14 @@ impl Grid {
             return Ok(db::checkpoint(&mut write.tx, made.id).await?.unwrap_or(made));
         }
         let mut job = caller.require_job(id, db::job(&mut write.tx, id).await?)?;
-        if job.state != JobState::Running || job.intent.is_some() {
+        let ended = job.intent.is_some() || job.ending.is_some();
+        if job.state != JobState::Running || ended {
             let kind = if job.state.is_over() {
                 ErrorKind::Gone
             } else {
                 ErrorKind::Busy
             };
-            let how = if job.intent.is_some() {
-                "being ended"
-            } else {
-                job.state.name()
-            };
+            let how = if ended { "being ended" } else { job.state.name() };
             return Err(Error::new(
                 kind,
                 format!("job {id} is {how}; only a running job can be checkpointed"),

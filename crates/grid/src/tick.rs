@@ -11,6 +11,7 @@ use crate::grid::Grid;
 use crate::lifecycle::Change;
 use crate::placement::{self, Free, Room};
 use crate::retention::AFTERLIFE_MS;
+use crate::units::Happened;
 
 /// Queued jobs that are looked at in one go.
 const LOOK_AHEAD: i64 = 500;
@@ -28,6 +29,7 @@ impl Grid {
     pub async fn tick(&self) -> Result<()> {
         self.lose_nodes().await?;
         self.run_schedules().await?;
+        self.run_deadlines().await?;
         self.empty_nodes().await?;
         self.copy_images().await?;
         self.place_jobs().await?;
@@ -77,6 +79,13 @@ impl Grid {
             self.change(&mut write, &mut job, Change::Broke { why: why.clone() })
                 .await?;
         }
+        for (job, unit) in db::units_on(&mut write.tx, name).await? {
+            // As the units before have left it.
+            if let Some(mut job) = db::job(&mut write.tx, job.id).await? {
+                let happened = Happened::Broke { why: why.clone() };
+                self.unit_changed(&mut write, &mut job, unit, happened).await?;
+            }
+        }
         write.commit().await?;
         // Unless it has come back since.
         self.leases().retain(|known, lease| known != name || !lease.lapsed);
@@ -105,7 +114,7 @@ impl Grid {
                 && !matches!(job.intent, Some(Intent::Cancel | Intent::Expire))
             {
                 self.change(&mut write, &mut job, Change::End(Intent::Expire)).await?;
-            } else if job.intent.is_none() && job.every_ms().is_some() {
+            } else if job.intent.is_none() && job.ending.is_none() && job.every_ms().is_some() {
                 let begun = job.checkpoint_begun_ms;
                 self.begin_checkpoint(&mut write, &mut job, false).await?;
                 if job.checkpoint_begun_ms == begun {
@@ -123,16 +132,17 @@ impl Grid {
 
     /// Running jobs of nodes that are drained go elsewhere.
     async fn empty_nodes(&self) -> Result<()> {
-        let sql = "SELECT j.doc FROM nodes n JOIN jobs j ON j.node = n.name \
-                   WHERE n.state = 'draining' AND j.state = 'running' ORDER BY j.id";
+        let sql = "SELECT doc FROM jobs WHERE state = 'running' AND id IN \
+                   (SELECT j.id FROM nodes n JOIN jobs j ON j.node = n.name WHERE n.state = 'draining' \
+                   UNION SELECT u.job FROM nodes n JOIN units u ON u.node = n.name WHERE n.state = 'draining') ORDER BY id";
         let running: Vec<Job> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
-        for job in running.into_iter().filter(|job| job.intent.is_none()) {
+        let free_to_go = |job: &Job| job.intent.is_none() && job.ending.is_none();
+        for job in running.into_iter().filter(free_to_go) {
             let mut write = self.db.write().await?;
             let Some(mut job) = db::job(&mut write.tx, job.id).await? else {
                 continue;
             };
-            if job.state != JobState::Running || job.intent.is_some() || !self.may_try_to_move(&mut write, &job).await?
-            {
+            if job.state != JobState::Running || !free_to_go(&job) || !self.may_try_to_move(&mut write, &job).await? {
                 continue;
             }
             self.change(&mut write, &mut job, Change::End(Intent::Move(None)))
@@ -156,6 +166,7 @@ impl Grid {
         let mut stored: Vec<Checkpoint> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
         let ready = self.ready_nodes().await?;
         // Those that need nothing more, or for which nothing can be done now, cost no transaction.
+        stored.retain(|checkpoint| !checkpoint.is_set());
         stored.retain(|checkpoint| self.lacks(checkpoint, &ready) == 0 || !self.targets(checkpoint, &ready).is_empty());
         for checkpoint in stored {
             let mut write = self.db.write().await?;
@@ -261,9 +272,19 @@ impl Grid {
         checkpoint.state = CheckpointState::Complete;
         let wanted = write.wanted(checkpoint.id).await?;
         write.put_checkpoint(&checkpoint, &wanted).await?;
+        match &checkpoint.part {
+            Some(part) => self.settle_set(write, part.of).await,
+            None => self.completed(write, job, &checkpoint).await,
+        }
+    }
+
+    /// A checkpoint is complete: older ones may go.
+    pub(crate) async fn completed(&self, write: &mut Write<'_>, job: &Job, checkpoint: &Checkpoint) -> Result<()> {
         let about = About {
             job: Some(job),
-            node: Some(&checkpoint.node),
+            node: Some(&checkpoint.node)
+                .filter(|node| !node.is_empty())
+                .map(String::as_str),
         };
         let what = format!("checkpoint {} of job {} is complete", checkpoint.id, job.id);
         write
@@ -311,6 +332,10 @@ impl Grid {
             let taken = jobs
                 .iter()
                 .fold(Room::default(), |taken, job| taken.plus(Room::of(job)));
+            let units = db::units_on(&mut write.tx, &node.info.name).await?;
+            let taken = units.iter().fold(taken, |taken, (job, unit)| {
+                taken.plus(Room::of_spec(&job.spec.unit(*unit as usize)))
+            });
             let whole = Room {
                 slots: node.info.slots,
                 memory_mb: node.info.memory_mb,
@@ -335,7 +360,11 @@ impl Grid {
         stuck: &BTreeSet<i64>,
     ) -> Result<bool> {
         let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
-        let start = match choose_start(job, &checkpoints, nodes) {
+        let mut parts = BTreeMap::new();
+        for set in checkpoints.iter().filter(|c| c.is_set() && c.state.is_usable()) {
+            parts.insert(set.id, db::parts_of(&mut write.tx, set.id).await?);
+        }
+        let start = match choose_start(job, &checkpoints, &parts, nodes) {
             Start::From(checkpoint) => Some(checkpoint),
             Start::Afresh => None,
             Start::Wait(why) => return self.wait(write, job, why).await,
@@ -344,6 +373,10 @@ impl Grid {
                 return Ok(true);
             }
         };
+        if !job.units.is_empty() {
+            let parts = start.map(|set| (set.id, parts.remove(&set.id).unwrap_or_default()));
+            return self.place_units(write, job, free, parts).await;
+        }
         let places = start.iter().flat_map(|c| &c.locations);
         let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
         let node = match placement::choose(job, free, &holders) {
@@ -359,34 +392,77 @@ impl Grid {
             }
             Err(why) => return self.wait(write, job, why).await,
         };
-        if let Some(checkpoint) = start.filter(|_| !holders.contains(&node)) {
-            let mut wanted = write.wanted(checkpoint.id).await?;
-            if !wanted.contains(&node) {
-                wanted.push(node.clone());
-                write.put_checkpoint(checkpoint, &wanted).await?;
-            }
+        if let Some(checkpoint) = start {
+            want_image(write, checkpoint, &node).await?;
         }
         let from = start.map(|checkpoint| checkpoint.id);
-        self.change(
-            write,
-            job,
-            Change::Place {
-                node: node.clone(),
-                from,
-            },
-        )
-        .await?;
+        let change = Change::Place {
+            node: node.clone(),
+            from,
+        };
+        self.change(write, job, change).await?;
+        self.open_incarnation(write, job, &node).await?;
+        Ok(true)
+    }
+
+    /// Places all units of a job that have something to do, or none. `start` is the checkpoint to go on from, with its
+    /// images.
+    async fn place_units(
+        &self,
+        write: &mut Write<'_>,
+        job: &mut Job,
+        free: &mut [Free],
+        start: Option<(i64, Vec<Checkpoint>)>,
+    ) -> Result<bool> {
+        let part_of = |number: usize| {
+            let (_, parts) = start.as_ref()?;
+            parts
+                .iter()
+                .find(|c| c.part.as_ref().is_some_and(|part| part.unit as usize == number))
+        };
+        let mut needs = Vec::new();
+        for number in 0..job.units.len() {
+            let part = part_of(number);
+            // One that had finished when all were saved has nothing to do any more.
+            let idle = start.is_some() && part.is_none();
+            needs.push((!idle).then(|| {
+                let places = part.iter().flat_map(|c| &c.locations);
+                let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
+                (job.spec.unit(number), holders)
+            }));
+        }
+        let nodes = match placement::choose_all(&needs, free) {
+            Ok(nodes) => nodes,
+            Err(why) => return self.wait(write, job, why).await,
+        };
+        let mut places = Vec::new();
+        for (number, node) in nodes.into_iter().enumerate() {
+            let part = part_of(number);
+            if let (Some(part), Some(node)) = (part, &node) {
+                want_image(write, part, node).await?;
+            }
+            places.push(node.map(|node| (node, part.map(|part| part.id))));
+        }
+        let names: Vec<&str> = places.iter().flatten().map(|(node, _)| node.as_str()).collect();
+        let names = names.join(",");
+        let from = start.as_ref().map(|(set, _)| *set);
+        self.change(write, job, Change::PlaceUnits { places, from }).await?;
+        self.open_incarnation(write, job, &names).await?;
+        Ok(true)
+    }
+
+    /// Writes down that a job is started, and where.
+    async fn open_incarnation(&self, write: &mut Write<'_>, job: &Job, node: &str) -> Result<()> {
         let sql = "INSERT INTO incarnations (job, number, node, checkpoint, placed_ms, ended_ms, outcome) \
                    VALUES ($1, $2, $3, $4, $5, 0, '')";
         let values = [
             job.id.into(),
             i64::from(job.incarnation).into(),
-            node.as_str().into(),
-            from.unwrap_or(0).into(),
+            node.into(),
+            job.from.unwrap_or(0).into(),
             self.clock.wall_ms().into(),
         ];
-        db::execute(&mut write.tx, sql, &values).await?;
-        Ok(true)
+        db::execute(&mut write.tx, sql, &values).await.map(drop)
     }
 
     /// Has jobs of lower priority saved and queued again where that helps a job. None where it would not; else whether it
@@ -465,6 +541,17 @@ impl Grid {
     }
 }
 
+/// Has a node get an image that it does not hold.
+async fn want_image(write: &mut Write<'_>, checkpoint: &Checkpoint, node: &str) -> Result<()> {
+    let mut wanted = write.wanted(checkpoint.id).await?;
+    let holds = checkpoint.locations.iter().any(|place| place.node == node);
+    if !holds && !wanted.iter().any(|name| name == node) {
+        wanted.push(node.to_string());
+        write.put_checkpoint(checkpoint, &wanted).await?;
+    }
+    Ok(())
+}
+
 /// Starts from one checkpoint before an older one is tried.
 const ATTEMPTS: usize = 2;
 
@@ -477,14 +564,25 @@ enum Start<'a> {
 }
 
 /// The newest good checkpoint that can be had now, or the one that was chosen (GFD93-SM-9, GFD93-WF-4.2, GFD93-WF-4.6).
-fn choose_start<'a>(job: &Job, checkpoints: &'a [Checkpoint], nodes: &[Node]) -> Start<'a> {
+///
+/// One of several units can be had where all of its images can, which are in `parts`.
+fn choose_start<'a>(
+    job: &Job,
+    checkpoints: &'a [Checkpoint],
+    parts: &BTreeMap<i64, Vec<Checkpoint>>,
+    nodes: &[Node],
+) -> Start<'a> {
     let live = |name: &str| name.is_empty() || nodes.iter().any(|n| n.info.name == name && n.state != NodeState::Lost);
     let usable = checkpoints.iter().filter(|c| c.state.is_usable());
     let candidates: Vec<&Checkpoint> = match job.next_from {
         Some(chosen) => usable.filter(|c| c.id == chosen).collect(),
         None => usable.collect(),
     };
-    let reachable = |c: &&&Checkpoint| c.locations.iter().any(|place| live(&place.node));
+    let held = |c: &Checkpoint| c.locations.iter().any(|place| live(&place.node));
+    let reachable = |c: &&&Checkpoint| match parts.get(&c.id) {
+        Some(parts) => parts.iter().all(held),
+        None => held(c),
+    };
     let attempts = |c: &Checkpoint| job.bad_starts.iter().filter(|id| **id == c.id).count();
     // One from which it could not be started again and again is given up for older ones, until all have been tried.
     let fresh = candidates.iter().rfind(|c| reachable(c) && attempts(c) < ATTEMPTS);

@@ -47,7 +47,11 @@ impl World {
     async fn new() -> World {
         let place = Place::sqlite();
         let grid = place.open_with(policy()).await;
-        let nodes = (1..=4).map(|n| FakeNode::new(&format!("n{n}"))).collect();
+        let mut nodes: Vec<FakeNode> = (1..=4).map(|n| FakeNode::new(&format!("n{n}"))).collect();
+        let moment = nodes[0].moment.clone();
+        for node in &mut nodes {
+            node.moment = moment.clone();
+        }
         World {
             place,
             grid,
@@ -80,6 +84,8 @@ impl World {
                             every_s,
                             priority: dice.roll(3) as i32,
                             retries: Some(1000),
+                            // One, two or three units; or none, and the job is a whole.
+                            units: vec![UnitSpec::default(); dice.roll(4) as usize],
                             ..spec()
                         },
                         None,
@@ -126,6 +132,21 @@ impl World {
                     *phase = Phase::Exited { code: 0, signal: None };
                 }
             }
+            16 => {
+                let steps = [Step::Prepare, Step::Stop, Step::Save, Step::Resume];
+                self.nodes[number].fails = Some(steps[dice.roll(4) as usize]);
+            }
+            17 => self.nodes[number].restart_agent(),
+            // A unit fails by itself, which ends the job.
+            18 if dice.roll(3) == 0 => {
+                if let Some((_, phase)) = self.nodes[number]
+                    .jobs
+                    .iter_mut()
+                    .find(|(incarnation, phase)| incarnation.unit.is_some() && **phase == Phase::Running)
+                {
+                    *phase = Phase::Exited { code: 3, signal: None };
+                }
+            }
             _ => {}
         }
         self.place.pass(dice.roll(1500));
@@ -148,12 +169,20 @@ impl World {
     }
 
     async fn check(&mut self) {
-        // No job runs twice.
+        // No job runs twice, nor does a unit, and no job has units of two starts.
         let mut running = BTreeSet::new();
-        for node in &self.nodes {
-            for incarnation in node.running() {
-                assert!(running.insert(incarnation.job), "job {} runs twice", incarnation.job);
-            }
+        let mut starts = BTreeMap::new();
+        for incarnation in self.nodes.iter().flat_map(FakeNode::running) {
+            assert!(
+                running.insert((incarnation.job, incarnation.unit)),
+                "{incarnation} runs twice"
+            );
+            let start = *starts.entry(incarnation.job).or_insert(incarnation.number);
+            assert_eq!(
+                start, incarnation.number,
+                "job {} has been started twice",
+                incarnation.job
+            );
         }
         // What was acknowledged stays, until something newer is complete or the job needs it no more.
         let query = CheckpointQuery {
@@ -165,9 +194,30 @@ impl World {
             let newest = self.acknowledged.entry(checkpoint.job).or_default();
             *newest = checkpoint.id.max(*newest);
         }
+        // There was a moment at which all units of a checkpoint that counts stood still.
+        for set in checkpoints.iter().filter(|c| c.is_set() && c.state.is_usable()) {
+            let stands = set.units.iter().map(|image| {
+                let stood = self.nodes.iter().find_map(|node| node.stands.get(&image.checkpoint));
+                *stood.unwrap()
+            });
+            let stands: Vec<Stand> = stands.collect();
+            let all_from = stands.iter().map(|stand| stand.0).max();
+            let all_until = stands.iter().map(|stand| stand.1).min();
+            assert!(all_from < all_until, "checkpoint {}: {stands:?}", set.id);
+        }
         for (job, newest) in &self.acknowledged {
             let job = self.grid.job(&admin(), *job).await.unwrap();
             let kept = checkpoints.iter().find(|c| c.id == *newest).unwrap();
+            let images = match kept.is_set() {
+                true => {
+                    let images_of = CheckpointQuery {
+                        images_of: Some(*newest),
+                        ..Default::default()
+                    };
+                    self.grid.checkpoints(&admin(), &images_of).await.unwrap().items
+                }
+                false => vec![kept.clone()],
+            };
             if job.state != JobState::Finished {
                 assert!(
                     kept.state.is_usable(),
@@ -175,12 +225,15 @@ impl World {
                     job.id,
                     kept
                 );
-                let held = kept.locations.iter().all(|place| {
-                    self.nodes
-                        .iter()
-                        .any(|node| node.name == place.node && node.images.contains(newest))
-                });
-                assert!(held, "copies of {newest}: {kept:?}");
+                for image in images {
+                    assert!(!image.locations.is_empty(), "{image:?}");
+                    let held = image.locations.iter().all(|place| {
+                        self.nodes
+                            .iter()
+                            .any(|node| node.name == place.node && node.images.contains(&image.id))
+                    });
+                    assert!(held, "copies of {newest}: {image:?}");
+                }
             }
         }
     }
@@ -226,10 +279,11 @@ impl World {
             .unwrap()
             .items
         {
+            let own_fault = job.state == JobState::Failed && job.exit_code == Some(3);
             let good = matches!(
                 job.state,
                 JobState::Finished | JobState::Cancelled | JobState::Suspended
-            );
+            ) || own_fault;
             assert!(good, "job {} is {:?}: {:?}", job.id, job.state, job.reason);
         }
         for _ in 0..3 {
@@ -242,17 +296,12 @@ impl World {
             limit: Some(1000),
             ..Default::default()
         };
-        let usable: BTreeSet<i64> = self
-            .grid
-            .checkpoints(&admin(), &usable)
-            .await
-            .unwrap()
-            .items
-            .iter()
-            .map(|c| c.id)
-            .collect();
+        let usable = self.grid.checkpoints(&admin(), &usable).await.unwrap().items;
+        let images = usable.iter().flat_map(|c| c.units.iter().map(|image| image.checkpoint));
+        let usable: BTreeSet<i64> = usable.iter().map(|c| c.id).chain(images).collect();
         for node in &self.nodes {
             assert!(node.jobs.is_empty(), "{}: {:?}", node.name, node.jobs);
+            assert_eq!(node.standing(), 0, "{}: {:?}", node.name, node.taking);
             assert!(
                 node.images.iter().all(|id| usable.contains(id)),
                 "{} holds what nobody needs",

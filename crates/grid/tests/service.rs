@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+#[path = "suite/units.rs"]
+mod units;
 
 use cpr_api::agent::Phase;
 use cpr_api::model::*;

@@ -11,12 +11,12 @@ use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
 use super::layout::Record;
-use super::process::Call;
+use super::process::{Call, Runner};
 use super::{Agent, images};
 use crate::log;
 
 /// How long a job may take to start, and an image to be made or restarted.
-const LONG: Duration = Duration::from_secs(3600);
+pub(super) const LONG: Duration = Duration::from_secs(3600);
 /// How long `cpr` may take for anything else.
 const SHORT: Duration = Duration::from_secs(60);
 /// Rounds in which an image could be had from nowhere, until its job cannot be restarted here.
@@ -31,7 +31,10 @@ impl Agent {
         state.job(&incarnation.to_string()).and_then(|job| job.status()).ok()
     }
 
-    fn phase(&self, incarnation: Incarnation, record: &Record, busy: bool) -> Phase {
+    pub(super) fn phase(&self, incarnation: Incarnation, record: &Record, busy: bool) -> Phase {
+        if self.state().built.contains(&incarnation) {
+            return Phase::Built;
+        }
         if let Some((kind, message)) = &record.failed {
             return Phase::Failed {
                 kind: *kind,
@@ -96,10 +99,15 @@ impl Agent {
         if !self.state().busy.insert(incarnation) {
             return;
         }
-        let begun = self.beside(move |agent| {
+        let task = move |agent: &Arc<Agent>| {
             task(agent);
             agent.state().busy.remove(&incarnation);
-        });
+        };
+        // A unit may wait for others.
+        let begun = match incarnation.unit {
+            Some(_) => self.coordinated(task),
+            None => self.beside(task),
+        };
         if !begun {
             self.state().busy.remove(&incarnation);
         }
@@ -208,13 +216,18 @@ impl Agent {
         };
         arguments.extend(["--json", "--detach", "--name", &name, "--lease"].map(String::from));
         arguments.push(text(&lease)?);
+        let steps = order.from.is_some() && order.incarnation.unit.is_some();
+        if steps {
+            arguments.extend(Agent::step_options());
+        }
         match order.from {
             Some(from) => arguments.push(text(&self.layout.image(order.owner.uid, from))?),
             None => {
-                let output = spec
-                    .output
-                    .clone()
-                    .unwrap_or_else(|| format!("cpr-{}.out", order.incarnation.job));
+                let job = order.incarnation.job;
+                let output = spec.output.clone().unwrap_or_else(|| match order.incarnation.unit {
+                    None => format!("cpr-{job}.out"),
+                    Some(unit) => format!("cpr-{job}-{unit}.out"),
+                });
                 let output = Path::new(&spec.directory).join(output);
                 arguments.extend(["--", "/bin/sh", "-c", REDIRECT].map(String::from));
                 arguments.push(text(&output)?);
@@ -229,19 +242,34 @@ impl Agent {
             arguments,
             limit: LONG,
         };
-        self.runner.run(call).map(drop)
+        match steps {
+            true => self.start_unit(order, &call),
+            false => self.runner.run(call).map(drop),
+        }
     }
 
-    /// Runs `cpr` for a job's user, where nothing of the job's own surroundings matters.
-    fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
-        self.runner.run(Call {
+    /// A call of `cpr` for a job's user, where nothing of the job's own surroundings matters.
+    pub(super) fn with_cpr<T>(
+        &self,
+        owner: &Owner,
+        arguments: Vec<String>,
+        limit: Duration,
+        call: impl FnOnce(&Runner, Call<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let prepared = Call {
             owner,
             state: &self.layout.state(owner.uid),
             directory: Path::new("/"),
             environment: None,
-            arguments: arguments.iter().map(ToString::to_string).collect(),
+            arguments,
             limit,
-        })
+        };
+        call(&self.runner, prepared)
+    }
+
+    fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        self.with_cpr(owner, arguments, limit, Runner::run)
     }
 
     /// Ends a job, where it lives, and waits until it has ended.
@@ -273,6 +301,9 @@ impl Agent {
         let Some(asked) = order.checkpoints.first() else {
             return;
         };
+        if asked.step.is_some() {
+            return self.obey_step(order, record, asked, held.contains_key(&asked.id));
+        }
         let incarnation = order.incarnation;
         let (id, stop) = (asked.id, asked.stop);
         let made = held.contains_key(&id);
@@ -286,7 +317,7 @@ impl Agent {
         match self.phase(incarnation, record, busy) {
             _ if made => {}
             Phase::Running => {}
-            Phase::Starting => return,
+            Phase::Starting | Phase::Built => return,
             _ => {
                 let message = "its job has ended".to_string();
                 let result = CheckpointResult::Failed { message };
@@ -320,7 +351,7 @@ impl Agent {
         made: bool,
     ) -> Result<CheckpointResult> {
         let path = self.layout.image(owner.uid, id);
-        let (mut cost_ms, mut took_ms) = (None, None);
+        let mut told = serde_json::Value::Null;
         if !made {
             let name = incarnation.to_string();
             let output = text(&path)?;
@@ -329,21 +360,25 @@ impl Agent {
                 arguments.extend(["--stop", "--live"]);
             }
             arguments.push(name.as_str());
-            let told = self.cpr(owner, &arguments, LONG)?;
-            let milliseconds = |name: &str| told.get(name)?.as_f64().map(|ms| ms.max(0.0).ceil() as u64);
-            (cost_ms, took_ms) = (milliseconds("freeze_ms"), milliseconds("total_ms"));
+            told = self.cpr(owner, &arguments, LONG)?;
         }
-        let (bytes, blake3) = images::hash(&path)?;
-        Ok(CheckpointResult::Stored {
-            bytes,
-            blake3,
-            cost_ms,
-            took_ms,
-        })
+        stored(&path, &told)
     }
 }
 
-fn text(path: &Path) -> Result<String> {
+/// An image that is there, of which `cpr` has told this.
+pub(super) fn stored(path: &Path, told: &serde_json::Value) -> Result<CheckpointResult> {
+    let milliseconds = |name: &str| told.get(name)?.as_f64().map(|ms| ms.max(0.0).ceil() as u64);
+    let (bytes, blake3) = images::hash(path)?;
+    Ok(CheckpointResult::Stored {
+        bytes,
+        blake3,
+        cost_ms: milliseconds("freeze_ms"),
+        took_ms: milliseconds("total_ms"),
+    })
+}
+
+pub(super) fn text(path: &Path) -> Result<String> {
     let text = path.to_str();
     text.map(str::to_string)
         .ok_or_else(|| Error::new(ErrorKind::Usage, format!("path {} is not UTF-8", path.display())))

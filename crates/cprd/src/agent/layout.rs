@@ -3,7 +3,7 @@
 //! ```text
 //! lease                         how long jobs may run
 //! instance, starts              who we are, and how often we were started
-//! records/JOB.NUMBER.json       every incarnation we have been told to have
+//! records/JOB.NUMBER.json       every incarnation we have been told to have; JOB.NUMBER.UNIT where it is a unit
 //! incoming/ID.part              images on their way
 //! users/UID/state               the user's jobs, as `cpr` keeps them; the user's own
 //! users/UID/images/ID.cpr       images; the user's own
@@ -39,11 +39,13 @@ pub struct Record {
 
 /// An incarnation by the name of its job directory.
 fn incarnation(name: &str) -> Option<Incarnation> {
-    let (job, number) = name.split_once('.')?;
-    Some(Incarnation {
-        job: job.parse().ok()?,
-        number: number.parse().ok()?,
-    })
+    let mut numbers = name.split('.');
+    let found = Incarnation {
+        job: numbers.next()?.parse().ok()?,
+        number: numbers.next()?.parse().ok()?,
+        unit: numbers.next().map(str::parse).transpose().ok()?,
+    };
+    numbers.next().is_none().then_some(found)
 }
 
 /// Places below the agent's directory.

@@ -5,6 +5,7 @@
 //!
 //! Fencing is not the agent's: it writes the lease down, and the supervisor of every job watches it.
 
+mod coordinate;
 mod fetch;
 mod images;
 mod jobs;
@@ -17,12 +18,12 @@ mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cpr_api::Client;
-use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report};
-use cpr_api::model::NodeInfo;
+use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report, StepReport};
+use cpr_api::model::{NodeInfo, Step};
 use cpr_api::tls::ClientTls;
 use cpr_node::{grant_lease, lease_clock};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -32,6 +33,7 @@ use crate::config::Config;
 use crate::log;
 use crate::reload::Current;
 use crate::stores::Store;
+use coordinate::Said;
 use layout::{Layout, Record};
 use pace::Pace;
 use process::Runner;
@@ -50,6 +52,9 @@ const SPACING: Duration = Duration::from_millis(20);
 const SPACING_IN_MOTION: Duration = Duration::from_millis(100);
 /// Things that are done beside the heartbeats, at most.
 const MOST_TASKS: usize = 16;
+
+/// Units that are coordinated at once, at most.
+const MOST_COORDINATED: usize = 512;
 
 /// What is going on.
 #[derive(Default)]
@@ -79,6 +84,14 @@ struct State {
     upload_failures: BTreeMap<i64, (u32, Instant)>,
     /// Who may fetch what.
     tickets: BTreeMap<i64, String>,
+    /// What the service has said last that coordinated units wait for.
+    said: Said,
+    /// The last step that is done of checkpoints that are made step by step.
+    done: BTreeMap<i64, Step>,
+    /// Units that take part in a checkpoint.
+    conducting: BTreeSet<Incarnation>,
+    /// Units that have been made again and may not run so far.
+    built: BTreeSet<Incarnation>,
 }
 
 /// The agent.
@@ -95,6 +108,9 @@ pub struct Agent {
     instance: String,
     state: Mutex<State>,
     tasks: AtomicUsize,
+    coordinated: AtomicUsize,
+    /// The service has answered.
+    answered: Condvar,
 }
 
 impl Agent {
@@ -119,6 +135,8 @@ impl Agent {
             layout,
             state: Mutex::new(state),
             tasks: AtomicUsize::new(0),
+            coordinated: AtomicUsize::new(0),
+            answered: Condvar::new(),
         }))
     }
 
@@ -128,17 +146,31 @@ impl Agent {
 
     /// Does something beside the heartbeats; false where too much is going on, so that it has to be tried again.
     fn beside(self: &Arc<Self>, task: impl FnOnce(&Arc<Agent>) + Send + 'static) -> bool {
-        if self.tasks.fetch_add(1, Ordering::SeqCst) >= MOST_TASKS {
-            self.tasks.fetch_sub(1, Ordering::SeqCst);
+        self.spawn(|agent| &agent.tasks, MOST_TASKS, task)
+    }
+
+    /// The same for what waits for other nodes: it must not keep other things from being done, which they may wait for.
+    fn coordinated(self: &Arc<Self>, task: impl FnOnce(&Arc<Agent>) + Send + 'static) -> bool {
+        self.spawn(|agent| &agent.coordinated, MOST_COORDINATED, task)
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        counter: fn(&Agent) -> &AtomicUsize,
+        most: usize,
+        task: impl FnOnce(&Arc<Agent>) + Send + 'static,
+    ) -> bool {
+        if counter(self).fetch_add(1, Ordering::SeqCst) >= most {
+            counter(self).fetch_sub(1, Ordering::SeqCst);
             return false;
         }
         let agent = self.clone();
         let spawned = std::thread::Builder::new().spawn(move || {
             task(&agent);
-            agent.tasks.fetch_sub(1, Ordering::SeqCst);
+            counter(&agent).fetch_sub(1, Ordering::SeqCst);
         });
         if spawned.is_err() {
-            self.tasks.fetch_sub(1, Ordering::SeqCst);
+            counter(self).fetch_sub(1, Ordering::SeqCst);
         }
         spawned.is_ok()
     }
@@ -162,7 +194,8 @@ impl Agent {
             let began = Instant::now();
             sequence += 1;
             let sent = lease_clock();
-            let moves = self.tasks.load(Ordering::SeqCst) > 0;
+            let coordinated = self.coordinated.load(Ordering::SeqCst) > 0;
+            let moves = coordinated || self.tasks.load(Ordering::SeqCst) > 0;
             // The service answers at once to whoever has seen nothing.
             let report = self.report(&info, sequence, if moves { "" } else { &seen });
             let answer = self.client.post::<Orders>("/v1/agent/heartbeat", &report, None);
@@ -178,7 +211,12 @@ impl Agent {
                         complaint.clear();
                     }
                     seen = mark;
-                    let spacing = if moves { SPACING_IN_MOTION } else { SPACING };
+                    // Others may stand still until we have told how far we are.
+                    let spacing = if moves && !coordinated {
+                        SPACING_IN_MOTION
+                    } else {
+                        SPACING
+                    };
                     std::thread::sleep(spacing.saturating_sub(began.elapsed()));
                 }
                 Err(error) => {
@@ -200,11 +238,13 @@ impl Agent {
     /// What there is.
     fn report(&self, info: &NodeInfo, sequence: u64, seen: &str) -> Report {
         // Results first: an image of which a result is told is then among the images.
-        let (checkpoints, bad_images, verified, in_store) = {
+        let (checkpoints, steps, bad_images, verified, in_store) = {
             let mut state = self.state();
             let results: Vec<CheckpointReport> = state.results.values().cloned().collect();
+            let steps = state.done.iter().map(|(id, done)| StepReport { id: *id, done: *done });
             (
                 results,
+                steps.collect(),
                 std::mem::take(&mut state.bad),
                 std::mem::take(&mut state.verified),
                 state.uploaded.iter().copied().collect(),
@@ -216,6 +256,7 @@ impl Agent {
             sequence,
             jobs: self.job_reports(),
             checkpoints,
+            steps,
             images: self.layout.images().into_keys().collect(),
             bad_images,
             verified,
@@ -237,7 +278,11 @@ impl Agent {
                 .iter()
                 .map(|image| (image.id, image.ticket.clone()))
                 .collect();
+            state.said = Said::new(orders);
+            let State { said, done, .. } = &mut *state;
+            done.retain(|id, _| said.step(*id).is_some());
         }
+        self.answered.notify_all();
         let held = self.layout.images();
         self.obey_jobs(orders, &held)?;
         self.obey_uploads(orders, &held);
@@ -262,6 +307,7 @@ fn describe(config: &Config) -> NodeInfo {
         slots: config.node.slots.unwrap_or(processors),
         memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
         has_store: config.node.store.is_some(),
+        has_units: true,
         engines: vec!["native".into()],
         properties,
     }

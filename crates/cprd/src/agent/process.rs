@@ -6,20 +6,24 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use cpr_api::model::Owner;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::task::JoinHandle;
 
 /// PATH of jobs that bring none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Most bytes that are kept of what a process says on standard error.
+const MOST_TOLD: u64 = 64 << 10;
 
 /// What a process is to become.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +32,8 @@ struct Description {
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     directory: PathBuf,
+    /// What follows this description on standard input is for it.
+    keep_input: bool,
 }
 
 /// Becomes what standard input describes; gives the error where that fails.
@@ -41,9 +47,8 @@ pub fn become_described() -> Error {
 
 fn try_become() -> Error {
     let mut text = String::new();
-    let read = std::io::stdin()
-        .read_to_string(&mut text)
-        .context(|| "read what to become");
+    // One line; what else there may be comes when it is asked for.
+    let read = std::io::stdin().read_line(&mut text).context(|| "read what to become");
     if let Err(error) = read {
         return error;
     }
@@ -56,7 +61,10 @@ fn try_become() -> Error {
         .env_clear()
         .envs(&description.environment)
         .current_dir(&description.directory)
-        .stdin(Stdio::null())
+        .stdin(match description.keep_input {
+            true => Stdio::inherit(),
+            false => Stdio::null(),
+        })
         .exec();
     let directory = &description.directory;
     // The working directory and the program fail alike: say which it was.
@@ -110,6 +118,49 @@ impl Runner {
 
     /// Runs `cpr --json` to its end; gives what it printed.
     pub fn run(&self, call: Call<'_>) -> Result<Value> {
+        let (command, input) = self.prepare(&call, false)?;
+        let what = call.describe();
+        let output = self
+            .runtime
+            .block_on(run_with_limit(&command, &input, call.limit))
+            .context(|| what.clone())?;
+        understand(&output).context(|| what)
+    }
+
+    /// Starts `cpr --json` with `--steps`, to be told what to do.
+    pub fn open(&self, call: &Call<'_>) -> Result<Front> {
+        let (command, mut input) = self.prepare(call, true)?;
+        let what = call.describe();
+        input.push(b'\n');
+        let open = async {
+            let mut child = start(&command)?;
+            let gone = || Error::new(ErrorKind::Internal, "it has no streams");
+            let mut words = child.stdin.take().ok_or_else(gone)?;
+            let lines = BufReader::new(child.stdout.take().ok_or_else(gone)?).lines();
+            let told = child.stderr.take().ok_or_else(gone)?;
+            // Where it has ended already, its output says why.
+            let _ = words.write_all(&input).await;
+            let told = tokio::spawn(async move {
+                let mut text = Vec::new();
+                let _ = told.take(MOST_TOLD).read_to_end(&mut text).await;
+                text
+            });
+            Ok::<_, Error>((child, words, lines, told))
+        };
+        let (child, words, lines, told) = self.runtime.block_on(open).context(|| what.clone())?;
+        Ok(Front {
+            what,
+            limit: call.limit,
+            runtime: self.runtime.clone(),
+            child,
+            words: Some(words),
+            lines,
+            told,
+        })
+    }
+
+    /// The command of a call, and what it reads.
+    fn prepare(&self, call: &Call<'_>, keep_input: bool) -> Result<(Vec<OsString>, Vec<u8>)> {
         let owner = call.owner;
         if self.uid != 0 && owner.uid != self.uid {
             let name = &owner.name;
@@ -122,8 +173,9 @@ impl Runner {
         let description = Description {
             program: self.cpr.clone(),
             arguments: call.arguments.clone(),
-            environment: environment(&call, known.as_ref()),
+            environment: environment(call, known.as_ref()),
             directory: call.directory.to_path_buf(),
+            keep_input,
         };
         let input = serde_json::to_vec(&description)
             .map_err(|error| Error::new(ErrorKind::Internal, "describe a process").with_source(error))?;
@@ -144,17 +196,105 @@ impl Runner {
         }
         command.push(self.own.clone().into());
         command.push("become".into());
-        let what = format!(
-            "run cpr {} as {}",
-            call.arguments.first().map_or("", String::as_str),
-            owner.name
-        );
-        let output = self
-            .runtime
-            .block_on(run_with_limit(&command, &input, call.limit))
-            .context(|| what.clone())?;
-        understand(&output).context(|| what)
+        Ok((command, input))
     }
+}
+
+impl Call<'_> {
+    fn describe(&self) -> String {
+        let verb = self.arguments.first().map_or("", String::as_str);
+        format!("run cpr {verb} as {}", self.owner.name)
+    }
+}
+
+/// A `cpr --steps` that waits to be told what to do. Where it is dropped it is killed, and puts everything back in order.
+pub struct Front {
+    what: String,
+    limit: Duration,
+    runtime: tokio::runtime::Handle,
+    child: Child,
+    words: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// What it says on standard error.
+    told: JoinHandle<Vec<u8>>,
+}
+
+impl Front {
+    /// Waits until it has done a step.
+    pub fn await_step(&mut self, step: &str) -> Result<()> {
+        let said = self.next()?;
+        match said.get("step").and_then(Value::as_str) {
+            Some(done) if done == step => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Internal,
+                format!("{}: it is not {step}", self.what),
+            )),
+        }
+    }
+
+    /// Has it do the next step.
+    pub fn say(&mut self, word: &str) -> Result<()> {
+        let what = || self.what.clone();
+        let Some(words) = &mut self.words else {
+            return Err(Error::new(ErrorKind::Internal, what()));
+        };
+        let line = format!("{word}\n");
+        match self.runtime.block_on(words.write_all(line.as_bytes())) {
+            // It has ended, and its output says why.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.context(what),
+        }
+    }
+
+    /// Waits until it has ended; gives what it said last.
+    pub fn finish(mut self) -> Result<Value> {
+        self.next()
+    }
+
+    /// Tells it that nothing more comes, and waits until it has put everything back in order.
+    pub fn give_up(mut self) {
+        self.words = None;
+        self.await_end();
+    }
+
+    /// Waits until it has ended, because what it works on has.
+    pub fn await_end(mut self) {
+        let end = async { tokio::time::timeout(self.limit, self.child.wait()).await };
+        // It is killed otherwise.
+        let _ = self.runtime.block_on(end);
+    }
+
+    /// The next thing that it says, or why it has ended.
+    fn next(&mut self) -> Result<Value> {
+        let (limit, what) = (self.limit, self.what.clone());
+        let runtime = self.runtime.clone();
+        let said = runtime.block_on(async {
+            match tokio::time::timeout(limit, self.lines.next_line()).await {
+                Ok(line) => line.context(|| "read what it says"),
+                Err(_) => Err(took_too_long(limit)),
+            }
+        });
+        let said = said.context(|| what.clone())?;
+        if let Some(line) = said {
+            let value: Value = serde_json::from_str(&line)
+                .map_err(|error| Error::new(ErrorKind::Internal, "what it says is not understood").with_source(error))
+                .context(|| what.clone())?;
+            return failure(&value).map_or(Ok(value), Err).context(|| what);
+        }
+        let ended = runtime.block_on(async {
+            let status = self.child.wait().await.context(|| "wait for a process")?;
+            let told = (&mut self.told).await.unwrap_or_default();
+            Ok(ended_with(status, &told))
+        });
+        Err(ended.unwrap_or_else(|error| error)).context(|| what)
+    }
+}
+
+fn took_too_long(limit: Duration) -> Error {
+    Error::new(
+        ErrorKind::TimedOut,
+        format!("it took longer than {} s", limit.as_secs()),
+    )
 }
 
 fn environment(call: &Call<'_>, user: Option<&nix::unistd::User>) -> BTreeMap<String, String> {
@@ -175,11 +315,11 @@ fn environment(call: &Call<'_>, user: Option<&nix::unistd::User>) -> BTreeMap<St
     all
 }
 
-async fn run_with_limit(command: &[OsString], input: &[u8], limit: Duration) -> Result<Output> {
+fn start(command: &[OsString]) -> Result<Child> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(Error::new(ErrorKind::Internal, "there is no command"));
     };
-    let mut child = tokio::process::Command::new(program)
+    tokio::process::Command::new(program)
         .args(arguments)
         .env_clear()
         .env("PATH", DEFAULT_PATH)
@@ -189,7 +329,11 @@ async fn run_with_limit(command: &[OsString], input: &[u8], limit: Duration) -> 
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .context(|| "start a process")?;
+        .context(|| "start a process")
+}
+
+async fn run_with_limit(command: &[OsString], input: &[u8], limit: Duration) -> Result<Output> {
+    let mut child = start(command)?;
     let stdin = child.stdin.take();
     let run = async {
         if let Some(mut stdin) = stdin {
@@ -200,10 +344,7 @@ async fn run_with_limit(command: &[OsString], input: &[u8], limit: Duration) -> 
     };
     match tokio::time::timeout(limit, run).await {
         Ok(output) => output,
-        Err(_) => Err(Error::new(
-            ErrorKind::TimedOut,
-            format!("it took longer than {} s", limit.as_secs()),
-        )),
+        Err(_) => Err(took_too_long(limit)),
     }
 }
 
@@ -214,25 +355,31 @@ fn understand(output: &Output) -> Result<Value> {
         .lines()
         .rev()
         .find_map(|line| serde_json::from_str::<Value>(line).ok());
-    let failure = last.as_ref().and_then(|value| value.get("error"));
-    if let Some(failure) = failure {
-        let kind = failure
-            .get("kind")
-            .and_then(|kind| serde_json::from_value(kind.clone()).ok());
-        let message = failure.get("message").and_then(Value::as_str).unwrap_or("it failed");
-        let causes = failure.get("causes").and_then(Value::as_array).into_iter().flatten();
-        let chain = causes
-            .filter_map(Value::as_str)
-            .fold(message.to_string(), |text, cause| format!("{text}: {cause}"));
-        return Err(Error::new(kind.unwrap_or(ErrorKind::Internal), chain));
+    if let Some(error) = last.as_ref().and_then(failure) {
+        return Err(error);
     }
     if !output.status.success() {
-        let told = String::from_utf8_lossy(&output.stderr);
-        let told: String = told.lines().last().unwrap_or_default().chars().take(500).collect();
-        return Err(Error::new(
-            ErrorKind::Internal,
-            format!("it ended with {}: {told}", output.status),
-        ));
+        return Err(ended_with(output.status, &output.stderr));
     }
     Ok(last.unwrap_or(Value::Null))
+}
+
+fn ended_with(status: ExitStatus, told: &[u8]) -> Error {
+    let told = String::from_utf8_lossy(told);
+    let told: String = told.lines().last().unwrap_or_default().chars().take(500).collect();
+    Error::new(ErrorKind::Internal, format!("it ended with {status}: {told}"))
+}
+
+/// The error that `cpr --json` has printed, where this is one.
+fn failure(value: &Value) -> Option<Error> {
+    let failure = value.get("error")?;
+    let kind = failure
+        .get("kind")
+        .and_then(|kind| serde_json::from_value(kind.clone()).ok());
+    let message = failure.get("message").and_then(Value::as_str).unwrap_or("it failed");
+    let causes = failure.get("causes").and_then(Value::as_array).into_iter().flatten();
+    let chain = causes
+        .filter_map(Value::as_str)
+        .fold(message.to_string(), |text, cause| format!("{text}: {cause}"));
+    Some(Error::new(kind.unwrap_or(ErrorKind::Internal), chain))
 }

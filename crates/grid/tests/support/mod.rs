@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobReport, Orders, Phase, Report};
-use cpr_api::model::{JobSpec, JobState, NodeInfo, Owner};
+use cpr_api::agent::{
+    CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase, Report, StepReport,
+};
+use cpr_api::model::{JobSpec, JobState, NodeInfo, Owner, Step};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
 
 pub mod postgres;
@@ -109,6 +111,18 @@ impl Place {
     }
 }
 
+/// A unit that takes part in a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Taking {
+    pub incarnation: Incarnation,
+    pub done: Step,
+    /// From when on it stands still, where it does.
+    pub since: Option<u64>,
+}
+
+/// From when until when a unit stood still for an image; `u64::MAX` while it does.
+pub type Stand = (u64, u64);
+
 /// A node as the protocol wants it to behave; what its jobs do is up to the test.
 pub struct FakeNode {
     pub name: String,
@@ -127,6 +141,14 @@ pub struct FakeNode {
     /// The lease holds until then.
     pub lease_until: u64,
     pub orders: Orders,
+    /// What it does for checkpoints of several units.
+    pub taking: BTreeMap<i64, Taking>,
+    /// When units stood still for which image.
+    pub stands: BTreeMap<i64, Stand>,
+    /// The next unit that should do this step fails.
+    pub fails: Option<Step>,
+    /// Counts what happens, on all nodes that share it.
+    pub moment: Arc<AtomicU64>,
 }
 
 impl FakeNode {
@@ -144,6 +166,46 @@ impl FakeNode {
             store_works: true,
             lease_until: 0,
             orders: Orders::default(),
+            taking: BTreeMap::new(),
+            stands: BTreeMap::new(),
+            fails: None,
+            moment: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.moment.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Units that stand still.
+    pub fn standing(&self) -> usize {
+        self.taking.values().filter(|taking| taking.since.is_some()).count()
+    }
+
+    /// A unit does not stand still any more: it goes on, or has ended.
+    fn release(&mut self, id: i64) {
+        let now = self.now();
+        if self.taking.remove(&id).is_some_and(|taking| taking.since.is_some())
+            && let Some((_, until)) = self.stands.get_mut(&id)
+        {
+            *until = now;
+        }
+    }
+
+    fn release_all(&mut self, what: impl Fn(i64, &Taking) -> bool) {
+        let over = self.taking.iter().filter(|(id, taking)| what(**id, taking));
+        let over: Vec<i64> = over.map(|(id, _)| *id).collect();
+        over.into_iter().for_each(|id| self.release(id));
+    }
+
+    /// Its agent is killed and started again: units that stand still go on by themselves.
+    pub fn restart_agent(&mut self) {
+        self.release_all(|_, _| true);
+        self.results.clear();
+        for phase in self.jobs.values_mut() {
+            if *phase == Phase::Built {
+                *phase = Phase::Lost;
+            }
         }
     }
 
@@ -155,6 +217,7 @@ impl FakeNode {
                 name: self.name.clone(),
                 address: format!("{}:1", self.name),
                 slots: 2,
+                has_units: true,
                 memory_mb: 1000,
                 engines: vec!["native".into()],
                 has_store: self.has_store,
@@ -169,6 +232,14 @@ impl FakeNode {
                 })
                 .collect(),
             checkpoints: self.results.clone(),
+            steps: self
+                .taking
+                .iter()
+                .map(|(id, taking)| StepReport {
+                    id: *id,
+                    done: taking.done,
+                })
+                .collect(),
             images: self.images.clone(),
             bad_images: Vec::new(),
             verified: std::mem::take(&mut self.verified),
@@ -202,11 +273,80 @@ impl FakeNode {
         Ok(())
     }
 
+    /// Takes part in a checkpoint of several units, one step at a time.
+    fn take_part(&mut self, order: &JobOrder, id: i64, stop: bool, upto: Step) {
+        if self.results.iter().any(|told| told.id == id) && !self.taking.contains_key(&id) {
+            return;
+        }
+        let runs = self.jobs.get(&order.incarnation) == Some(&Phase::Running);
+        let next = match self.taking.get(&id).map(|taking| taking.done) {
+            None if upto == Step::Prepare && runs => Step::Prepare,
+            None => return self.tell_failed(id),
+            Some(Step::Prepare) => Step::Stop,
+            Some(Step::Stop) => Step::Save,
+            Some(Step::Save | Step::Resume) => Step::Resume,
+        };
+        if next > upto || (stop && next == Step::Resume) {
+            return;
+        }
+        if self.fails == Some(next) {
+            self.fails = None;
+            self.release(id);
+            return self.tell_failed(id);
+        }
+        let now = self.now();
+        let taking = self.taking.entry(id).or_insert(Taking {
+            incarnation: order.incarnation,
+            done: next,
+            since: None,
+        });
+        taking.done = next;
+        match next {
+            Step::Prepare => {}
+            Step::Stop => {
+                taking.since = Some(now);
+                self.stands.insert(id, (now, u64::MAX));
+            }
+            Step::Save => self.images.push(id),
+            Step::Resume => self.release(id),
+        }
+        if next == Step::Resume || (stop && next == Step::Save) {
+            let result = self.stored();
+            self.results.push(CheckpointReport { id, result });
+        }
+    }
+
+    fn stored(&self) -> CheckpointResult {
+        CheckpointResult::Stored {
+            bytes: 7,
+            blake3: "00".into(),
+            cost_ms: Some(self.cost_ms),
+            took_ms: Some(self.cost_ms),
+        }
+    }
+
+    fn tell_failed(&mut self, id: i64) {
+        let result = CheckpointResult::Failed {
+            message: "out of paint".into(),
+        };
+        self.results.push(CheckpointReport { id, result });
+    }
+
     fn obey(&mut self, orders: &Orders) {
+        let asked = |id: i64| {
+            orders
+                .jobs
+                .iter()
+                .flat_map(|order| &order.checkpoints)
+                .any(|c| c.id == id)
+        };
+        let ends = |of: Incarnation| !orders.jobs.iter().any(|order| order.incarnation == of && !order.kill);
+        self.release_all(|id, taking| ends(taking.incarnation) || !asked(id));
         self.jobs
             .retain(|known, _| orders.jobs.iter().any(|order| order.incarnation == *known));
         self.results.retain(|told| !orders.noted.contains(&told.id));
-        let own: Vec<i64> = self.results.iter().map(|told| told.id).collect();
+        let own = self.results.iter().map(|told| told.id);
+        let own: Vec<i64> = own.chain(self.taking.keys().copied()).collect();
         self.images
             .retain(|id| own.contains(id) || orders.images.iter().any(|image| image.id == *id));
         for image in &orders.images {
@@ -219,22 +359,28 @@ impl FakeNode {
             if order.kill {
                 *phase = Phase::Killed;
             }
-            if *phase == Phase::Starting && order.from.is_none_or(|from| self.images.contains(&from)) {
+            if *phase == Phase::Built && order.go {
                 *phase = Phase::Running;
             }
+            if *phase == Phase::Starting && order.from.is_none_or(|from| self.images.contains(&from)) {
+                *phase = match (order.incarnation.unit, order.from) {
+                    (Some(_), Some(_)) => Phase::Built,
+                    _ => Phase::Running,
+                };
+            }
             for asked in &order.checkpoints {
+                if let Some(step) = asked.step {
+                    self.take_part(order, asked.id, asked.stop, step);
+                    continue;
+                }
+                let phase = self.jobs.entry(order.incarnation).or_insert(Phase::Starting);
                 if *phase == Phase::Running && !self.results.iter().any(|told| told.id == asked.id) {
-                    let result = CheckpointResult::Stored {
-                        bytes: 7,
-                        blake3: "00".into(),
-                        cost_ms: Some(self.cost_ms),
-                        took_ms: Some(self.cost_ms),
-                    };
-                    self.results.push(CheckpointReport { id: asked.id, result });
-                    self.images.push(asked.id);
                     if asked.stop {
                         *phase = Phase::Stopped;
                     }
+                    let result = self.stored();
+                    self.results.push(CheckpointReport { id: asked.id, result });
+                    self.images.push(asked.id);
                 }
             }
         }
@@ -244,20 +390,22 @@ impl FakeNode {
     pub fn fence(&mut self, now: u64) {
         if now >= self.lease_until {
             for phase in self.jobs.values_mut() {
-                if matches!(phase, Phase::Starting | Phase::Running) {
+                if matches!(phase, Phase::Starting | Phase::Built | Phase::Running) {
                     *phase = Phase::Killed;
                 }
             }
+            self.release_all(|_, _| true);
         }
     }
 
     /// Power off and on again: the disk stays.
     pub fn crash(&mut self) {
         for phase in self.jobs.values_mut() {
-            if matches!(phase, Phase::Starting | Phase::Running) {
+            if matches!(phase, Phase::Starting | Phase::Built | Phase::Running) {
                 *phase = Phase::Lost;
             }
         }
+        self.restart_agent();
     }
 }
 

@@ -16,6 +16,7 @@ pub fn checkpoints(output: Output, args: &Checkpoints) -> Result<u8> {
         ("job", args.job.map(|job| job.to_string())),
         ("state", (!args.all).then(|| "pending,stored,complete".to_string())),
         ("location", args.location.clone()),
+        ("images_of", args.images_of.map(|checkpoint| checkpoint.to_string())),
     ];
     let found: Vec<Checkpoint> = all(&client()?, "/v1/checkpoints", &pairs)?;
     let list = to_json(&found)?;
@@ -33,7 +34,10 @@ pub fn checkpoints(output: Output, args: &Checkpoints) -> Result<u8> {
                     "" => "store",
                     node => node,
                 });
-                let places = places.collect::<Vec<_>>().join(", ");
+                let places = match checkpoint.units.len() {
+                    0 => places.collect::<Vec<_>>().join(", "),
+                    units => format!("of {units} units"),
+                };
                 table.row([
                     checkpoint.id.to_string(),
                     checkpoint.job.to_string(),

@@ -1,9 +1,10 @@
 //! `cpr submit`, `cpr jobs`, `cpr cancel` and `cpr recover`
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use cpr_api::Client;
-use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, RecoverRequest, Waiting};
+use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, RecoverRequest, Unit, UnitSpec, Waiting};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,25 +27,36 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
         let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
         (!own(&name) && !name.is_empty()).then_some((name, value))
     });
-    let spec = JobSpec {
-        name: args.name,
-        command: args.command,
-        directory: directory.ok_or_else(|| Error::new(ErrorKind::Usage, "the working directory is not UTF-8"))?,
-        environment: environment.collect(),
-        output: args.output,
-        every_s: args.every.map(|every| every.as_secs()),
-        adapt: args.adapt,
-        keep: args.keep,
-        ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
-        priority: args.priority,
-        slots: args.slots,
-        memory_mb: args.memory,
-        node: args.node,
-        requires: args.require.into_iter().collect(),
-        after: args.after,
-        time_limit_s: args.time_limit.map(|limit| limit.as_secs()),
-        retries: args.retries,
+    let mut spec = match &args.file {
+        Some(path) => described(path)?,
+        None => JobSpec::default(),
     };
+    if spec.directory.is_empty() {
+        spec.directory = directory.ok_or_else(|| Error::new(ErrorKind::Usage, "the working directory is not UTF-8"))?;
+    }
+    for (name, value) in environment {
+        spec.environment.entry(name).or_insert(value);
+    }
+    if !args.command.is_empty() {
+        spec.command = args.command;
+    }
+    spec.name = args.name.or(spec.name);
+    spec.output = args.output.or(spec.output);
+    spec.every_s = args.every.map(|every| every.as_secs()).or(spec.every_s);
+    spec.adapt |= args.adapt;
+    spec.keep = args.keep.or(spec.keep);
+    spec.ttl_s = args.ttl.map(|ttl| ttl.as_secs()).or(spec.ttl_s);
+    spec.priority = args.priority.unwrap_or(spec.priority);
+    spec.slots = args.slots.or(spec.slots);
+    spec.memory_mb = args.memory.unwrap_or(spec.memory_mb);
+    spec.node = args.node.or(spec.node);
+    spec.requires.extend(args.require);
+    spec.after.extend(args.after);
+    spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
+    spec.retries = args.retries.or(spec.retries);
+    if let Some(units) = args.units {
+        spec.units = vec![UnitSpec::default(); units as usize];
+    }
     let client = client()?;
     // With a key it does no harm to ask again.
     let key = args.key.unwrap_or_else(unique);
@@ -68,6 +80,18 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     Ok(0)
 }
 
+/// What a file says that a job is to be.
+fn described(path: &Path) -> Result<JobSpec> {
+    let what = || format!("read job description {}", path.display());
+    let text = std::fs::read_to_string(path).context(what)?;
+    let wrong = |error| Error::new(ErrorKind::Usage, what()).with_source(error);
+    let mut table: toml::Table = text.parse().map_err(wrong)?;
+    // Of what a job must have, options and surroundings can say the rest.
+    table.entry("command").or_insert(toml::Value::Array(Vec::new()));
+    table.entry("directory").or_insert(toml::Value::String(String::new()));
+    table.try_into().map_err(wrong)
+}
+
 /// Asks for something that is done once, again where the service cannot be reached.
 fn post<T: DeserializeOwned>(client: &Client, path: &str, body: &impl Serialize, key: &str) -> Result<T> {
     let mut attempt = 1;
@@ -79,11 +103,40 @@ fn post<T: DeserializeOwned>(client: &Client, path: &str, body: &impl Serialize,
     }
 }
 
+/// The node that has a job, or those that have its units.
+fn nodes(job: &Job) -> String {
+    let units = job.units.iter().filter(|unit| unit.phase.is_placed());
+    let mut names: Vec<&str> = units.filter_map(|unit| unit.node.as_deref()).collect();
+    names.extend(job.node.as_deref());
+    names.sort_unstable();
+    names.dedup();
+    match names.is_empty() {
+        true => "-".to_string(),
+        false => names.join(","),
+    }
+}
+
+/// The units of a job.
+fn units(units: &[Unit]) -> String {
+    let mut table = Table::new(&["UNIT", "STATE", "NODE", "ENGINE", "EXIT"], &[0, 4]);
+    for (number, unit) in units.iter().enumerate() {
+        table.row([
+            number.to_string(),
+            unit.phase.name().to_string(),
+            unit.node.clone().unwrap_or_else(|| "-".to_string()),
+            unit.engine.clone(),
+            unit.exit_code.map_or_else(|| "-".to_string(), |code| code.to_string()),
+        ]);
+    }
+    table.render()
+}
+
 /// What a job is doing, in a few words.
 fn about(job: &Job) -> String {
     match &job.reason {
         Some(reason) => reason.clone(),
-        None => command_line(&job.spec.command),
+        None if job.units.is_empty() => command_line(&job.spec.command),
+        None => format!("{} units: {}", job.units.len(), command_line(&job.spec.unit(0).command)),
     }
 }
 
@@ -119,13 +172,16 @@ pub fn jobs(output: Output, args: &Jobs) -> Result<u8> {
                     job.spec.name.clone().unwrap_or_else(|| "-".to_string()),
                     job.owner.name.clone(),
                     job.state.name().to_string(),
-                    job.node.clone().unwrap_or_else(|| "-".to_string()),
+                    nodes(job),
                     job.incarnation.to_string(),
                     ago(from_ms(job.submitted_ms.unsigned_abs()), now),
                     about(job),
                 ]);
             }
-            table.render()
+            match jobs.first() {
+                Some(job) if args.id.is_some() && !job.units.is_empty() => table.render() + "\n" + &units(&job.units),
+                _ => table.render(),
+            }
         },
     )?;
     Ok(0)

@@ -1,0 +1,240 @@
+//! Jobs of several units and their checkpoints, as far as the database goes: what units and parts come to is decided by
+//! `units.rs` and `coordinator.rs`.
+
+use cpr_api::model::{Checkpoint, CheckpointState, Ending, Job, Part, Step, UnitImage, UnitPhase};
+use cpr_types::Result;
+
+use crate::coordinator::{self, Next};
+use crate::db::{self, About, Write};
+use crate::grid::{Grid, new_checkpoint};
+use crate::lifecycle::Change;
+use crate::units::{self, Happened};
+
+impl Grid {
+    /// Lets something happen to a unit, with everything that follows from it.
+    pub(crate) async fn unit_changed(
+        &self,
+        write: &mut Write<'_>,
+        job: &mut Job,
+        number: u32,
+        happened: Happened,
+    ) -> Result<()> {
+        let before = job.clone();
+        let change = units::apply(job, number as usize, happened);
+        if change.is_none() && *job == before {
+            return Ok(());
+        }
+        let was = before.units.get(number as usize);
+        if let Some(unit) = job.units.get(number as usize)
+            && was.is_some_and(|was| was.phase != unit.phase)
+        {
+            let node = unit.node.as_deref();
+            let about = About { job: Some(job), node };
+            let what = format!(
+                "unit {number} of job {} is {} on {}",
+                job.id,
+                unit.phase.name(),
+                node.unwrap_or("no node")
+            );
+            let kind = format!("unit.{}", unit.phase.name());
+            write.note(self.clock.wall_ms(), &kind, about, what).await?;
+        }
+        if job.ending.is_some() && before.ending.is_none() {
+            // There is no moment any more of which all could be saved.
+            for mut set in db::pending_of(&mut write.tx, job.id).await? {
+                let why = format!("unit {number} has ended");
+                self.end_checkpoint(write, job, &mut set, CheckpointState::Failed, why)
+                    .await?;
+            }
+        }
+        match change {
+            Some(change) => self.change(write, job, change).await,
+            None => write.put_job(job, false).await,
+        }
+    }
+
+    /// Begins a checkpoint of all units that run.
+    pub(crate) async fn begin_set(&self, write: &mut Write<'_>, job: &Job, set: &mut Checkpoint) -> Result<()> {
+        let now = self.clock.wall_ms();
+        set.coordination = Some(coordinator::begin(now));
+        let running = (0..)
+            .zip(&job.units)
+            .filter(|(_, unit)| unit.phase == UnitPhase::Running);
+        for (number, unit) in running {
+            let id = write.next("checkpoint").await?;
+            let part = Checkpoint {
+                node: unit.node.clone().unwrap_or_default(),
+                part: Some(Part {
+                    of: set.id,
+                    unit: number,
+                    done: None,
+                }),
+                ..new_checkpoint(id, job, set.generation, set.stop, now)
+            };
+            write.put_checkpoint(&part, &[]).await?;
+            set.units.push(UnitImage {
+                unit: number,
+                checkpoint: id,
+            });
+        }
+        write.put_checkpoint(set, &[]).await
+    }
+
+    /// A node has done a step of a part.
+    pub(crate) async fn step_done(&self, write: &mut Write<'_>, id: i64, done: Step) -> Result<()> {
+        let Some(mut checkpoint) = db::checkpoint(&mut write.tx, id).await? else {
+            return Ok(());
+        };
+        let Some(part) = checkpoint.part.as_mut().filter(|part| part.done < Some(done)) else {
+            return Ok(());
+        };
+        part.done = Some(done);
+        let set = part.of;
+        write.put_checkpoint(&checkpoint, &[]).await?;
+        self.settle_set(write, set).await
+    }
+
+    /// Does what follows for a checkpoint of several units from how its parts are.
+    pub(crate) async fn settle_set(&self, write: &mut Write<'_>, id: i64) -> Result<()> {
+        let Some(mut set) = db::checkpoint(&mut write.tx, id)
+            .await?
+            .filter(|set| !set.state.is_gone())
+        else {
+            return Ok(());
+        };
+        let job = db::job(&mut write.tx, set.job).await?;
+        let (Some(coordination), Some(mut job)) = (set.coordination.clone(), job) else {
+            return Ok(());
+        };
+        let now = self.clock.wall_ms();
+        let parts = db::parts_of(&mut write.tx, id).await?;
+        if set.state == CheckpointState::Pending {
+            match coordinator::next(&coordination, set.stop, &parts, now) {
+                Next::Wait => return Ok(()),
+                Next::Step(next) => {
+                    let step = next.step;
+                    set.coordination = Some(next);
+                    write.put_checkpoint(&set, &[]).await?;
+                    return self.note_step(write, &job, &set, step).await;
+                }
+                Next::Fail(why) => {
+                    self.end_checkpoint(write, &job, &mut set, CheckpointState::Failed, why)
+                        .await?;
+                    if set.stop {
+                        self.change(write, &mut job, Change::GoOn).await?;
+                    }
+                    return Ok(());
+                }
+                Next::Made => self.set_made(write, &mut job, &mut set, &parts).await?,
+            }
+        }
+        let state = coordinator::state(&parts);
+        if state == set.state {
+            return Ok(());
+        }
+        set.state = state;
+        write.put_checkpoint(&set, &[]).await?;
+        if state == CheckpointState::Complete {
+            self.completed(write, &job, &set).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_step(&self, write: &mut Write<'_>, job: &Job, set: &Checkpoint, step: Step) -> Result<()> {
+        let what = match step {
+            Step::Prepare => "are to get ready",
+            Step::Stop => "are ready and are to stop",
+            Step::Save => "stand still and are to be saved",
+            Step::Resume => "are saved and are to go on",
+        };
+        let about = About {
+            job: Some(job),
+            node: None,
+        };
+        let text = format!("checkpoint {} of job {}: all units {what}", set.id, job.id);
+        write.note(self.clock.wall_ms(), "checkpoint.step", about, text).await
+    }
+
+    /// Every image of a checkpoint is on disk.
+    async fn set_made(
+        &self,
+        write: &mut Write<'_>,
+        job: &mut Job,
+        set: &mut Checkpoint,
+        parts: &[Checkpoint],
+    ) -> Result<()> {
+        let now = self.clock.wall_ms();
+        set.state = CheckpointState::Stored;
+        set.bytes = parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
+        // What the slowest has cost all have waited for.
+        set.cost_ms = parts.iter().filter_map(|part| part.cost_ms).max();
+        set.took_ms = parts.iter().filter_map(|part| part.took_ms).max();
+        set.stored_ms = Some(now);
+        write.put_checkpoint(set, &[]).await?;
+        let about = About {
+            job: Some(job),
+            node: None,
+        };
+        let what = format!("checkpoint {} of job {} is stored", set.id, job.id);
+        write.note(now, "checkpoint.stored", about, what).await?;
+        // It has got further: what failed before does not count any more.
+        job.failures = 0;
+        if set.stop {
+            job.ending = job.ending.take().or(Some(Ending::Saved));
+        }
+        write.put_job(job, false).await?;
+        match (job.spec.adapt, set.cost_ms) {
+            (true, Some(cost_ms)) => self.adapt(write, job, cost_ms, set.took_ms.unwrap_or(0)).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// With one image the checkpoint is lost, failed or freed as a whole.
+    pub(crate) async fn part_ended(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        part: &Checkpoint,
+        why: String,
+    ) -> Result<()> {
+        let Some(Part { of, unit, .. }) = part.part else {
+            return Ok(());
+        };
+        let Some(mut set) = db::checkpoint(&mut write.tx, of)
+            .await?
+            .filter(|set| !set.state.is_gone())
+        else {
+            return Ok(());
+        };
+        let why = format!("unit {unit} on {}: {why}", part.node);
+        // Boxed: the other parts are told in the same way.
+        Box::pin(self.end_checkpoint(write, job, &mut set, part.state, why)).await
+    }
+
+    /// With the checkpoint goes every image that it still has.
+    pub(crate) async fn end_parts(&self, write: &mut Write<'_>, job: &Job, set: &Checkpoint, why: &str) -> Result<()> {
+        for mut part in db::parts_of(&mut write.tx, set.id).await? {
+            let state = match part.state {
+                CheckpointState::Pending => CheckpointState::Failed,
+                state if state.is_usable() => CheckpointState::Freed,
+                _ => continue,
+            };
+            Box::pin(self.end_checkpoint(write, job, &mut part, state, why.to_string())).await?;
+        }
+        Ok(())
+    }
+
+    /// Checkpoints of several units of which a step takes too long.
+    pub(crate) async fn run_deadlines(&self) -> Result<()> {
+        let now = self.clock.wall_ms();
+        let sql = "SELECT doc FROM checkpoints WHERE state = 'pending' AND part_of = 0 ORDER BY id";
+        let pending: Vec<Checkpoint> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
+        let late = |set: &Checkpoint| set.coordination.as_ref().is_some_and(|at| at.deadline_ms <= now);
+        for set in pending.into_iter().filter(late) {
+            let mut write = self.db.write().await?;
+            self.settle_set(&mut write, set.id).await?;
+            write.commit().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! The units of a job that has several: a pure function from what happens to one to what becomes of all.
+//!
+//! A unit that ends with code 0 has done its part, and the others go on. Every other end of one is the end of all: what
+//! happened to the first is kept, the others are ended, and when the last is gone it happens to the job. So a job never has
+//! units of two starts.
+
+use cpr_api::model::{Ending, Job, JobState, Unit, UnitPhase};
+
+use crate::lifecycle::Change;
+
+/// What can happen to a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Happened {
+    /// It has been made again from its image, and waits for the others.
+    Built,
+    /// It runs.
+    Began,
+    /// Its program ended.
+    Exited { code: i32, signal: Option<i32> },
+    /// The system failed under it.
+    Broke { why: String },
+    /// It cannot be run at all.
+    Refused { why: String },
+    /// Its node ended it on order.
+    Killed,
+}
+
+/// Changes a unit of a job; gives what happens to the job by that.
+pub(crate) fn apply(job: &mut Job, number: usize, happened: Happened) -> Option<Change> {
+    let unit = job.units.get_mut(number).filter(|unit| unit.phase.is_placed())?;
+    let ending = match happened {
+        Happened::Built => {
+            unit.phase = UnitPhase::Built;
+            None
+        }
+        Happened::Began => {
+            unit.phase = UnitPhase::Running;
+            None
+        }
+        Happened::Exited { code, signal } => {
+            unit.exit_code = Some(code);
+            unit.signal = signal;
+            unit.phase = match code {
+                0 => UnitPhase::Finished,
+                _ => UnitPhase::Failed,
+            };
+            (code != 0).then_some(Ending::Failed { code, signal })
+        }
+        Happened::Broke { why } => {
+            unit.phase = UnitPhase::Lost;
+            Some(Ending::Broken {
+                why: format!("unit {number}: {why}"),
+            })
+        }
+        Happened::Refused { why } => {
+            unit.phase = UnitPhase::Failed;
+            Some(Ending::Refused {
+                why: format!("unit {number}: {why}"),
+            })
+        }
+        Happened::Killed => {
+            unit.phase = UnitPhase::Ended;
+            Some(Ending::Killed)
+        }
+    };
+    // The first is the cause; what comes after it follows from it.
+    job.ending = job.ending.take().or(ending);
+    let placed = || job.units.iter().filter(|unit| unit.phase.is_placed());
+    if placed().next().is_none() {
+        return Some(end(job.ending.take()));
+    }
+    let begins = job.state == JobState::Starting && placed().all(|unit| unit.phase == UnitPhase::Running);
+    (begins && job.ending.is_none()).then_some(Change::Began)
+}
+
+/// What happens to the job when its last unit has ended.
+fn end(ending: Option<Ending>) -> Change {
+    match ending {
+        None => Change::Exited { code: 0, signal: None },
+        Some(Ending::Failed { code, signal }) => Change::Exited { code, signal },
+        Some(Ending::Saved) => Change::Stopped,
+        Some(Ending::Broken { why }) => Change::Broke { why },
+        Some(Ending::Refused { why }) => Change::Refused { why },
+        Some(Ending::Killed) => Change::Killed,
+    }
+}
+
+/// Gives each unit that has not finished to a node, with the image that it goes on from.
+pub(crate) fn place(units: &mut [Unit], places: Vec<Option<(String, Option<i64>)>>) {
+    for (unit, place) in units.iter_mut().zip(places) {
+        *unit = match place {
+            Some((node, from)) => Unit {
+                phase: UnitPhase::Starting,
+                node: Some(node),
+                engine: std::mem::take(&mut unit.engine),
+                from,
+                exit_code: None,
+                signal: None,
+            },
+            None => Unit {
+                phase: UnitPhase::Finished,
+                node: None,
+                engine: std::mem::take(&mut unit.engine),
+                from: None,
+                exit_code: Some(0),
+                signal: None,
+            },
+        };
+    }
+}
+
+/// Whether units that have been made again may run: all are there.
+pub(crate) fn may_go(job: &Job) -> bool {
+    job.units.iter().all(|unit| unit.phase != UnitPhase::Starting)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::{self, new_job};
+    use cpr_api::model::{Intent, JobSpec, UnitSpec};
+
+    /// A job of three units that are being started.
+    fn job() -> Job {
+        let spec = JobSpec {
+            units: vec![UnitSpec::default(); 3],
+            retries: Some(5),
+            ..JobSpec::default()
+        };
+        let mut job = new_job(1, spec);
+        let places = (0..3).map(|n| Some((format!("n{n}"), Some(10 + n)))).collect();
+        let change = Change::PlaceUnits { places, from: Some(9) };
+        lifecycle::apply(&mut job, change, 0).unwrap();
+        job
+    }
+
+    fn running() -> Job {
+        let mut job = job();
+        for unit in 0..3 {
+            if let Some(change) = apply(&mut job, unit, Happened::Began) {
+                lifecycle::apply(&mut job, change, 1).unwrap();
+            }
+        }
+        assert_eq!(job.state, JobState::Running);
+        job
+    }
+
+    fn exited(code: i32) -> Happened {
+        Happened::Exited { code, signal: None }
+    }
+
+    fn broke() -> Happened {
+        Happened::Broke { why: "lost".into() }
+    }
+
+    // XGCP-JCP-10
+    #[test]
+    fn no_unit_may_go_before_all_are_there() {
+        let mut job = job();
+        for unit in 0..3 {
+            assert!(!may_go(&job));
+            assert_eq!(apply(&mut job, unit, Happened::Built), None);
+        }
+        assert!(may_go(&job));
+        assert_eq!(apply(&mut job, 0, Happened::Began), None);
+        assert_eq!(job.state, JobState::Starting, "it runs when all do");
+        assert_eq!(apply(&mut job, 1, Happened::Began), None);
+        assert_eq!(apply(&mut job, 2, Happened::Began), Some(Change::Began));
+    }
+
+    #[test]
+    fn a_job_has_finished_when_all_its_units_have() {
+        let mut job = running();
+        assert_eq!(apply(&mut job, 1, exited(0)), None);
+        assert_eq!(apply(&mut job, 0, exited(0)), None);
+        assert_eq!(job.ending, None, "the last one goes on");
+        assert_eq!(
+            apply(&mut job, 2, exited(0)),
+            Some(Change::Exited { code: 0, signal: None })
+        );
+    }
+
+    #[test]
+    fn what_happens_to_the_first_happens_to_the_job_when_the_last_has_ended() {
+        for (first, change) in [
+            (exited(3), Change::Exited { code: 3, signal: None }),
+            (
+                broke(),
+                Change::Broke {
+                    why: "unit 1: lost".into(),
+                },
+            ),
+            (
+                Happened::Refused { why: "no".into() },
+                Change::Refused {
+                    why: "unit 1: no".into(),
+                },
+            ),
+            (Happened::Killed, Change::Killed),
+        ] {
+            let mut job = running();
+            assert_eq!(apply(&mut job, 1, first), None);
+            assert!(job.ending.is_some(), "the others are to be ended");
+            assert_eq!(apply(&mut job, 0, Happened::Killed), None);
+            // It failed before it heard of that.
+            assert_eq!(apply(&mut job, 2, exited(9)), Some(change));
+            assert_eq!(apply(&mut job, 2, exited(9)), None, "told again");
+        }
+    }
+
+    #[test]
+    fn a_saved_job_is_saved_however_its_units_end() {
+        let mut job = running();
+        lifecycle::apply(&mut job, Change::End(Intent::Suspend), 1).unwrap();
+        job.ending = Some(Ending::Saved);
+        assert_eq!(apply(&mut job, 0, Happened::Killed), None);
+        assert_eq!(apply(&mut job, 1, broke()), None);
+        let change = apply(&mut job, 2, exited(0)).unwrap();
+        assert_eq!(change, Change::Stopped);
+        lifecycle::apply(&mut job, change, 2).unwrap();
+        assert_eq!(job.state, JobState::Suspended);
+        assert!(
+            job.units
+                .iter()
+                .all(|unit| unit.phase == UnitPhase::Waiting && unit.node.is_none())
+        );
+    }
+
+    #[test]
+    fn a_unit_that_had_finished_is_not_started_again() {
+        let mut units = job().units;
+        place(
+            &mut units,
+            vec![Some(("a".into(), Some(5))), None, Some(("b".into(), None))],
+        );
+        let phases: Vec<UnitPhase> = units.iter().map(|unit| unit.phase).collect();
+        assert_eq!(phases, [UnitPhase::Starting, UnitPhase::Finished, UnitPhase::Starting]);
+        assert!(units.iter().all(|unit| unit.engine == "native"));
+    }
+}

@@ -1,0 +1,323 @@
+//! Jobs of several units: placed together, saved in one stop, and started together again.
+
+use cpr_api::agent::Phase;
+use cpr_api::model::*;
+use cpr_grid::{Caller, CheckpointQuery, EventQuery, Grid};
+use cpr_types::ErrorKind;
+
+use super::support::*;
+
+fn units(number: usize) -> JobSpec {
+    JobSpec {
+        units: vec![UnitSpec::default(); number],
+        ..spec()
+    }
+}
+
+fn ada() -> Caller {
+    user("ada", 1000)
+}
+
+/// A grid of three nodes on which a job of three units runs.
+async fn running(place: &Place) -> (Grid, [FakeNode; 3], i64) {
+    let grid = place.open().await;
+    let mut nodes = ["n1", "n2", "n3"].map(FakeNode::new);
+    beat(place, &grid, &mut nodes).await;
+    let id = grid.submit(&ada(), units(3), None).await.unwrap().id;
+    beats(place, &grid, &mut nodes, 4).await;
+    assert_eq!(state(&grid, id).await, JobState::Running);
+    (grid, nodes, id)
+}
+
+/// One heartbeat of everybody who is not lost.
+async fn beat(place: &Place, grid: &Grid, nodes: &mut [FakeNode]) {
+    grid.tick().await.unwrap();
+    for node in nodes {
+        let now = place.now.load(std::sync::atomic::Ordering::SeqCst);
+        node.beat(grid, now).await.unwrap();
+    }
+}
+
+async fn beats(place: &Place, grid: &Grid, nodes: &mut [FakeNode], number: usize) {
+    for _ in 0..number {
+        beat(place, grid, nodes).await;
+    }
+}
+
+async fn phases(grid: &Grid, id: i64) -> Vec<UnitPhase> {
+    let job = grid.job(&ada(), id).await.unwrap();
+    job.units.iter().map(|unit| unit.phase).collect()
+}
+
+async fn checkpoint(grid: &Grid, id: i64) -> Checkpoint {
+    grid.checkpoint(&ada(), id).await.unwrap()
+}
+
+async fn save(place: &Place, grid: &Grid, nodes: &mut [FakeNode], job: i64) -> Checkpoint {
+    let asked = grid.request_checkpoint(&ada(), job, None).await.unwrap();
+    beats(place, grid, nodes, 12).await;
+    let made = checkpoint(grid, asked.id).await;
+    assert_eq!(made.state, CheckpointState::Complete, "{made:?}");
+    made
+}
+
+// XGCP-JOB-2, XGCP-JCP-5
+#[test]
+fn units_are_placed_all_at_once_or_not_at_all() {
+    with_each_database("units_are_placed", |place| async move {
+        let grid = place.open().await;
+        // Nodes of two slots each.
+        let mut nodes = ["n1", "n2"].map(FakeNode::new);
+        beat(&place, &grid, &mut nodes).await;
+        let before = grid.submit(&ada(), spec(), None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 2).await;
+        let id = grid.submit(&ada(), units(4), None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 3).await;
+        let waits = grid.job(&ada(), id).await.unwrap();
+        assert_eq!(waits.state, JobState::Queued, "there is room for three of four");
+        assert!(waits.reason.unwrap().contains("unit 3"));
+        assert_eq!(nodes.iter().flat_map(FakeNode::running).count(), 1);
+        // What they would have got is there for others.
+        let small = grid.submit(&ada(), units(3), None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 4).await;
+        assert_eq!(state(&grid, small).await, JobState::Running);
+        grid.cancel(&ada(), before).await.unwrap();
+        grid.cancel(&ada(), small).await.unwrap();
+        beats(&place, &grid, &mut nodes, 6).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!(job.state, JobState::Running);
+        let on = |name: &str| {
+            job.units
+                .iter()
+                .filter(|unit| unit.node.as_deref() == Some(name))
+                .count()
+        };
+        assert_eq!((on("n1"), on("n2")), (2, 2), "spread");
+        let listed = |node: &str| cpr_grid::JobQuery {
+            node: Some(node.into()),
+            ..Default::default()
+        };
+        let found = grid.jobs(&ada(), &listed("n2")).await.unwrap().items;
+        assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), [id]);
+        assert!(grid.jobs(&ada(), &listed("n3")).await.unwrap().items.is_empty());
+    });
+}
+
+// XGCP-COORD-1, XGCP-COORD-2, XGCP-COORD-10, XGCP-JCP-6, XGCP-JCP-9, XGCP-JCP-11
+#[test]
+fn a_checkpoint_is_of_all_units_step_by_step_and_all_go_on_from_it_together() {
+    with_each_database("a_checkpoint_is_of_all_units", |place| async move {
+        let (grid, mut nodes, id) = running(&place).await;
+        let made = save(&place, &grid, &mut nodes, id).await;
+        let of: Vec<u32> = made.units.iter().map(|image| image.unit).collect();
+        assert_eq!((of, made.bytes), (vec![0, 1, 2], 21));
+        assert_eq!(nodes.iter().map(FakeNode::standing).sum::<usize>(), 0);
+        let query = EventQuery {
+            job: Some(id),
+            kind: Some("checkpoint".into()),
+            ..Default::default()
+        };
+        let events = grid.events(&ada(), &query).await.unwrap().items;
+        let told: Vec<&str> = events
+            .iter()
+            .map(|event| event.text.rsplit(": ").next().unwrap())
+            .collect();
+        assert_eq!(
+            told[1..4],
+            [
+                "all units are ready and are to stop",
+                "all units stand still and are to be saved",
+                "all units are saved and are to go on",
+            ]
+        );
+        // They are listed as one, and each image by itself when it is asked for.
+        let all = grid
+            .checkpoints(&ada(), &CheckpointQuery::default())
+            .await
+            .unwrap()
+            .items;
+        assert_eq!(all.iter().map(|c| c.id).collect::<Vec<_>>(), [made.id]);
+        let query = CheckpointQuery {
+            images_of: Some(made.id),
+            ..Default::default()
+        };
+        let images = grid.checkpoints(&ada(), &query).await.unwrap().items;
+        assert!(images.iter().all(|image| image.locations.len() == 2), "{images:?}");
+        let from = Some(images[0].id);
+        let refused = grid.recover(&ada(), id, RecoverRequest { from, on: None }).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Usage);
+
+        // With one node all units are lost, and none runs before all are there again.
+        let [one, two, three] = nodes;
+        let mut left = [two, three];
+        let _gone = one;
+        place.pass(8000);
+        beat(&place, &grid, &mut left).await;
+        place.pass(3000);
+        beat(&place, &grid, &mut left).await;
+        let mut built_only = false;
+        for _ in 0..8 {
+            beat(&place, &grid, &mut left).await;
+            let now = phases(&grid, id).await;
+            let runs = now.contains(&UnitPhase::Running);
+            built_only |= now.contains(&UnitPhase::Built) && !runs;
+            assert!(!(runs && now.contains(&UnitPhase::Starting)), "{now:?}");
+        }
+        assert!(built_only, "they have waited for each other");
+        let again = grid.job(&ada(), id).await.unwrap();
+        assert_eq!((again.state, again.incarnation), (JobState::Running, 2));
+        assert_eq!(again.from, Some(made.id));
+        let from: Vec<Option<i64>> = again.units.iter().map(|unit| unit.from).collect();
+        assert_eq!(
+            from,
+            made.units
+                .iter()
+                .map(|image| Some(image.checkpoint))
+                .collect::<Vec<_>>()
+        );
+    });
+}
+
+// XGCP-COORD-12
+#[test]
+fn where_a_unit_fails_in_any_step_all_go_on_and_the_checkpoint_before_is_good() {
+    with_each_database("where_a_unit_fails", |place| async move {
+        let (grid, mut nodes, id) = running(&place).await;
+        let before = save(&place, &grid, &mut nodes, id).await;
+        for step in [Step::Prepare, Step::Stop, Step::Save, Step::Resume] {
+            nodes[1].fails = Some(step);
+            let asked = grid.request_checkpoint(&ada(), id, None).await.unwrap();
+            beats(&place, &grid, &mut nodes, 12).await;
+            let failed = checkpoint(&grid, asked.id).await;
+            assert_eq!(failed.state, CheckpointState::Failed, "{step:?}");
+            assert!(failed.reason.unwrap().contains("out of paint"));
+            assert_eq!(nodes.iter().map(FakeNode::standing).sum::<usize>(), 0, "{step:?}");
+            assert_eq!(phases(&grid, id).await, [UnitPhase::Running; 3]);
+            for image in failed.units {
+                let held = |node: &FakeNode| node.images.contains(&image.checkpoint);
+                assert!(!nodes.iter().any(held), "{step:?}: nothing is left of it");
+            }
+        }
+        assert_eq!(checkpoint(&grid, before.id).await.state, CheckpointState::Complete);
+        // One that was to end the job does not.
+        nodes[2].fails = Some(Step::Save);
+        grid.suspend(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 12).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!((job.state, job.intent), (JobState::Running, None));
+    });
+}
+
+// XGCP-JCP-4, XGCP-COORD-12
+#[test]
+fn a_service_that_is_killed_in_any_step_takes_over_and_one_that_comes_too_late_gives_up() {
+    with_each_database("a_service_that_is_killed", |place| async move {
+        let (mut grid, mut nodes, id) = running(&place).await;
+        for heartbeats in 1..10 {
+            let asked = grid.request_checkpoint(&ada(), id, None).await.unwrap();
+            beats(&place, &grid, &mut nodes, heartbeats).await;
+            drop(grid);
+            grid = place.open().await;
+            beats(&place, &grid, &mut nodes, 12).await;
+            let made = checkpoint(&grid, asked.id).await;
+            assert_eq!(made.state, CheckpointState::Complete, "after {heartbeats}: {made:?}");
+        }
+        // A node that is alive and does nothing.
+        let asked = grid.request_checkpoint(&ada(), id, None).await.unwrap();
+        for _ in 0..70 {
+            place.pass(1000);
+            grid.tick().await.unwrap();
+            let now = place.now.load(std::sync::atomic::Ordering::SeqCst);
+            for node in &mut nodes[..2] {
+                node.beat(&grid, now).await.unwrap();
+            }
+            let report = nodes[2].report();
+            grid.report(&admin(), &report).await.unwrap();
+        }
+        let late = checkpoint(&grid, asked.id).await;
+        assert_eq!(late.state, CheckpointState::Failed);
+        assert!(late.reason.unwrap().contains("did not get ready in time"));
+        beats(&place, &grid, &mut nodes, 3).await;
+        assert_eq!(phases(&grid, id).await, [UnitPhase::Running; 3]);
+    });
+}
+
+#[test]
+fn a_unit_that_has_finished_stays_so_and_one_that_fails_ends_all() {
+    with_each_database("a_unit_that_has_finished", |place| async move {
+        let (grid, mut nodes, id) = running(&place).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        let node = |unit: usize| job.units[unit].node.clone().unwrap();
+        let end = |nodes: &mut [FakeNode; 3], unit: usize, code: i32| {
+            let node = nodes.iter_mut().find(|known| known.name == node(unit)).unwrap();
+            *node.jobs.values_mut().next().unwrap() = Phase::Exited { code, signal: None };
+        };
+        end(&mut nodes, 1, 0);
+        beats(&place, &grid, &mut nodes, 3).await;
+        let now = [UnitPhase::Running, UnitPhase::Finished, UnitPhase::Running];
+        assert_eq!(phases(&grid, id).await, now);
+        // XGCP-USE-3
+        grid.suspend(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 12).await;
+        assert_eq!(state(&grid, id).await, JobState::Suspended);
+        assert_eq!(nodes.iter().flat_map(FakeNode::running).count(), 0);
+        grid.recover(&ada(), id, RecoverRequest::default()).await.unwrap();
+        beats(&place, &grid, &mut nodes, 8).await;
+        assert_eq!(state(&grid, id).await, JobState::Running);
+        assert_eq!(phases(&grid, id).await, now, "it is not started again");
+        let of_first = |node: &&mut FakeNode| node.jobs.keys().any(|incarnation| incarnation.unit == Some(0));
+        let node = nodes.iter_mut().find(of_first).unwrap();
+        *node.jobs.values_mut().next().unwrap() = Phase::Exited { code: 4, signal: None };
+        beats(&place, &grid, &mut nodes, 4).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(4)));
+        assert_eq!(nodes.iter().flat_map(FakeNode::running).count(), 0, "all have ended");
+        let ends = [UnitPhase::Failed, UnitPhase::Finished, UnitPhase::Ended];
+        assert_eq!(phases(&grid, id).await, ends);
+    });
+}
+
+// LBNL-1.2.4.1.e
+#[test]
+fn a_node_that_is_drained_sends_all_units_elsewhere() {
+    with_each_database("a_node_that_is_drained", |place| async move {
+        let (grid, mut nodes, id) = running(&place).await;
+        let to = Some("n1".to_string());
+        let refused = grid.migrate(&ada(), id, MigrateRequest { to }).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Usage);
+        grid.drain(&admin(), "n2", false).await.unwrap();
+        beats(&place, &grid, &mut nodes, 24).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!((job.state, job.incarnation, job.failures), (JobState::Running, 2, 0));
+        assert!(job.from.is_some());
+        assert!(job.units.iter().all(|unit| unit.node.as_deref() != Some("n2")));
+        assert_eq!(nodes[1].running().count(), 0);
+    });
+}
+
+#[test]
+fn what_units_are_to_be_is_looked_at_before_they_are_queued() {
+    let mut good = units(2);
+    good.output = Some("part-%u".into());
+    good.units[1] = UnitSpec {
+        command: vec!["other".into()],
+        slots: Some(2),
+        ..UnitSpec::default()
+    };
+    good.check().unwrap();
+    let (first, second) = (good.unit(0), good.unit(1));
+    assert_eq!(
+        (first.command[0].as_str(), second.command[0].as_str()),
+        ("sim", "other")
+    );
+    assert_eq!((first.slots(), second.slots()), (1, 2));
+    assert_eq!(second.output.as_deref(), Some("part-1"));
+    assert_eq!(second.environment["GRIDCPR_UNIT"], "1");
+    assert_eq!(second.environment["GRIDCPR_UNITS"], "2");
+    let mut bad = good.clone();
+    bad.units[1].slots = Some(0);
+    assert!(bad.check().unwrap_err().chain().contains("unit 1"));
+    assert!(units(257).check().is_err());
+    // A node of an earlier version would not understand it: those that have none do not say so.
+    assert!(!serde_json::to_string(&spec()).unwrap().contains("units"));
+}
