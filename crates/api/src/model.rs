@@ -83,6 +83,10 @@ pub struct JobSpec {
     /// and all go on together. A job without is one whole on one node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitSpec>,
+    /// Its units need not be of one moment, because they say nothing to each other: each is saved by itself while the
+    /// others run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub independent: bool,
 }
 
 /// What is different for one unit of a job; everything that is not said is as the job says it.
@@ -118,6 +122,7 @@ impl JobSpec {
     pub fn unit(&self, number: usize) -> JobSpec {
         let mut whole = JobSpec {
             units: Vec::new(),
+            independent: false,
             ..self.clone()
         };
         if let Some(unit) = self.units.get(number) {
@@ -139,10 +144,13 @@ impl JobSpec {
 
     /// Refuses what could not be run, and what is too large to be kept (GFD93-SM-11).
     pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
+        if self.units.is_empty() && self.independent {
+            return refuse("it is independent, and has no units".into());
+        }
         if self.units.is_empty() {
             return self.check_whole();
         }
-        let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
         if self.units.len() > MOST_UNITS {
             return refuse(format!("it has more than {MOST_UNITS} units"));
         }
@@ -653,6 +661,9 @@ pub struct Coordination {
     pub step: Step,
     /// It is given up where not all have done it by then.
     pub deadline_ms: i64,
+    /// Each unit does all steps by itself.
+    #[serde(default)]
+    pub independent: bool,
 }
 
 /// The image of one unit in a checkpoint of several.

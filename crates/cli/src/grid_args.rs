@@ -72,6 +72,9 @@ pub struct Submit {
     /// unit that ends with exit code 0 has done its part; any other end of one ends all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub units: Option<u32>,
+    /// Save each unit by itself while the others run: they say nothing to each other
+    #[arg(long)]
+    pub independent: bool,
     /// Read what the job is to be from a file in TOML, with the names of the HTTP interface; options given besides win
     ///
     /// In it, units can have commands and needs of their own.

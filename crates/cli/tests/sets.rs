@@ -500,13 +500,13 @@ fn a_job_is_saved_step_by_step_and_goes_on_by_itself_when_nobody_says_so() {
     lab.start("lead", "native", LEAD);
     let image = lab.cpr.work.join("lead.cpr");
     let begin = |patience: &str| Steps::new(&lab, &["checkpoint", "--steps", patience, "-o", "lead.cpr", "lead"]);
-    for given_up in 0..3 {
+    for (given_up, last) in SAID.iter().enumerate() {
         let mut steps = begin("60s");
-        for step in 0..given_up {
-            steps.says(SAID[step]);
-            steps.say(HEARD[step]);
+        for (said, heard) in SAID.iter().zip(HEARD).take(given_up) {
+            steps.says(said);
+            steps.say(heard);
         }
-        steps.says(SAID[given_up]);
+        steps.says(last);
         assert_eq!(image.exists(), given_up == 2, "it is there when it is saved");
         if given_up > 0 {
             let had = lab.numbers("lead").len();

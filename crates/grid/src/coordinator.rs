@@ -7,7 +7,7 @@
 //!
 //! A step begins when every unit has done the one before (XtreemGCP, section 3.2). So there is a moment at which all stand
 //! still, and each image is of that moment: it was begun after the last had stopped, and nobody is told to go on before all
-//! are saved. Where a unit fails or a step takes too long the checkpoint is given up as a whole; units go on by themselves
+//! are saved. Units that are independent are saved each by itself, and wait for nobody. Where a unit fails or a step takes too long the checkpoint is given up as a whole; units go on by themselves
 //! when nobody wants anything of them any more.
 
 use cpr_api::model::{Checkpoint, CheckpointState, Coordination, Step};
@@ -31,8 +31,14 @@ pub(crate) enum Next {
 }
 
 /// A checkpoint at its beginning.
-pub(crate) fn begin(now_ms: i64) -> Coordination {
-    at(Step::Prepare, now_ms)
+pub(crate) fn begin(independent: bool, now_ms: i64) -> Coordination {
+    match independent {
+        true => Coordination {
+            independent,
+            ..at(Step::Save, now_ms)
+        },
+        false => at(Step::Prepare, now_ms),
+    }
 }
 
 fn at(step: Step, now_ms: i64) -> Coordination {
@@ -43,6 +49,7 @@ fn at(step: Step, now_ms: i64) -> Coordination {
     Coordination {
         step,
         deadline_ms: now_ms.saturating_add(limit_ms),
+        independent: false,
     }
 }
 
@@ -59,7 +66,7 @@ pub(crate) fn next(coordination: &Coordination, stop: bool, parts: &[Checkpoint]
     let step = coordination.step;
     let done = |part: &&Checkpoint| {
         let done = part.part.as_ref().and_then(|part| part.done);
-        part.state.is_usable() || done >= Some(step)
+        part.state.is_usable() || (done >= Some(step) && !coordination.independent)
     };
     if let Some(late) = parts.iter().find(|part| !done(part)) {
         if now_ms < coordination.deadline_ms {
@@ -115,7 +122,7 @@ mod tests {
     // XGCP-COORD-9
     #[test]
     fn no_step_begins_before_every_unit_has_done_the_one_before() {
-        let mut now = begin(0);
+        let mut now = begin(false, 0);
         for (step, following) in [
             (Step::Prepare, Step::Stop),
             (Step::Stop, Step::Save),
@@ -166,6 +173,23 @@ mod tests {
             };
             assert_eq!(why, "unit 1 on n1: its disk is full");
         }
+    }
+
+    // XGCP-UNCOORD-1
+    #[test]
+    fn independent_units_are_told_nothing_and_wait_for_nobody() {
+        let now = begin(true, 0);
+        let one = [
+            part(0, None, CheckpointState::Stored),
+            part(1, None, CheckpointState::Pending),
+        ];
+        assert_eq!(next(&now, false, &one, 1), Next::Wait);
+        let Next::Fail(why) = next(&now, false, &one, now.deadline_ms) else {
+            panic!("it has no end");
+        };
+        assert!(why.contains("unit 1 on n1 did not save itself"), "{why}");
+        let both = [0, 1].map(|unit| part(unit, None, CheckpointState::Stored));
+        assert_eq!(next(&now, false, &both, 1), Next::Made);
     }
 
     #[test]

@@ -530,7 +530,7 @@ impl Grid {
             let (mut parts, mut step) = (Vec::new(), None);
             for set in db::pending_of(&mut connection, job.id).await? {
                 parts.extend(db::parts_of(&mut connection, set.id).await?);
-                step = set.coordination.map(|at| at.step);
+                step = set.coordination.filter(|at| !at.independent).map(|at| at.step);
             }
             parts.retain(|part| !part.state.is_gone());
             jobs.push(job_order(job, Some(unit), &parts, step));

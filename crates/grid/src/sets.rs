@@ -56,7 +56,9 @@ impl Grid {
     /// Begins a checkpoint of all units that run.
     pub(crate) async fn begin_set(&self, write: &mut Write<'_>, job: &Job, set: &mut Checkpoint) -> Result<()> {
         let now = self.clock.wall_ms();
-        set.coordination = Some(coordinator::begin(now));
+        // All end at one moment where they end.
+        let independent = job.spec.independent && !set.stop;
+        set.coordination = Some(coordinator::begin(independent, now));
         let running = (0..)
             .zip(&job.units)
             .filter(|(_, unit)| unit.phase == UnitPhase::Running);

@@ -41,6 +41,8 @@ struct World {
     jobs: Vec<i64>,
     /// Checkpoints that the service has called complete.
     acknowledged: BTreeMap<i64, i64>,
+    /// Checkpoints of units that stood still together.
+    together: BTreeSet<i64>,
 }
 
 impl World {
@@ -59,6 +61,7 @@ impl World {
             cut: vec![false; 4],
             jobs: Vec::new(),
             acknowledged: BTreeMap::new(),
+            together: BTreeSet::new(),
         }
     }
 
@@ -76,6 +79,8 @@ impl World {
         match dice.roll(40) {
             0..=2 if self.jobs.len() < 12 => {
                 let every_s = (dice.roll(2) == 0).then_some(3);
+                // One, two or three units; or none, and the job is a whole.
+                let units = vec![UnitSpec::default(); dice.roll(4) as usize];
                 let job = self
                     .grid
                     .submit(
@@ -84,8 +89,8 @@ impl World {
                             every_s,
                             priority: dice.roll(3) as i32,
                             retries: Some(1000),
-                            // One, two or three units; or none, and the job is a whole.
-                            units: vec![UnitSpec::default(); dice.roll(4) as usize],
+                            independent: !units.is_empty() && dice.roll(4) == 0,
+                            units,
                             ..spec()
                         },
                         None,
@@ -195,7 +200,8 @@ impl World {
             *newest = checkpoint.id.max(*newest);
         }
         // There was a moment at which all units of a checkpoint that counts stood still.
-        for set in checkpoints.iter().filter(|c| c.is_set() && c.state.is_usable()) {
+        let together = |c: &&Checkpoint| c.coordination.as_ref().is_some_and(|at| !at.independent);
+        for set in checkpoints.iter().filter(|c| c.state.is_usable()).filter(together) {
             let stands = set.units.iter().map(|image| {
                 let stood = self.nodes.iter().find_map(|node| node.stands.get(&image.checkpoint));
                 *stood.unwrap()
@@ -204,6 +210,7 @@ impl World {
             let all_from = stands.iter().map(|stand| stand.0).max();
             let all_until = stands.iter().map(|stand| stand.1).min();
             assert!(all_from < all_until, "checkpoint {}: {stands:?}", set.id);
+            self.together.insert(set.id);
         }
         for (job, newest) in &self.acknowledged {
             let job = self.grid.job(&admin(), *job).await.unwrap();
@@ -331,6 +338,11 @@ fn whatever_happens_no_job_runs_twice_and_no_checkpoint_is_lost() {
                 world.step(&mut dice).await;
             }
             world.heal().await;
+            assert!(
+                world.together.len() > 3,
+                "it has tried too little: {:?}",
+                world.together
+            );
         });
     }
 }

@@ -277,6 +277,52 @@ fn a_unit_that_has_finished_stays_so_and_one_that_fails_ends_all() {
     });
 }
 
+// XGCP-UNCOORD-1, XGCP-JOB-7
+#[test]
+fn independent_units_are_saved_each_by_itself_and_end_together() {
+    with_each_database("independent_units", |place| async move {
+        let (grid, mut nodes, first) = running(&place).await;
+        grid.cancel(&ada(), first).await.unwrap();
+        beats(&place, &grid, &mut nodes, 4).await;
+        let wanted = JobSpec {
+            independent: true,
+            ..units(3)
+        };
+        let id = grid.submit(&ada(), wanted, None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 4).await;
+        let asked = grid.request_checkpoint(&ada(), id, None).await.unwrap();
+        // One after the other: none waits for the others, though they do nothing for it so far.
+        for number in 0..3 {
+            place.pass(1000);
+            beats(&place, &grid, &mut nodes[number..=number], 2).await;
+            let images = CheckpointQuery {
+                images_of: Some(asked.id),
+                ..Default::default()
+            };
+            let images = grid.checkpoints(&ada(), &images).await.unwrap().items;
+            let made = images.iter().filter(|image| image.state.is_usable()).count();
+            assert_eq!(made, number + 1);
+            assert_eq!(nodes.iter().map(FakeNode::standing).sum::<usize>(), 0);
+            let whole = checkpoint(&grid, asked.id).await.state.is_usable();
+            assert_eq!(whole, number == 2, "it counts when all are");
+        }
+        beats(&place, &grid, &mut nodes, 4).await;
+        grid.suspend(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 12).await;
+        assert_eq!(state(&grid, id).await, JobState::Suspended);
+        let steps = EventQuery {
+            job: Some(id),
+            kind: Some("checkpoint.step".into()),
+            ..Default::default()
+        };
+        assert_eq!(
+            grid.events(&ada(), &steps).await.unwrap().items.len(),
+            2,
+            "that one is of one moment"
+        );
+    });
+}
+
 // LBNL-1.2.4.1.e
 #[test]
 fn a_node_that_is_drained_sends_all_units_elsewhere() {
@@ -318,6 +364,11 @@ fn what_units_are_to_be_is_looked_at_before_they_are_queued() {
     bad.units[1].slots = Some(0);
     assert!(bad.check().unwrap_err().chain().contains("unit 1"));
     assert!(units(257).check().is_err());
+    let alone = JobSpec {
+        independent: true,
+        ..spec()
+    };
+    assert!(alone.check().unwrap_err().chain().contains("no units"));
     // A node of an earlier version would not understand it: those that have none do not say so.
     assert!(!serde_json::to_string(&spec()).unwrap().contains("units"));
 }

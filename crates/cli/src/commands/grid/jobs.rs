@@ -54,6 +54,7 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     spec.after.extend(args.after);
     spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
     spec.retries = args.retries.or(spec.retries);
+    spec.independent |= args.independent;
     if let Some(units) = args.units {
         spec.units = vec![UnitSpec::default(); units as usize];
     }
