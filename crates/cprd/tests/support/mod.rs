@@ -199,8 +199,19 @@ impl Site {
     pub fn kill(&mut self, name: &str) {
         let at = self.daemons.iter().position(|(known, _)| known == name).unwrap();
         let (_, mut child) = self.daemons.remove(at);
+        // On a host of the lab it is the child of a process that has entered it.
+        let path = format!("/proc/{0}/task/{0}/children", child.id());
+        let children = fs::read_to_string(path).unwrap_or_default();
+        let children: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        for pid in children.iter().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
         child.kill().unwrap();
         child.wait().unwrap();
+        wait_until(&format!("{name} is gone"), || {
+            let lives = |pid: &i32| fs::exists(format!("/proc/{pid}")).unwrap_or(true);
+            !children.iter().any(lives)
+        });
     }
 
     /// `cpr` of the user whose jobs they are.
