@@ -553,7 +553,7 @@ fn a_job_is_saved_step_by_step_and_goes_on_by_itself_when_nobody_says_so() {
     lab.cpr(&["verify", "lead.cpr"]).good();
 }
 
-// XGCP-JCP-10, XGCP-API-5
+// XGCP-JCP-10
 #[test]
 fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not() {
     let Some(lab) = Lab::new("a_job_is_built_and_runs_only", As::User) else {

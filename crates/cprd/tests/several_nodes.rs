@@ -423,7 +423,7 @@ fn steps_of(lab: &Lab, id: &str) -> usize {
     events.lines().count()
 }
 
-// XGCP-COORD-1, XGCP-COORD-9, XGCP-COORD-11, XGCP-COORD-16, XGCP-JCP-9, XGCP-JCP-10, GFD93-SCOPE-4, XGCP-JOB-2
+// XGCP-COORD-11, XGCP-JCP-10, GFD93-SCOPE-4, XGCP-JOB-2
 #[test]
 fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_is_lost() {
     let Some(mut lab) = lab(4, "", "") else { return };
@@ -502,7 +502,7 @@ fn whatever_is_lost_in_any_step_of_a_checkpoint_the_job_comes_to_its_end() {
     all_counted(&lab, &id, 700);
 }
 
-// XGCP-COORD-12, XGCP-COORD-3
+// XGCP-COORD-12
 #[test]
 fn where_one_unit_cannot_be_saved_all_go_on_and_the_job_is_described_by_a_file() {
     let Some(lab) = lab(3, "", "") else { return };

@@ -316,7 +316,6 @@ mod tests {
         assert_eq!(preempt(&job(10, 2, 1), &mut nodes, &none), None);
     }
 
-    // LBNL-1.2.3.1: all at once or none at all.
     #[test]
     fn units_are_placed_all_or_none_and_spread() {
         let unit = |slots, node: Option<&str>, holder: &str| {

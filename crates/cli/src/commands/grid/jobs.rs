@@ -117,6 +117,15 @@ fn nodes(job: &Job) -> String {
     }
 }
 
+/// Slots that a job takes, on one node or on several.
+fn slots(job: &Job) -> u64 {
+    let units = (0..job.units.len()).map(|unit| u64::from(job.spec.unit(unit).slots()));
+    match job.units.is_empty() {
+        true => job.spec.slots().into(),
+        false => units.sum(),
+    }
+}
+
 /// The units of a job.
 fn units(units: &[Unit]) -> String {
     let mut table = Table::new(&["UNIT", "STATE", "NODE", "ENGINE", "EXIT"], &[0, 4]);
@@ -209,7 +218,7 @@ pub fn queue(output: Output, args: &Queue) -> Result<u8> {
                     job.spec.name.clone().unwrap_or_else(|| "-".to_string()),
                     job.owner.name.clone(),
                     job.spec.priority.to_string(),
-                    job.spec.slots().to_string(),
+                    slots(job).to_string(),
                     ago(from_ms(job.submitted_ms.unsigned_abs()), now),
                     waiting.why.clone(),
                 ]);
