@@ -52,6 +52,14 @@ $ cpr jobs --all
 $ cpr events --json
 has job.suspended cpr events --json
 cpr cancel 1
+$ cpr submit --units 3 -- ./sim input.dat
+has '3 units|waits' cpr jobs
+printf 'command = ["./sim"]\n[[units]]\n[[units]]\nslots = 100000\n' >coupled.toml
+$ cpr submit --file coupled.toml
+within has 'unit 1: waits' cpr queue
+$ cpr events --kind checkpoint.step
+cpr cancel 2
+cpr cancel 3
 finish
 mv /var/lib/cprd /var/lib/first
 
