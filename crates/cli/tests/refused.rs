@@ -344,7 +344,7 @@ refused! {
     // LBNL-3.2.2.1
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
-    pid_namespace [root user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";
+    pid_namespace [user]: ["namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "of its own";
     mount_namespace [root user]: ["namespace", &CLONE_NEWNS.to_string()]; "mount namespace", "of its own";
     mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
     network_namespace [user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
@@ -352,6 +352,6 @@ refused! {
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     cgroup_namespace [user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
     user_namespace [root user]: ["namespace", &CLONE_NEWUSER.to_string()]; "user namespace", "of its own";
-    pid_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "for its children";
+    pid_namespace_of_children [user]: ["later_namespace", &CLONE_NEWPID.to_string()]; "PID namespace", "for its children";
     time_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "for its children";
 }

@@ -190,7 +190,9 @@ fn a_users_image_makes_root_set_up_no_network() {
     let ended = root.cpr(["restart", "-d", "--name", "edited", text(&image)]);
     assert_eq!(ended.code, DENIED, "{}", ended.stderr);
     assert!(
-        ended.stderr.contains("a network, IPC or cgroup namespace of its own"),
+        ended
+            .stderr
+            .contains("a network, IPC, cgroup or PID namespace of its own"),
         "{}",
         ended.stderr
     );

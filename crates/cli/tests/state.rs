@@ -145,6 +145,12 @@ fn host_names_as_root() {
     survives_as("host_names_as_root", As::Root, "host_names", "");
 }
 
+/// Ordinary users get PID namespaces only with user namespaces, which are refused.
+#[test]
+fn pid_namespaces_as_root() {
+    survives_as("pid_namespaces_as_root", As::Root, "pid_namespaces", "");
+}
+
 #[test]
 fn cgroup_namespaces_as_root() {
     survives_as("cgroup_namespaces_as_root", As::Root, "cgroup_namespaces", "");

@@ -196,6 +196,10 @@ id!(
     CgroupNamespaceId
 );
 id!(
+    /// Index into [`Manifest::pid_namespaces`].
+    PidNamespaceId
+);
+id!(
     /// Index into [`Ipc::segments`].
     SegmentId
 );
@@ -246,6 +250,9 @@ pub struct Manifest {
     pub ipc_namespaces: Vec<IpcNamespace>,
     /// How many cgroup namespaces the job has made. The root of each is the group that the job's first process is in.
     pub cgroup_namespaces: u32,
+    /// PID namespaces that the job has made, each after the one it is in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pid_namespaces: Vec<PidNamespace>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -300,6 +307,18 @@ pub struct HostNames {
     pub host: ByteString,
     /// The NIS domain name.
     pub domain: ByteString,
+}
+
+/// A PID namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct PidNamespace {
+    /// The one it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<PidNamespaceId>,
+    /// Numbers of processes, threads, process groups and sessions that are seen in it: each in the job's own PID
+    /// namespace, and here. Empty where it has no process yet.
+    pub numbers: Vec<(i32, i32)>,
 }
 
 /// A value below /proc/sys: its path there and the text.
@@ -512,6 +531,12 @@ pub struct Process {
     /// The cgroup namespace it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_namespace: Option<CgroupNamespaceId>,
+    /// The PID namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<PidNamespaceId>,
+    /// The PID namespace that its children are born into, where that is not its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_namespace_of_children: Option<PidNamespaceId>,
     /// File mode creation mask.
     pub umask: u32,
     /// The sixteen resource limits in the kernel's order.

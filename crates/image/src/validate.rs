@@ -17,6 +17,8 @@ const USER_LIMIT_X86_64: u64 = 0x7fff_ffff_f000;
 const USER_LIMIT: u64 = (1 << 63) - PAGE;
 /// PID_MAX_LIMIT.
 const MAX_PID: i32 = 4 << 20;
+/// MAX_PID_NS_LEVEL.
+const MAX_PID_LEVELS: usize = 32;
 /// Descriptor numbers are below this one: the usual fs.nr_open.
 const MAX_FD: i32 = 1 << 20;
 /// Largest offset in a file.
@@ -62,6 +64,7 @@ impl Manifest {
         check.checkpoint()?;
         check.ancestors()?;
         let pids = check.processes()?;
+        check.pid_namespaces()?;
         for (index, space) in manifest.address_spaces.iter().enumerate() {
             check
                 .address_space(space)
@@ -358,6 +361,11 @@ impl Check<'_> {
         if let Some(CgroupNamespaceId(id)) = process.cgroup_namespace {
             within(id < self.manifest.cgroup_namespaces, "cgroup namespace")?;
         }
+        for namespace in [process.pid_namespace, process.pid_namespace_of_children] {
+            namespace.map_or(Ok(()), |id| {
+                in_table(id.index(), &self.manifest.pid_namespaces, "PID namespace")
+            })?;
+        }
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -532,6 +540,91 @@ impl Check<'_> {
         id.map_or(Ok(()), |id| {
             in_table(id.index(), &self.manifest.ipc_namespaces, "IPC namespace")
         })
+    }
+
+    /// PID namespaces: each within one before it, with a first process that everybody in it comes after, and a number in
+    /// it for everybody in it.
+    fn pid_namespaces(&self) -> Result<()> {
+        let namespaces = &self.manifest.pid_namespaces;
+        let processes = &self.manifest.processes;
+        // One for each process, and one for its children.
+        within(namespaces.len() <= 2 * processes.len(), "number of PID namespaces").map_err(wrong)?;
+        let mut tables: Vec<HashMap<i32, i32>> = Vec::with_capacity(namespaces.len());
+        let mut depths: Vec<usize> = Vec::with_capacity(namespaces.len());
+        for (index, namespace) in namespaces.iter().enumerate() {
+            let this = |what: String| wrong(format!("PID namespace {index}: {what}"));
+            let depth = match namespace.parent {
+                None => Some(1),
+                Some(parent) => depths.get(parent.index()).map(|depth| depth + 1),
+            };
+            let depth = depth.ok_or_else(|| this("it is in one that does not come before it".to_owned()))?;
+            within(depth <= MAX_PID_LEVELS, "depth").map_err(this)?;
+            depths.push(depth);
+            let mut table = HashMap::with_capacity(namespace.numbers.len());
+            let mut inside = HashSet::with_capacity(namespace.numbers.len());
+            for &(outside, number) in &namespace.numbers {
+                pid(outside).and_then(|()| pid(number)).map_err(this)?;
+                if table.insert(outside, number).is_some() || !inside.insert(number) {
+                    return Err(this(format!("number {number} for {outside} is listed twice")));
+                }
+            }
+            tables.push(table);
+        }
+        let within_all = |mut id: Option<PidNamespaceId>, number: i32| {
+            while let Some(at) = id {
+                if !tables[at.index()].contains_key(&number) {
+                    return false;
+                }
+                id = namespaces[at.index()].parent;
+            }
+            true
+        };
+        let by_pid: HashMap<i32, &Process> = processes.iter().map(|process| (process.pid, process)).collect();
+        let mut begun = vec![false; namespaces.len()];
+        for process in processes {
+            let this = |what: &str| wrong(format!("process {}: {what}", process.pid));
+            if let Some(later) = process.pid_namespace_of_children {
+                let mut around = namespaces[later.index()].parent;
+                // In its own, or deeper in a tree of which each comes after its parent.
+                while let Some(at) = around.filter(|at| Some(*at) != process.pid_namespace) {
+                    around = namespaces[at.index()].parent;
+                }
+                if around != process.pid_namespace || Some(later) == process.pid_namespace {
+                    return Err(this("the PID namespace of its children is not below its own"));
+                }
+            }
+            let tids = process.threads.iter().map(|thread| thread.tid);
+            if !tids
+                .chain([process.pid])
+                .all(|tid| within_all(process.pid_namespace, tid))
+            {
+                return Err(this("it has no number in its PID namespace"));
+            }
+            let parent = by_pid.get(&process.ppid).and_then(|parent| parent.pid_namespace);
+            let Some(own) = process.pid_namespace else {
+                if parent.is_some() {
+                    return Err(this("it is in a PID namespace around its parent's"));
+                }
+                continue;
+            };
+            let first = tables[own.index()].get(&process.pid) == Some(&1);
+            if first {
+                begun[own.index()] = true;
+                if parent != namespaces[own.index()].parent {
+                    return Err(this("its PID namespace is not within its parent's"));
+                }
+            } else if !begun[own.index()] {
+                return Err(this("its PID namespace has no first process before it"));
+            }
+            let mut around = Some(own);
+            while around != parent {
+                let Some(at) = around else {
+                    return Err(this("its PID namespace is not within its parent's"));
+                };
+                around = namespaces[at.index()].parent;
+            }
+        }
+        Ok(())
     }
 
     /// Network and IPC namespaces.

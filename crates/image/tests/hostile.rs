@@ -114,6 +114,9 @@ fn processes_and_threads() {
     check("impossible number of cgroup namespaces", |m| {
         m.cgroup_namespaces = u32::MAX
     });
+    check("there is no PID namespace 0", |m| {
+        m.processes[0].pid_namespace = Some(PidNamespaceId(0))
+    });
     check("there is no IPC namespace 0", |m| {
         m.ipc.posix_queues = vec![PosixQueue {
             namespace: Some(IpcNamespaceId(0)),
@@ -522,4 +525,62 @@ proptest! {
         prop_assert_eq!(refusal(&bytes).kind(), ErrorKind::Damaged);
         prop_assert!(Image::from_stream(&mut &bytes[..], "-").is_err());
     }
+}
+
+/// PID namespaces without end, without a beginning, and with numbers that contradict each other.
+#[test]
+fn pid_namespaces() {
+    let inside = |parent: Option<u32>, numbers: &[(i32, i32)]| PidNamespace {
+        parent: parent.map(PidNamespaceId),
+        numbers: numbers.to_vec(),
+    };
+    let sound = || {
+        let mut manifest = manifest();
+        manifest.pid_namespaces = vec![inside(None, &[(101, 1)])];
+        manifest.processes[1].pid_namespace = Some(PidNamespaceId(0));
+        manifest
+    };
+    open(&unchecked(&sound())).unwrap();
+    check_in(sound(), "it is in one that does not come before it", |m| {
+        m.pid_namespaces[0].parent = Some(PidNamespaceId(0))
+    });
+    check_in(sound(), "number of PID namespaces", |m| {
+        m.pid_namespaces = vec![inside(None, &[(101, 1)]); 100]
+    });
+    check("impossible depth", |m| {
+        let first = m.processes[1].clone();
+        for pid in 200..240 {
+            m.processes.push(Process {
+                pid,
+                threads: vec![],
+                address_space: None,
+                descriptors: vec![],
+                state: ProcessState::Zombie(0),
+                ..first.clone()
+            });
+        }
+        let parents = std::iter::once(None).chain((0..39).map(Some));
+        m.pid_namespaces = parents.map(|parent| inside(parent, &[])).collect();
+    });
+    check_in(sound(), "process 101: it has no number", |m| {
+        m.pid_namespaces[0].numbers.clear()
+    });
+    check_in(sound(), "has no first process before it", |m| {
+        m.pid_namespaces[0].numbers = vec![(101, 2)]
+    });
+    check_in(sound(), "is listed twice", |m| {
+        m.pid_namespaces[0].numbers.push((102, 1))
+    });
+    check_in(sound(), "is listed twice", |m| {
+        m.pid_namespaces[0].numbers.push((101, 3))
+    });
+    for number in [0, -1, i32::MAX] {
+        check_in(sound(), "impossible process or thread ID", |m| {
+            m.pid_namespaces[0].numbers.push((102, number))
+        });
+    }
+    check_in(sound(), "around its parent's", |m| m.processes[2].ppid = 101);
+    check_in(sound(), "is not below its own", |m| {
+        m.processes[1].pid_namespace_of_children = Some(PidNamespaceId(0))
+    });
 }

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::spawn::Namespaces;
 
@@ -87,10 +87,11 @@ pub fn new_mount_namespace() -> io::Result<()> {
     }
 }
 
-/// Joins namespaces of the process behind `pidfd`. A joined PID namespace is that of children made from now on.
-pub fn join(pidfd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
+/// Joins namespaces of the process behind `fd`, a pidfd, or the one namespace that it is. A joined PID namespace is that
+/// of children made from now on.
+pub fn join(fd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
     // SAFETY: setns changes namespaces of this thread; it touches no memory and no descriptor.
-    let rc = unsafe { libc::setns(pidfd.as_raw_fd(), which.flags()) };
+    let rc = unsafe { libc::setns(fd.as_raw_fd(), which.flags()) };
     if rc < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -103,6 +104,22 @@ pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(format!("/proc/{pid}/ns/{kind}"))?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+/// The namespace around a PID or user namespace.
+///
+/// # Errors
+/// `EPERM` where that is outside our own.
+pub fn parent(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// NS_GET_PARENT of <linux/nsfs.h>.
+    const NS_GET_PARENT: libc::c_ulong = 0xb702;
+    // SAFETY: this request of nsfs takes no argument and gives a new descriptor.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A kind of namespace that any thread can go into by itself, whatever the others of its process do.

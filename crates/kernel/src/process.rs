@@ -113,25 +113,30 @@ impl CloneArguments {
     }
 }
 
-/// clone3(2) of a child that does nothing but wait to be taken over with ptrace, with this PID (0: any).
+/// clone3(2) of a child that does nothing but wait to be taken over with ptrace, with these PIDs: that in the innermost
+/// PID namespace it is in first, ours last; none for any. `new_namespace`: it is the first process of a new PID namespace.
 ///
 /// The child dies with the calling thread (PR_SET_PDEATHSIG).
 ///
 /// # Errors
 /// EEXIST when the PID, or a process group or session of that number, exists; EPERM without CAP_CHECKPOINT_RESTORE
 /// in the PID namespace's user namespace.
-pub fn spawn_stub(pid: i32) -> io::Result<i32> {
-    let tids = [pid];
-    let parent = i64::from(std::process::id());
+pub fn spawn_stub(pids: &[i32], new_namespace: bool) -> io::Result<i32> {
+    // In a PID namespace that we are not in, we have no number.
+    let parent = match pids.len() {
+        0 | 1 => i64::from(std::process::id()),
+        _ => 0,
+    };
     let arguments = CloneArguments {
+        flags: if new_namespace { libc::CLONE_NEWPID as u64 } else { 0 },
         exit_signal: libc::SIGCHLD as u64,
-        set_tid: if pid == 0 { 0 } else { tids.as_ptr() as u64 },
-        set_tid_size: u64::from(pid != 0),
+        set_tid: if pids.is_empty() { 0 } else { pids.as_ptr() as u64 },
+        set_tid_size: pids.len() as u64,
         ..CloneArguments::default()
     };
     // SAFETY: without CLONE_VM the child gets a copy of our memory and continues here on its own copy of this stack.
     // It makes only raw system calls, so no lock that another thread of ours may have held is touched. `arguments`
-    // and `tids` live through the call.
+    // and `pids` live through the call.
     let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, CLONE_ARGUMENTS_SIZE) };
     match child {
         -1 => Err(io::Error::last_os_error()),
@@ -197,7 +202,7 @@ pub fn open_of_dead_process(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
 }
 
 fn passing_process() -> io::Result<(i32, PidFd)> {
-    let pid = spawn_stub(0)?;
+    let pid = spawn_stub(&[], false)?;
     Ok((pid, PidFd::open(pid)?))
 }
 

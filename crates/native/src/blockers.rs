@@ -32,9 +32,9 @@ const NAMESPACES: [(&str, &str); 8] = [
     ("time", "time"),
 ];
 
-/// The kinds that are saved; those that have to be entered for it, where we may.
+/// The kinds that are saved; those for which it takes the right to enter or make them.
 const SAVED: &str = "uts";
-const VISITED: [&str; 3] = ["net", "ipc", "cgroup"];
+const VISITED: [&str; 4] = ["net", "ipc", "cgroup", "pid"];
 
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
 const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
@@ -61,6 +61,11 @@ impl Home {
             .filter(|((file, _), _)| *file == kind)
             .find_map(|(_, own)| own.as_deref());
         own.is_none_or(|own| own == link)
+    }
+
+    /// How many PID namespaces deep the reader of /proc is.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Whether namespaces of a process can be entered: those of another user namespace are not looked at.
@@ -119,31 +124,33 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let error = crate::freeze::traced(status.pid, status.tracer_pid);
         add("tracer", error.message());
     }
-    if status.ns_pid.len() > home.depth {
-        add("PID namespace", "the process is in a PID namespace of its own");
-    }
     for ((file, name), shared) in NAMESPACES.iter().zip(&home.namespaces) {
         let object = format!("{name} namespace");
         let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
             continue;
         };
-        let named_already = *file == "pid" && status.ns_pid.len() > home.depth;
         let saved = *file == SAVED || VISITED.contains(file) && home.may_visit(proc);
-        if shared.as_ref().is_some_and(|shared| *shared != own) && !saved && !named_already {
+        if shared.as_ref().is_some_and(|shared| *shared != own) && !saved {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
+        if !["pid", "time"].contains(file) {
+            continue;
+        }
         // The namespace of children has no link while it is empty.
-        let later = ["pid", "time"].contains(file)
-            && match proc.read_link(&format!("ns/{file}_for_children")) {
-                Ok(later) => later != own,
-                // A process on its way out has none, either, nor any other namespaces.
-                Err(error) => error.kind() == std::io::ErrorKind::NotFound && proc.read_link("ns/uts").is_ok(),
-            };
-        if later {
-            add(
+        let later = match proc.read_link(&format!("ns/{file}_for_children")) {
+            Ok(later) if later == own => continue,
+            Ok(later) => Some(later),
+            // A process on its way out has none, either, nor any other namespaces.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && proc.read_link("ns/uts").is_ok() => None,
+            Err(_) => continue,
+        };
+        match later {
+            _ if !saved => add(
                 &object,
                 &format!("the process has made a {name} namespace for its children"),
-            );
+            ),
+            Some(later) if !is_inhabited(&later) => add(&object, crate::pid_namespaces::ABANDONED),
+            _ => {}
         }
     }
     if is_deleted(proc, "root") {
@@ -153,6 +160,13 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         add("program", "32-bit programs are not supported");
     }
     found
+}
+
+/// Whether any process is in this PID namespace.
+fn is_inhabited(namespace: &[u8]) -> bool {
+    let link = |pid: i32| ProcDir::open(pid).and_then(|proc| proc.read_link("ns/pid")).ok();
+    let pids = cpr_kernel::proc::pids().unwrap_or_default();
+    pids.into_iter().any(|pid| link(pid).as_deref() == Some(namespace))
 }
 
 /// Threads in namespaces other than their process's, which a thread can enter or make by itself.
@@ -171,6 +185,15 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
                 let reason = format!("thread {tid} is in a {name} namespace of its own");
                 found.push((format!("{name} namespace"), reason));
             }
+        }
+        // A process that has made one for its children can start no threads.
+        let later = task.read_link("ns/pid_for_children");
+        if later
+            .as_ref()
+            .is_ok_and(|later| own[0].as_ref().is_some_and(|own| own != later))
+        {
+            let reason = format!("thread {tid} has made a PID namespace for its children");
+            found.push(("PID namespace".to_owned(), reason));
         }
     }
     found
@@ -194,9 +217,10 @@ pub fn mounts(targets: &[Target], root: i32, outside: &[Mount]) -> Vec<Blocker> 
             (b"/proc", b"proc") | (b"/dev/mqueue", b"mqueue")
         )
     };
-    let strange = inside
-        .iter()
-        .filter(|mount| !known.contains(&place(mount)) && !ours(mount));
+    let strange = inside.iter().filter(|mount| !known.contains(&place(mount)));
+    // What the job has mounted over ours is not ours.
+    let mut found: HashSet<&[u8]> = HashSet::new();
+    let strange = strange.filter(|mount| !ours(mount) || !found.insert(&mount.mount_point));
     strange
         .map(|mount| Blocker {
             pid,

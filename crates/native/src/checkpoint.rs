@@ -46,6 +46,7 @@ use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
 use crate::networks::{self, Networks};
+use crate::pid_namespaces;
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::policy::FileRule;
 use crate::restart::available_memory;
@@ -838,6 +839,7 @@ fn collect(
     let mut host_names = host_names::Saved::default();
     let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
     let mut group_places = Visits::new(Place::Cgroup);
+    let mut pid_namespaces = pid_namespaces::Saved::default();
     for process in &mut frozen.processes {
         let (mut saved, layout) = state::save(process, &home, deadline)?;
         saved.host_names = host_names.of(process, &home, deadline)?;
@@ -846,10 +848,16 @@ fn collect(
         saved.ipc_namespace = ipc_places.of_process(process, &home)?.map(number).map(IpcNamespaceId);
         let group = group_places.of_process(process, &home)?;
         saved.cgroup_namespace = group.map(number).map(CgroupNamespaceId);
+        saved.pid_namespace = pid_namespaces.of(process, &home)?;
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
+    for (process, saved) in frozen.processes.iter().zip(&mut manifest.processes) {
+        saved.pid_namespace_of_children = pid_namespaces.of_children(process, saved.pid_namespace)?;
+    }
+    manifest.pid_namespaces = pid_namespaces.namespaces();
+    pid_namespaces::refuse_unmakeable(manifest)?;
     manifest.host_names = host_names.namespaces;
     let root_pid = root(frozen, request);
     manifest.checkpoint.root_pid = root_pid;
@@ -919,6 +927,11 @@ fn collect(
     };
     // A copy would become a child of who adopts orphans, and he would be told of its end.
     let adopted = manifest.processes.iter().any(|process| process.child_subreaper);
+    // Nor could we tell what number a copy has that is made in another PID namespace than ours.
+    let nested = |manifest: &Manifest, index: usize| {
+        let process = &manifest.processes[index];
+        process.pid_namespace.is_some() || process.pid_namespace_of_children.is_some()
+    };
     let huge = |process: &freeze::Process| process.space.as_ref().is_some_and(memory::has_huge_pages);
     for &index in &live {
         let snapshot = match looked.snapshots {
@@ -931,7 +944,12 @@ fn collect(
                 let text = "no copy is made of a process with explicit huge pages, so that nothing can be compared";
                 return Err(Error::new(ErrorKind::Unsupported, text).with_hint("leave --compare out"));
             }
-            Snapshots::Wanted if adopted || huge(&frozen.processes[index]) => None,
+            Snapshots::ToCompare if nested(manifest, index) => {
+                let text =
+                    "no copy is made of a process in a PID namespace of its own, so that nothing can be compared";
+                return Err(Error::new(ErrorKind::Unsupported, text).with_hint("leave --compare out"));
+            }
+            Snapshots::Wanted if adopted || huge(&frozen.processes[index]) || nested(manifest, index) => None,
             Snapshots::None => None,
             Snapshots::Wanted => Snapshot::take(&mut frozen.processes[index], deadline).ok(),
             Snapshots::ToCompare => Some(Snapshot::take(&mut frozen.processes[index], deadline)?),

@@ -1013,8 +1013,9 @@ impl Frozen {
             }
         }
         // As the tracer we are told of each thread's end; wait, so that PIDs and locks are free afterwards.
+        // Children first: the first process of a PID namespace ends when nobody is left in it.
         let deadline = Instant::now() + Duration::from_secs(10);
-        for process in &killed {
+        for process in killed.iter().rev() {
             for thread in process.threads.iter().rev() {
                 while let Ok(stop) = thread.tracee.wait(deadline) {
                     if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {

@@ -22,6 +22,7 @@ mod live;
 mod mapped;
 mod memory;
 pub mod networks;
+mod pid_namespaces;
 mod pipeline;
 mod places;
 pub mod policy;

@@ -278,6 +278,7 @@ pub fn manifest() -> Manifest {
         networks: Vec::new(),
         ipc_namespaces: Vec::new(),
         cgroup_namespaces: 0,
+        pid_namespaces: Vec::new(),
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),

@@ -40,8 +40,9 @@ impl Rights {
     }
 }
 
-/// Adds everything that belongs to one thread but its credentials and registers.
-pub fn thread(thread: &Thread, process: &Process, batch: &mut Batch) {
+/// Adds everything that belongs to one thread but its credentials and registers. `numbers`: of its process and of itself,
+/// as it knows them.
+pub fn thread(thread: &Thread, numbers: [i32; 2], batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
     let (head, length) = thread.robust_list;
     if head != 0 {
@@ -110,7 +111,7 @@ pub fn thread(thread: &Thread, process: &Process, batch: &mut Batch) {
         let info = batch.data(&info.0);
         batch.must(
             libc::SYS_rt_tgsigqueueinfo,
-            &[process.pid.into(), thread.tid.into(), signal.into(), info],
+            &[numbers[0].into(), numbers[1].into(), signal.into(), info],
             format!("queue signal {signal}"),
         );
     }

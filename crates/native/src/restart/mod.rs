@@ -50,6 +50,16 @@ use space::Sources;
 use spaces::{Inside, Spaces};
 use stub::Workshop;
 
+/// Refuses an image whose processes no order of steps would make.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming the process.
+pub fn refuse_unplanned(manifest: &Manifest) -> Result<()> {
+    plan::of(manifest)
+        .map(drop)
+        .map_err(|error| error.with_kind(ErrorKind::Unsupported))
+}
+
 pub use check::{available_memory, check_restart};
 pub use lazy::{LazyRequest, Pages};
 
@@ -59,6 +69,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(600);
 const HANDED: usize = 64;
 /// PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) and its values.
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+/// SIGEV_THREAD_ID.
+const NOTIFY_THREAD: i32 = 4;
 /// Linux 6.3.
 const PR_SET_MDWE: i32 = 65;
 
@@ -411,14 +423,15 @@ fn make_processes(
                 workshop.run(pid, &batch)?;
                 take_terminal(workshop, manifest, pid, context)?;
             }
-            Step::JoinGroup { pid, group } => {
+            Step::JoinGroup { pid, group, by } => {
                 let mut batch = Batch::new();
+                let (who, led) = (workshop.seen(by, pid)?, workshop.seen(by, group)?);
                 batch.must(
                     libc::SYS_setpgid,
-                    &[Arg::from(0), group.into()],
+                    &[who.into(), led.into()],
                     format!("join process group {group}"),
                 );
-                workshop.run(pid, &batch)?;
+                workshop.run(by, &batch)?;
             }
             Step::EndHelper { pid, parent } => workshop.end(pid, parent)?,
             Step::Die { pid, status } => workshop.die(pid, status)?,
@@ -431,6 +444,7 @@ fn make_processes(
             .threads(process.pid, &tids)
             .context(|| format!("restore process {}", process.pid))?;
     }
+    workshop.turn_all(manifest)?;
     Ok(built)
 }
 
@@ -486,8 +500,9 @@ fn foreground(workshop: &Workshop, manifest: &Manifest, context: &RestoreContext
         let Some(slave) = files::terminal::slave_for(id, context).filter(|_| exists) else {
             continue;
         };
+        let group = workshop.seen(leader.pid, terminal.foreground_group)?;
         with_descriptor(workshop, leader.pid, slave, |batch, fd| {
-            let group = batch.data(&terminal.foreground_group.to_ne_bytes());
+            let group = batch.data(&group.to_ne_bytes());
             batch.must(
                 libc::SYS_ioctl,
                 &[fd.into(), libc::TIOCSPGRP.into(), group],
@@ -568,7 +583,7 @@ fn rebuild(
     files::break_leases(process, manifest, opened).context(what)?;
     write_proc(process)?;
     let mut batch = Batch::new();
-    signals_and_timers(process, &mut batch);
+    signals_and_timers(workshop, process, &mut batch)?;
     limits(process, &mut batch)?;
     workshop.run(pid, &batch).context(what)?;
     let handles: Vec<(Tracee, Registers)> = {
@@ -592,7 +607,8 @@ fn rebuild(
         if let Some(own) = &thread.directories {
             identity::directories(own, owner, &mut batch);
         }
-        identity::thread(thread, process, &mut batch);
+        let numbers = [workshop.seen(pid, pid)?, workshop.seen(pid, thread.tid)?];
+        identity::thread(thread, numbers, &mut batch);
         identity::credentials(thread, process, rights, &mut batch);
         workshop.run_thread(stub, tracee, &base, &batch).context(what)?;
         let registers = Registers::from_bytes(&thread.cpu.general.0)
@@ -690,7 +706,7 @@ fn write_proc(process: &Process) -> Result<()> {
     Ok(())
 }
 
-fn signals_and_timers(process: &Process, batch: &mut Batch) {
+fn signals_and_timers(workshop: &Workshop, process: &Process, batch: &mut Batch) -> Result<()> {
     // Signals that came while we built (of children that died) are none of the job's.
     let all = batch.data(&u64::MAX.to_ne_bytes());
     let now = batch.data(&[0u8; 16]);
@@ -720,12 +736,13 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
             format!("set the action of signal {signal}"),
         );
     }
+    let own = workshop.seen(process.pid, process.pid)?;
     for info in &process.pending_signals {
         let signal = identity::signal_of(&info.0);
         let info = batch.data(&info.0);
         batch.must(
             libc::SYS_rt_sigqueueinfo,
-            &[process.pid.into(), signal.into(), info],
+            &[own.into(), signal.into(), info],
             format!("queue signal {signal}"),
         );
     }
@@ -784,12 +801,12 @@ fn signals_and_timers(process: &Process, batch: &mut Batch) {
             "set an interval timer",
         );
     }
-    posix_timers(process, batch);
+    posix_timers(workshop, process, batch)
 }
 
-fn posix_timers(process: &Process, batch: &mut Batch) {
+fn posix_timers(workshop: &Workshop, process: &Process, batch: &mut Batch) -> Result<()> {
     if process.posix_timers.is_empty() {
-        return;
+        return Ok(());
     }
     let restore = |batch: &mut Batch, on: i32| {
         batch.must(
@@ -811,7 +828,10 @@ fn posix_timers(process: &Process, batch: &mut Batch) {
         event[..8].copy_from_slice(&timer.value.to_ne_bytes());
         event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
         event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
-        event[16..20].copy_from_slice(&timer.thread.to_ne_bytes());
+        if timer.notify == NOTIFY_THREAD {
+            let thread = workshop.seen(process.pid, timer.thread)?;
+            event[16..20].copy_from_slice(&thread.to_ne_bytes());
+        }
         let event = batch.data(&event);
         let id = batch.data(&timer.id.to_ne_bytes());
         batch.must(
@@ -834,6 +854,7 @@ fn posix_timers(process: &Process, batch: &mut Batch) {
         );
     }
     restore(batch, 0);
+    Ok(())
 }
 
 /// Resource limits, none above the restarter's own (LBNL-3.9.7.2.3).

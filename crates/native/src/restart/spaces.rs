@@ -49,10 +49,13 @@ impl Spaces {
     /// # Errors
     /// [`ErrorKind::Denied`] where it may not; the kernel refuses what is in one.
     pub fn make(manifest: &Manifest, allowed: bool) -> Result<Spaces> {
-        let strange = |process: &&Process| numbers(process) != Numbers::default();
+        let strange = |process: &&Process| {
+            let pid = process.pid_namespace.is_some() || process.pid_namespace_of_children.is_some();
+            pid || numbers(process) != Numbers::default()
+        };
         if let Some(process) = living(manifest).find(strange).filter(|_| !allowed) {
             let text = format!(
-                "process {} is in a network, IPC or cgroup namespace of its own, which takes CAP_SYS_ADMIN",
+                "process {} is in a network, IPC, cgroup or PID namespace of its own, which takes CAP_SYS_ADMIN",
                 process.pid
             );
             return Err(Error::new(ErrorKind::Denied, text).with_hint("let root restart it, from an image of root's"));

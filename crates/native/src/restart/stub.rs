@@ -4,18 +4,21 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use cpr_image::model::{Manifest, MappingKind};
+use cpr_image::model::{Manifest, MappingKind, PidNamespaceId};
 use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
 use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
 use cpr_kernel::fd::send_descriptors;
 use cpr_kernel::memory::{Memory, PAGE};
+use cpr_kernel::namespace;
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir};
 use cpr_kernel::process::{CLONE_ARGUMENTS_SIZE, CloneArguments, PidFd, spawn_stub};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
+use cpr_kernel::spawn::Namespaces;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::{huge, numbers};
+use super::{huge, numbers, with_descriptor};
+use crate::pid_namespaces::Levels;
 
 /// Room for one batch in a stub.
 pub const BATCH_ROOM: u64 = 1 << 20;
@@ -29,6 +32,7 @@ const SET_TID_OFFSET: usize = 64;
 
 const CLONE_PTRACE: u64 = 0x2000;
 const CLONE_FILES: u64 = 0x400;
+const CLONE_NEWPID: u64 = 0x2000_0000;
 const RSEQ_UNREGISTER: i32 = 1;
 
 /// A part of the kernel's vdso in the parking place.
@@ -63,6 +67,8 @@ pub struct Workshop {
     pub channel_stub: OwnedFd,
     /// By PID. Dropping them kills what they are.
     pub stubs: HashMap<i32, Stub>,
+    /// Numbers in PID namespaces.
+    levels: Levels,
 }
 
 /// A process under construction.
@@ -78,6 +84,10 @@ pub struct Stub {
     pub threads: Vec<(Tracee, Registers)>,
     pidfd: PidFd,
     ours: bool,
+    /// The PID namespace it is in.
+    namespace: Option<PidNamespaceId>,
+    /// The one that its children are born into.
+    children: Option<PidNamespaceId>,
 }
 
 impl Workshop {
@@ -129,6 +139,7 @@ impl Workshop {
             channel,
             channel_stub,
             stubs: HashMap::new(),
+            levels: Levels::of(manifest),
         })
     }
 
@@ -143,7 +154,21 @@ impl Workshop {
     /// # Errors
     /// [`ErrorKind::InUse`] when its PID is taken, [`ErrorKind::Denied`] without the right to choose PIDs.
     pub fn spawn(&mut self, pid: i32) -> Result<()> {
-        spawn_stub(pid).map_err(|error| numbers::refusal(pid, error))?;
+        let namespace = self.levels.namespace(pid);
+        let numbers = self.numbers(namespace, pid)?;
+        let spawned = match namespace {
+            None => spawn_stub(&numbers, false),
+            Some(id) if self.levels.first(id) == Some(pid) => spawn_stub(&numbers, true),
+            Some(id) => {
+                let what = || format!("go where process {pid} is to be born");
+                let home = std::fs::File::open("/proc/self/ns/pid").context(what)?;
+                turn_ourselves(self.namespace_file(id)?.as_fd()).context(what)?;
+                let spawned = spawn_stub(&numbers, false);
+                turn_ourselves(home.as_fd()).context(what)?;
+                spawned
+            }
+        };
+        spawned.map_err(|error| numbers::refusal(pid, error))?;
         let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
         let options = SeizeOptions {
             kill_on_exit: true,
@@ -164,6 +189,8 @@ impl Workshop {
             threads: Vec::new(),
             pidfd,
             ours: true,
+            namespace,
+            children: namespace,
         };
         self.strip(&mut stub, &proc)?;
         self.stubs.insert(pid, stub);
@@ -279,9 +306,24 @@ impl Workshop {
     /// # Errors
     /// As [`Workshop::spawn`].
     pub fn fork(&mut self, pid: i32, by: i32, shared_table: bool) -> Result<()> {
+        let by_namespace = self.stub(by)?.namespace;
+        // A helper is wherever who makes it is.
+        let namespace = self.levels.namespace(pid).or(by_namespace);
+        let numbers = self.numbers(namespace, pid)?;
+        let mut flags = CLONE_PTRACE | if shared_table { CLONE_FILES } else { 0 };
+        match namespace.filter(|id| namespace != by_namespace && self.levels.first(*id) == Some(pid)) {
+            Some(id) if self.levels.around(id) == by_namespace => {
+                self.turn(by, by_namespace)?;
+                flags |= CLONE_NEWPID;
+            }
+            Some(_) => {
+                let text = format!("the PID namespace of process {pid} is not within its parent's");
+                return Err(Error::new(ErrorKind::Damaged, text));
+            }
+            None => self.turn(by, namespace)?,
+        }
         let mut batch = Batch::new();
-        let flags = CLONE_PTRACE | if shared_table { CLONE_FILES } else { 0 };
-        let call = clone(&mut batch, pid, flags, libc::SIGCHLD as u64);
+        let call = clone(&mut batch, &numbers, flags, libc::SIGCHLD as u64);
         let outcome = self.run(by, &batch)?;
         outcome.result(call).map_err(|error| numbers::refusal(pid, error))?;
         let what = || format!("attach to new process {pid}");
@@ -296,8 +338,85 @@ impl Workshop {
             threads: Vec::new(),
             pidfd: PidFd::open(pid).context(what)?,
             ours: false,
+            namespace,
+            children: namespace,
         };
         self.stubs.insert(pid, stub);
+        Ok(())
+    }
+
+    /// The numbers of a process, that in its own PID namespace first.
+    fn numbers(&self, namespace: Option<PidNamespaceId>, pid: i32) -> Result<Vec<i32>> {
+        let missing = || {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("process {pid} has no number in its PID namespace"),
+            )
+        };
+        self.levels.numbers(namespace, pid).ok_or_else(missing)
+    }
+
+    /// The number by which process `by` knows a process, process group or session of the job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] where it cannot know it.
+    pub fn seen(&self, by: i32, number: i32) -> Result<i32> {
+        let missing = || Error::new(ErrorKind::Damaged, format!("process {by} cannot know process {number}"));
+        self.levels.seen(self.stub(by)?.namespace, number).ok_or_else(missing)
+    }
+
+    /// A PID namespace whose first process has been made.
+    fn namespace_file(&self, id: PidNamespaceId) -> Result<std::fs::File> {
+        let missing = || Error::new(ErrorKind::Damaged, "a PID namespace has no first process");
+        let first = self.levels.first(id).filter(|first| self.stubs.contains_key(first));
+        let path = format!("/proc/{}/ns/pid", first.ok_or_else(missing)?);
+        std::fs::File::open(&path).context(|| format!("open {path}"))
+    }
+
+    /// Has the children of a process be born into a PID namespace: its own, or one within that.
+    fn turn(&mut self, pid: i32, namespace: Option<PidNamespaceId>) -> Result<()> {
+        let stub = self.stub(pid)?;
+        if stub.children == namespace {
+            return Ok(());
+        }
+        let what = || format!("choose the PID namespace of children of process {pid}");
+        let file = match namespace.filter(|_| stub.namespace != namespace) {
+            Some(id) => self.namespace_file(id)?,
+            None => std::fs::File::open(format!("/proc/{pid}/ns/pid")).context(what)?,
+        };
+        with_descriptor(self, pid, file.as_fd(), |batch, fd| {
+            let arguments = [fd.into(), libc::CLONE_NEWPID.into()];
+            batch.must(libc::SYS_setns, &arguments, "choose the PID namespace of children");
+        })
+        .context(what)?;
+        if let Some(stub) = self.stubs.get_mut(&pid) {
+            stub.children = namespace;
+        }
+        Ok(())
+    }
+
+    /// Has the children of all processes be born where they are to be. Those that have a PID namespace ready that nobody
+    /// is in yet get a new one. There must be no threads to be made any more: the kernel makes none then.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn turn_all(&mut self, manifest: &Manifest) -> Result<()> {
+        for process in super::living(manifest) {
+            let pid = process.pid;
+            let Some(id) = process.pid_namespace_of_children else {
+                self.turn(pid, process.pid_namespace)?;
+                continue;
+            };
+            if self.levels.first(id).is_some() {
+                self.turn(pid, Some(id))?;
+                continue;
+            }
+            self.turn(pid, process.pid_namespace)?;
+            let mut batch = Batch::new();
+            let flags = [Arg::from(libc::CLONE_NEWPID)];
+            batch.must(libc::SYS_unshare, &flags, "make a PID namespace for children");
+            self.run(pid, &batch)?;
+        }
         Ok(())
     }
 
@@ -305,9 +424,16 @@ impl Workshop {
     pub fn threads(&mut self, pid: i32, tids: &[i32]) -> Result<()> {
         /// CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | PTRACE.
         const FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | CLONE_PTRACE;
+        let namespace = self.stub(pid)?.namespace;
+        if !tids.is_empty() {
+            self.turn(pid, namespace)?;
+        }
         for group in tids.chunks(1000) {
             let mut batch = Batch::new();
-            let calls: Vec<_> = group.iter().map(|&tid| clone(&mut batch, tid, FLAGS, 0)).collect();
+            let mut calls = Vec::with_capacity(group.len());
+            for &tid in group {
+                calls.push(clone(&mut batch, &self.numbers(namespace, tid)?, FLAGS, 0));
+            }
             let outcome = self.run(pid, &batch)?;
             for (&tid, call) in group.iter().zip(calls) {
                 outcome.result(call).map_err(|error| numbers::refusal(tid, error))?;
@@ -356,15 +482,16 @@ impl Workshop {
 
     /// Kills a stub and waits for its end; `parent` then waits for it, too, where it is a stub.
     pub fn end(&mut self, pid: i32, parent: Option<i32>) -> Result<()> {
+        let known = parent.map(|parent| self.seen(parent, pid)).transpose()?;
         let Some(stub) = self.stubs.remove(&pid) else {
             return Ok(());
         };
         stub.kill(self.deadline);
-        if let Some(parent) = parent {
+        if let Some((parent, known)) = parent.zip(known) {
             let mut batch = Batch::new();
             batch.call(
                 libc::SYS_wait4,
-                &[pid.into(), Arg::from(0), libc::__WALL.into(), Arg::from(0)],
+                &[known.into(), Arg::from(0), libc::__WALL.into(), Arg::from(0)],
             );
             self.run(parent, &batch)?;
         }
@@ -390,7 +517,8 @@ impl Workshop {
                 &[signal.into(), action, Arg::from(0), Arg::from(8)],
             );
             let empty = batch.data(&[0u8; 8]);
-            batch.call(libc::SYS_kill, &[pid.into(), signal.into()]);
+            let own = self.seen(pid, pid)?;
+            batch.call(libc::SYS_kill, &[own.into(), signal.into()]);
             batch.call(
                 libc::SYS_rt_sigprocmask,
                 &[libc::SIG_SETMASK.into(), empty, Arg::from(0), Arg::from(8)],
@@ -427,7 +555,17 @@ impl Workshop {
 
 impl Drop for Workshop {
     fn drop(&mut self) {
-        for (_, stub) in self.stubs.drain() {
+        let mut stubs: Vec<(i32, Stub)> = self.stubs.drain().collect();
+        // The first process of a PID namespace ends when nobody is left in it.
+        stubs.sort_by_key(|(pid, stub)| {
+            let leads = stub.namespace.filter(|id| self.levels.first(*id) == Some(*pid));
+            leads.map_or(0, |_| usize::MAX - self.levels.depth(stub.namespace))
+        });
+        for (_, stub) in &stubs {
+            // ESRCH: it is dead already.
+            let _ = stub.pidfd.signal(libc::SIGKILL);
+        }
+        for (_, stub) in &stubs {
             stub.kill(Instant::now() + std::time::Duration::from_secs(5));
         }
     }
@@ -457,14 +595,24 @@ pub fn received(outcome: &Outcome, out: OutId) -> i32 {
     outcome.word32(out, 16) as i32
 }
 
-fn clone(batch: &mut Batch, tid: i32, flags: u64, exit_signal: u64) -> cpr_kernel::batch::CallId {
+/// Has our own children be born into a PID namespace.
+fn turn_ourselves(namespace: BorrowedFd<'_>) -> std::io::Result<()> {
+    let pid = Namespaces {
+        pid: true,
+        ..Namespaces::NONE
+    };
+    namespace::join(namespace, pid)
+}
+
+fn clone(batch: &mut Batch, tids: &[i32], flags: u64, exit_signal: u64) -> cpr_kernel::batch::CallId {
     let arguments = CloneArguments {
         flags,
         exit_signal,
-        set_tid_size: 1,
+        set_tid_size: tids.len() as u64,
         ..CloneArguments::default()
     };
-    let tids = batch.data(&tid.to_ne_bytes());
+    let raw: Vec<u8> = tids.iter().flat_map(|tid| tid.to_ne_bytes()).collect();
+    let tids = batch.data(&raw);
     let place = batch.data(&arguments.to_bytes());
     batch.point(place, SET_TID_OFFSET, tids);
     batch.call(libc::SYS_clone3, &[place, CLONE_ARGUMENTS_SIZE.into()])
