@@ -45,10 +45,13 @@ static char stack[2][64 << 10] __attribute__((aligned(64)));
 
 /* Namespaces that the child makes. */
 static int later;
+/* A directory that it mounts something at. */
+static const char *mounted;
 
 static int other_process(void *unused) {
     (void)unused;
     NEED(later == 0 || unshare(later) == 0);
+    NEED(mounted == NULL || mount("none", mounted, "tmpfs", 0, NULL) == 0);
     beat(1);
 }
 
@@ -155,6 +158,10 @@ int main(int argc, char **argv) {
     } else if (IS("namespace")) {
         /* A user who has no rights gets them in a user namespace. */
         hold(child(atoi(argument) | (geteuid() == 0 ? 0 : CLONE_NEWUSER)));
+    } else if (IS("mounted_namespace")) {
+        mounted = "mounted";
+        NEED(mkdir(mounted, 0700) == 0);
+        hold(child(CLONE_NEWNS | (geteuid() == 0 ? 0 : CLONE_NEWUSER)));
     } else if (IS("later_namespace")) {
         /* Only children will be in it. */
         later = atoi(argument) | (geteuid() == 0 ? 0 : CLONE_NEWUSER);

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use cpr_image::model::{Network, NetworkId, Object};
+use cpr_image::model::{Network, NetworkId, Object, UserNamespace, UserNamespaceId};
 use support::image::edited;
 use support::{As, Cpr, PATIENCE, am_root, finish, skip, wait_until};
 
@@ -192,10 +192,33 @@ fn a_users_image_makes_root_set_up_no_network() {
     assert!(
         ended
             .stderr
-            .contains("a network, IPC, cgroup or PID namespace of its own"),
+            .contains("a network, IPC, cgroup, PID, mount or user namespace of its own"),
         "{}",
         ended.stderr
     );
+}
+
+/// Somebody's image says that his user namespace has root as a user, and that another has made it.
+#[test]
+fn a_user_namespace_has_no_users_that_its_maker_may_not_have() {
+    let test = "a_user_namespace_has_no_users_that_its_maker_may_not_have";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    let image = stopped_image(&cpr);
+    for (owner, range) in [(USER, (0, 0, 1)), (0, (0, 0, u32::MAX - 1)), (0, (0, USER, 2))] {
+        let image = edited(&image, Some((USER, USER)), |manifest| {
+            manifest.user_namespaces = vec![UserNamespace {
+                owner,
+                uids: vec![range],
+                ..UserNamespace::default()
+            }];
+            for process in &mut manifest.processes {
+                process.user_namespace = Some(UserNamespaceId(0));
+            }
+        });
+        let ended = cpr.cpr(["restart", "-d", "--name", "edited", text(&image)]);
+        assert_eq!(ended.code, DENIED, "{range:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("make user namespace 0 again"), "{}", ended.stderr);
+    }
 }
 
 /// An image is written to a new file and takes the place of what had its name: a link that somebody has put there

@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use support::victim::{Victim, compile, compile_with};
@@ -117,6 +118,8 @@ survive! {
     madvise;
     // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;
+    user_namespaces;
+    mount_namespaces;
 }
 
 // LBNL-3.7.1.4
@@ -139,13 +142,13 @@ fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
 }
 
-/// Ordinary users get namespaces for host names only with user namespaces, which are refused.
+/// Ordinary users get namespaces for host names only with user namespaces: see `user_namespaces`.
 #[test]
 fn host_names_as_root() {
     survives_as("host_names_as_root", As::Root, "host_names", "");
 }
 
-/// Ordinary users get PID namespaces only with user namespaces, which are refused.
+/// Ordinary users get PID namespaces only with user namespaces.
 #[test]
 fn pid_namespaces_as_root() {
     survives_as("pid_namespaces_as_root", As::Root, "pid_namespaces", "");
@@ -156,7 +159,7 @@ fn cgroup_namespaces_as_root() {
     survives_as("cgroup_namespaces_as_root", As::Root, "cgroup_namespaces", "");
 }
 
-/// Ordinary users get IPC and network namespaces only with user namespaces, which are refused.
+/// Ordinary users get IPC namespaces only with user namespaces.
 #[test]
 fn ipc_namespaces_as_root() {
     survives_as("ipc_namespaces_as_root", As::Root, "ipc_namespaces", "");
@@ -169,6 +172,33 @@ fn networks_as_root() {
         skip!("networks_as_root", "ip(8) not found");
     }
     survives_as("networks_as_root", As::Root, "networks", "");
+}
+
+/// Programs that are started with unshare(1) in namespaces of all kinds.
+#[test]
+fn unshared_programs() {
+    let tools = std::process::Command::new("unshare").arg("--version").output();
+    if tools.is_err() {
+        skip!("unshared_programs", "unshare(1) not found");
+    }
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("unshared_programs", user) else {
+            continue;
+        };
+        for name in ["threads", "signals"] {
+            let program = compile(&cpr, name);
+            let script = cpr.work.join(format!("{name}.sh"));
+            // A user's job shares these with the machine.
+            let more = if user == As::Root { "--net --cgroup" } else { "" };
+            let options = format!("--user --map-root-user --pid --fork --mount-proc --ipc --uts {more}");
+            let text = format!("#!/bin/sh\nexec unshare {options} {} \"$@\"\n", program.display());
+            fs::write(&script, text).expect("the test's directory can be written");
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+            restarts(&cpr, &script, "");
+            fs::remove_file(cpr.work.join("go-again")).expect("the victim was told to go on");
+            cpr.cpr(["rm", "--force", "again"]).good();
+        }
+    }
 }
 
 /// Huge pages that the machine has for the time of a test.

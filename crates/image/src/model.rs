@@ -200,6 +200,14 @@ id!(
     PidNamespaceId
 );
 id!(
+    /// Index into [`Manifest::user_namespaces`].
+    UserNamespaceId
+);
+id!(
+    /// Index into [`Manifest::mount_namespaces`].
+    MountNamespaceId
+);
+id!(
     /// Index into [`Ipc::segments`].
     SegmentId
 );
@@ -253,6 +261,15 @@ pub struct Manifest {
     /// PID namespaces that the job has made, each after the one it is in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pid_namespaces: Vec<PidNamespace>,
+    /// User namespaces that the job has made, each after the one it is in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user_namespaces: Vec<UserNamespace>,
+    /// The user namespace that each of the cgroup namespaces belongs to, where any belongs to one that is not the job's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cgroup_namespace_owners: Vec<Option<UserNamespaceId>>,
+    /// Mount namespaces that the job has made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mount_namespaces: Vec<MountNamespace>,
     /// Images whose page data this one refers to: the one it was made after, then all that one refers to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -307,6 +324,9 @@ pub struct HostNames {
     pub host: ByteString,
     /// The NIS domain name.
     pub domain: ByteString,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
 }
 
 /// A PID namespace.
@@ -319,6 +339,55 @@ pub struct PidNamespace {
     /// Numbers of processes, threads, process groups and sessions that are seen in it: each in the job's own PID
     /// namespace, and here. Empty where it has no process yet.
     pub numbers: Vec<(i32, i32)>,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
+}
+
+/// A mount namespace: what makes it differ from the job's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct MountNamespace {
+    /// What is mounted elsewhere does not show in it.
+    pub private: bool,
+    /// A file system of processes at /proc, over what is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proc: Option<ProcMount>,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
+}
+
+/// A mounted file system of processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct ProcMount {
+    /// Whose processes it shows, where that is not the job's own PID namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<PidNamespaceId>,
+    /// Flags of mount(2): MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME.
+    pub flags: u64,
+}
+
+/// Users or groups that a user namespace has: the first one's number there, the same one's in the namespace around it, and
+/// how many there are.
+pub type IdRange = (u32, u32, u32);
+
+/// A user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct UserNamespace {
+    /// The one it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<UserNamespaceId>,
+    /// Who made it: a user of the job's own user namespace.
+    pub owner: u32,
+    /// Its users.
+    pub uids: Vec<IdRange>,
+    /// Its groups.
+    pub gids: Vec<IdRange>,
+    /// Whether setgroups(2) is denied in it.
+    pub setgroups_denied: bool,
 }
 
 /// A value below /proc/sys: its path there and the text.
@@ -330,6 +399,9 @@ pub type Setting = (ByteString, ByteString);
 pub struct IpcNamespace {
     /// Its limits.
     pub settings: Vec<Setting>,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
 }
 
 /// A network namespace: what makes it differ from a new one.
@@ -346,6 +418,9 @@ pub struct Network {
     pub routes: Vec<NetworkEntry>,
     /// Which tables of routes count for what: RTM_NEWRULE.
     pub rules: Vec<NetworkEntry>,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
 }
 
 /// An interface.
@@ -537,6 +612,13 @@ pub struct Process {
     /// The PID namespace that its children are born into, where that is not its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_namespace_of_children: Option<PidNamespaceId>,
+    /// The mount namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<MountNamespaceId>,
+    /// The user namespace it is in, where that is not the job's. Its credentials are those that the job's sees, but for
+    /// its capabilities, which are over its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespaceId>,
     /// File mode creation mask.
     pub umask: u32,
     /// The sixteen resource limits in the kernel's order.

@@ -17,6 +17,14 @@ const USER_LIMIT_X86_64: u64 = 0x7fff_ffff_f000;
 const USER_LIMIT: u64 = (1 << 63) - PAGE;
 /// PID_MAX_LIMIT.
 const MAX_PID: i32 = 4 << 20;
+/// MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME.
+const MOUNT_FLAGS: u64 = 1 | 2 | 4 | 8 | 1 << 10 | 1 << 11 | 1 << 21;
+/// UID_GID_MAP_MAX_EXTENTS.
+const MAX_ID_RANGES: usize = 340;
+/// More user namespaces than this no job has.
+const MAX_USER_NAMESPACES: usize = 4096;
+/// User namespaces lie in each other no deeper.
+const MAX_USER_LEVELS: usize = 33;
 /// MAX_PID_NS_LEVEL.
 const MAX_PID_LEVELS: usize = 32;
 /// Descriptor numbers are below this one: the usual fs.nr_open.
@@ -65,6 +73,7 @@ impl Manifest {
         check.ancestors()?;
         let pids = check.processes()?;
         check.pid_namespaces()?;
+        check.user_namespaces()?;
         for (index, space) in manifest.address_spaces.iter().enumerate() {
             check
                 .address_space(space)
@@ -366,6 +375,9 @@ impl Check<'_> {
                 in_table(id.index(), &self.manifest.pid_namespaces, "PID namespace")
             })?;
         }
+        process.mount_namespace.map_or(Ok(()), |id| {
+            in_table(id.index(), &self.manifest.mount_namespaces, "mount namespace")
+        })?;
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
         }
@@ -540,6 +552,73 @@ impl Check<'_> {
         id.map_or(Ok(()), |id| {
             in_table(id.index(), &self.manifest.ipc_namespaces, "IPC namespace")
         })
+    }
+
+    fn owner(&self, id: Option<UserNamespaceId>) -> Verdict {
+        id.map_or(Ok(()), |id| {
+            in_table(id.index(), &self.manifest.user_namespaces, "user namespace")
+        })
+    }
+
+    /// User namespaces: each within one before it, and with users and groups that are each known by one number. What
+    /// belongs to them.
+    fn user_namespaces(&self) -> Result<()> {
+        let manifest = self.manifest;
+        let namespaces = &manifest.user_namespaces;
+        within(namespaces.len() <= MAX_USER_NAMESPACES, "number of user namespaces").map_err(wrong)?;
+        let mut depths: Vec<usize> = Vec::with_capacity(namespaces.len());
+        for (index, namespace) in namespaces.iter().enumerate() {
+            let this = |what: String| wrong(format!("user namespace {index}: {what}"));
+            let depth = match namespace.parent {
+                None => Some(1),
+                Some(parent) => depths.get(parent.index()).map(|depth| depth + 1),
+            };
+            let depth = depth.ok_or_else(|| this("it is in one that does not come before it".to_owned()))?;
+            within(depth <= MAX_USER_LEVELS, "depth").map_err(this)?;
+            depths.push(depth);
+            for ranges in [&namespace.uids, &namespace.gids] {
+                within(ranges.len() <= MAX_ID_RANGES, "number of ranges").map_err(this)?;
+                for side in [|range: &IdRange| range.0, |range: &IdRange| range.1] {
+                    let mut spans: Vec<(u32, u32)> = ranges.iter().map(|range| (side(range), range.2)).collect();
+                    spans.sort_unstable();
+                    let mut free = 0u64;
+                    for (first, count) in spans {
+                        // The highest number stands for nobody.
+                        let end = u64::from(first) + u64::from(count);
+                        let sound = count > 0 && u64::from(first) >= free && end <= u64::from(u32::MAX);
+                        within(sound, "range of users or groups").map_err(this)?;
+                        free = end;
+                    }
+                }
+            }
+        }
+        within(
+            manifest.mount_namespaces.len() <= manifest.processes.len(),
+            "number of mount namespaces",
+        )
+        .map_err(wrong)?;
+        for (index, namespace) in manifest.mount_namespaces.iter().enumerate() {
+            let Some(proc) = &namespace.proc else { continue };
+            let shown = proc.pid_namespace.map_or(Ok(()), |id| {
+                in_table(id.index(), &manifest.pid_namespaces, "PID namespace")
+            });
+            shown
+                .and_then(|()| within(proc.flags & !MOUNT_FLAGS == 0, "flags of /proc"))
+                .map_err(|what| wrong(format!("mount namespace {index}: {what}")))?;
+        }
+        let owners = &manifest.cgroup_namespace_owners;
+        let sound = owners.is_empty() || owners.len() == manifest.cgroup_namespaces as usize;
+        within(sound, "number of owners of cgroup namespaces").map_err(wrong)?;
+        let owned = owners.iter().copied();
+        owned
+            .chain(manifest.processes.iter().map(|process| process.user_namespace))
+            .chain(manifest.pid_namespaces.iter().map(|namespace| namespace.owner))
+            .chain(manifest.ipc_namespaces.iter().map(|namespace| namespace.owner))
+            .chain(manifest.networks.iter().map(|namespace| namespace.owner))
+            .chain(manifest.host_names.iter().map(|namespace| namespace.owner))
+            .chain(manifest.mount_namespaces.iter().map(|namespace| namespace.owner))
+            .try_for_each(|owner| self.owner(owner))
+            .map_err(wrong)
     }
 
     /// PID namespaces: each within one before it, with a first process that everybody in it comes after, and a number in

@@ -133,6 +133,7 @@ fn processes_and_threads() {
         check("impossible setting", |m| {
             m.ipc_namespaces = vec![IpcNamespace {
                 settings: vec![(ByteString::from(name), ByteString::from("1"))],
+                ..IpcNamespace::default()
             }]
         });
     }
@@ -533,6 +534,7 @@ fn pid_namespaces() {
     let inside = |parent: Option<u32>, numbers: &[(i32, i32)]| PidNamespace {
         parent: parent.map(PidNamespaceId),
         numbers: numbers.to_vec(),
+        ..PidNamespace::default()
     };
     let sound = || {
         let mut manifest = manifest();
@@ -582,5 +584,83 @@ fn pid_namespaces() {
     check_in(sound(), "around its parent's", |m| m.processes[2].ppid = 101);
     check_in(sound(), "is not below its own", |m| {
         m.processes[1].pid_namespace_of_children = Some(PidNamespaceId(0))
+    });
+}
+
+/// User namespaces without end, and with users that contradict each other.
+#[test]
+fn user_namespaces() {
+    let sound = || {
+        let mut manifest = manifest();
+        manifest.user_namespaces = vec![UserNamespace {
+            uids: vec![(0, 1000, 1), (5, 2000, 10)],
+            gids: vec![(0, 1000, 1)],
+            ..UserNamespace::default()
+        }];
+        manifest.processes[1].user_namespace = Some(UserNamespaceId(0));
+        manifest
+    };
+    open(&unchecked(&sound())).unwrap();
+    check("there is no user namespace 0", |m| {
+        m.processes[1].user_namespace = Some(UserNamespaceId(0))
+    });
+    check("there is no user namespace 3", |m| {
+        m.pid_namespaces = vec![PidNamespace {
+            owner: Some(UserNamespaceId(3)),
+            ..PidNamespace::default()
+        }]
+    });
+    check_in(sound(), "it is in one that does not come before it", |m| {
+        m.user_namespaces[0].parent = Some(UserNamespaceId(0))
+    });
+    check_in(sound(), "impossible depth", |m| {
+        let parents = std::iter::once(None).chain((0..39).map(Some));
+        let inside = |parent: Option<u32>| UserNamespace {
+            parent: parent.map(UserNamespaceId),
+            ..UserNamespace::default()
+        };
+        m.user_namespaces = parents.map(inside).collect();
+    });
+    for range in [
+        (0, 7, 1),
+        (9, 1000, 1),
+        (14, 7, 1),
+        (100, 2009, 1),
+        (20, 7, 0),
+        (20, u32::MAX, 1),
+        (20, 7, u32::MAX),
+    ] {
+        check_in(sound(), "impossible range of users or groups", |m| {
+            m.user_namespaces[0].uids.push(range)
+        });
+    }
+    check_in(sound(), "impossible number of ranges", |m| {
+        m.user_namespaces[0].gids = (0..341).map(|id| (id, id, 1)).collect()
+    });
+    check_in(sound(), "impossible number of owners", |m| {
+        m.cgroup_namespace_owners = vec![None]
+    });
+}
+
+#[test]
+fn mount_namespaces() {
+    let proc = |pid_namespace, flags| {
+        vec![MountNamespace {
+            proc: Some(ProcMount { pid_namespace, flags }),
+            ..MountNamespace::default()
+        }]
+    };
+    check("there is no mount namespace 0", |m| {
+        m.processes[1].mount_namespace = Some(MountNamespaceId(0))
+    });
+    check("there is no PID namespace 5", |m| {
+        m.mount_namespaces = proc(Some(PidNamespaceId(5)), 0)
+    });
+    // MS_REMOUNT, MS_BIND, MS_MOVE.
+    for flags in [32, 4096, 8192, u64::MAX] {
+        check("impossible flags of /proc", |m| m.mount_namespaces = proc(None, flags));
+    }
+    check("impossible number of mount namespaces", |m| {
+        m.mount_namespaces = vec![MountNamespace::default(); 4]
     });
 }

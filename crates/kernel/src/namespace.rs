@@ -113,8 +113,35 @@ pub fn identity(pid: &str, kind: &str) -> io::Result<(u64, u64)> {
 pub fn parent(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// NS_GET_PARENT of <linux/nsfs.h>.
     const NS_GET_PARENT: libc::c_ulong = 0xb702;
-    // SAFETY: this request of nsfs takes no argument and gives a new descriptor.
-    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) };
+    related(namespace, NS_GET_PARENT)
+}
+
+/// The user namespace that a namespace belongs to.
+///
+/// # Errors
+/// `EPERM` where that is outside our own.
+pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// NS_GET_USERNS of <linux/nsfs.h>.
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    related(namespace, NS_GET_USERNS)
+}
+
+/// The user who has made a user namespace, by the number that our own has for him.
+pub fn maker(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    /// NS_GET_OWNER_UID of <linux/nsfs.h>.
+    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
+    let mut uid: libc::uid_t = 0;
+    // SAFETY: this request of nsfs writes one uid_t to the address given, which is that of a local one.
+    let rc = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, &raw mut uid) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(uid)
+}
+
+fn related(namespace: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<OwnedFd> {
+    // SAFETY: the requests of nsfs given here take no argument and give a new descriptor.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), request) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -158,6 +158,71 @@ pub fn spawn_stub(pids: &[i32], new_namespace: bool) -> io::Result<i32> {
     }
 }
 
+/// A child that does nothing but be in a user namespace; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Settler {
+    /// Its PID.
+    pub pid: i32,
+    process: PidFd,
+}
+
+impl Settler {
+    /// Sends one there. It must be ours to enter.
+    ///
+    /// # Errors
+    /// What setns(2) gives.
+    pub fn send(user_namespace: std::os::fd::BorrowedFd<'_>) -> io::Result<Settler> {
+        use std::os::fd::AsRawFd;
+        let (told, tell) = io::pipe()?;
+        let (namespace, word) = (user_namespace.as_raw_fd(), tell.as_raw_fd());
+        let arguments = CloneArguments {
+            exit_signal: libc::SIGCHLD as u64,
+            ..CloneArguments::default()
+        };
+        // SAFETY: as in `spawn_stub`.
+        let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, CLONE_ARGUMENTS_SIZE) };
+        if child == 0 {
+            // SAFETY: raw system calls with numbers and the address of a local variable only, in a copy of our memory;
+            // the descriptors are open in the copy of our table. The loop ends with the process alone.
+            unsafe {
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                let rc = libc::syscall(libc::SYS_setns, namespace, libc::CLONE_NEWUSER);
+                let error = if rc < 0 { *libc::__errno_location() } else { 0 };
+                libc::syscall(libc::SYS_write, word, &raw const error, size_of::<i32>());
+                if error != 0 {
+                    libc::syscall(libc::SYS_exit_group, 1);
+                }
+                loop {
+                    libc::syscall(libc::SYS_pause);
+                }
+            }
+        }
+        if child < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        drop(tell);
+        let pid = child as i32;
+        // We have not waited for it, so that the number is its own.
+        let settler = Settler {
+            pid,
+            process: PidFd::open(pid)?,
+        };
+        let mut answer = [0u8; 4];
+        io::Read::read_exact(&mut &told, &mut answer)?;
+        match i32::from_ne_bytes(answer) {
+            0 => Ok(settler),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+impl Drop for Settler {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = end_passing(self.pid, &self.process);
+    }
+}
+
 /// Sends SIGKILL to every other process of the PID namespace whose first process the caller is.
 ///
 /// # Errors

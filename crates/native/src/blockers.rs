@@ -3,7 +3,9 @@
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 
+use cpr_kernel::namespace::Place;
 use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
 use cpr_types::{Error, ErrorKind, Result};
@@ -34,7 +36,7 @@ const NAMESPACES: [(&str, &str); 8] = [
 
 /// The kinds that are saved; those for which it takes the right to enter or make them.
 const SAVED: &str = "uts";
-const VISITED: [&str; 4] = ["net", "ipc", "cgroup", "pid"];
+const VISITED: [&str; 6] = ["net", "ipc", "cgroup", "pid", "user", "mnt"];
 
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
 const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
@@ -43,12 +45,16 @@ const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
 /// be in them.
 #[derive(Debug)]
 pub struct Home {
+    /// A process that is in all of them.
+    init: i32,
     /// How many PID namespaces deep the reader of /proc is.
     depth: usize,
     /// We can enter namespaces that belong to the job's user namespace.
     may_visit: bool,
     /// We can see and suspend system call filters.
     may_suspend_filters: bool,
+    /// Kinds of namespaces that a thread of ours could not come back from, by their names.
+    one_way: Vec<&'static str>,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
     namespaces: [Option<Vec<u8>>; NAMESPACES.len()],
 }
@@ -63,14 +69,43 @@ impl Home {
         own.is_none_or(|own| own == link)
     }
 
+    /// What is mounted in the job's own mount namespace.
+    ///
+    /// # Errors
+    /// The process that shows it has gone.
+    pub fn mounts(&self) -> std::io::Result<Vec<Mount>> {
+        ProcDir::open(self.init)?.mountinfo()
+    }
+
     /// How many PID namespaces deep the reader of /proc is.
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Whether namespaces of a process can be entered: those of another user namespace are not looked at.
+    /// Whether a namespace of a process can be entered, and left again: a user's job can have made one of a kind of which
+    /// its own is the machine's.
+    pub fn may_visit_kind(&self, process: &ProcDir, kind: &str) -> bool {
+        !self.one_way.contains(&kind) && self.may_visit(process)
+    }
+
+    /// Whether namespaces of a process can be entered: it is in the job's user namespace, or in one within that.
     pub fn may_visit(&self, process: &ProcDir) -> bool {
-        self.may_visit && process.read_link("ns/user").is_ok_and(|link| self.has("user", &link))
+        self.may_visit && self.is_below(process).unwrap_or_default()
+    }
+
+    fn is_below(&self, process: &ProcDir) -> std::io::Result<bool> {
+        if self.has("user", &process.read_link("ns/user")?) {
+            return Ok(true);
+        }
+        let mut namespace = process.open_file("ns/user", rustix::fs::OFlags::RDONLY)?;
+        loop {
+            // It ends with an error at our own.
+            namespace = cpr_kernel::namespace::parent(namespace.as_fd())?;
+            let inode = rustix::fs::fstat(&namespace)?.st_ino;
+            if self.has("user", format!("user:[{inode}]").as_bytes()) {
+                return Ok(true);
+            }
+        }
     }
 
     /// Looks at the job with this scope and root process.
@@ -97,13 +132,24 @@ impl Home {
                 .ok()
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
         });
+        let user = |dir: &std::io::Result<ProcDir>| dir.as_ref().ok().and_then(|dir| dir.read_link("ns/user").ok());
+        // Users of another namespace have other numbers.
+        let same_users = user(&proc) == user(&own);
         let own_status = own.and_then(|dir| dir.status());
         let may_suspend_filters =
             cpr_kernel::namespace::is_admin_of_machine() && own_status.as_ref().is_ok_and(|status| status.seccomp == 0);
         let depth = own_status.map_or(1, |status| status.ns_pid.len());
+        let may_return = |place: &Place| {
+            let here = place.here();
+            here.and_then(|here| cpr_kernel::namespace::owner(here.as_fd())).is_ok()
+        };
+        let places = [Place::Network, Place::Ipc, Place::Cgroup];
+        let one_way = places.into_iter().filter(|place| !may_return(place));
         Home {
+            init,
+            one_way: one_way.map(Place::file).collect(),
             depth,
-            may_visit: cpr_kernel::namespace::is_admin(),
+            may_visit: cpr_kernel::namespace::is_admin() && same_users,
             may_suspend_filters,
             namespaces,
         }
@@ -129,7 +175,7 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
             continue;
         };
-        let saved = *file == SAVED || VISITED.contains(file) && home.may_visit(proc);
+        let saved = *file == SAVED || VISITED.contains(file) && home.may_visit_kind(proc, file);
         if shared.as_ref().is_some_and(|shared| *shared != own) && !saved {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
@@ -152,6 +198,9 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
             Some(later) if !is_inhabited(&later) => add(&object, crate::pid_namespaces::ABANDONED),
             _ => {}
         }
+    }
+    if let Some(reason) = crate::mount_namespaces::blocker(proc, home) {
+        add("mount namespace", &reason);
     }
     if is_deleted(proc, "root") {
         add("root directory", "the root directory was deleted");
@@ -201,13 +250,12 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
 
 /// Mounts that the job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and
 /// /dev/mqueue are ours.
-pub fn mounts(targets: &[Target], root: i32, outside: &[Mount]) -> Vec<Blocker> {
+pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
     type Place<'a> = ((u32, u32), &'a [u8], &'a [u8]);
     fn place(mount: &Mount) -> Place<'_> {
         (mount.dev, &mount.root, &mount.mount_point)
     }
-    let target = targets.iter().find(|target| target.pid == root).or(targets.first());
-    let Some((pid, inside)) = target.and_then(|target| Some((target.pid, target.proc.mountinfo().ok()?))) else {
+    let Ok(inside) = home.mounts() else {
         return Vec::new();
     };
     let known: HashSet<Place<'_>> = outside.iter().map(place).collect();
@@ -223,7 +271,7 @@ pub fn mounts(targets: &[Target], root: i32, outside: &[Mount]) -> Vec<Blocker> 
     let strange = strange.filter(|mount| !ours(mount) || !found.insert(&mount.mount_point));
     strange
         .map(|mount| Blocker {
-            pid,
+            pid: root,
             object: format!("mount {}", String::from_utf8_lossy(&mount.mount_point)),
             reason: format!(
                 "the job has mounted it ({}), and mounts are not saved",

@@ -53,7 +53,7 @@ use crate::restart::available_memory;
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::snapshot::{self, Snapshot};
 use crate::visits::Visits;
-use crate::{Blocker, TcpPolicy, aio, blockers, host_names, ipc, state};
+use crate::{Blocker, TcpPolicy, aio, blockers, host_names, ipc, mount_namespaces, state, user_namespaces};
 
 /// What becomes of the job once its image is complete and durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,7 +350,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
         },
     ));
     if let Some(mounts) = mounts {
-        found.extend(blockers::mounts(&targets, root, mounts));
+        found.extend(blockers::mounts(&home, root, mounts));
     }
     Ok(found)
 }
@@ -840,24 +840,45 @@ fn collect(
     let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
     let mut group_places = Visits::new(Place::Cgroup);
     let mut pid_namespaces = pid_namespaces::Saved::default();
+    let mut users = user_namespaces::Saved::default();
     for process in &mut frozen.processes {
         let (mut saved, layout) = state::save(process, &home, deadline)?;
-        saved.host_names = host_names.of(process, &home, deadline)?;
+        saved.host_names = host_names.of(process, &home, &mut users, deadline)?;
         let number = |index: usize| index as u32;
         saved.network = places.of_process(process, &home)?.map(number).map(NetworkId);
         saved.ipc_namespace = ipc_places.of_process(process, &home)?.map(number).map(IpcNamespaceId);
         let group = group_places.of_process(process, &home)?;
         saved.cgroup_namespace = group.map(number).map(CgroupNamespaceId);
-        saved.pid_namespace = pid_namespaces.of(process, &home)?;
+        saved.pid_namespace = pid_namespaces.of(process, &home, &mut users)?;
+        if !process.threads.is_empty() {
+            saved.user_namespace = users.of(&process.proc, &home)?;
+        }
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
     }
+    let mut mounts = mount_namespaces::Saved::default();
     for (process, saved) in frozen.processes.iter().zip(&mut manifest.processes) {
-        saved.pid_namespace_of_children = pid_namespaces.of_children(process, saved.pid_namespace)?;
+        if !process.threads.is_empty() {
+            saved.mount_namespace = mounts.of(&process.proc, &home, &pid_namespaces, &mut users)?;
+        }
+        saved.pid_namespace_of_children =
+            pid_namespaces.of_children(process, saved.pid_namespace, saved.user_namespace)?;
     }
+    manifest.mount_namespaces = mounts.namespaces;
     manifest.pid_namespaces = pid_namespaces.namespaces();
+    let mut owners = |places: &Visits| {
+        let files = (0..places.len()).filter_map(|index| places.namespace(Some(index)));
+        files.map(|file| users.owner(file, &home)).collect::<Result<Vec<_>>>()
+    };
+    let (network_owners, ipc_owners) = (owners(&places)?, owners(&ipc_places)?);
+    manifest.cgroup_namespace_owners = owners(&group_places)?;
+    if manifest.cgroup_namespace_owners.iter().all(Option::is_none) {
+        manifest.cgroup_namespace_owners.clear();
+    }
+    manifest.user_namespaces = users.namespaces;
     pid_namespaces::refuse_unmakeable(manifest)?;
+    user_namespaces::refuse_unmakeable(manifest)?;
     manifest.host_names = host_names.namespaces;
     let root_pid = root(frozen, request);
     manifest.checkpoint.root_pid = root_pid;
@@ -879,6 +900,9 @@ fn collect(
     }
     let job = manifest.processes.iter().map(|process| process.pid);
     manifest.networks = networks::save(&places, &job.chain([std::process::id() as i32]).collect())?;
+    for (network, owner) in manifest.networks.iter_mut().zip(network_owners) {
+        network.owner = owner;
+    }
     let places = Networks::new(places);
     let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill, &places);
     context.queue_state = files::mqueue::SaveState::of(&ipc_places, request.own_ipc_namespace, deadline)?;
@@ -909,6 +933,9 @@ fn collect(
     }
     (manifest.ipc, manifest.ipc_namespaces) =
         ipc::save(frozen, request.own_ipc_namespace, &ipc_places, &home, deadline, sink)?;
+    for (namespace, owner) in manifest.ipc_namespaces.iter_mut().zip(ipc_owners) {
+        namespace.owner = owner;
+    }
     manifest.ipc.posix_queues = std::mem::take(&mut context.queue_state.queues);
     let mut mapped = MappedFiles::new(ipc::segment_ids(&manifest.ipc));
     for &index in &live {

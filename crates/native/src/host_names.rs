@@ -6,9 +6,11 @@ use std::time::Instant;
 use cpr_image::model::{ByteString, HostNames, HostNamesId};
 use cpr_kernel::batch::Batch;
 use cpr_types::{Context, Result};
+use rustix::fs::OFlags;
 
 use crate::blockers::Home;
 use crate::freeze::Process;
+use crate::user_namespaces;
 
 /// Bytes of each field of `struct new_utsname`, and which of them are the names.
 const FIELD: usize = 65;
@@ -29,7 +31,13 @@ impl Saved {
     ///
     /// # Errors
     /// The process cannot be looked at.
-    pub fn of(&mut self, process: &mut Process, home: &Home, deadline: Instant) -> Result<Option<HostNamesId>> {
+    pub fn of(
+        &mut self,
+        process: &mut Process,
+        home: &Home,
+        users: &mut user_namespaces::Saved,
+        deadline: Instant,
+    ) -> Result<Option<HostNamesId>> {
         if process.threads.is_empty() {
             return Ok(None);
         }
@@ -41,6 +49,9 @@ impl Saved {
         if let Some(id) = self.by_link.get(&link) {
             return Ok(Some(*id));
         }
+        let what = || format!("look at the host name of process {}", process.pid);
+        let namespace = process.proc.open_file("ns/uts", OFlags::RDONLY).context(what)?;
+        let owner = users.owner(&namespace.into(), home).context(what)?;
         let mut batch = Batch::new();
         let (place, out) = batch.out(FIELD * FIELDS);
         batch.must(libc::SYS_uname, &[place], "ask for the host name");
@@ -53,6 +64,7 @@ impl Saved {
         self.namespaces.push(HostNames {
             host: name(HOST),
             domain: name(DOMAIN),
+            owner,
         });
         self.by_link.insert(link, id);
         Ok(Some(id))

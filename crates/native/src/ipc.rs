@@ -185,6 +185,7 @@ pub fn save(
         if namespace.is_some() {
             namespaces.push(IpcNamespace {
                 settings: settings::of_ipc()?,
+                ..IpcNamespace::default()
             });
         }
     }

@@ -21,6 +21,7 @@ mod libraries;
 mod live;
 mod mapped;
 mod memory;
+mod mount_namespaces;
 pub mod networks;
 mod pid_namespaces;
 mod pipeline;
@@ -31,6 +32,7 @@ mod settings;
 mod sink;
 mod snapshot;
 mod state;
+mod user_namespaces;
 mod userfault;
 pub mod visits;
 

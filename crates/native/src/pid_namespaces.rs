@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use cpr_image::model::{Manifest, PidNamespace, PidNamespaceId, ProcessState};
+use cpr_image::model::{Manifest, PidNamespace, PidNamespaceId, ProcessState, UserNamespaceId};
 use cpr_kernel::namespace;
 use cpr_kernel::proc::{ProcDir, Status};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 
 use crate::blockers::Home;
 use crate::freeze::Process;
+use crate::user_namespaces;
 
 /// Those found so far.
 #[derive(Debug, Default)]
@@ -26,6 +27,7 @@ pub struct Saved {
 #[derive(Debug)]
 struct Found {
     parent: Option<PidNamespaceId>,
+    owner: Option<UserNamespaceId>,
     numbers: BTreeMap<i32, i32>,
 }
 
@@ -38,7 +40,12 @@ impl Saved {
     ///
     /// # Errors
     /// The process cannot be looked at.
-    pub fn of(&mut self, process: &Process, home: &Home) -> Result<Option<PidNamespaceId>> {
+    pub fn of(
+        &mut self,
+        process: &Process,
+        home: &Home,
+        users: &mut user_namespaces::Saved,
+    ) -> Result<Option<PidNamespaceId>> {
         let levels = process.status.ns_pid.len().saturating_sub(home.depth());
         if levels == 0 {
             return Ok(None);
@@ -53,8 +60,13 @@ impl Saved {
         let mut ids = Vec::with_capacity(levels);
         for namespace in chain.iter().rev() {
             let link = link_of(namespace).context(what)?;
-            let known = self.by_link.get(&link).copied();
-            let id = known.unwrap_or_else(|| self.add(ids.last().copied()));
+            let id = match self.by_link.get(&link) {
+                Some(known) => *known,
+                None => {
+                    let owner = users.owner(namespace, home).context(what)?;
+                    self.add(ids.last().copied(), owner)
+                }
+            };
             self.by_link.insert(link, id);
             ids.push(id);
         }
@@ -67,10 +79,16 @@ impl Saved {
         Ok(ids.last().copied())
     }
 
-    fn add(&mut self, parent: Option<PidNamespaceId>) -> PidNamespaceId {
+    /// The namespace with this link in /proc, where it is one of these.
+    pub fn by_link(&self, link: &[u8]) -> Option<PidNamespaceId> {
+        self.by_link.get(link).copied()
+    }
+
+    fn add(&mut self, parent: Option<PidNamespaceId>, owner: Option<UserNamespaceId>) -> PidNamespaceId {
         let id = PidNamespaceId(self.found.len() as u32);
         self.found.push(Found {
             parent,
+            owner,
             numbers: BTreeMap::new(),
         });
         id
@@ -102,14 +120,19 @@ impl Saved {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for one whose first process has ended.
-    pub fn of_children(&mut self, process: &Process, own: Option<PidNamespaceId>) -> Result<Option<PidNamespaceId>> {
+    pub fn of_children(
+        &mut self,
+        process: &Process,
+        own: Option<PidNamespaceId>,
+        user: Option<UserNamespaceId>,
+    ) -> Result<Option<PidNamespaceId>> {
         if process.threads.is_empty() {
             return Ok(None);
         }
         let link = match process.proc.read_link("ns/pid_for_children") {
             Ok(link) => link,
-            // It has no process yet.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(self.add(own))),
+            // It has no process yet. Nothing tells whose it is; who has changed users since could use it no more.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(self.add(own, user))),
             Err(error) => return Err(error).context(|| format!("look at the namespaces of process {}", process.pid)),
         };
         let own = process.proc.read_link("ns/pid");
@@ -129,6 +152,7 @@ impl Saved {
     pub fn namespaces(self) -> Vec<PidNamespace> {
         let namespace = |found: Found| PidNamespace {
             parent: found.parent,
+            owner: found.owner,
             numbers: found.numbers.into_iter().collect(),
         };
         self.found.into_iter().map(namespace).collect()
@@ -168,12 +192,14 @@ pub fn refuse_unmakeable(manifest: &Manifest) -> Result<()> {
 /// What numbers mean in which PID namespace.
 #[derive(Debug, Default)]
 pub struct Levels {
+    owners: Vec<Option<UserNamespaceId>>,
     parents: Vec<Option<PidNamespaceId>>,
     /// For each namespace, numbers in it by those of the job's own.
     tables: Vec<HashMap<i32, i32>>,
     processes: HashMap<i32, PidNamespaceId>,
     /// The highest number of the job's own namespace, and of each of the others.
     highest: i32,
+    processes_made: usize,
     highest_inside: Vec<i32>,
 }
 
@@ -192,12 +218,15 @@ impl Levels {
             .iter()
             .flat_map(|process| [process.pid, process.pgid, process.sid]);
         Levels {
+            owners: namespaces.iter().map(|namespace| namespace.owner).collect(),
             parents: namespaces.iter().map(|namespace| namespace.parent).collect(),
             tables: namespaces.iter().map(table).collect(),
             processes: processes
                 .iter()
                 .filter_map(|process| Some((process.pid, process.pid_namespace?)))
                 .collect(),
+            // Each process has one helper at most.
+            processes_made: 2 * manifest.processes.len(),
             highest: tids.chain(known).max().unwrap_or(1),
             highest_inside: namespaces
                 .iter()
@@ -214,6 +243,16 @@ impl Levels {
     /// The one around a namespace.
     pub fn around(&self, namespace: PidNamespaceId) -> Option<PidNamespaceId> {
         self.parents.get(namespace.index()).copied().flatten()
+    }
+
+    /// The user namespace that a namespace belongs to.
+    pub fn owner(&self, namespace: PidNamespaceId) -> Option<UserNamespaceId> {
+        self.owners.get(namespace.index()).copied().flatten()
+    }
+
+    /// A number that nothing of the image has, nor the first processes that a restart makes for its own ends.
+    pub fn spare(&self, index: usize) -> i32 {
+        self.highest + (self.processes_made + index) as i32 + 1
     }
 
     /// The number by which a process, group or session of the job is known in a namespace, if it is; a number that

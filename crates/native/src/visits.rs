@@ -63,7 +63,7 @@ impl Visits {
         if let Some(known) = self.others.iter().position(|other| other.link == link) {
             return Ok(Some(known));
         }
-        if home.has(self.place.file(), &link) || !home.may_visit(process) {
+        if home.has(self.place.file(), &link) || !home.may_visit_kind(process, self.place.file()) {
             return Ok(None);
         }
         let namespace = process.open_file(&file, rustix::fs::OFlags::RDONLY).context(what)?;
@@ -120,6 +120,15 @@ impl Visits {
         self.home.get_or_insert(home);
         self.at.set(Some(index));
         let namespace = self.place.here().context(what)?;
+        self.add(namespace, Vec::new(), 0)
+    }
+
+    /// Adds a namespace that somebody else has made for us.
+    ///
+    /// # Errors
+    /// There is no way back from it.
+    pub fn adopt(&mut self, namespace: File) -> Result<usize> {
+        self.go(None)?;
         self.add(namespace, Vec::new(), 0)
     }
 

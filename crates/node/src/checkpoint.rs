@@ -112,8 +112,10 @@ pub(crate) struct Ready<'a> {
     /// One checkpoint of a job at a time.
     lock: OwnedFd,
     /// Its root process, held, and what that is called in its own namespace.
-    pub(crate) root: Target,
+    root: Target,
     inner: i32,
+    /// Its init, where it has one.
+    init: Option<Target>,
 }
 
 impl<'a> Ready<'a> {
@@ -138,12 +140,14 @@ impl<'a> Ready<'a> {
         // What is left then is in nobody's way.
         let _ = job.remove_parts();
         let inner = state.root.unwrap_or(root.pid);
+        let init = job.init_target(&state)?;
         Ok(Ready {
             job,
             state,
             lock,
             root,
             inner,
+            init,
         })
     }
 
@@ -174,6 +178,11 @@ impl<'a> Ready<'a> {
             .map(|path| ByteString::from(&path))
             .unwrap_or_default();
         Ok(request)
+    }
+
+    /// A process in all namespaces that are the job's.
+    pub(crate) fn at_home(&self) -> &Target {
+        self.init.as_ref().unwrap_or(&self.root)
     }
 
     /// Its root process, as its own namespace numbers it.
@@ -258,10 +267,10 @@ impl<'a> Task<'a> {
             let wanted = incremental || job.spec().sequence.is_some() || earlier.is_some();
             request.keep_tracking = wanted && (incremental || options.output.is_none()) && !stop;
             let keep = link.zip(image.clone()).filter(|_| request.keep_tracking);
-            start(&ready.root, request, destination, earlier, keep)
+            start(ready.at_home(), request, destination, earlier, keep)
         };
         let worker = match saving {
-            Some(saving) => start_saving(&ready.root, saving, destination),
+            Some(saving) => start_saving(ready.at_home(), saving, destination),
             None => native(destination),
         };
         if worker.is_err() && stop {
@@ -715,7 +724,9 @@ impl Job {
         let root = self.root_target(&state)?;
         root.require_may_signal()?;
         let mounts = self.mounts_outside(&state);
-        let mut found = blockers(&root, state.root.unwrap_or(root.pid), None, self.spec().tcp, mounts)?;
+        let init = self.init_target(&state)?;
+        let at_home = init.as_ref().unwrap_or(&root);
+        let mut found = blockers(at_home, state.root.unwrap_or(root.pid), None, self.spec().tcp, mounts)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

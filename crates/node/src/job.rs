@@ -485,6 +485,15 @@ impl Job {
         Ok(target)
     }
 
+    /// The job's init, where it has one: whose namespaces are the job's. Its root process may have gone into others.
+    pub(crate) fn init_target(&self, state: &State) -> Result<Option<Target>> {
+        match state.init {
+            None => Ok(None),
+            Some(_) if self.shares_namespace(state) => Target::open(1).map(Some),
+            Some(init) => Target::open_same(init).map(Some),
+        }
+    }
+
     /// Whether we are in the job's own PID namespace: numbers recorded outside mean nothing here.
     fn shares_namespace(&self, state: &State) -> bool {
         let own = cpr_kernel::namespace::identity("self", "pid").ok();

@@ -355,7 +355,7 @@ pub(crate) fn start(
         Some(saving) => Way::Foreign(Box::new(saving), image),
         None => {
             let mut request = ready.request(options)?;
-            request.own_ipc_namespace = worker::plan(&ready.root)?.ipc;
+            request.own_ipc_namespace = worker::plan(ready.at_home())?.ipc;
             Way::Native(Box::new(request), image)
         }
     });
@@ -367,7 +367,7 @@ pub(crate) fn start(
     let front = front.fd().try_clone_to_owned().context(|| "copy a descriptor")?;
     let (root, own_namespace) = (ready.inner(), ready.has_namespace());
     let name = job.name().to_string();
-    let worker = Worker::start(&ready.root, |events| {
+    let worker = Worker::start(ready.at_home(), |events| {
         drop(ours.take());
         let gone = || crate::wire::internal("the worker has nothing to do");
         let way = way.take().ok_or_else(gone)?;

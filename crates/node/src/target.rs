@@ -2,7 +2,9 @@
 //! first, then the identity is compared.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use cpr_kernel::proc::ProcDir;
@@ -252,20 +254,41 @@ pub(crate) struct Member {
     pub(crate) inner: i32,
 }
 
-/// The processes that live in the same PID namespace as the process `init`, that one first.
+/// Whether the PID namespace of a process lies within another, which has this identity.
+fn is_within(pid: i32, around: (u64, u64)) -> bool {
+    let parent = |namespace: &File| {
+        let parent = cpr_kernel::namespace::parent(namespace.as_fd()).map(File::from).ok()?;
+        let metadata = parent.metadata().ok()?;
+        Some((parent, (metadata.dev(), metadata.ino())))
+    };
+    let mut namespace = File::open(format!("/proc/{pid}/ns/pid")).ok();
+    // It ends at our own.
+    while let Some((next, identity)) = namespace.as_ref().and_then(parent) {
+        if identity == around {
+            return true;
+        }
+        namespace = Some(next);
+    }
+    false
+}
+
+/// The processes that live in the same PID namespace as the process `init`, that one first, or in one within that.
 pub(crate) fn members(init: i32) -> Result<Vec<Member>> {
     let namespace = cpr_kernel::namespace::identity(&init.to_string(), "pid")
         .context(|| format!("read the PID namespace of process {init}"))?;
+    let depth = namespace_pids(init)?.len();
     let mut members = Vec::new();
     for pid in all_pids()? {
         // A process that is not ours to see is not of our job; one that has ended no longer.
         let Ok(theirs) = cpr_kernel::namespace::identity(&pid.to_string(), "pid") else {
             continue;
         };
-        if theirs != namespace {
+        let numbers = namespace_pids(pid).unwrap_or_default();
+        let deeper = numbers.len() > depth && is_within(pid, namespace);
+        if theirs != namespace && !deeper {
             continue;
         }
-        if let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.last()) {
+        if let Some(&inner) = numbers.get(depth - 1) {
             members.push(Member { pid, inner });
         }
     }
@@ -276,6 +299,7 @@ pub(crate) fn members(init: i32) -> Result<Vec<Member>> {
 /// The processes below `init`, as far as a look at running processes tells: one may be missed while others end. Quicker
 /// than [`members`], and does not see who has entered the namespace from outside.
 pub(crate) fn below(init: i32) -> Vec<Member> {
+    let depth = namespace_pids(init).map_or(1, |pids| pids.len());
     let mut found: Vec<Member> = Vec::new();
     let mut seen = HashSet::from([init]);
     let mut next = Some(init);
@@ -283,7 +307,7 @@ pub(crate) fn below(init: i32) -> Vec<Member> {
     while let Some(pid) = next {
         let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
         for pid in children {
-            if let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.last())
+            if let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.get(depth - 1))
                 && seen.insert(pid)
             {
                 found.push(Member { pid, inner });

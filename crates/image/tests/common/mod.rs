@@ -279,6 +279,9 @@ pub fn manifest() -> Manifest {
         ipc_namespaces: Vec::new(),
         cgroup_namespaces: 0,
         pid_namespaces: Vec::new(),
+        user_namespaces: Vec::new(),
+        mount_namespaces: Vec::new(),
+        cgroup_namespace_owners: Vec::new(),
         checkpoint: Checkpoint {
             time_ns: 1_700_000_000_000_000_000,
             tool_version: "0.1.0".to_string(),

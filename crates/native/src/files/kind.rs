@@ -118,6 +118,9 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
             }
             Kind::Memfd
         }
+        FileType::RegularFile | FileType::Directory if of_another_proc(pid, fd, link, stat) => {
+            unsupported("a file of a /proc of another PID namespace", "")
+        }
         FileType::RegularFile => regular(pid, fd, link),
         FileType::Directory => match proc_path(pid, fd, link) {
             Some((Some(pid), path)) => Kind::Proc(Some(pid), path),
@@ -184,6 +187,20 @@ fn own_namespace(pid: i32, link: &[u8]) -> Option<Kind> {
 fn file_system(pid: i32, fd: i32) -> Option<u64> {
     let statfs = rustix::fs::statfs(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(statfs.f_type as u32 as u64)
+}
+
+/// Whether a file is of a /proc that is none of those of the job's own mount namespace, nor of ours.
+fn of_another_proc(pid: i32, fd: i32, link: &[u8], stat: &Stat) -> bool {
+    if !link.starts_with(b"/proc") || file_system(pid, fd) != Some(PROC_MAGIC) {
+        return false;
+    }
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let has_it = |viewer: i32| {
+        let mounts = ProcDir::open(viewer).and_then(|proc| proc.mountinfo());
+        let mut mounts = mounts.unwrap_or_default().into_iter();
+        mounts.any(|mount| mount.fs_type == b"proc" && mount.dev == device)
+    };
+    ![1, std::process::id() as i32].into_iter().any(has_it)
 }
 
 /// The process and path of a file of the /proc that is mounted at /proc.

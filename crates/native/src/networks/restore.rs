@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{LinkKind, Manifest, Network, NetworkId, NetworkLink};
-use cpr_kernel::namespace::Place;
 use cpr_kernel::netlink::Netlink;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
@@ -15,15 +14,11 @@ use crate::visits::Visits;
 /// Longest wait for a cable whose ends are both up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Makes all network namespaces of the image.
+/// Fills the network namespaces of the image, which are new.
 ///
 /// # Errors
 /// The kernel refuses what is in one.
-pub fn make(manifest: &Manifest) -> Result<Networks> {
-    let mut visits = Visits::new(Place::Network);
-    for _ in &manifest.networks {
-        visits.make()?;
-    }
+pub fn fill_all(manifest: &Manifest, visits: Visits) -> Result<Networks> {
     let what = |index: usize| move || format!("make network namespace {index} again");
     let each = || manifest.networks.iter().enumerate();
     for (index, network) in each() {

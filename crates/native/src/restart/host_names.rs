@@ -1,7 +1,7 @@
 //! Making namespaces for host names again.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cpr_image::model::{HostNames, HostNamesId, Manifest};
 use cpr_kernel::batch::{Arg, Batch};
@@ -27,20 +27,31 @@ pub fn enter(workshop: &Workshop, manifest: &Manifest, allowed: bool) -> Result<
         }
         let what = || format!("give process {pid} its UTS namespace");
         if let Some(namespace) = made.get(&id) {
-            with_descriptor(workshop, pid, namespace.as_fd(), |batch, fd| {
-                let arguments = [fd.into(), libc::CLONE_NEWUTS.into()];
-                batch.must(libc::SYS_setns, &arguments, "join a UTS namespace");
-            })
-            .context(what)?;
+            join(workshop, pid, namespace.as_fd()).context(what)?;
             continue;
         }
         let names = manifest.host_names.get(id.index());
         let names = names.ok_or_else(|| Error::new(ErrorKind::Damaged, format!("there are no host names {}", id.0)))?;
+        if let Some(owner) = names.owner {
+            let holder = workshop.users.holder(owner)?;
+            make(workshop, holder, names).context(what)?;
+            let namespace = std::fs::File::open(format!("/proc/{holder}/ns/uts")).context(what)?;
+            join(workshop, pid, namespace.as_fd()).context(what)?;
+            made.insert(id, namespace.into());
+            continue;
+        }
         make(workshop, pid, names).context(what)?;
         let namespace = std::fs::File::open(format!("/proc/{pid}/ns/uts")).context(what)?;
         made.insert(id, namespace.into());
     }
     Ok(())
+}
+
+fn join(workshop: &Workshop, pid: i32, namespace: BorrowedFd<'_>) -> Result<()> {
+    with_descriptor(workshop, pid, namespace, |batch, fd| {
+        let arguments = [fd.into(), libc::CLONE_NEWUTS.into()];
+        batch.must(libc::SYS_setns, &arguments, "join a UTS namespace");
+    })
 }
 
 fn make(workshop: &Workshop, pid: i32, names: &HostNames) -> Result<()> {

@@ -21,6 +21,8 @@ const SECBIT_KEEP_CAPS: u32 = 1 << 4;
 const PR_CAP_AMBIENT: i32 = 47;
 const PR_CAP_AMBIENT_RAISE: i32 = 2;
 const PR_CAPBSET_READ_MAX: u32 = 40;
+/// Those up to it.
+pub const ALL_CAPABILITIES: u64 = u64::MAX >> (63 - PR_CAPBSET_READ_MAX);
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const SIGINFO_SIGNAL: usize = 0;
 
@@ -299,15 +301,20 @@ pub fn signal_of(info: &[u8]) -> i32 {
     i32::from_ne_bytes(raw)
 }
 
-/// Adds the credentials of a thread: never more than the restarter has itself (LBNL-2.2.3, LBNL-3.9.3).
+/// Adds the credentials of a thread: never more than the restarter has itself (LBNL-2.2.3, LBNL-3.9.3). In a user
+/// namespace of the job's own, capabilities are over that, and it has all of them; users and groups it has already.
 pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &mut Batch) {
     let saved: &Credentials = &thread.credentials;
-    if rights.privileged {
+    let apart = process.user_namespace.is_some();
+    let identified = rights.privileged && !apart;
+    if rights.privileged || apart {
         for capability in 0..=PR_CAPBSET_READ_MAX {
             if saved.bounding >> capability & 1 == 0 {
                 batch.call(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP.into(), capability.into()]);
             }
         }
+    }
+    if identified {
         batch.must(
             libc::SYS_prctl,
             &[libc::PR_SET_KEEPCAPS.into(), Arg::from(1)],
@@ -340,15 +347,19 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
             "drop what was kept",
         );
     }
-    let most = if rights.privileged { rights.capabilities } else { 0 };
+    let most = match (apart, rights.privileged) {
+        (true, _) => ALL_CAPABILITIES,
+        (false, true) => rights.capabilities,
+        (false, false) => 0,
+    };
     let sets = CapabilitySets {
         effective: saved.effective & saved.permitted & most,
         permitted: saved.permitted & most,
         inheritable: saved.inheritable & most,
     };
     let [real, effective, set, file] = saved.uids;
-    let other_files = rights.privileged && ![real, effective, set].contains(&file);
-    let secured = rights.privileged && saved.securebits != 0 && most >> CAP_SETPCAP & 1 == 1;
+    let other_files = identified && ![real, effective, set].contains(&file);
+    let secured = (rights.privileged || apart) && saved.securebits != 0 && most >> CAP_SETPCAP & 1 == 1;
     if other_files || secured {
         // Becoming another user has made the capabilities ineffective.
         let (header, data) = capset_arguments(CapabilitySets {

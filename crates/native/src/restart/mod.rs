@@ -18,12 +18,14 @@ mod inherit;
 mod ipc;
 mod lazy;
 mod log;
+mod mounts;
 mod numbers;
 mod plan;
 mod space;
 mod spaces;
 mod stub;
 mod trust;
+mod users;
 mod vdso;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -149,7 +151,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         close_programs(manifest, &mut saved)?;
         let mapped = open_mapped(manifest, &saved, roots_own)?;
         drop(identity);
-        let spaces = Spaces::make(manifest, rights.may_administer())?;
+        let mut workshop = Workshop::new(manifest, rights, deadline)?;
+        workshop.keeps_vdso = renewal.is_some();
+        let spaces = Spaces::make(manifest, rights.may_administer(), &mut workshop)?;
         let bodies = image
             .bodies()
             .map(|file| file.try_clone().map(OwnedFd::from))
@@ -185,8 +189,6 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
-        let mut workshop = Workshop::new(manifest, deadline)?;
-        workshop.keeps_vdso = renewal.is_some();
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
@@ -364,6 +366,8 @@ impl Built {
     fn untouched(&self, manifest: &Manifest) -> HashSet<usize> {
         living(manifest)
             .filter(|process| !self.0.contains_key(&process.pid))
+            // For calls of the kernel to wait for a page takes rights outside.
+            .filter(|process| process.user_namespace.is_none())
             .filter_map(|process| process.address_space.map(|id| id.index()))
             .collect()
     }
@@ -438,6 +442,8 @@ fn make_processes(
         }
     }
     host_names::enter(workshop, manifest, rights.may_administer())?;
+    mounts::enter_all(workshop, manifest)?;
+    users::enter_all(workshop, manifest)?;
     for process in living(manifest) {
         let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
         workshop
@@ -445,6 +451,7 @@ fn make_processes(
             .context(|| format!("restore process {}", process.pid))?;
     }
     workshop.turn_all(manifest)?;
+    workshop.dismiss()?;
     Ok(built)
 }
 
@@ -535,7 +542,9 @@ fn enter(
     let mut batch = Batch::new();
     batch.must(libc::SYS_umask, &[process.umask.into()], "set the umask");
     // Directories are entered with the rights of the image's owner.
-    let owner = rights.privileged.then_some(manifest.checkpoint.owner_uid);
+    // In a user namespace of its own it is who it was already.
+    let owned = rights.privileged && process.user_namespace.is_none();
+    let owner = owned.then_some(manifest.checkpoint.owner_uid);
     let deleted = process.cwd_saved.map(|id| {
         let missing = || Error::new(ErrorKind::Damaged, format!("process {pid} has no working directory"));
         sources.saved.get(id.index()).map(stub::number).ok_or_else(missing)
@@ -570,7 +579,9 @@ fn rebuild(
     rights: Rights,
 ) -> Result<Plan> {
     let pid = process.pid;
-    let owner = rights.privileged.then_some(manifest.checkpoint.owner_uid);
+    // In a user namespace of its own it is who it was already.
+    let owned = rights.privileged && process.user_namespace.is_none();
+    let owner = owned.then_some(manifest.checkpoint.owner_uid);
     let what = || format!("restore process {pid}");
     if !process.shares_descriptors {
         place_descriptors(workshop, process, opened).context(what)?;

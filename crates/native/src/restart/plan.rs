@@ -428,7 +428,10 @@ mod tests {
         let job = |processes: Vec<Process>, numbers: Vec<(i32, i32)>| {
             let manifest = Manifest {
                 processes,
-                pid_namespaces: vec![cpr_image::model::PidNamespace { parent: None, numbers }],
+                pid_namespaces: vec![cpr_image::model::PidNamespace {
+                    numbers,
+                    ..Default::default()
+                }],
                 ..Manifest::default()
             };
             check_in(&manifest.processes, &Levels::of(&manifest));

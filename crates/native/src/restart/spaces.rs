@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
-use cpr_image::model::{CgroupNamespaceId, IpcNamespaceId, Manifest, NetworkId, Process};
+use cpr_image::model::{CgroupNamespaceId, IpcNamespaceId, Manifest, NetworkId, Process, UserNamespaceId};
 use cpr_kernel::namespace::Place;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::Workshop;
-use super::{living, with_descriptor};
+use super::{living, users, with_descriptor};
 use crate::networks::{self, Networks};
 use crate::settings;
 use crate::visits::Visits;
@@ -48,14 +48,16 @@ impl Spaces {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] where it may not; the kernel refuses what is in one.
-    pub fn make(manifest: &Manifest, allowed: bool) -> Result<Spaces> {
+    pub fn make(manifest: &Manifest, allowed: bool, workshop: &mut Workshop) -> Result<Spaces> {
         let strange = |process: &&Process| {
             let pid = process.pid_namespace.is_some() || process.pid_namespace_of_children.is_some();
-            pid || numbers(process) != Numbers::default()
+            pid || process.user_namespace.is_some()
+                || process.mount_namespace.is_some()
+                || numbers(process) != Numbers::default()
         };
         if let Some(process) = living(manifest).find(strange).filter(|_| !allowed) {
             let text = format!(
-                "process {} is in a network, IPC, cgroup or PID namespace of its own, which takes CAP_SYS_ADMIN",
+                "process {} is in a network, IPC, cgroup, PID, mount or user namespace of its own, which takes CAP_SYS_ADMIN",
                 process.pid
             );
             return Err(Error::new(ErrorKind::Denied, text).with_hint("let root restart it, from an image of root's"));
@@ -69,17 +71,28 @@ impl Spaces {
                 groups,
             });
         }
-        for _ in 0..manifest.cgroup_namespaces {
-            groups.make()?;
+        users::make(workshop, manifest)?;
+        let mut networks = Visits::new(Place::Network);
+        let one = |visits: &mut Visits, place: Place, owner: Option<UserNamespaceId>| match owner {
+            None => visits.make(),
+            Some(owner) => visits.adopt(users::new_namespace(workshop, owner, place.flag(), place.file())?),
+        };
+        for index in 0..manifest.cgroup_namespaces as usize {
+            let owner = manifest.cgroup_namespace_owners.get(index).copied().flatten();
+            one(&mut groups, Place::Cgroup, owner)?;
         }
         groups.go(None)?;
+        for network in &manifest.networks {
+            one(&mut networks, Place::Network, network.owner)?;
+        }
+        networks.go(None)?;
         for namespace in &manifest.ipc_namespaces {
-            let index = ipc.make()?;
+            let index = one(&mut ipc, Place::Ipc, namespace.owner)?;
             ipc.within(Some(index), || settings::set(&namespace.settings, settings::is_of_ipc))
                 .context(|| format!("make IPC namespace {index} again"))?;
         }
         Ok(Spaces {
-            networks: networks::restore::make(manifest)?,
+            networks: networks::restore::fill_all(manifest, networks)?,
             ipc,
             groups,
         })

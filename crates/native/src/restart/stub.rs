@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use cpr_image::model::{Manifest, MappingKind, PidNamespaceId};
+use cpr_image::model::{Manifest, MappingKind, PidNamespaceId, UserNamespaceId};
 use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
 use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
 use cpr_kernel::fd::send_descriptors;
@@ -17,7 +17,8 @@ use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK};
 use cpr_kernel::spawn::Namespaces;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::{huge, numbers, with_descriptor};
+use super::users::{self, Users};
+use super::{huge, identity::Rights, numbers, with_descriptor};
 use crate::pid_namespaces::Levels;
 
 /// Room for one batch in a stub.
@@ -32,6 +33,7 @@ const SET_TID_OFFSET: usize = 64;
 
 const CLONE_PTRACE: u64 = 0x2000;
 const CLONE_FILES: u64 = 0x400;
+const CLONE_PARENT: u64 = 0x8000;
 const CLONE_NEWPID: u64 = 0x2000_0000;
 const RSEQ_UNREGISTER: i32 = 1;
 
@@ -69,6 +71,12 @@ pub struct Workshop {
     pub stubs: HashMap<i32, Stub>,
     /// Numbers in PID namespaces.
     levels: Levels,
+    /// User namespaces.
+    pub users: Users,
+    /// How many processes were made for ends of our own.
+    spares: usize,
+    /// Processes that say in a PID namespace which number is the next.
+    registrars: HashMap<PidNamespaceId, i32>,
 }
 
 /// A process under construction.
@@ -88,6 +96,8 @@ pub struct Stub {
     namespace: Option<PidNamespaceId>,
     /// The one that its children are born into.
     children: Option<PidNamespaceId>,
+    /// The user namespace it is in.
+    user: Option<UserNamespaceId>,
 }
 
 impl Workshop {
@@ -95,7 +105,7 @@ impl Workshop {
     ///
     /// # Errors
     /// [`ErrorKind::Incompatible`] when the kernel's vdso has another layout than the image's.
-    pub fn new(manifest: &Manifest, deadline: Instant) -> Result<Self> {
+    pub fn new(manifest: &Manifest, rights: Rights, deadline: Instant) -> Result<Self> {
         let own = ProcDir::open(std::process::id() as i32)
             .and_then(|dir| dir.maps())
             .context(|| "read /proc/self/maps")?;
@@ -140,6 +150,9 @@ impl Workshop {
             channel_stub,
             stubs: HashMap::new(),
             levels: Levels::of(manifest),
+            users: Users::of(manifest, rights),
+            spares: 0,
+            registrars: HashMap::new(),
         })
     }
 
@@ -154,11 +167,23 @@ impl Workshop {
     /// # Errors
     /// [`ErrorKind::InUse`] when its PID is taken, [`ErrorKind::Denied`] without the right to choose PIDs.
     pub fn spawn(&mut self, pid: i32) -> Result<()> {
-        let namespace = self.levels.namespace(pid);
+        self.spawn_in(pid, self.levels.namespace(pid))
+    }
+
+    /// The same in a PID namespace, for a process that is none of the job's.
+    ///
+    /// # Errors
+    /// As [`Workshop::spawn`].
+    pub fn spawn_in(&mut self, pid: i32, namespace: Option<PidNamespaceId>) -> Result<()> {
         let numbers = self.numbers(namespace, pid)?;
-        let spawned = match namespace {
-            None => spawn_stub(&numbers, false),
-            Some(id) if self.levels.first(id) == Some(pid) => spawn_stub(&numbers, true),
+        let new = namespace.filter(|id| self.levels.first(*id) == Some(pid));
+        if let Some(owner) = new.and_then(|id| self.levels.owner(id)) {
+            let midwife = self.spare();
+            self.spawn_in(midwife, None)?;
+            return self.deliver(pid, midwife, None, owner, false);
+        }
+        let spawned = match namespace.filter(|_| new.is_none()) {
+            None => spawn_stub(&numbers, new.is_some()),
             Some(id) => {
                 let what = || format!("go where process {pid} is to be born");
                 let home = std::fs::File::open("/proc/self/ns/pid").context(what)?;
@@ -191,6 +216,7 @@ impl Workshop {
             ours: true,
             namespace,
             children: namespace,
+            user: None,
         };
         self.strip(&mut stub, &proc)?;
         self.stubs.insert(pid, stub);
@@ -306,7 +332,7 @@ impl Workshop {
     /// # Errors
     /// As [`Workshop::spawn`].
     pub fn fork(&mut self, pid: i32, by: i32, shared_table: bool) -> Result<()> {
-        let by_namespace = self.stub(by)?.namespace;
+        let (by_namespace, user) = (self.stub(by)?.namespace, self.stub(by)?.user);
         // A helper is wherever who makes it is.
         let namespace = self.levels.namespace(pid).or(by_namespace);
         let numbers = self.numbers(namespace, pid)?;
@@ -314,6 +340,12 @@ impl Workshop {
         match namespace.filter(|id| namespace != by_namespace && self.levels.first(*id) == Some(pid)) {
             Some(id) if self.levels.around(id) == by_namespace => {
                 self.turn(by, by_namespace)?;
+                let owner = self.levels.owner(id);
+                if let Some(owner) = owner.filter(|_| owner != user) {
+                    let midwife = self.spare();
+                    self.fork(midwife, by, shared_table)?;
+                    return self.deliver(pid, midwife, Some(by), owner, shared_table);
+                }
                 flags |= CLONE_NEWPID;
             }
             Some(_) => {
@@ -322,10 +354,64 @@ impl Workshop {
             }
             None => self.turn(by, namespace)?,
         }
+        self.clone_process(pid, by, &numbers, namespace, flags)?;
+        self.take_on(pid, namespace, user, false)
+    }
+
+    /// Has a process, whose numbers are all to be as they were, made by another.
+    fn clone_process(
+        &mut self,
+        pid: i32,
+        by: i32,
+        numbers: &[i32],
+        namespace: Option<PidNamespaceId>,
+        flags: u64,
+    ) -> Result<()> {
+        let chosen = self.choose_numbers(by, namespace, numbers)?;
         let mut batch = Batch::new();
-        let call = clone(&mut batch, &numbers, flags, libc::SIGCHLD as u64);
+        // The kernel wants none for one that has its maker's parent: it is told as its maker would be.
+        let signal = if flags & CLONE_PARENT == 0 {
+            libc::SIGCHLD as u64
+        } else {
+            0
+        };
+        let call = clone(&mut batch, &numbers[..chosen], flags, signal);
         let outcome = self.run(by, &batch)?;
         outcome.result(call).map_err(|error| numbers::refusal(pid, error))?;
+        self.require_numbers(pid, numbers, chosen)
+    }
+
+    /// Has the first process of a PID namespace made that belongs to another user namespace than its parent can make
+    /// namespaces for: by a midwife in that user namespace, whose parent it gets. `by`: the parent; we are it else.
+    fn deliver(
+        &mut self,
+        pid: i32,
+        midwife: i32,
+        by: Option<i32>,
+        owner: UserNamespaceId,
+        shared_table: bool,
+    ) -> Result<()> {
+        if self.stub(midwife)?.user.is_none() {
+            users::become_like(self, midwife, pid)?;
+        }
+        users::enter(self, midwife, owner)?;
+        let namespace = self.levels.namespace(pid);
+        let numbers = self.numbers(namespace, pid)?;
+        let shared = if shared_table { CLONE_FILES } else { 0 };
+        let flags = CLONE_PTRACE | CLONE_PARENT | CLONE_NEWPID | shared;
+        self.clone_process(pid, midwife, &numbers, namespace, flags)?;
+        self.take_on(pid, namespace, Some(owner), by.is_none())?;
+        self.end(midwife, by)
+    }
+
+    /// Takes over a process that a stub has made.
+    fn take_on(
+        &mut self,
+        pid: i32,
+        namespace: Option<PidNamespaceId>,
+        user: Option<UserNamespaceId>,
+        ours: bool,
+    ) -> Result<()> {
         let what = || format!("attach to new process {pid}");
         let tracee = Tracee::born(pid);
         tracee.wait_interrupted(self.deadline).context(what)?;
@@ -337,12 +423,98 @@ impl Workshop {
             base: tracee.registers().context(what)?,
             threads: Vec::new(),
             pidfd: PidFd::open(pid).context(what)?,
-            ours: false,
+            ours,
             namespace,
             children: namespace,
+            user,
         };
         self.stubs.insert(pid, stub);
         Ok(())
+    }
+
+    /// How many of the numbers of a new process or thread, the innermost first, who makes it may choose. The kernel is told
+    /// that the others are the next ones. `namespace`: the innermost one, which is new where its first process is made.
+    fn choose_numbers(&mut self, by: i32, namespace: Option<PidNamespaceId>, numbers: &[i32]) -> Result<usize> {
+        let user = self.stub(by)?.user;
+        let mut at = namespace;
+        let mut chosen = 0;
+        for &number in numbers {
+            let owner = at.and_then(|id| self.levels.owner(id));
+            if self.users.is_at_or_below(owner, user) {
+                chosen += 1;
+            } else {
+                self.announce(at, number)?;
+            }
+            at = at.and_then(|id| self.levels.around(id));
+        }
+        Ok(chosen)
+    }
+
+    /// Has the next process in a PID namespace get this number.
+    fn announce(&mut self, namespace: Option<PidNamespaceId>, number: i32) -> Result<()> {
+        const LAST: &str = "/proc/sys/kernel/ns_last_pid";
+        let text = (number - 1).to_string();
+        let what = || format!("have the next process get PID {number}");
+        let Some(id) = namespace else {
+            return std::fs::write(LAST, text).context(what);
+        };
+        let registrar = match self.registrars.get(&id) {
+            Some(registrar) => *registrar,
+            None => {
+                let registrar = self.spare();
+                self.spawn_in(registrar, namespace)?;
+                self.registrars.insert(id, registrar);
+                registrar
+            }
+        };
+        users::write_in(self, registrar, LAST, &text).context(what)
+    }
+
+    /// Makes sure that a new process or thread has its numbers, of which the first ones were chosen.
+    fn require_numbers(&self, pid: i32, numbers: &[i32], chosen: usize) -> Result<()> {
+        if chosen == numbers.len() {
+            return Ok(());
+        }
+        let status = ProcDir::open(pid).and_then(|proc| proc.status());
+        let right = status.is_ok_and(|status| status.ns_pid.iter().rev().take(numbers.len()).eq(numbers));
+        match right {
+            true => Ok(()),
+            false => Err(numbers::refusal(pid, std::io::Error::from_raw_os_error(libc::EEXIST))),
+        }
+    }
+
+    /// A number for a process that we make for our own ends.
+    pub fn spare(&mut self) -> i32 {
+        self.spares += 1;
+        self.levels.spare(self.spares)
+    }
+
+    /// The first process of a PID namespace.
+    pub fn first_of(&self, namespace: PidNamespaceId) -> Option<i32> {
+        self.levels.first(namespace)
+    }
+
+    /// The user namespace a process is in.
+    pub fn user(&self, pid: i32) -> Result<Option<UserNamespaceId>> {
+        Ok(self.stub(pid)?.user)
+    }
+
+    /// Notes the user namespace that a process is in.
+    pub fn set_user(&mut self, pid: i32, user: Option<UserNamespaceId>) {
+        if let Some(stub) = self.stubs.get_mut(&pid) {
+            stub.user = user;
+        }
+    }
+
+    /// Ends all processes that were made for our own ends.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`].
+    pub fn dismiss(&mut self) -> Result<()> {
+        for (_, registrar) in std::mem::take(&mut self.registrars) {
+            self.end(registrar, None)?;
+        }
+        users::release(self)
     }
 
     /// The numbers of a process, that in its own PID namespace first.
@@ -428,11 +600,16 @@ impl Workshop {
         if !tids.is_empty() {
             self.turn(pid, namespace)?;
         }
-        for group in tids.chunks(1000) {
+        let user = self.stub(pid)?.user;
+        // Who has to have a number announced makes one at a time.
+        let most = if user.is_none() { 1000 } else { 1 };
+        for group in tids.chunks(most) {
             let mut batch = Batch::new();
             let mut calls = Vec::with_capacity(group.len());
             for &tid in group {
-                calls.push(clone(&mut batch, &self.numbers(namespace, tid)?, FLAGS, 0));
+                let numbers = self.numbers(namespace, tid)?;
+                let chosen = self.choose_numbers(pid, namespace, &numbers)?;
+                calls.push(clone(&mut batch, &numbers[..chosen], FLAGS, 0));
             }
             let outcome = self.run(pid, &batch)?;
             for (&tid, call) in group.iter().zip(calls) {
@@ -612,9 +789,11 @@ fn clone(batch: &mut Batch, tids: &[i32], flags: u64, exit_signal: u64) -> cpr_k
         ..CloneArguments::default()
     };
     let raw: Vec<u8> = tids.iter().flat_map(|tid| tid.to_ne_bytes()).collect();
-    let tids = batch.data(&raw);
     let place = batch.data(&arguments.to_bytes());
-    batch.point(place, SET_TID_OFFSET, tids);
+    if !raw.is_empty() {
+        let tids = batch.data(&raw);
+        batch.point(place, SET_TID_OFFSET, tids);
+    }
     batch.call(libc::SYS_clone3, &[place, CLONE_ARGUMENTS_SIZE.into()])
 }
 

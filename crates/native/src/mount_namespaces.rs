@@ -1,0 +1,247 @@
+//! Mount namespaces that a job has made: copies of its own, with a /proc of a PID namespace of theirs at most.
+//!
+//! Everything else in which one differs from the job's own is refused by name. So every path leads to the same file in all
+//! of them, but for those below /proc.
+
+use std::collections::HashMap;
+
+use cpr_image::model::{MountNamespace, MountNamespaceId, ProcMount};
+use cpr_kernel::proc::{Mount, ProcDir};
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::fs::OFlags;
+
+use crate::blockers::Home;
+use crate::{pid_namespaces, user_namespaces};
+
+/// Options of a mount and the flags of mount(2) for them. Others are not known.
+const OPTIONS: [(&[u8], u64); 8] = [
+    (b"rw", 0),
+    (b"ro", libc::MS_RDONLY),
+    (b"nosuid", libc::MS_NOSUID),
+    (b"nodev", libc::MS_NODEV),
+    (b"noexec", libc::MS_NOEXEC),
+    (b"noatime", libc::MS_NOATIME),
+    (b"nodiratime", libc::MS_NODIRATIME),
+    (b"relatime", libc::MS_RELATIME),
+];
+
+/// Those found so far.
+#[derive(Debug, Default)]
+pub struct Saved {
+    /// By [`MountNamespaceId`].
+    pub namespaces: Vec<MountNamespace>,
+    by_link: HashMap<Vec<u8>, MountNamespaceId>,
+    home: Option<Vec<Mount>>,
+}
+
+impl Saved {
+    /// The namespace of a stopped process, where it is not the job's. All PID namespaces must be known.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for what a restart does not make again, by name.
+    pub fn of(
+        &mut self,
+        process: &ProcDir,
+        home: &Home,
+        pids: &pid_namespaces::Saved,
+        users: &mut user_namespaces::Saved,
+    ) -> Result<Option<MountNamespaceId>> {
+        let pid = process.pid();
+        let what = || format!("look at the mounts of process {pid}");
+        let link = process.read_link("ns/mnt").context(what)?;
+        if home.has("mnt", &link) {
+            return Ok(None);
+        }
+        if let Some(known) = self.by_link.get(&link) {
+            return Ok(Some(*known));
+        }
+        let at_home = match self.home.take() {
+            Some(known) => known,
+            None => home.mounts().context(|| "look at the mounts of the job")?,
+        };
+        let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
+        let differences = differences(process, &at_home).map_err(refuse);
+        self.home = Some(at_home);
+        let Differences { private, proc } = differences?;
+        let proc = match proc {
+            None => None,
+            Some(flags) => {
+                // The first process of its PID namespace, as it shows that.
+                let shown = process.read_link("root/proc/1/ns/pid").context(what)?;
+                let known = pids.by_link(&shown);
+                let own = home.has("pid", &shown);
+                if known.is_none() && !own {
+                    return Err(refuse("its /proc is of a PID namespace outside the job".to_owned()));
+                }
+                Some(ProcMount {
+                    pid_namespace: known,
+                    flags,
+                })
+            }
+        };
+        let namespace = process.open_file("ns/mnt", OFlags::RDONLY).context(what)?;
+        let id = MountNamespaceId(self.namespaces.len() as u32);
+        self.namespaces.push(MountNamespace {
+            owner: users.owner(&namespace.into(), home)?,
+            private,
+            proc,
+        });
+        self.by_link.insert(link, id);
+        Ok(Some(id))
+    }
+}
+
+/// Why the namespace of a process cannot be saved, if it is not the job's own.
+pub fn blocker(process: &ProcDir, home: &Home) -> Option<String> {
+    // What has gone is no hindrance.
+    let link = process.read_link("ns/mnt").ok()?;
+    if home.has("mnt", &link) || !home.may_visit(process) {
+        return None;
+    }
+    differences(process, &home.mounts().ok()?).err()
+}
+
+/// In what a mount namespace differs from the job's own.
+#[derive(Debug, PartialEq, Eq)]
+struct Differences {
+    /// Mounts elsewhere do not show in it.
+    private: bool,
+    /// It has a /proc more, mounted with these flags.
+    proc: Option<u64>,
+}
+
+fn differences(process: &ProcDir, home: &[Mount]) -> std::result::Result<Differences, String> {
+    let unreadable = |error: std::io::Error| format!("its mounts cannot be listed ({error})");
+    let root = process.read_link("root").map_err(unreadable)?;
+    if root != b"/" {
+        // What it does not see of its mounts is not listed.
+        return Err(format!("its root directory is {}", String::from_utf8_lossy(&root)));
+    }
+    compare(&process.mountinfo().map_err(unreadable)?, home)
+}
+
+fn compare(inside: &[Mount], home: &[Mount]) -> std::result::Result<Differences, String> {
+    type Key<'a> = ((u32, u32), &'a [u8], &'a [u8], &'a [u8], &'a [u8]);
+    fn key(mount: &Mount) -> Key<'_> {
+        (
+            mount.dev,
+            &mount.root,
+            &mount.mount_point,
+            &mount.fs_type,
+            &mount.options,
+        )
+    }
+    let name = |mount: &Mount| {
+        let point = String::from_utf8_lossy(&mount.mount_point);
+        format!("{point} ({})", String::from_utf8_lossy(&mount.fs_type))
+    };
+    // Of mounts at one place, the one that is seen comes last.
+    let mut missing: HashMap<Key<'_>, Vec<&Mount>> = HashMap::new();
+    for mount in home {
+        missing.entry(key(mount)).or_default().push(mount);
+    }
+    let mut pairs = Vec::new();
+    let mut proc = None;
+    for mount in inside {
+        if let Some(at_home) = missing.get_mut(&key(mount)).and_then(Vec::pop) {
+            pairs.push((mount, at_home));
+        } else if mount.fs_type != b"proc" || mount.mount_point != b"/proc" || mount.root != b"/" {
+            return Err(format!("{} is mounted in it, or with other options", name(mount)));
+        } else if proc.replace(mount).is_some() {
+            return Err("/proc is mounted more than once in it".to_owned());
+        }
+    }
+    if let Some(mount) = missing.values().flatten().next() {
+        return Err(format!("{} is not mounted in it", name(mount)));
+    }
+    let private = pairs.iter().all(|(mount, _)| mount.optional.is_empty());
+    let as_copied = |(mount, at_home): &(&Mount, &Mount)| mount.optional.is_empty() == at_home.optional.is_empty();
+    if !private && !pairs.iter().all(as_copied) {
+        return Err("some of its mounts take part in those elsewhere, and some do not".to_owned());
+    }
+    let flags = proc.map(|mount| {
+        if !mount.optional.is_empty() || !matches!(mount.super_options.as_slice(), b"rw" | b"ro") {
+            return Err("its /proc has options of its own".to_owned());
+        }
+        let read_only: u64 = if mount.super_options == b"ro" {
+            libc::MS_RDONLY
+        } else {
+            0
+        };
+        let flag = |option: &[u8]| {
+            OPTIONS
+                .iter()
+                .find(|(known, _)| *known == option)
+                .map(|(_, flag)| *flag)
+        };
+        let flags: Option<u64> = mount.options.split(|byte| *byte == b',').map(flag).sum();
+        let flags = flags.ok_or_else(|| "its /proc is mounted with unknown options".to_owned())?;
+        // It is the file system's, too, where it was given as it was mounted.
+        match flags & libc::MS_RDONLY == read_only {
+            true => Ok(flags),
+            false => Err("its /proc was made read-only later".to_owned()),
+        }
+    });
+    Ok(Differences {
+        private,
+        proc: flags.transpose()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(point: &str, fs_type: &str, options: &str, optional: &str) -> Mount {
+        Mount {
+            id: 1,
+            parent: 1,
+            dev: (0, fs_type.len() as u32),
+            root: b"/".to_vec(),
+            mount_point: point.as_bytes().to_vec(),
+            options: options.as_bytes().to_vec(),
+            optional: optional.split_whitespace().map(|tag| tag.as_bytes().to_vec()).collect(),
+            fs_type: fs_type.as_bytes().to_vec(),
+            source: b"none".to_vec(),
+            super_options: b"rw".to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_a_namespace_has_beyond_a_copy() {
+        let home = [
+            mount("/", "ext4", "rw,relatime", "master:1"),
+            mount("/tmp", "tmpfs", "rw", "master:2"),
+        ];
+        let private = |mounts: &[Mount]| {
+            let mut mounts = mounts.to_vec();
+            mounts.iter_mut().for_each(|mount| mount.optional.clear());
+            mounts
+        };
+        let same = |private, proc| Ok(Differences { private, proc });
+        assert_eq!(compare(&home, &home), same(false, None));
+        assert_eq!(compare(&private(&home), &home), same(true, None));
+        let mut more = private(&home);
+        more.push(mount("/proc", "proc", "rw,nosuid,nodev,noexec,relatime", ""));
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RELATIME;
+        assert_eq!(compare(&more, &home), same(true, Some(flags)));
+        let refused = |mounts: &[Mount], why: &str| {
+            let text = compare(mounts, &home).unwrap_err();
+            assert!(text.contains(why), "{text}");
+        };
+        let with = |extra: Mount| [more.as_slice(), &[extra]].concat();
+        refused(&with(mount("/proc", "proc", "rw", "")), "more than once");
+        refused(&with(mount("/mnt", "proc", "rw", "")), "/mnt (proc)");
+        refused(&with(mount("/tmp", "overlay", "rw", "")), "/tmp (overlay)");
+        refused(&[home[0].clone()], "/tmp (tmpfs) is not mounted");
+        refused(
+            &[home[0].clone(), mount("/tmp", "tmpfs", "ro", "master:2")],
+            "with other options",
+        );
+        refused(&[home[0].clone(), mount("/tmp", "tmpfs", "rw", "")], "take part");
+        refused(
+            &[private(&home), vec![mount("/proc", "proc", "rw,idmapped", "")]].concat(),
+            "unknown options",
+        );
+    }
+}
