@@ -483,10 +483,15 @@ impl Workshop {
         }
     }
 
-    /// A number for a process that we make for our own ends.
+    /// A number for a process that we make for our own ends, which nobody has here.
     pub fn spare(&mut self) -> i32 {
-        self.spares += 1;
-        self.levels.spare(self.spares)
+        loop {
+            self.spares += 1;
+            let number = self.levels.spare(self.spares);
+            if ProcDir::open(number).is_err() {
+                return number;
+            }
+        }
     }
 
     /// The first process of a PID namespace.
