@@ -207,9 +207,11 @@ impl World {
                 *stood.unwrap()
             });
             let stands: Vec<Stand> = stands.collect();
-            let all_from = stands.iter().map(|stand| stand.0).max();
-            let all_until = stands.iter().map(|stand| stand.1).min();
-            assert!(all_from < all_until, "checkpoint {}: {stands:?}", set.id);
+            let all_stopped = stands.iter().map(|stand| stand.stopped).max().unwrap();
+            let after = |moment: fn(&Stand) -> u64| stands.iter().all(|stand| moment(stand) > all_stopped);
+            assert!(after(|stand| stand.released), "checkpoint {}: {stands:?}", set.id);
+            // XGCP-COORD-9
+            assert!(after(|stand| stand.saved), "checkpoint {}: {stands:?}", set.id);
             self.together.insert(set.id);
         }
         for (job, newest) in &self.acknowledged {

@@ -120,8 +120,13 @@ pub struct Taking {
     pub since: Option<u64>,
 }
 
-/// From when until when a unit stood still for an image; `u64::MAX` while it does.
-pub type Stand = (u64, u64);
+/// When a unit stood still for an image, was saved, and went on; `u64::MAX` for what has not happened.
+#[derive(Debug, Clone, Copy)]
+pub struct Stand {
+    pub stopped: u64,
+    pub saved: u64,
+    pub released: u64,
+}
 
 /// A node as the protocol wants it to behave; what its jobs do is up to the test.
 pub struct FakeNode {
@@ -186,9 +191,9 @@ impl FakeNode {
     fn release(&mut self, id: i64) {
         let now = self.now();
         if self.taking.remove(&id).is_some_and(|taking| taking.since.is_some())
-            && let Some((_, until)) = self.stands.get_mut(&id)
+            && let Some(stand) = self.stands.get_mut(&id)
         {
-            *until = now;
+            stand.released = now;
         }
     }
 
@@ -305,9 +310,19 @@ impl FakeNode {
             Step::Prepare => {}
             Step::Stop => {
                 taking.since = Some(now);
-                self.stands.insert(id, (now, u64::MAX));
+                let stand = Stand {
+                    stopped: now,
+                    saved: u64::MAX,
+                    released: u64::MAX,
+                };
+                self.stands.insert(id, stand);
             }
-            Step::Save => self.images.push(id),
+            Step::Save => {
+                self.images.push(id);
+                if let Some(stand) = self.stands.get_mut(&id) {
+                    stand.saved = now;
+                }
+            }
             Step::Resume => self.release(id),
         }
         if next == Step::Resume || (stop && next == Step::Save) {
