@@ -602,6 +602,43 @@ fn a_process_in_other_namespaces_than_ours_gets_such_again() {
     }
 }
 
+/// Their process group is led by somebody who is not part of what is saved.
+#[test]
+fn children_in_namespaces_that_a_process_has_made_get_such_again() {
+    let Some(cpr) = Cpr::new("children_in_namespaces", As::Root) else {
+        return;
+    };
+    let options = "--user --map-root-user --pid --fork --mount-proc";
+    let script = format!("unshare {options} sleep 1000; true");
+    let mut shell = Bare::start(&cpr, &["sh", "-c", &script], "out");
+    let child = |pid: i32| {
+        let children = text(PathBuf::from(format!("/proc/{pid}/task/{pid}/children")));
+        children
+            .split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse::<i32>().ok())
+    };
+    let sleeper = poll(PATIENCE, || {
+        let pid = child(child(shell.pid())?)?;
+        (text(PathBuf::from(format!("/proc/{pid}/comm"))) == "sleep\n").then_some(pid)
+    });
+    let sleeper = sleeper.expect("it sleeps");
+    let image = cpr.work.join("shell.cpr").display().to_string();
+    cpr.cpr(["checkpoint", &shell.pid().to_string(), "--stop", "-o", &image])
+        .good();
+    shell.reap();
+    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "shell", &image])
+        .good();
+    assert_eq!(child(shell.pid()).and_then(child), Some(sleeper));
+    for kind in ["user", "pid", "mnt"] {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_ne!(namespace(&sleeper.to_string()), namespace("self"));
+    }
+    let first = text(PathBuf::from(format!("/proc/{sleeper}/root/proc/1/comm")));
+    assert_eq!(first, "sleep\n");
+    cpr.cpr(["kill", "shell"]).good();
+}
+
 #[test]
 fn a_host_name_that_is_not_ours_is_kept() {
     let Some(cpr) = Cpr::new("a_host_name_that_is_not_ours", As::Root) else {

@@ -877,11 +877,11 @@ fn collect(
         manifest.cgroup_namespace_owners.clear();
     }
     manifest.user_namespaces = users.namespaces;
-    pid_namespaces::refuse_unmakeable(manifest)?;
-    user_namespaces::refuse_unmakeable(manifest)?;
     manifest.host_names = host_names.namespaces;
     let root_pid = root(frozen, request);
     manifest.checkpoint.root_pid = root_pid;
+    pid_namespaces::refuse_unmakeable(manifest)?;
+    user_namespaces::refuse_unmakeable(manifest)?;
     let live: Vec<usize> = (0..frozen.processes.len())
         .filter(|&i| frozen.processes[i].space.is_some())
         .collect();
