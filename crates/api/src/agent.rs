@@ -194,6 +194,9 @@ pub struct JobOrder {
     pub owner: Owner,
     /// What.
     pub spec: JobSpec,
+    /// The engine that saves it.
+    #[serde(default = "crate::model::native")]
+    pub engine: String,
     /// The image to go on from; it is among [`Orders::images`].
     #[serde(default)]
     pub from: Option<i64>,

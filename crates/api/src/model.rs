@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 const MOST_WORDS: usize = 16_384;
 /// Seconds between checkpoints where that is to be adapted and nothing is known.
 const ADAPT_FROM_S: u64 = 600;
-/// The engine that jobs of the grid are saved by.
+/// The engine that jobs are saved by that ask for no other.
 pub const NATIVE: &str = "native";
+
+pub(crate) fn native() -> String {
+    NATIVE.into()
+}
 /// Most units of a job.
 const MOST_UNITS: usize = 256;
 /// What says to a unit which one it is.
@@ -495,6 +499,9 @@ pub struct Job {
     /// What becomes of it when the last of its units has ended; none where they go on.
     #[serde(default)]
     pub ending: Option<Ending>,
+    /// The engine that saves it, as it was chosen with its node; units have theirs.
+    #[serde(default = "native")]
+    pub engine: String,
     /// How often it has been started, restarts included.
     pub incarnation: u32,
     /// The checkpoint its newest start went on from; none where it began at the beginning.
@@ -555,6 +562,7 @@ impl Job {
             node: None,
             units: vec![unit; spec.units.len()],
             ending: None,
+            engine: NATIVE.into(),
             spec,
             incarnation: 0,
             from: None,
@@ -798,9 +806,12 @@ pub struct NodeInfo {
     /// It can have units of jobs that have several, and does step by step what their coordinator says.
     #[serde(default)]
     pub has_units: bool,
-    /// Engines it has.
+    /// Engines that work on it, the preferred one first.
     #[serde(default)]
     pub engines: Vec<String>,
+    /// Classes of engines, each with the names of those of its members that work.
+    #[serde(default)]
+    pub classes: BTreeMap<String, Vec<String>>,
     /// Anything more that jobs can ask for: architecture, kernel, what its operator configured.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,

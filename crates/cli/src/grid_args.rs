@@ -46,6 +46,12 @@ pub struct Submit {
     /// The only node it may run on
     #[arg(long)]
     pub node: Option<String>,
+    /// The engine that is to save it; any node where that works may have it
+    #[arg(long, value_name = "NAME")]
+    pub engine: Option<String>,
+    /// A class that the engine has to be a member of
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
     /// A property that its node must have; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = crate::args::parse_pair, action = ArgAction::Append)]
     pub require: Vec<(String, String)>,

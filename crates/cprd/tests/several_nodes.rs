@@ -67,6 +67,110 @@ fn jobs_of_a_crashed_node_go_on_elsewhere_and_the_node_can_come_back() {
     }
 }
 
+/// An engine for programs that save themselves on SIGUSR1, and a class that it alone is of.
+const KEEPER: &str = "
+name = 'keeper'
+driver = 'application'
+trigger = 'external'
+restart = 'anywhere'
+images = 'any'
+classes = ['kept']
+[properties]
+kept = 'yes'
+[application]
+signal = 10
+directory = '%JOB_DIRECTORY%/app'
+";
+
+const KEPT: &str = "
+name = 'kept'
+description = 'Programs that keep themselves'
+requires = { kept = 'yes' }
+";
+
+/// A program for it, which counts.
+fn keeps_itself(last: u32) -> [String; 3] {
+    let script = format!(
+        "d=$SAGA_CPR_BASE_LOCATION; mkdir -p $d; trap 'echo $i >$d/n.tmp; mv $d/n.tmp $d/n' USR1; i=0; if [ -e $d/n ]; then i=$(cat $d/n); \
+         fi; while [ $i -lt {last} ]; do i=$((i+1)); echo $i; sleep 0.05; done"
+    );
+    ["sh".into(), "-c".into(), script]
+}
+
+// GCA-ENV-2, GCA-ENV-4, GCA-CLASS-7, GCA-CTS-13, GCA-GCS-1, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.3, GCA-UC-5.4.2, GCA-UC-5.5.6
+#[test]
+fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
+    let Some(mut lab) = lab(3, "", "") else { return };
+    for name in ["n2", "n3"] {
+        let directory = lab.engines_of(name);
+        for (file, text) in [("engines.d/keeper.toml", KEEPER), ("classes.d/kept.toml", KEPT)] {
+            let path = directory.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        lab.crash(name);
+        lab.start(name);
+    }
+    let members = |name: &str| {
+        let listed = lab.site.json(&["nodes"]);
+        let mut nodes = listed["nodes"].as_array().unwrap().iter();
+        let node = nodes.find(|node| node["info"]["name"] == name).unwrap();
+        node["info"]["classes"]["kept"].clone()
+    };
+    wait_until("the engines are known", || {
+        ["n2", "n3"]
+            .iter()
+            .all(|name| members(name) == serde_json::json!(["keeper"]))
+    });
+    assert_eq!(members("n1"), serde_json::Value::Null);
+
+    let never = lab
+        .site
+        .submit("never", &["--engine", "keeper", "--node", "n1"], &counter(1));
+    wait_until("it is said why it waits", || {
+        let reason = lab.site.job(&never)["reason"].to_string();
+        reason.contains("n1 has no engine=keeper")
+    });
+    let id = lab.site.submit("out", &["--class", "kept"], &keeps_itself(200));
+    let job = format!("@{id}");
+    let node = node_of(&lab, &id);
+    assert_ne!(node, "n1");
+    assert_eq!(lab.site.job(&id)["engine"], "keeper");
+    lab.site.wait_for_count("out", 20);
+    let made = lab.site.json(&["checkpoint", &job]);
+    assert_eq!(
+        (&made["state"], &made["engine"]),
+        (&"complete".into(), &"keeper".into())
+    );
+
+    lab.crash(&node);
+    let other = if node == "n2" { "n3" } else { "n2" };
+    wait_until("it goes on elsewhere", || {
+        let now = lab.site.job(&id);
+        now["node"] == other && now["from"] == made["id"]
+    });
+    assert!(lab.site.cpr(&["wait", &job]).status.success(), "{}", lab.site.told());
+    let output = lab.site.output("out");
+    assert_eq!(output.lines().last(), Some("200"));
+    let begun = output.lines().filter(|line| *line == "1").count();
+    assert_eq!(begun, 1, "it has gone on and not begun anew: {output}");
+    lab.site.text(&["cancel", &never]);
+    // Who saves itself when it likes cannot be asked to, and goes on.
+    let own = lab
+        .site
+        .submit("own", &["--engine", "self-checkpointing"], &counter(10_000));
+    lab.site.wait_for_count("own", 5);
+    let asked = lab.site.cpr(&["checkpoint", &format!("@{own}")]);
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(
+        !asked.status.success() && said.contains("begun by the program itself only"),
+        "{said}"
+    );
+    let before = lab.site.output("own").lines().count();
+    lab.site.wait_for_count("own", before as u32 + 5);
+    lab.site.text(&["cancel", &own]);
+}
+
 // The fence.
 #[test]
 fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {

@@ -33,4 +33,4 @@ pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};
 pub use native::Native;
 pub use probe::Probe;
 pub use property::{Condition, Properties, Values};
-pub use registry::{Choice, Considered, NATIVE, Problem, Registry, Request, Verdict};
+pub use registry::{Choice, Considered, NATIVE, Problem, Registry, Request, VARIABLE as CONFIG_VARIABLE, Verdict};

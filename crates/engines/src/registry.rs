@@ -4,6 +4,7 @@
 //! only `native` and the classes compiled in cannot be replaced. A file that is wrong is a [`Problem`] and takes
 //! nothing else with it. Descriptors name programs that will be run, so only files that nobody else can write to count.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ use crate::property::Condition;
 
 /// Where a site has its configuration.
 const SITE: &str = "/etc/gridcpr";
-/// Directories to read instead of the user's and the site's, joined by colons.
-const VARIABLE: &str = "GRIDCPR_CONFIG_DIRS";
+/// Names directories to read instead of the user's and the site's, joined by colons.
+pub const VARIABLE: &str = "GRIDCPR_CONFIG_DIRS";
 /// The engine used where nothing else is asked for.
 pub const NATIVE: &str = "native";
 /// Longest file that is read, bytes.
@@ -105,6 +106,17 @@ impl Registry {
     /// [`ErrorKind::Internal`] where what is compiled in is wrong.
     pub fn load() -> Result<Registry> {
         Registry::load_from(&directories())
+    }
+
+    /// What is compiled in, and what the site has added: what every user of this host finds.
+    ///
+    /// # Errors
+    /// As [`Registry::load`].
+    pub fn of_site() -> Result<Registry> {
+        match configured() {
+            Some(directories) => Registry::load_from(&directories),
+            None => Registry::load_from(&[PathBuf::from(SITE)]),
+        }
     }
 
     /// The same with these directories, the most important one first.
@@ -325,12 +337,23 @@ fn unfit(engine: &Descriptor, request: &Request, classes: &[&Class]) -> Option<S
 }
 
 /// The directories of configuration, the user's before the site's.
-fn directories() -> Vec<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(paths) = variable(VARIABLE) {
-        return std::env::split_paths(&paths)
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The directories that are to be read instead of the user's and the site's.
+fn configured() -> Option<Vec<PathBuf>> {
+    let paths = variable(VARIABLE)?;
+    Some(
+        std::env::split_paths(&paths)
             .filter(|path| path.is_absolute())
-            .collect();
+            .collect(),
+    )
+}
+
+fn directories() -> Vec<PathBuf> {
+    if let Some(directories) = configured() {
+        return directories;
     }
     let user = variable("XDG_CONFIG_HOME")
         .map(PathBuf::from)

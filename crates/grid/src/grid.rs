@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NATIVE, NodeState};
+use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
 use cpr_types::Result;
 use tokio::sync::watch;
 
@@ -373,7 +373,7 @@ pub(crate) fn new_checkpoint(id: i64, job: &Job, generation: u32, stop: bool, no
         state: CheckpointState::Pending,
         stop,
         parent: job.from,
-        engine: NATIVE.to_string(),
+        engine: job.engine.clone(),
         node: job.node.clone().unwrap_or_default(),
         bytes: 0,
         blake3: String::new(),

@@ -584,6 +584,10 @@ fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Ste
             None => job.from,
             Some(unit) => job.units.get(unit as usize).and_then(|unit| unit.from),
         },
+        engine: match unit.and_then(|unit| job.units.get(unit as usize)) {
+            None => job.engine,
+            Some(unit) => unit.engine.clone(),
+        },
         spec: match unit {
             None => job.spec,
             Some(unit) => job.spec.unit(unit as usize),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cpr_api::model::{Job, JobSpec, NodeInfo};
+use cpr_api::model::{Checkpoint, Job, JobSpec, NATIVE, NodeInfo};
 
 /// A node that takes jobs, and what of it is free.
 #[derive(Debug, Clone)]
@@ -56,6 +56,32 @@ impl Room {
     }
 }
 
+/// What asks for an engine among the properties that a job requires.
+const ENGINE: &str = "engine";
+/// What asks for any engine of a class.
+const CLASS: &str = "class";
+
+/// The engine that saves a job on a node: the one it asks for, else the preferred one of the class it asks for, else ours.
+/// None where the node has no such one.
+pub(crate) fn engine(spec: &JobSpec, info: &NodeInfo) -> Option<String> {
+    let wanted = spec.requires.get(ENGINE);
+    let members = match spec.requires.get(CLASS) {
+        None => return Some(wanted.map_or_else(|| NATIVE.to_string(), String::clone)),
+        Some(class) => info.classes.get(class)?,
+    };
+    let fits = |engine: &&String| wanted.is_none_or(|wanted| wanted == *engine);
+    members.iter().find(fits).cloned()
+}
+
+/// What a job needs of a node that goes on from an image: the engine that made it, too.
+pub(crate) fn needs(spec: &JobSpec, image: Option<&Checkpoint>) -> JobSpec {
+    let mut needs = spec.clone();
+    if let Some(image) = image.filter(|image| image.engine != NATIVE) {
+        needs.requires.insert(ENGINE.to_string(), image.engine.clone());
+    }
+    needs
+}
+
 /// Why a node cannot have a job, or that it can (GCA-UC-5.1.1).
 fn objection(spec: &JobSpec, only: Option<&str>, node: &Free) -> Option<String> {
     if let Some(reason) = unsuitable(spec, only, &node.info) {
@@ -72,11 +98,21 @@ fn unsuitable(spec: &JobSpec, only: Option<&str>, info: &NodeInfo) -> Option<Str
         return Some(format!("only {wanted} may have it"));
     }
     let lacking = spec.requires.iter().find(|(key, value)| match key.as_str() {
-        "engine" => !info.engines.contains(value),
+        ENGINE => !info.engines.contains(value),
+        CLASS => !info.classes.contains_key(*value),
         key => info.properties.get(key) != Some(value),
     });
     if let Some((key, value)) = lacking {
         return Some(format!("{} has no {key}={value}", info.name));
+    }
+    if engine(spec, info).is_none() {
+        let wanted = |key| spec.requires.get(key).map_or("", String::as_str);
+        return Some(format!(
+            "{} is not of class {} on {}",
+            wanted(ENGINE),
+            wanted(CLASS),
+            info.name
+        ));
     }
     let whole = Room {
         slots: info.slots,
@@ -261,6 +297,36 @@ mod tests {
             running: running.to_vec(),
             kept: Room::default(),
         }
+    }
+
+    #[test]
+    fn a_job_is_saved_by_the_engine_it_asks_for_or_one_of_its_class_and_goes_on_with_the_same() {
+        let info = NodeInfo {
+            engines: ["native", "first", "second"].map(String::from).to_vec(),
+            classes: [("kept".to_string(), ["first", "second"].map(String::from).to_vec())].into(),
+            ..NodeInfo::default()
+        };
+        let spec = |requires: &[(&str, &str)]| JobSpec {
+            requires: requires.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            ..JobSpec::default()
+        };
+        let chosen = |requires: &[(&str, &str)]| engine(&spec(requires), &info);
+        assert_eq!(chosen(&[]).as_deref(), Some(NATIVE));
+        assert_eq!(chosen(&[("engine", "second")]).as_deref(), Some("second"));
+        assert_eq!(chosen(&[("class", "kept")]).as_deref(), Some("first"));
+        assert_eq!(chosen(&[("class", "kept"), ("engine", "native")]), None);
+        let why = unsuitable(&spec(&[("class", "kept"), ("engine", "native")]), None, &info).unwrap();
+        assert!(why.contains("native is not of class kept"), "{why}");
+        for missing in [("engine", "third"), ("class", "lost")] {
+            assert!(unsuitable(&spec(&[missing]), None, &info).is_some(), "{missing:?}");
+        }
+        let image = Checkpoint {
+            engine: "second".into(),
+            ..crate::grid::new_checkpoint(1, &job(1, 0, 1), 1, false, 0)
+        };
+        let going_on = needs(&spec(&[("class", "kept")]), Some(&image));
+        assert_eq!(engine(&going_on, &info).as_deref(), Some("second"));
+        assert_eq!(needs(&spec(&[]), None), spec(&[]));
     }
 
     #[test]

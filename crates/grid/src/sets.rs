@@ -66,6 +66,7 @@ impl Grid {
             let id = write.next("checkpoint").await?;
             let part = Checkpoint {
                 node: unit.node.clone().unwrap_or_default(),
+                engine: unit.engine.clone(),
                 part: Some(Part {
                     of: set.id,
                     unit: number,

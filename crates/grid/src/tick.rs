@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Node, NodeState};
+use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobSpec, JobState, NATIVE, Node, NodeState};
 use cpr_types::Result;
 
 use crate::db::{self, About, NEVER, Write};
@@ -375,14 +375,18 @@ impl Grid {
         };
         if !job.units.is_empty() {
             let parts = start.map(|set| (set.id, parts.remove(&set.id).unwrap_or_default()));
-            return self.place_units(write, job, free, parts).await;
+            return self.place_units(write, job, nodes, free, parts).await;
         }
         let places = start.iter().flat_map(|c| &c.locations);
         let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
-        let node = match placement::choose(job, free, &holders) {
+        let wanted = Job {
+            spec: placement::needs(&job.spec, start),
+            ..job.clone()
+        };
+        let node = match placement::choose(&wanted, free, &holders) {
             Ok(node) => node,
             Err(why) if self.policy().preempt => {
-                return match self.preempt(write, job, free, stuck).await? {
+                return match self.preempt(write, &wanted, free, stuck).await? {
                     Some(begun) => {
                         let why = "waits until jobs of lower priority are saved".to_string();
                         Ok(self.wait(write, job, why).await? || begun)
@@ -395,6 +399,7 @@ impl Grid {
         if let Some(checkpoint) = start {
             want_image(write, checkpoint, &node).await?;
         }
+        job.engine = engine_on(&wanted.spec, nodes, &node);
         let from = start.map(|checkpoint| checkpoint.id);
         let change = Change::Place {
             node: node.clone(),
@@ -411,6 +416,7 @@ impl Grid {
         &self,
         write: &mut Write<'_>,
         job: &mut Job,
+        nodes: &[Node],
         free: &mut [Free],
         start: Option<(i64, Vec<Checkpoint>)>,
     ) -> Result<bool> {
@@ -428,15 +434,18 @@ impl Grid {
             needs.push((!idle).then(|| {
                 let places = part.iter().flat_map(|c| &c.locations);
                 let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
-                (job.spec.unit(number), holders)
+                (placement::needs(&job.spec.unit(number), part), holders)
             }));
         }
-        let nodes = match placement::choose_all(&needs, free) {
-            Ok(nodes) => nodes,
+        let chosen = match placement::choose_all(&needs, free) {
+            Ok(chosen) => chosen,
             Err(why) => return self.wait(write, job, why).await,
         };
         let mut places = Vec::new();
-        for (number, node) in nodes.into_iter().enumerate() {
+        for (number, node) in chosen.into_iter().enumerate() {
+            if let (Some(unit), Some((spec, _)), Some(node)) = (job.units.get_mut(number), &needs[number], &node) {
+                unit.engine = engine_on(spec, nodes, node);
+            }
             let part = part_of(number);
             if let (Some(part), Some(node)) = (part, &node) {
                 want_image(write, part, node).await?;
@@ -561,6 +570,13 @@ enum Start<'a> {
     Afresh,
     Wait(String),
     Never(String),
+}
+
+/// The engine that saves a job on the node that was chosen for it.
+fn engine_on(spec: &JobSpec, nodes: &[Node], chosen: &str) -> String {
+    let node = nodes.iter().find(|node| node.info.name == chosen);
+    node.and_then(|node| placement::engine(spec, &node.info))
+        .unwrap_or_else(|| NATIVE.to_string())
 }
 
 /// The newest good checkpoint that can be had now, or the one that was chosen (GFD93-SM-9, GFD93-WF-4.2, GFD93-WF-4.6).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase};
-use cpr_api::model::Owner;
+use cpr_api::model::{NATIVE, Owner};
 use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
@@ -216,6 +216,10 @@ impl Agent {
         };
         arguments.extend(["--json", "--detach", "--name", &name, "--lease"].map(String::from));
         arguments.push(text(&lease)?);
+        // An image knows its engine.
+        if order.from.is_none() && order.engine != NATIVE {
+            arguments.extend(["--engine".to_string(), order.engine.clone()]);
+        }
         let steps = order.from.is_some() && order.incarnation.unit.is_some();
         if steps {
             arguments.extend(Agent::step_options());

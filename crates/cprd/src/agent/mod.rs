@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use cpr_api::Client;
 use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report, StepReport};
-use cpr_api::model::{NodeInfo, Step};
+use cpr_api::model::{NATIVE, NodeInfo, Step};
 use cpr_api::tls::ClientTls;
+use cpr_engines::Registry;
 use cpr_node::{grant_lease, lease_clock};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use tokio::task::JoinSet;
@@ -301,6 +302,10 @@ fn describe(config: &Config) -> NodeInfo {
     properties.insert("arch".into(), text(uname.machine()));
     properties.insert("kernel".into(), text(uname.release()));
     properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    let (engines, classes) = engines().unwrap_or_else(|error| {
+        log(format!("which engines there are is not known: {}", error.chain()));
+        (vec![NATIVE.to_string()], BTreeMap::new())
+    });
     NodeInfo {
         name: config.node.name(),
         address: config.node.address(),
@@ -308,9 +313,24 @@ fn describe(config: &Config) -> NodeInfo {
         memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
         has_store: config.node.store.is_some(),
         has_units: true,
-        engines: vec!["native".into()],
+        engines,
+        classes,
         properties,
     }
+}
+
+/// The engines that work on this node, and for each class those of them that are its members; the preferred ones first.
+fn engines() -> Result<(Vec<String>, BTreeMap<String, Vec<String>>)> {
+    let registry = Registry::of_site()?;
+    let mut engines = Vec::new();
+    let mut classes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for engine in registry.engines().iter().filter(|engine| engine.probe().works()) {
+        engines.push(engine.name.clone());
+        for class in engine.member_of(registry.classes()) {
+            classes.entry(class.to_string()).or_default().push(engine.name.clone());
+        }
+    }
+    Ok((engines, classes))
 }
 
 /// Starts the agent, and the server that other nodes fetch images from.

@@ -12,6 +12,7 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use cpr_api::model::Owner;
+use cpr_engines::CONFIG_VARIABLE;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -312,6 +313,10 @@ fn environment(call: &Call<'_>, user: Option<&nix::unistd::User>) -> BTreeMap<St
             .map(|(name, value)| (name.clone(), value.clone())),
     );
     all.insert("GRIDCPR_STATE_DIR".into(), call.state.to_string_lossy().into_owned());
+    // The engines that we say there are.
+    if let Ok(directories) = std::env::var(CONFIG_VARIABLE) {
+        all.insert(CONFIG_VARIABLE.into(), directories);
+    }
     all
 }
 

@@ -168,9 +168,15 @@ impl Lab {
         let config = self.site.path(&format!("{name}.toml"));
         command
             .arg(self.site.path("cprd"))
-            .args(["--config", config.to_str().unwrap(), "node"]);
+            .args(["--config", config.to_str().unwrap(), "node"])
+            .env("GRIDCPR_CONFIG_DIRS", self.engines_of(name));
         self.nodes[number - 1] = Some(host);
         self.site.start_command(name, command);
+    }
+
+    /// Where a node finds engines and classes besides those compiled in; there need not be any.
+    pub fn engines_of(&self, name: &str) -> std::path::PathBuf {
+        self.site.path(&format!("{name}-engines"))
     }
 
     /// Everything on the host ends at once, and its network is gone.

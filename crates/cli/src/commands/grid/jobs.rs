@@ -51,6 +51,9 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     spec.memory_mb = args.memory.unwrap_or(spec.memory_mb);
     spec.node = args.node.or(spec.node);
     spec.requires.extend(args.require);
+    let engine = args.engine.map(|engine| ("engine".to_string(), engine));
+    let class = args.class.map(|class| ("class".to_string(), class));
+    spec.requires.extend(engine.into_iter().chain(class));
     spec.after.extend(args.after);
     spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
     spec.retries = args.retries.or(spec.retries);
