@@ -302,35 +302,35 @@ fn describe(config: &Config) -> NodeInfo {
     properties.insert("arch".into(), text(uname.machine()));
     properties.insert("kernel".into(), text(uname.release()));
     properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-    let (engines, classes) = engines().unwrap_or_else(|error| {
-        log(format!("which engines there are is not known: {}", error.chain()));
-        (vec![NATIVE.to_string()], BTreeMap::new())
-    });
-    NodeInfo {
+    let mut info = NodeInfo {
         name: config.node.name(),
         address: config.node.address(),
         slots: config.node.slots.unwrap_or(processors),
         memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
         has_store: config.node.store.is_some(),
         has_units: true,
-        engines,
-        classes,
+        engines: Vec::new(),
+        classes: BTreeMap::new(),
         properties,
+    };
+    if let Err(error) = add_engines(&mut info) {
+        log(format!("which engines there are is not known: {}", error.chain()));
+        info.engines.push(NATIVE.to_string());
     }
+    info
 }
 
-/// The engines that work on this node, and for each class those of them that are its members; the preferred ones first.
-fn engines() -> Result<(Vec<String>, BTreeMap<String, Vec<String>>)> {
+/// Adds the engines that work on this node, and for each class those of them that are its members; the preferred ones first.
+fn add_engines(info: &mut NodeInfo) -> Result<()> {
     let registry = Registry::of_site()?;
-    let mut engines = Vec::new();
-    let mut classes: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for engine in registry.engines().iter().filter(|engine| engine.probe().works()) {
-        engines.push(engine.name.clone());
+        info.engines.push(engine.name.clone());
         for class in engine.member_of(registry.classes()) {
-            classes.entry(class.to_string()).or_default().push(engine.name.clone());
+            let members = info.classes.entry(class.to_string()).or_default();
+            members.push(engine.name.clone());
         }
     }
-    Ok((engines, classes))
+    Ok(())
 }
 
 /// Starts the agent, and the server that other nodes fetch images from.
