@@ -485,12 +485,19 @@ impl Job {
         Ok(target)
     }
 
-    /// The job's init, where it has one: whose namespaces are the job's. Its root process may have gone into others.
+    /// The job's init, where it has one and we may look at it: whose namespaces are the job's. Its root process may have gone
+    /// into others.
     pub(crate) fn init_target(&self, state: &State) -> Result<Option<Target>> {
-        match state.init {
-            None => Ok(None),
-            Some(_) if self.shares_namespace(state) => Target::open(1).map(Some),
-            Some(init) => Target::open_same(init).map(Some),
+        let Some(init) = state.init else {
+            return Ok(None);
+        };
+        if !self.shares_namespace(state) {
+            return Target::open_same(init).map(Some);
+        }
+        // It has rights over the job that an ordinary user's process in it has not.
+        match cpr_kernel::namespace::identity("1", "pid") {
+            Ok(_) => Target::open(1).map(Some),
+            Err(_) => Ok(None),
         }
     }
 
