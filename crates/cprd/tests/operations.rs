@@ -89,6 +89,8 @@ cp n1.pem n1.key /etc/gridcpr/ca/ca.pem /etc/gridcpr/ca/revoked.pem /etc/gridcpr
 & cprd node
 within has 'n1.*ready' cpr nodes
 $ cpr nodes
+$ cpr nodes --json
+has '"basic": *[[]"native"' cpr nodes --json
 $ cpr drain NODE
 has 'n1.*draining' cpr nodes
 $ cpr drain --undo NODE
