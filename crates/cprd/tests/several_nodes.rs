@@ -97,7 +97,7 @@ fn keeps_itself(last: u32) -> [String; 3] {
     ["sh".into(), "-c".into(), script]
 }
 
-// GCA-ENV-2, GCA-ENV-4, GCA-CLASS-7, GCA-CTS-13, GCA-GCS-1, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.3, GCA-UC-5.4.2, GCA-UC-5.5.6
+// GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.3, GCA-UC-5.5.6
 #[test]
 fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     let Some(mut lab) = lab(3, "", "") else { return };
