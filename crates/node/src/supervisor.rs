@@ -217,7 +217,9 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
-        let root = init::start_image(image, terminal, false, about(job), None, launch.gate)?.root_pid;
+        let root = init::start_image(image, terminal, false, about(job), None, launch.gate)
+            .inspect_err(|_| reap_the_dead())?
+            .root_pid;
         state.root = Some(root);
         // It may have ended by now; it was not waited for, so that its PID is still its own.
         state.root_here = Some(Identity::of(root)?);
@@ -371,6 +373,12 @@ fn await_start(channel: &mut Receiver) -> Result<(i32, Option<Ended>, bool)> {
         }
         channel.wait(None).context(what)?;
     }
+}
+
+/// Waits for all children that have ended: a restart that failed has killed what it made, and numbers are in use until
+/// somebody has waited for them. Init may take its time.
+fn reap_the_dead() {
+    while let Ok(Some(_)) | Err(rustix::io::Errno::INTR) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
 fn reap(pid: i32) {
