@@ -779,7 +779,9 @@ fn a_session_whose_numbers_are_in_use_is_not_restarted() {
     wait_until(PATIENCE, "it runs", || text(cpr.work.join("out")).ends_with('\n'));
     let said = text(cpr.work.join("out"));
     let numbers: Vec<&str> = said.split_whitespace().collect();
-    let [member, sid, group] = numbers[..] else { panic!("three numbers: {said}") };
+    let [member, sid, group] = numbers[..] else {
+        panic!("three numbers: {said}")
+    };
     let image = cpr.work.join("session.cpr").display().to_string();
     cpr.cpr(["checkpoint", "--stop", "--session", sid, "-o", &image]).good();
     reaper.reap();

@@ -679,13 +679,19 @@ fn redis_restart_as_user() {
 
 /// Talks to the job on a terminal, step by step.
 fn dialogue(cpr: &Cpr, steps: &str) {
+    let binary = cpr.binary().to_str().expect("our paths are text");
+    dialogue_with(cpr, &[binary, "attach", JOB], steps);
+}
+
+/// The same with a command on a terminal of its own.
+fn dialogue_with(cpr: &Cpr, command: &[&str], steps: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/workloads/terminal/terminal.py");
     fs::copy(script, cpr.work.join("terminal.py")).expect("the test's directory can be written");
     fs::write(cpr.work.join("steps"), steps).expect("the test's directory can be written");
     cpr.give(&cpr.work);
-    let binary = cpr.binary().to_str().expect("our paths are text");
-    let shell = r#"exec "$1" terminal.py "$2" attach "$3" <steps"#;
-    cpr.program(&["sh", "-c", shell, "sh", PYTHONS[0], binary, JOB]).good();
+    let mut arguments = vec!["sh", "-c", r#"exec "$@" <steps"#, "sh", PYTHONS[0], "terminal.py"];
+    arguments.extend(command);
+    cpr.program(&arguments).good();
 }
 
 /// An editor that is stopped in the background of an interactive shell is brought back on another terminal, draws its
@@ -803,6 +809,61 @@ fn interactive_bash(test: &str, user: As) {
 ",
     );
     assert_eq!(cpr.wait(JOB), 7, "exit code of the shell");
+}
+
+/// A shell that has made its group the foreground one of the terminal it shares with whoever started it has the foreground
+/// of another terminal after a restart, also where a program of it was there. Who started it has his terminal back, with
+/// its settings, when a checkpoint ends it.
+fn shell_in_the_foreground(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let binary = cpr.binary().to_str().expect("our paths are text").to_owned();
+    let outer = format!("{binary} run --name {JOB} -- $1; stty -a; read answer; echo got $answer");
+    for shell in ["bash --norc --noprofile -i", "dash -i"] {
+        dialogue_with(
+            &cpr,
+            &["sh", "-c", &outer, "sh", shell],
+            &format!(
+                r"> PS1='ready'':: '
+< ready::
+> sh -c 'stty -echo -icanon; {binary} checkpoint --stop {JOB}; stty echo icanon; echo again; read word; echo read $word'
+< ended by a checkpoint
+< [^-]icanon
+< [^-]echo[^a-z]
+> yes
+< got yes
+.
+"
+            ),
+        );
+        dialogue_with(
+            &cpr,
+            &[&binary, "restart", JOB],
+            r"< again
+> some
+< read some
+< ready::
+> echo sleeps''; sleep 10003
+< sleeps[^']
+^Z Stopped
+< ready::
+> kill -KILL %1; exec true
+.
+",
+        );
+        cpr.cpr(["rm", JOB]).good();
+    }
+}
+
+// LBNL-3.3.5, LBNL-2.2.2.4
+#[test]
+fn shell_in_the_foreground_as_root() {
+    shell_in_the_foreground("shell_in_the_foreground_as_root", As::Root);
+}
+
+// LBNL-3.3.5, LBNL-2.2.2.4
+#[test]
+fn shell_in_the_foreground_as_user() {
+    shell_in_the_foreground("shell_in_the_foreground_as_user", As::User);
 }
 
 // A shell on a controlling terminal with background jobs and a history, restarted on another terminal, with jobs and

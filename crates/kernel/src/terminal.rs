@@ -111,6 +111,16 @@ pub fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes) -> io::Result
 
 /// [`set_attributes`] with SIGTTOU blocked, so that it works and does not stop the caller in a background group.
 pub fn set_attributes_blocking_ttou(fd: BorrowedFd<'_>, attributes: &Attributes) -> io::Result<()> {
+    blocking_ttou(|| set_attributes(fd, attributes))
+}
+
+/// TIOCSPGRP with SIGTTOU blocked: makes our own process group the foreground one of our controlling terminal, also from
+/// the background.
+pub fn come_to_foreground(fd: BorrowedFd<'_>) -> io::Result<()> {
+    blocking_ttou(|| set_int(fd, libc::TIOCSPGRP, rustix::process::getpgrp().as_raw_nonzero().get()))
+}
+
+fn blocking_ttou(act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     // SAFETY: an all-zero sigset_t is a valid object for sigemptyset to set.
     let (mut block, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
     // SAFETY: both sets are ours and live through the calls; the mask is the calling thread's own.
@@ -122,7 +132,7 @@ pub fn set_attributes_blocking_ttou(fd: BorrowedFd<'_>, attributes: &Attributes)
     if result != 0 {
         return Err(io::Error::from_raw_os_error(result));
     }
-    let outcome = set_attributes(fd, attributes);
+    let outcome = act();
     // SAFETY: `before` was filled by the call above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
     outcome

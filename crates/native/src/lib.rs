@@ -41,6 +41,7 @@ pub use checkpoint::{
     ALL_STOPPED, After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Observer, Requester,
     Surroundings, Verdict, check, checkpoint,
 };
+pub use files::terminal::JobControl;
 pub use freeze::runs_without_leader;
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};

@@ -680,7 +680,7 @@ fn restore_terminal(image: &Terminal) -> (terminal::Terminals, Pty) {
     let slave = file(Object::TerminalSlave(TerminalId(0)));
     let images = [image.clone()];
     let objects = [master.object.clone(), slave.object.clone()];
-    let mut terminals = terminal::Terminals::create(&images, objects.iter(), None).unwrap();
+    let mut terminals = terminal::Terminals::create(&images, objects.iter(), None, true).unwrap();
     let pty = Pty {
         master: terminals.open(&images, &master).unwrap().unwrap(),
         slave: terminals.open(&images, &slave).unwrap().unwrap(),
@@ -910,7 +910,7 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         object: Object::TerminalSlave(TerminalId(0)),
     };
     let objects = [file.object.clone()];
-    let mut given = terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd())).unwrap();
+    let mut given = terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd()), true).unwrap();
     let opened = given.open(&images, &file).unwrap().unwrap();
     given.fill(&images).unwrap();
     assert_eq!(tty::attributes(opened.as_fd()).unwrap(), settings);
@@ -919,7 +919,7 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         [25, 80, 0, 0]
     );
     assert!(given.slave_for(TerminalId(0)).is_some());
-    let none = terminal::Terminals::create(&images, objects.iter(), None).unwrap();
+    let none = terminal::Terminals::create(&images, objects.iter(), None, true).unwrap();
     assert!(none.open(&images, &file).unwrap().is_none());
 }
 

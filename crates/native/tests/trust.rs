@@ -6,7 +6,7 @@ use std::os::unix::fs::chown;
 
 use cpr_image::model::{AddressSpace, AddressSpaceId, Checkpoint, Credentials, Manifest, Process, Thread};
 use cpr_image::{Image, ImageWriter, PendingImage};
-use cpr_native::{RestartRequest, restart};
+use cpr_native::{JobControl, RestartRequest, restart};
 use cpr_types::ErrorKind;
 
 const USER: u32 = 65534;
@@ -50,6 +50,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
         image: &image,
         streams: [None, None, None],
         terminal: None,
+        job_control: JobControl::None,
         own_pid_namespace: false,
         rebirth: Default::default(),
         log: None,

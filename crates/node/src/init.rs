@@ -20,10 +20,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
+use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
 use crate::foreign::Building;
 use crate::gate::Gate;
 use crate::job::LOG;
+use crate::shared_terminal;
 use crate::wire::{Receiver, WireError, send, wait};
 
 /// SIGCHLD and SIGPIPE.
@@ -92,6 +93,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) new_session: bool,
     /// Slave side of the job's terminal.
     pub(crate) terminal: Option<BorrowedFd<'a>>,
+    /// What the supervisor is to the terminal of its standard streams, where the job has that.
+    pub(crate) job_control: JobControl,
     /// Signal mask the job begins with.
     pub(crate) mask: SignalMask,
     /// There is a new IPC namespace.
@@ -243,7 +246,11 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         image: Arc::clone(image),
         keeper,
     });
-    let restarted = start_image(image, setting.terminal, true, setting.about.clone(), lazy, setting.gate)?;
+    let terminal = match setting.terminal {
+        Some(terminal) => JobTerminal::Given(terminal),
+        None => JobTerminal::OfStreams(setting.job_control),
+    };
+    let restarted = start_image(image, terminal, true, setting.about.clone(), lazy, setting.gate)?;
     if restarted.pages.is_none() {
         tie_to_supervisor(true)?;
     }
@@ -253,10 +260,18 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
     })
 }
 
+/// What becomes a restarted job's terminal.
+pub(crate) enum JobTerminal<'a> {
+    /// This one, which is nobody's yet.
+    Given(BorrowedFd<'a>),
+    /// That of our standard streams, if one is.
+    OfStreams(JobControl),
+}
+
 /// Restarts from an image; this process becomes the parent of the root process.
 pub(crate) fn start_image(
     image: &Image,
-    terminal: Option<BorrowedFd<'_>>,
+    terminal: JobTerminal<'_>,
     own_pid_namespace: bool,
     rebirth: Rebirth,
     lazy: Option<LazyRequest>,
@@ -268,13 +283,12 @@ pub(crate) fn start_image(
         duplicate(std::io::stdout().as_fd()),
         duplicate(std::io::stderr().as_fd()),
     ];
-    let (streams, terminal) = match terminal {
-        Some(terminal) => ([(); 3].map(|()| duplicate(terminal)), duplicate(terminal)),
-        None => {
-            let terminal = own.iter().flatten().find(|fd| rustix::termios::isatty(fd));
-            let terminal = terminal.and_then(|fd| duplicate(fd.as_fd()));
-            (own, terminal)
+    let (streams, terminal, job_control) = match terminal {
+        JobTerminal::Given(terminal) => {
+            let streams = [(); 3].map(|()| duplicate(terminal));
+            (streams, duplicate(terminal), JobControl::None)
         }
+        JobTerminal::OfStreams(job_control) => (own, shared_terminal::of_streams(), job_control),
     };
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     let own_clocks = clocks::Own::hold().ok().filter(|_| go_on_with_clocks(image));
@@ -283,6 +297,7 @@ pub(crate) fn start_image(
         image,
         streams,
         terminal,
+        job_control,
         own_pid_namespace,
         log: std::fs::canonicalize(directory.join(LOG)).ok(),
         rebirth,

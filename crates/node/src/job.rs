@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 use cpr_engines::{Unit, fill};
 use cpr_image::Bundle;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::PollFlags;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
@@ -19,6 +23,7 @@ use crate::lease::boot;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
 use crate::target::{self, Identity, Target, Traced};
+use crate::wire::wait;
 
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const CHECKPOINT_LOCK: &str = "checkpoint.lock";
@@ -31,6 +36,8 @@ const LAST: &str = "checkpoint.json";
 const WORKER_NAME: &str = "cpr-worker";
 /// SIGKILL.
 pub(crate) const KILL: i32 = 9;
+/// How long whoever wants something of a job that is being started waits for it.
+const START_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a job may take to end after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -422,7 +429,7 @@ impl Job {
         if !self.is_alive()? {
             return Err(dead());
         }
-        let state = self.state()?.ok_or_else(dead)?;
+        let state = self.settled_state()?.ok_or_else(dead)?;
         match state.phase {
             Phase::Running | Phase::Suspended => Ok(state),
             Phase::Starting => Err(Error::new(
@@ -430,6 +437,34 @@ impl Job {
                 format!("job {} is being started", self.name),
             )),
             _ => Err(dead()),
+        }
+    }
+
+    /// The state, once the job is no longer being started: what a program does first may be to ask for a checkpoint of
+    /// itself, before its supervisor has written down that it runs.
+    fn settled_state(&self) -> Result<Option<State>> {
+        let is_starting = |state: &Option<State>| state.as_ref().is_some_and(|s| s.phase == Phase::Starting);
+        let state = self.state()?;
+        if !is_starting(&state) {
+            return Ok(state);
+        }
+        let what = || format!("wait until job {} is started", self.name);
+        let deadline = Instant::now() + START_PATIENCE;
+        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(std::io::Error::from)
+            .context(what)?;
+        inotify::add_watch(&watch, self.path(), WatchFlags::MOVED_TO | WatchFlags::ONLYDIR)
+            .map_err(std::io::Error::from)
+            .context(what)?;
+        let mut buffer = [MaybeUninit::uninit(); 1024];
+        loop {
+            let state = self.state()?;
+            let changed = || wait(&[(watch.as_fd(), PollFlags::IN)], Some(deadline)).context(what);
+            if !is_starting(&state) || !self.is_alive()? || !changed()?[0] {
+                return Ok(state);
+            }
+            let mut events = inotify::Reader::new(&watch, &mut buffer);
+            while events.next().is_ok() {}
         }
     }
 

@@ -35,6 +35,7 @@ mod requests;
 mod restart;
 mod sandbox;
 mod set;
+mod shared_terminal;
 mod state;
 mod steps;
 mod streams;

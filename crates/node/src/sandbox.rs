@@ -22,8 +22,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, Rebirth};
-use crate::init::{ipc_limits, prepare_ipc, start_image};
+use crate::engine::{Image, JobControl, Rebirth};
+use crate::init::{JobTerminal, ipc_limits, prepare_ipc, start_image};
 use crate::restart::require_owner;
 use crate::wire::{Receiver, WireError, send, wait};
 
@@ -167,7 +167,9 @@ fn inside(
     let pair = pair.context(|| "make a terminal")?;
     let root = start_image(
         image,
-        pair.as_ref().map(|pair| pair.slave.as_fd()),
+        pair.as_ref().map_or(JobTerminal::OfStreams(JobControl::None), |pair| {
+            JobTerminal::Given(pair.slave.as_fd())
+        }),
         true,
         Rebirth::default(),
         None,

@@ -16,9 +16,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
-use crate::engine::{Basis, Rebirth};
+use crate::engine::{Basis, JobControl, Rebirth};
 use crate::gate::Gate;
-use crate::init::{self, CHILD, Order, Report, Setting, Start};
+use crate::init::{self, CHILD, JobTerminal, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::lease::{LEASE_LAPSED, Lease};
 use crate::outcome::Outcome;
@@ -26,6 +26,7 @@ use crate::own::OwnCheckpoints;
 use crate::paging::Paging;
 use crate::policies;
 use crate::requests::{self, Request, Requests};
+use crate::shared_terminal::{self, SharedTerminal};
 use crate::state::now_ms;
 use crate::target::{Identity, Target};
 use crate::terminal::{Relay, Source, WINDOW};
@@ -73,6 +74,8 @@ struct Supervisor<'a> {
     relay: Option<Relay>,
     /// The terminal of our standard input is also the job's.
     shares_terminal: bool,
+    /// That terminal, where the job was started in its foreground.
+    shared_terminal: Option<SharedTerminal>,
     task: Option<Task<'a>>,
     /// What programs of the job ask for comes here.
     requests: Requests,
@@ -161,6 +164,13 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         (true, true) => Some(Relay::detached(job)?),
     };
     let terminal = relay.as_ref().map(|r| r.pair.slave.as_fd());
+    let shares = relay.is_none() && !launch.detached;
+    let shared_terminal = shares.then(SharedTerminal::find).flatten();
+    let job_control = shared_terminal::of_streams()
+        .filter(|_| shares)
+        .map_or(JobControl::None, |terminal| {
+            shared_terminal::job_control(terminal.as_fd())
+        });
     requests::remove_answers(job)?;
     let requests = Requests::listen(job)?;
     let own = OwnCheckpoints::watch(job)?;
@@ -180,6 +190,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         let (channel, pid) = start_init(
             launch,
             terminal,
+            job_control,
             mask,
             &mut paging,
             keeper,
@@ -217,6 +228,10 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
+        let terminal = match terminal {
+            Some(terminal) => JobTerminal::Given(terminal),
+            None => JobTerminal::OfStreams(job_control),
+        };
         let root = init::start_image(image, terminal, false, about(job), None, launch.gate)
             .inspect_err(|_| reap_the_dead())?
             .root_pid;
@@ -232,7 +247,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         signals,
         init,
         root_status: None,
-        shares_terminal: relay.is_none() && !launch.detached,
+        shares_terminal: shares,
+        shared_terminal,
         relay,
         task: None,
         requests,
@@ -273,6 +289,7 @@ fn about(job: &Job) -> Rebirth {
 fn start_init(
     launch: &Launch<'_>,
     terminal: Option<std::os::fd::BorrowedFd<'_>>,
+    job_control: JobControl,
     mask: SignalMask,
     paging: &mut Option<Paging>,
     keeper: Option<OwnedFd>,
@@ -290,6 +307,7 @@ fn start_init(
         map: unprivileged.then_some(ids),
         new_session: launch.detached && !launch.terminal,
         terminal,
+        job_control,
         mask,
         ipc_limits: if launch.own_ipc { init::ipc_limits() } else { Vec::new() },
         own_ipc: launch.own_ipc,
@@ -809,6 +827,9 @@ impl Supervisor<'_> {
         self.register_last();
         // Killed with its namespace, init could tell nothing.
         let exit = Exit::of_status(self.root_status.unwrap_or(KILL));
+        if let Some(terminal) = self.shared_terminal.take() {
+            terminal.take_back(exit.signal.is_some());
+        }
         self.state.exit = Some(exit);
         self.state.finished_ms = Some(now_ms());
         let stopped = self

@@ -44,6 +44,7 @@ use cpr_image::model::{
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
+use self::terminal::JobControl;
 use crate::TcpPolicy;
 use crate::networks::Networks;
 use crate::sink::PageSource;
@@ -211,6 +212,8 @@ pub struct RestoreContext<'a> {
     pub streams: &'a [Option<OwnedFd>; 3],
     /// The terminal for the job, if there is one.
     pub terminal: Option<&'a OwnedFd>,
+    /// What whoever restarts is to that terminal.
+    pub job_control: JobControl,
     /// Root restarts an image that belongs to root.
     pub roots_own: bool,
     /// Where sockets are made.
@@ -253,6 +256,7 @@ impl<'a> RestoreContext<'a> {
             networks,
             streams,
             terminal,
+            job_control: JobControl::None,
             saved,
             queues: Vec::new(),
             sockets: None,

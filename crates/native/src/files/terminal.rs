@@ -232,6 +232,18 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What a process that gives a job a terminal is to it in the sense of job control (tcsetpgrp(3)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JobControl {
+    /// It is not its controlling terminal, or there is none.
+    #[default]
+    None,
+    /// The terminal is in use by others: the job leaves its settings alone.
+    Background,
+    /// The terminal is the job's: it gets the saved settings, and the group that was in its foreground is there again.
+    Foreground,
+}
+
 /// Makes all terminals of the image, unless that has been done.
 ///
 /// # Errors
@@ -241,7 +253,13 @@ pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
         return Ok(());
     }
     let objects = context.manifest.files.iter().map(|file| &file.object);
-    let terminals = Terminals::create(&context.manifest.terminals, objects, context.terminal.map(AsFd::as_fd))?;
+    let adopts = context.job_control != JobControl::Background;
+    let terminals = Terminals::create(
+        &context.manifest.terminals,
+        objects,
+        context.terminal.map(AsFd::as_fd),
+        adopts,
+    )?;
     context.terminals = Some(terminals);
     Ok(())
 }
@@ -721,8 +739,7 @@ struct Pair {
 
 impl Terminals {
     /// Makes the job's terminals and prepares `external`, the terminal in place of the one the job was started on. It
-    /// gets the saved settings if this process may set them: when it is in the foreground there, or has another
-    /// controlling terminal. `objects` are those of all open files of the image.
+    /// gets the saved settings if the job `adopts` it. `objects` are those of all open files of the image.
     ///
     /// # Errors
     /// A pseudo-terminal cannot be made, or settings are damaged.
@@ -730,6 +747,7 @@ impl Terminals {
         terminals: &[Terminal],
         objects: impl Iterator<Item = &'a Object>,
         external: Option<BorrowedFd<'_>>,
+        adopts: bool,
     ) -> Result<Terminals> {
         let mut has_slave = vec![false; terminals.len()];
         for object in objects {
@@ -747,8 +765,9 @@ impl Terminals {
                     (None, Some((path, rdev))) => open_line(path, *rdev),
                     _ => None,
                 };
-                if let Some(external) = external.or(line.as_ref().map(AsFd::as_fd)) {
-                    adopt(external, &attributes(terminal)?)?;
+                if let Some(external) = external.filter(|_| adopts).or(line.as_ref().map(AsFd::as_fd)) {
+                    kernel::set_attributes_blocking_ttou(external, &attributes(terminal)?)
+                        .context(|| "set the line settings of the terminal")?;
                 }
                 lines.push(line);
                 pairs.push(None);
@@ -900,17 +919,6 @@ impl Pair {
         }
         Ok(())
     }
-}
-
-/// Gives a terminal that is not ours the saved settings, unless we are in its background: then they are somebody
-/// else's.
-fn adopt(terminal: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
-    match rustix::termios::tcgetpgrp(terminal) {
-        Ok(group) if group != rustix::process::getpgrp() => return Ok(()),
-        // ENOTTY: it is not our controlling terminal, so job control does not concern us.
-        Ok(_) | Err(_) => {}
-    }
-    kernel::set_attributes_blocking_ttou(terminal, attributes).context(|| "set the line settings of the terminal")
 }
 
 /// Another description of the same terminal; where that is not allowed, another descriptor of the same description.

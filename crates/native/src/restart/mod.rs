@@ -44,6 +44,7 @@ use cpr_kernel::remote::{self, Deferred};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::callbacks::{Rebirth, tell_restart};
+use crate::files::terminal::JobControl;
 use crate::files::{self, RestoreContext, SharedMemory};
 use crate::{cgroups, freeze, mapped};
 use identity::{Rights, Share};
@@ -84,6 +85,8 @@ pub struct RestartRequest<'a> {
     pub streams: [Option<OwnedFd>; 3],
     /// The job's terminal.
     pub terminal: Option<OwnedFd>,
+    /// What the caller is to that terminal.
+    pub job_control: JobControl,
     /// We are init of a PID namespace made for the job.
     pub own_pid_namespace: bool,
     /// What programs that use libgridcpr are told; the image is put in here.
@@ -186,6 +189,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             copies,
             &spaces.networks,
         );
+        context.job_control = request.job_control;
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
@@ -497,18 +501,26 @@ fn with_descriptor(
 
 /// Makes the saved process groups the foreground groups of their terminals.
 fn foreground(workshop: &Workshop, manifest: &Manifest, context: &RestoreContext<'_>) -> Result<()> {
+    let root = manifest.processes.first();
+    let is_led_here = |number| manifest.processes.iter().any(|p| p.pid == number);
     for (index, terminal) in manifest.terminals.iter().enumerate() {
         let id = cpr_image::model::TerminalId(index as u32);
-        let leads = |p: &&Process| p.pid == p.sid && p.controlling_terminal == Some(id);
-        let Some(leader) = living(manifest).find(leads) else {
+        // In a session that is led from outside the terminal is that of whoever restarts.
+        let is_given = terminal.external && context.job_control == JobControl::Foreground;
+        let is_outer = |p: &Process| root.is_some_and(|root| p.sid == root.sid) && !is_led_here(p.sid);
+        let may = |p: &&Process| p.controlling_terminal == Some(id) && (p.pid == p.sid || is_given && is_outer(p));
+        let Some(member) = living(manifest).find(may) else {
             continue;
         };
-        let exists = manifest.processes.iter().any(|p| p.pgid == terminal.foreground_group);
+        let group = terminal.foreground_group;
+        // The group that the job was born into is now that of whoever restarts, and where it should be.
+        let is_inherited = root.is_some_and(|root| group == root.pgid) && !is_led_here(group);
+        let exists = manifest.processes.iter().any(|p| p.pgid == group) && !is_inherited;
         let Some(slave) = files::terminal::slave_for(id, context).filter(|_| exists) else {
             continue;
         };
-        let group = workshop.seen(leader.pid, terminal.foreground_group)?;
-        with_descriptor(workshop, leader.pid, slave, |batch, fd| {
+        let group = workshop.seen(member.pid, group)?;
+        with_descriptor(workshop, member.pid, slave, |batch, fd| {
             let group = batch.data(&group.to_ne_bytes());
             batch.must(
                 libc::SYS_ioctl,
