@@ -56,12 +56,25 @@ pub struct Report {
     /// Images it has compared with their hashes since its last report, and found good.
     #[serde(default)]
     pub verified: Vec<i64>,
+    /// Images that it is fetching, and how much of each it has.
+    #[serde(default)]
+    pub fetching: Vec<Fetching>,
     /// Images it was told to put into the store that all nodes share, and has.
     #[serde(default)]
     pub in_store: Vec<i64>,
     /// The mark of the last orders it has seen; the answer comes as soon as there are others.
     #[serde(default)]
     pub seen: String,
+}
+
+/// An image on its way to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Fetching {
+    /// The checkpoint.
+    pub id: i64,
+    /// Bytes that are there.
+    pub bytes: u64,
 }
 
 /// How an incarnation is.

@@ -74,6 +74,9 @@ pub struct JobSpec {
     /// Properties a node must publish.
     #[serde(default)]
     pub requires: BTreeMap<String, String>,
+    /// Properties that the engine must have which is to save it; several words of one, separated by commas, all at once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub needs: BTreeMap<String, String>,
     /// Jobs that must have finished with exit code 0 before this one starts.
     #[serde(default)]
     pub after: Vec<i64>,
@@ -218,7 +221,8 @@ impl JobSpec {
         if self.slots == Some(0) || self.keep == Some(0) || times.contains(&Some(0)) {
             return refuse("slots, every_s, keep, ttl_s and time_limit_s cannot be 0".into());
         }
-        if self.memory_mb > 1 << 40 || self.requires.len() > 100 || self.after.len() > 1000 {
+        let conditions = self.requires.len() + self.needs.len();
+        if self.memory_mb > 1 << 40 || conditions > 100 || self.after.len() > 1000 {
             return refuse("it asks for too much".into());
         }
         Ok(())
@@ -646,6 +650,16 @@ pub struct Location {
     pub verified_ms: i64,
 }
 
+/// A copy of an image on its way to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Arriving {
+    /// The node.
+    pub node: String,
+    /// Bytes that it has so far.
+    pub bytes: u64,
+}
+
 /// What all units of a job do for a checkpoint, one step after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -745,6 +759,9 @@ pub struct Checkpoint {
     /// Where its copies are; those of its images, where it has several.
     #[serde(default)]
     pub locations: Vec<Location>,
+    /// Nodes that are to get a copy, and how far each is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arriving: Vec<Arriving>,
     /// Its images, where it is of a job of several units. Units that had finished have none.
     #[serde(default)]
     pub units: Vec<UnitImage>,
@@ -812,9 +829,36 @@ pub struct NodeInfo {
     /// Classes of engines, each with the names of those of its members that work.
     #[serde(default)]
     pub classes: BTreeMap<String, Vec<String>>,
+    /// What each of the engines can do.
+    #[serde(default)]
+    pub abilities: BTreeMap<String, Abilities>,
     /// Anything more that jobs can ask for: architecture, kernel, what its operator configured.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+}
+
+/// What an engine can do, as its node publishes it. How it is run there is the node's business.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Abilities {
+    /// Version, where it is known.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Words of each property.
+    #[serde(default)]
+    pub properties: BTreeMap<String, Vec<String>>,
+}
+
+impl Abilities {
+    /// Whether all these words are among those of their properties.
+    pub fn have(&self, needs: &BTreeMap<String, String>) -> bool {
+        needs.iter().all(|(key, words)| {
+            let known = self.properties.get(key);
+            words
+                .split(',')
+                .all(|word| known.is_some_and(|known| known.iter().any(|has| has == word)))
+        })
+    }
 }
 
 /// A node.
@@ -941,6 +985,70 @@ pub struct MigrateRequest {
     /// The node to go on; any other where there is none.
     #[serde(default)]
     pub to: Option<String>,
+}
+
+/// `POST /v1/jobs/{id}/policy`: how a job is saved from now on. What is not said stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// Seconds between checkpoints; 0: none are made by schedule.
+    #[serde(default)]
+    pub every_s: Option<u64>,
+    /// Whether the time between checkpoints is adapted.
+    #[serde(default)]
+    pub adapt: Option<bool>,
+    /// Number of complete checkpoints kept.
+    #[serde(default)]
+    pub keep: Option<u32>,
+    /// Seconds after which a complete checkpoint may go; 0: no limit.
+    #[serde(default)]
+    pub ttl_s: Option<u64>,
+    /// Whether each unit is saved by itself.
+    #[serde(default)]
+    pub independent: Option<bool>,
+}
+
+impl PolicyRequest {
+    /// Changes what a job is to be.
+    pub fn apply(&self, spec: &mut JobSpec) {
+        let or_none = |seconds: u64| Some(seconds).filter(|seconds| *seconds > 0);
+        spec.every_s = self.every_s.map_or(spec.every_s, or_none);
+        spec.adapt = self.adapt.unwrap_or(spec.adapt);
+        spec.keep = self.keep.or(spec.keep);
+        spec.ttl_s = self.ttl_s.map_or(spec.ttl_s, or_none);
+        spec.independent = self.independent.unwrap_or(spec.independent);
+    }
+}
+
+/// What a user has had done, and what their checkpoints take.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Usage {
+    /// Login name.
+    pub owner: String,
+    /// Requests that were done: jobs submitted, saved, suspended, recovered, moved, cancelled or changed.
+    pub operations: i64,
+    /// Images that were made.
+    pub images: i64,
+    /// Bytes of all of them.
+    pub bytes_stored: i64,
+    /// Bytes that were copied to other nodes and to the store.
+    pub bytes_moved: i64,
+    /// Bytes that images take now, every copy counted.
+    pub bytes_held: i64,
+}
+
+/// `POST /v1/checkpoints/{id}/copies`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CopyRequest {
+    /// The node that is to hold a copy.
+    pub to: String,
+    /// It is not to get it after all.
+    #[serde(default)]
+    pub cancel: bool,
 }
 
 /// `POST /v1/nodes/{name}/drain`

@@ -10,7 +10,9 @@ use cpr_node::{Compression, Sequence};
 
 use cpr_node::{FileRule, Keep};
 
-use crate::grid_args::{Cancel, Checkpoints, Context, Drain, Events, Jobs, Nodes, Queue, Recover, Submit};
+use crate::grid_args::{
+    Cancel, Checkpoints, Context, Drain, Events, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer, Usage,
+};
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -118,8 +120,14 @@ pub enum Verb {
     Cancel(Cancel),
     /// Let a job of a grid go on that was suspended or cancelled, or that failed
     Recover(Recover),
+    /// Change how a job of a grid is saved from now on
+    Policy(Policy),
     /// List the checkpoints that a grid has
     Checkpoints(Checkpoints),
+    /// Bring a copy of a checkpoint of a grid to a node
+    Transfer(Transfer),
+    /// Show what a user has had a grid do, and what their checkpoints take
+    Usage(Usage),
     /// List the nodes of a grid
     Nodes(Nodes),
     /// Let the jobs of a node go elsewhere, and give it no more

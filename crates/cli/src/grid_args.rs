@@ -52,6 +52,9 @@ pub struct Submit {
     /// A class that the engine has to be a member of
     #[arg(long, value_name = "NAME")]
     pub class: Option<String>,
+    /// A property that the engine must have which is to save it, as `cpr engines show` lists them; may be given several times
+    #[arg(long, value_name = "PROPERTY=VALUE", value_parser = crate::args::parse_pair, action = ArgAction::Append)]
+    pub need: Vec<(String, String)>,
     /// A property that its node must have; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = crate::args::parse_pair, action = ArgAction::Append)]
     pub require: Vec<(String, String)>,
@@ -227,6 +230,65 @@ pub struct Recover {
     #[arg(long, value_name = "NODE")]
     pub on: Option<String>,
 }
+
+/// `cpr policy`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr policy 17 --every 5m --keep 3
+  cpr policy 17 --every 0s
+
+What is not given stays as it is.")]
+pub struct Policy {
+    /// Number of a job, as `cpr jobs` lists it
+    #[arg(value_name = "ID")]
+    pub id: i64,
+    /// Checkpoint the job again and again after this time, in whole seconds; 0s: only when somebody asks
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub every: Option<Duration>,
+    /// Adapt the time between checkpoints to what they cost and to how often the system fails, or do not
+    #[arg(long, value_name = "yes|no", value_parser = parse_yes)]
+    pub adapt: Option<bool>,
+    /// Keep the newest N complete checkpoints
+    #[arg(long, value_name = "N")]
+    pub keep: Option<u32>,
+    /// Let complete checkpoints go after this time, in whole seconds; 0s: keep them
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
+    /// Save each unit by itself while the others run, or all in one stop
+    #[arg(long, value_name = "yes|no", value_parser = parse_yes)]
+    pub independent: Option<bool>,
+}
+
+/// `yes` or `no`
+fn parse_yes(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("write yes or no".to_string()),
+    }
+}
+
+/// `cpr transfer`
+#[derive(Debug, Args)]
+pub struct Transfer {
+    /// Number of a checkpoint, as `cpr checkpoints` lists it
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: i64,
+    /// The node that is to hold a copy
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Do not bring it there after all
+    #[arg(long)]
+    pub cancel: bool,
+    /// Come back when it is there
+    #[arg(long, conflicts_with = "cancel")]
+    pub wait: bool,
+}
+
+/// `cpr usage`
+#[derive(Debug, Args)]
+pub struct Usage {}
 
 /// `cpr checkpoints`
 #[derive(Debug, Args)]

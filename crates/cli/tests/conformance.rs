@@ -652,6 +652,75 @@ fn placeholders_are_filled_in() {
     assert!(failed.stderr.contains("args --job=sim --image=/"), "{}", failed.stderr);
 }
 
+/// Each engine has its own, which is told what is known before the job runs, and tells the job.
+// GCA-WRAP-4, GCA-UC-5.1.5
+#[test]
+fn the_wrapper_of_its_engine_is_run_in_place_of_a_job() {
+    let Some(lab) = Lab::new("the_wrapper_of_its_engine", As::User) else {
+        return;
+    };
+    for name in ["day", "night"] {
+        lab.write(
+            &format!("{name}.sh"),
+            &format!("#!/bin/sh\necho {name} wraps $1, with $#\nexport PLACE=$2\nshift 2\nexec \"$@\"\n"),
+        );
+        lab.write(
+            &format!("{name}.toml"),
+            &format!(
+                "name = \"{name}\"\ndriver = \"external\"\nprogram = [\"./open_files.py\"]\n\
+                 wrapper = [\"./{name}.sh\", \"%JOB%\", \"at-%JOB_DIRECTORY%\"]\n"
+            ),
+        );
+    }
+    for name in ["day", "night"] {
+        let job = format!("job-of-{name}");
+        let program = "echo place $PLACE job $GRIDCPR_JOB \"$1\"";
+        let ran = lab.cpr(&[
+            "run", "--engine", name, "--name", &job, "--", "sh", "-c", program, "x", "a  b",
+        ]);
+        let said = ran.good().text();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[0], format!("{name} wraps {job}, with 7"), "{said}");
+        let (place, rest) = lines[1].strip_prefix("place at-").unwrap().split_once(' ').unwrap();
+        assert!(place.starts_with('/') && place.contains(&job), "{said}");
+        assert_eq!(rest, format!("job {job} a  b"), "{said}");
+    }
+}
+
+/// The program of an engine is there while it is needed, and not before or after.
+// XGCP-JUCP-6
+#[test]
+fn an_engine_is_started_for_a_checkpoint_and_ends_with_it() {
+    let Some(lab) = Lab::new("an_engine_is_started_for_a_checkpoint", As::User) else {
+        return;
+    };
+    let engine = add_faulty(&lab, "hang", "checkpoint");
+    // In this test's directory: others may have one of that name.
+    let (directory, name) = (lab.config.display().to_string(), format!("/{engine}.py"));
+    let runs = || {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        let mut words = lines.flat_map(|line| {
+            let words = line
+                .split(|byte| *byte == 0)
+                .map(|word| String::from_utf8_lossy(word).into_owned());
+            words.collect::<Vec<_>>()
+        });
+        words.any(|word| word.starts_with(&directory) && word.ends_with(&name))
+    };
+    lab.start(&engine, "sim", EXTERNAL.job);
+    assert!(!runs());
+    let mut command = lab.cpr.command(lab.cpr.binary());
+    command
+        .env("GRIDCPR_CONFIG_DIRS", &lab.config)
+        .args(["checkpoint", "sim"]);
+    let mut asked = command.spawn().unwrap();
+    wait_until(PATIENCE, "its engine runs", runs);
+    assert!(!asked.wait().unwrap().success(), "it hangs");
+    wait_until(PATIENCE, "its engine has ended", || !runs());
+    assert!(lab.cpr.is_running("sim"));
+}
+
 /// Checkpoints of its own come by any engine.
 // GCA-CTS-6
 #[test]

@@ -416,3 +416,90 @@ fn adapted_programs_differ_in_few_lines() {
         );
     }
 }
+
+/// What hashes, encrypts, signs or speaks TLS is by others who do little else.
+// GFD93-SEC-5
+#[test]
+fn cryptography_is_that_of_well_known_libraries() {
+    const KNOWN: [&str; 24] = [
+        "aes-gcm",
+        "blake3",
+        "crypto-common",
+        "digest",
+        "hkdf",
+        "hmac",
+        "md-5",
+        "rand_chacha",
+        "rcgen",
+        "ring",
+        "rsa",
+        "rustls",
+        "rustls-native-certs",
+        "rustls-pki-types",
+        "rustls-webpki",
+        "sha1",
+        "sha2",
+        "signature",
+        "spki",
+        "tokio-rustls",
+        "webpki-roots",
+        "x509-parser",
+        "pkcs1",
+        "pkcs8",
+    ];
+    const WORDS: [&str; 20] = [
+        "aes",
+        "blake",
+        "cert",
+        "chacha",
+        "cipher",
+        "crypt",
+        "digest",
+        "ed25519",
+        "hkdf",
+        "hmac",
+        "md-5",
+        "openssl",
+        "pkcs",
+        "pki",
+        "rsa",
+        "sha1",
+        "sha2",
+        "sha3",
+        "signature",
+        "tls",
+    ];
+    // Of characters, not of secrets.
+    let plain = ["percent-encoding"];
+    let lock = read("Cargo.lock");
+    let names: BTreeSet<&str> = lock
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .collect();
+    assert!(names.contains("rustls") && names.contains("blake3"), "{names:?}");
+    let of_secrets = |name: &&str| WORDS.iter().any(|word| name.contains(word)) && !plain.contains(name);
+    for name in names.into_iter().filter(of_secrets) {
+        assert!(KNOWN.contains(&name), "{name} is no library that is known here");
+    }
+    // And nothing of the kind is ours.
+    let mut pending = vec![Path::new(ROOT).join("crates")];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).expect("sources can be read").flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.ends_with("target") {
+                pending.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs")
+                && path.components().any(|part| part.as_os_str() == "src")
+            {
+                let text = fs::read_to_string(&path).expect("sources are text");
+                for sign in ["0x6a09e667", "0x67452301", "0x63, 0x7c, 0x77", "rotate_right(7)"] {
+                    assert!(
+                        !text.to_lowercase().contains(sign),
+                        "{} looks like a hash or cipher",
+                        path.display()
+                    );
+                }
+            }
+        }
+    }
+}

@@ -33,7 +33,7 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-// GCA-CLASS-8, GCA-CTS-1, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19, GCA-CTS-20, GCA-UC-5.4.4, GCA-UC-5.5.1, XGCP-TL-1
+// GCA-UC-5.4.1, GCA-CLASS-8, GCA-CTS-1, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19, GCA-CTS-20, GCA-UC-5.4.4, GCA-UC-5.5.1, XGCP-TL-1
 #[test]
 fn engines_and_classes_are_listed() {
     let Some(cpr) = Cpr::new("engines_and_classes_are_listed", As::User) else {
@@ -42,11 +42,11 @@ fn engines_and_classes_are_listed() {
     let config = cpr.work.join("config");
     write(
         &config.join("classes.d/blue.toml"),
-        "name = \"blue\"\n[requires]\ncolour = \"blue\"\n",
+        "name = \"blue\"\n[requires]\ncolour = \"blue\"\nshade = \"dark\"\n",
     );
     write(
         &config.join("engines.d/paint.toml"),
-        "name = \"paint\"\ndriver = \"native\"\n[properties]\ncolour = [\"red\", \"blue\"]\n",
+        "name = \"paint\"\ndriver = \"native\"\n[properties]\ncolour = [\"red\", \"blue\"]\nshade = [\"matt\", \"dark\"]\n",
     );
     write(&config.join("engines.d/bad.toml"), "name = \"bad\"\n");
     cpr.give(&config);
@@ -94,7 +94,9 @@ fn engines_and_classes_are_listed() {
             .unwrap()
             .contains(&json!("native"))
     );
-    assert_eq!(named(&classes["classes"], "blue")["members"], json!(["paint"]));
+    let blue = named(&classes["classes"], "blue");
+    assert_eq!(blue["members"], json!(["paint"]));
+    assert_eq!(blue["requires"], json!({"colour": "blue", "shade": "dark"}));
     assert_eq!(
         named(&classes["classes"], "virtual-machine")["members"],
         json!(["qemu"])

@@ -221,6 +221,7 @@ fn increments_as_root() {
 }
 
 /// `--sequence` makes full images and increments in turn, and `--keep` removes none that another one needs.
+// GCA-CTS-12
 #[test]
 fn a_sequence_of_full_images_and_increments() {
     let test = "a_sequence_of_full_images_and_increments";
@@ -261,4 +262,131 @@ fn a_sequence_of_full_images_and_increments() {
         cpr.cpr(["restart", "-d", "--name", &name, &path(image)]).good();
         assert_eq!(cpr.wait(&name), 0, "{image}");
     }
+}
+
+/// Says its own PID and a number, again and again.
+const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $$ $i; sleep 0.05; done";
+
+/// What a job has said: its PID, and the numbers.
+fn counted(cpr: &Cpr, job: &str) -> (String, Vec<u64>) {
+    let said = String::from_utf8_lossy(&cpr.logs(job)).into_owned();
+    let end = said.rfind('\n').map_or(0, |end| end + 1);
+    let pairs: Vec<(&str, &str)> = said[..end].lines().filter_map(|line| line.split_once(' ')).collect();
+    let pid = pairs.first().map_or("", |(pid, _)| pid);
+    assert!(pairs.iter().all(|(own, _)| *own == pid), "{said}");
+    let numbers = pairs.iter().map(|(_, number)| number.parse().expect("a number"));
+    (pid.to_owned(), numbers.collect())
+}
+
+/// A copy of what a job was, beside the job and under the same PID, where it can be looked at.
+// XGCP-USE-5, XGCP-RES-4
+#[test]
+fn an_older_generation_runs_again_under_a_debugger_while_the_job_goes_on() {
+    let test = "an_older_generation_runs_again_under_a_debugger";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    cpr.run_detached("job", &[], &["sh", "-c", COUNT]);
+    let last = |job: &str| counted(&cpr, job).1.last().copied().unwrap_or(0);
+    let mut had = Vec::new();
+    for _ in 0..5 {
+        let before = last("job");
+        support::wait_until(support::PATIENCE, "it gets on", || last("job") > before + 4);
+        cpr.checkpoint("job", &[]);
+        had.push(last("job"));
+    }
+    let all = images(&cpr);
+    assert_eq!(all.len(), 5);
+    let second = path(&all[1]);
+    for name in ["copy", "twin"] {
+        cpr.cpr(["restart", "-d", "--name", name, &second]).good();
+        support::wait_until(support::PATIENCE, "the copy gets on", || {
+            counted(&cpr, name).1.len() > 3
+        });
+        let (pid, numbers) = counted(&cpr, name);
+        assert_eq!(pid, counted(&cpr, "job").0, "by the same PID");
+        assert!(
+            numbers[0] > had[0] && numbers[0] <= had[1] + 1,
+            "{numbers:?} and {had:?}"
+        );
+    }
+    let before = last("job");
+    support::wait_until(support::PATIENCE, "the job goes on", || last("job") > before + 3);
+    let (_, numbers) = counted(&cpr, "job");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    // The number that it holds can be read in it.
+    if std::process::Command::new("gdb").arg("--version").output().is_err() {
+        return support::note_skip(test, "there is no gdb");
+    }
+    let jobs = cpr.cpr(["ps", "--json"]).good().json();
+    let copy = jobs["jobs"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|job| job["name"] == "copy");
+    let pid = copy.expect("it is there")["pid"].to_string();
+    let looked = cpr.program(&[
+        "gdb",
+        "--batch",
+        "-nx",
+        "-p",
+        &pid,
+        "-ex",
+        "info proc",
+        "-ex",
+        "info registers rip",
+    ]);
+    let said = looked.good().text();
+    assert!(
+        said.contains(&format!("process {pid}")) && said.contains("rip "),
+        "{said}"
+    );
+    let before = last("copy");
+    support::wait_until(support::PATIENCE, "the copy goes on", || last("copy") > before + 3);
+    for name in ["job", "copy", "twin"] {
+        cpr.cpr(["kill", "--signal", "KILL", name]).good();
+    }
+}
+
+/// The contents of memory alone are no image.
+// GFD93-GLO-2
+#[test]
+fn an_image_without_its_metadata_is_refused_wherever_it_is_used() {
+    const DAMAGED: i32 = 65;
+    let Some(cpr) = Cpr::new("an_image_without_its_metadata", As::User) else {
+        return;
+    };
+    cpr.run_detached("job", &[], &["sh", "-c", COUNT]);
+    support::wait_until(support::PATIENCE, "it counts", || counted(&cpr, "job").1.len() > 3);
+    cpr.checkpoint("job", &["--stop"]);
+    let made = path(&images(&cpr)[0]);
+    let whole = fs::read(&made).expect("the image can be read");
+    let trailer = whole.len() - 208;
+    let number = |at: usize| {
+        let bytes = whole[trailer + at..trailer + at + 8].try_into().expect("eight bytes");
+        usize::try_from(u64::from_le_bytes(bytes)).expect("it fits")
+    };
+    let (from, length) = (number(48), number(56));
+    assert_eq!(from + length, trailer, "docs/image-format.md");
+    // Left out, with and without what comes after it; and nothing but zeros in its place.
+    let cut = [&whole[..from], &whole[trailer..]].concat();
+    let mut zeros = whole.clone();
+    zeros[from..trailer].fill(0);
+    for bytes in [&whole[..from], &cut, &zeros] {
+        fs::write(&made, bytes).expect("the image can be written");
+        let ways: [&[&str]; 6] = [
+            &["restart", "-d", "job"],
+            &["restart", "-d", "--name", "other", &made],
+            &["restart", "-d", "--lazy", "--name", "other", &made],
+            &["exec", "--recover", "--name", "other", "--image", &made],
+            &["verify", &made],
+            &["inspect", &made],
+        ];
+        for way in ways {
+            let refused = cpr.cpr(way);
+            assert_eq!(refused.code, DAMAGED, "{way:?}: {}", refused.stderr);
+        }
+        assert!(!cpr.is_running("job"));
+    }
+    fs::write(&made, &whole).expect("the image can be written");
+    cpr.cpr(["restart", "-d", "job"]).good();
+    cpr.cpr(["kill", "--signal", "KILL", "job"]).good();
 }

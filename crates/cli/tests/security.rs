@@ -134,6 +134,51 @@ fn an_edited_image_gives_a_user_no_rights() {
     }
 }
 
+/// A file that root has taken away from the owner of an image since, and an image that is somebody else's.
+// XGCP-SEC-4, GFD93-SEC-4
+#[test]
+fn what_an_owner_may_not_read_any_more_is_not_given_back_by_a_restart() {
+    const TEST: &str = "what_an_owner_may_not_read_any_more";
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    if !am_root() {
+        skip!(TEST, "needs root to take a file away");
+    }
+    let data = cpr.work.join("data");
+    fs::write(&data, "as it was").expect("the directory can be written");
+    chown(&data, Some(0), Some(0)).expect("root can do that");
+    let mode = |mode| fs::set_permissions(&data, fs::Permissions::from_mode(mode)).expect("root can do that");
+    mode(0o644);
+    let program = COUNT.replace("import time", "import time\nheld = open('data')");
+    cpr.run_detached("count", &[], &[PYTHON, "-c", &program]);
+    await_progress(&cpr);
+    let image = cpr.work.join("count.cpr");
+    cpr.checkpoint("count", &["--stop", "-o", text(&image)]);
+    mode(0o600);
+    let refused = |named: &str, options: &[&str]| {
+        let ended = cpr.cpr([&["restart", "-d", "--name", "again"], options, &[text(&image)]].concat());
+        assert_eq!(ended.code, DENIED, "{}", ended.stderr);
+        assert!(ended.stderr.contains(named), "{}", ended.stderr);
+        assert!(!cpr.is_running("again"));
+    };
+    refused(text(&data), &[]);
+    refused(text(&data), &["--lazy"]);
+    let told = cpr
+        .cpr(["--json", "restart", "-d", "--name", "again", text(&image)])
+        .json();
+    assert_eq!(
+        (&told["error"]["kind"], &told["error"]["class"]),
+        (&"denied".into(), &"permission".into())
+    );
+    mode(0o644);
+    // Somebody else's: it cannot even be read.
+    chown(&image, Some(65533), Some(65533)).expect("root can do that");
+    refused(text(&image), &[]);
+    cpr.give(&image);
+    cpr.cpr(["restart", "-d", "--name", "again", text(&image)]).good();
+    await_progress(&cpr);
+    cpr.cpr(["kill", "--signal", "KILL", "again"]).good();
+}
+
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").expect("there is a /proc").uid()

@@ -670,7 +670,7 @@ print('READY', flush=True)
 time.sleep(1000)
 ";
 
-// LBNL-3.6.4.5.1, LBNL-3.6.1.9, LBNL-3.9.5.2.3, LBNL-3.9.8.8.2, LBNL-3.9.8.8.4
+// LBNL-3.6.4.5.1, LBNL-3.6.1.9, LBNL-3.9.5.2.3, LBNL-3.9.8.8.2, LBNL-3.9.8.8.4, XGCP-RES-2
 #[test]
 fn a_restart_names_what_it_lacks_and_leaves_nothing() {
     let Some(cpr) = Cpr::new("a_restart_names_what_it_lacks", As::Root) else {
@@ -697,6 +697,9 @@ fn a_restart_names_what_it_lacks_and_leaves_nothing() {
             serde_json::json!([])
         );
     };
+    let saved = cpr.cpr(["inspect", "--json", &image]).good().text();
+    let saved: String = saved.split_whitespace().collect();
+    assert!(saved.contains(&format!("\"pid\":{pid},")), "{saved}");
     refused(IN_USE, &pid.to_string());
     let check = cpr.cpr(["check", "--json", "--namespace", "never", &image]);
     assert!(

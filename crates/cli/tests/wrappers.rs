@@ -219,7 +219,7 @@ fn a_wrapper_that_stays_passes_on_signals_and_the_exit_code() {
 }
 
 /// On a node where nothing is known of the job.
-// GCA-WRAP-13, GCA-WRAP-14
+// GCA-WRAP-13, GCA-WRAP-14, GFD93-GLO-5
 #[test]
 fn an_image_is_fetched_first() {
     let Some(cpr) = Cpr::new("an_image_is_fetched_first", As::User) else {
@@ -255,6 +255,29 @@ fn an_image_is_fetched_first() {
     drop(file);
     wait_until(PATIENCE, "the job is over", || job(&cpr, "sim")["phase"] != "running");
     cpr.cpr(["rm", "sim"]).good();
+    // What is known of it has come with it, to a site where there is nothing else.
+    let elsewhere = cpr.work.join("elsewhere");
+    let there = |arguments: &[&str]| {
+        let mut command = cpr.command(cpr.binary());
+        command.env("GRIDCPR_STATE_DIR", &elsewhere).args(arguments);
+        support::finish(&cpr.work, command, PATIENCE).good()
+    };
+    fs::copy(cpr.work.join("kept.cpr"), cpr.work.join("imported.cpr")).unwrap();
+    cpr.give(&cpr.work.join("imported.cpr"));
+    let shown = |name: &str| there(&["inspect", "--json", name]).json().to_string();
+    assert_eq!(
+        shown("imported.cpr").replace("imported.cpr", "kept.cpr"),
+        shown("kept.cpr")
+    );
+    let known = there(&["inspect", "--json", "imported.cpr"]).json();
+    assert_eq!(known["manifest"]["checkpoint"]["job"], "sim", "what it is of");
+    assert_eq!(there(&["ps", "-a", "--json"]).json()["jobs"], serde_json::json!([]));
+    there(&["restart", "-d", "--name", "guest", "imported.cpr"]);
+    let said = || String::from_utf8_lossy(&there(&["logs", "guest"]).stdout).into_owned();
+    wait_until(PATIENCE, "it goes on", || said().lines().count() > 3);
+    let first = said().lines().next().unwrap().parse::<u64>().unwrap();
+    assert!(first >= had, "{first} after {had}");
+    there(&["kill", "-s", "KILL", "guest"]);
     // Nothing there so far, and what is no answer.
     let begins = [
         "exec",
@@ -288,6 +311,37 @@ fn an_image_is_fetched_first() {
     let refused = cpr.cpr(["exec", "--recover", "--name", "other"]);
     assert_eq!(refused.code, NOT_FOUND, "{}", refused.stderr);
     assert!(job(&cpr, "other").is_null());
+}
+
+/// Whenever the wrapper is killed: a job runs only when there is a record of it.
+// GCA-WRAP-1
+#[test]
+fn no_job_is_started_that_is_not_on_record() {
+    let Some(cpr) = Cpr::new("no_job_is_started_that_is_not_on_record", As::User) else {
+        return;
+    };
+    let (mut without, mut with) = (0, 0);
+    for number in 0..60 {
+        let (name, made) = (format!("job-{number}"), cpr.work.join(format!("made-{number}")));
+        let mut wrapper = Batch::start(&cpr, &["--name", &name, "--", "touch", made.to_str().unwrap()]);
+        thread::sleep(std::time::Duration::from_micros(250 * number));
+        let _ = wrapper.child.kill();
+        wrapper.ended();
+        let record = job(&cpr, &name);
+        assert!(!made.exists() || !record.is_null(), "{name} ran and is unknown");
+        assert_ne!(record["phase"], "running", "{record}");
+        match record.is_null() {
+            true => without += 1,
+            false => with += 1,
+        }
+    }
+    assert!(without > 0, "none was killed early enough");
+    let named = ["exec", "--name", "last", "--", "touch", "made-last"];
+    assert_eq!(cpr.cpr(named).code, 0);
+    assert!(
+        cpr.work.join("made-last").exists() && !job(&cpr, "last").is_null(),
+        "{with}"
+    );
 }
 
 #[test]

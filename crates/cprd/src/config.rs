@@ -36,6 +36,8 @@ pub struct Config {
     pub verify: VerifyConfig,
     /// How images in the store are encrypted.
     pub encryption: EncryptionConfig,
+    /// What is run on a node around jobs and after checkpoints.
+    pub hooks: HooksConfig,
     /// Who is told of what happens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook: Vec<WebhookConfig>,
@@ -51,6 +53,38 @@ pub struct EncryptionConfig {
     pub key_variable: Option<String>,
     /// Program, and its arguments, that prints the keys.
     pub key_command: Vec<String>,
+}
+
+impl EncryptionConfig {
+    /// Whether there are keys.
+    pub fn is_used(&self) -> bool {
+        self.key_file.is_some() || self.key_variable.is_some() || !self.key_command.is_empty()
+    }
+}
+
+/// `[hooks]`: programs with their arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HooksConfig {
+    /// Run before each start of a job, which does not start here where it fails.
+    pub before_job: Vec<String>,
+    /// Run when a job has ended on the node, however it did.
+    pub after_job: Vec<String>,
+    /// Run when a checkpoint is on the disk of the node.
+    pub after_checkpoint: Vec<String>,
+    /// Each is killed after so long, seconds.
+    pub limit_s: u64,
+}
+
+impl Default for HooksConfig {
+    fn default() -> Self {
+        HooksConfig {
+            before_job: Vec::new(),
+            after_job: Vec::new(),
+            after_checkpoint: Vec::new(),
+            limit_s: 60,
+        }
+    }
 }
 
 /// `[[webhook]]`
@@ -455,6 +489,22 @@ impl Config {
             if !path.is_absolute() {
                 return refuse(&format!("{name} is not absolute"), "write a path that begins with /");
             }
+        }
+        let hooks = &self.hooks;
+        for (name, command) in [
+            ("before_job", &hooks.before_job),
+            ("after_job", &hooks.after_job),
+            ("after_checkpoint", &hooks.after_checkpoint),
+        ] {
+            if command.first().is_some_and(|program| !program.starts_with('/')) {
+                return refuse(
+                    &format!("the program of hooks.{name} is not absolute"),
+                    "write a path that begins with /",
+                );
+            }
+        }
+        if hooks.limit_s == 0 {
+            return refuse("hooks.limit_s is 0", "no command could end in time");
         }
         if node.transfer_mb_per_s == Some(0) {
             return refuse(

@@ -5,6 +5,7 @@
 
 mod agent;
 mod ca;
+mod check;
 mod config;
 mod durable;
 mod http;
@@ -75,8 +76,12 @@ enum Verb {
         #[command(subcommand)]
         verb: CaVerb,
     },
+    /// Find out whether everything that a grid consists of is there, as this machine sees it
+    Check,
     /// Print the OpenAPI description of the interface
     Openapi,
+    /// Print the JSON schema of what a grid knows of a checkpoint
+    Schema,
     /// Become the program that standard input describes
     #[command(hide = true)]
     Become,
@@ -168,6 +173,10 @@ fn run(cli: Cli) -> Result<()> {
         println!("{}", http::openapi_json()?);
         return Ok(());
     }
+    if let Verb::Schema = cli.verb {
+        println!("{}", http::schema_json()?);
+        return Ok(());
+    }
     if let Verb::Ca { dir, verb } = cli.verb {
         return run_ca(&ca::Ca::at(&dir), verb);
     }
@@ -191,7 +200,8 @@ fn run(cli: Cli) -> Result<()> {
             println!("{}", tokens::issue(&config.grid.tokens, &name, role)?);
             Ok(())
         }
-        Verb::Ca { .. } | Verb::Openapi | Verb::Become => Ok(()),
+        Verb::Check => check::check(&config),
+        Verb::Ca { .. } | Verb::Openapi | Verb::Schema | Verb::Become => Ok(()),
     }
 }
 
@@ -323,7 +333,7 @@ async fn keep_ticking(grid: Arc<Grid>) -> Result<()> {
 }
 
 /// How the agent reaches the service.
-fn grid_client(config: &Config, own: bool) -> Result<Client> {
+pub(crate) fn grid_client(config: &Config, own: bool) -> Result<Client> {
     if own {
         return Ok(Client::new(Endpoint::Unix(config.grid.socket.clone()), None));
     }

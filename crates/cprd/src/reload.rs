@@ -25,6 +25,7 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.node.properties = new.node.properties.clone();
     merged.node.transfer_mb_per_s = new.node.transfer_mb_per_s;
     merged.verify = new.verify.clone();
+    merged.hooks = new.hooks.clone();
     merged
 }
 

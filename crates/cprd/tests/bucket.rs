@@ -137,7 +137,7 @@ fn images_go_to_a_bucket_and_come_back_from_it_and_nothing_stays_there_that_is_n
     site.text(&["cancel", &id]);
 }
 
-// GCA-SEC-6
+// GCA-SEC-6, GCA-CTS-32
 #[test]
 fn images_in_a_store_are_sealed_and_keys_can_be_replaced() {
     let mut site = Site::new();
@@ -149,7 +149,12 @@ fn images_in_a_store_are_sealed_and_keys_can_be_replaced() {
     site.configure("all.toml", &format!("{config}store = 'DIR/store'\n{source}"));
     fs::write(site.path("keys"), &old).unwrap();
     site.start("all", "all");
-    let id = site.submit("out", &[], &counter(150));
+    assert_eq!(
+        site.json(&["nodes"])["nodes"][0]["info"]["properties"]["store-encrypted"],
+        "yes"
+    );
+    // Whoever wants that asks for it.
+    let id = site.submit("out", &["--require", "store-encrypted=yes"], &counter(150));
     site.wait_for_count("out", 5);
     let saved = site.json(&["suspend", &format!("@{id}")]);
     assert_eq!(saved["state"], "suspended");

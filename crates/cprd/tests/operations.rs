@@ -33,6 +33,10 @@ has() { local said; said=$("${@:2}") && [[ $said =~ $1 ]]; }
 const COMMANDS: &str = r#"
 & cprd all
 within has ready cpr nodes
+mount -t tmpfs none /usr/local/lib
+if cprd check; then false; fi
+touch /usr/local/lib/libgridcpr.so
+$ cprd check
 printf '#!/bin/sh\nexec sleep 1000\n' >sim; chmod +x sim; touch input.dat
 $ cpr submit --every 10m --name sim -- ./sim input.dat
 $ cpr jobs
@@ -58,6 +62,18 @@ printf 'command = ["./sim"]\n[[units]]\n[[units]]\nslots = 100000\n' >coupled.to
 $ cpr submit --file coupled.toml
 within has 'unit 1: waits' cpr queue
 $ cpr events --kind checkpoint.step
+$ cpr usage
+has 'root *[0-9]' cpr usage
+cpr submit --name kept -- ./sim
+within has 'kept *[a-z]* *running' cpr jobs
+$ cpr policy 4 --every 5m --keep 3
+has '"every_s": *300' cpr jobs 4 --json
+cpr checkpoint @4
+$ cpr transfer 2 $(uname -n)
+$ cpr checkpoints --json
+$ cprd schema
+has Checkpoint cprd schema
+cpr cancel 4
 cpr cancel 2
 cpr cancel 3
 finish

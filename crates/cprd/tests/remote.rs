@@ -64,7 +64,22 @@ fn remote(site: &Site, ca: &str, certificate: Option<(&Path, &str)>, arguments: 
 
 const DENIED: Option<i32> = Some(77);
 
-// GFD93-AUTH-1, XGCP-SEC-2, GCA-SEC-5, GFD93-WF-1.2
+/// What the service answers, with its status, to what somebody with a certificate posts.
+fn post(site: &Site, certificate: Option<(&Path, &str)>, path: &str, body: &str) -> String {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--write-out", " %{http_code}", "--cacert"])
+        .arg(site.path("ca/ca.pem"))
+        .args(["--data", body])
+        .arg(format!("https://{}{path}", address(site)));
+    if let Some((issued, name)) = certificate {
+        command.arg("--cert").arg(issued.join(format!("{name}.pem")));
+        command.arg("--key").arg(issued.join(format!("{name}.key")));
+    }
+    String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+}
+
+// GFD93-AUTH-1, XGCP-SEC-2, GCA-SEC-5, GFD93-WF-1.2, GCA-UC-5.6.1, GCA-UC-5.6.2, GCA-SEC-2
 #[test]
 fn a_certificate_says_who_calls_and_one_that_expired_was_revoked_or_is_a_strangers_is_refused() {
     let site = site_with_tls("");
@@ -85,6 +100,15 @@ fn a_certificate_says_who_calls_and_one_that_expired_was_revoked_or_is_a_strange
     let waited = remote(&site, "ca", Some((&issued, &own)), &["wait", &format!("@{id}")]);
     assert!(waited.status.success(), "{waited:?}");
     assert_eq!(site.output("out"), format!("{}\n", rustix::process::geteuid().as_raw()));
+    // What the service tells is believed where it is the service, and not from a stranger.
+    let events = remote(&site, "ca", Some((&issued, &own)), &["events", "--job", &id]);
+    assert!(
+        String::from_utf8_lossy(&events.stdout).contains("job.finished"),
+        "{events:?}"
+    );
+    site.ca("false", &["init"]);
+    let events = remote(&site, "false", Some((&issued, &own)), &["events", "--follow"]);
+    assert_eq!((events.status.code(), events.stdout.len()), (DENIED, 0), "{events:?}");
     // Roles.
     let drain = |name: &str| {
         remote(&site, "ca", Some((&issued, name)), &["drain", "n1"])
@@ -163,6 +187,69 @@ fn a_certificate_says_who_calls_and_one_that_expired_was_revoked_or_is_a_strange
     // Without TLS nothing is said.
     let plain = raw(&address(&site), b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(!plain.contains("HTTP"), "{plain}");
+}
+
+// GCA-SEC-3, XGCP-USE-7, XGCP-TL-2
+#[test]
+fn a_job_is_looked_after_from_a_machine_without_a_daemon_and_only_nodes_speak_as_nodes() {
+    let site = site_with_tls("");
+    let own = if am_root() { "nobody".to_string() } else { own_name() };
+    let issued = site.issue("ca", &[&own]);
+    site.issue("ca", &["n9", "--role", "node", "--host", "127.0.0.1"]);
+    site.ca("strange", &["init"]);
+    let strange = site.issue("strange", &["n9", "--role", "node", "--host", "127.0.0.1"]);
+    let cpr = |arguments: &[&str]| {
+        let output = remote(&site, "ca", Some((&issued, &own)), arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_string()
+    };
+    let id = cpr(&[
+        &["submit", "-o", "out", "--"],
+        counter(100_000).each_ref().map(String::as_str).as_slice(),
+    ]
+    .concat());
+    let job = format!("@{id}");
+    site.wait_for_count("out", 5);
+    let made: serde_json::Value = serde_json::from_str(&cpr(&["checkpoint", &job, "--json"])).unwrap();
+    // Whoever the certificate names is somebody of the node, whose the job and its images are.
+    let uid = if am_root() {
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    assert_eq!(
+        (&made["owner"]["name"], &made["owner"]["uid"]),
+        (&own.as_str().into(), &uid.into())
+    );
+    let image = fs::metadata(site.path(&format!("node/users/{uid}/images/{}.cpr", made["id"]))).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&image), uid);
+    cpr(&["suspend", &job]);
+    cpr(&["recover", &id, "--from", &made["id"].to_string()]);
+    wait_until("it goes on", || cpr(&["jobs", &id]).contains("running"));
+    cpr(&["cancel", &id]);
+    wait_until("it has ended", || cpr(&["jobs", &id]).contains("cancelled"));
+
+    let report = |name: &str| {
+        serde_json::json!({"info": {"name": name, "slots": 1, "memory_mb": 1}, "instance": "x", "sequence": 1, "jobs": []})
+            .to_string()
+    };
+    let beat = |who: Option<(&Path, &str)>, name: &str| post(&site, who, "/v1/agent/heartbeat", &report(name));
+    let known = beat(Some((&issued, "n9")), "n9");
+    assert!(known.ends_with(" 200") && known.contains("lease_ms"), "{known}");
+    for said in [
+        beat(Some((&issued, "n9")), "n1"),
+        beat(Some((&issued, &own)), "n9"),
+        beat(None, "n9"),
+    ] {
+        assert!(said.ends_with(" 403"), "{said}");
+    }
+    let said = beat(Some((&strange, "n9")), "n9");
+    assert!(said.ends_with(" 000"), "there is not even an answer: {said}");
+    // A user is heard as a user, and a node is none.
+    let submit = serde_json::json!({"command": ["true"], "directory": "/"}).to_string();
+    let said = post(&site, Some((&issued, &own)), "/v1/jobs", &submit);
+    assert!(said.ends_with(" 200"), "{said}");
+    assert!(post(&site, Some((&issued, "n9")), "/v1/jobs", &submit).ends_with(" 403"));
 }
 
 #[test]

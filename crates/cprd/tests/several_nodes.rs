@@ -74,7 +74,7 @@ driver = 'application'
 trigger = 'external'
 restart = 'anywhere'
 images = 'any'
-classes = ['kept']
+classes = ['kept', 'kept-too']
 [properties]
 kept = 'yes'
 [application]
@@ -88,6 +88,11 @@ description = 'Programs that keep themselves'
 requires = { kept = 'yes' }
 ";
 
+const KEPT_TOO: &str = "
+name = 'kept-too'
+requires = { kept = 'yes', trigger = 'external' }
+";
+
 /// A program for it, which counts.
 fn keeps_itself(last: u32) -> [String; 3] {
     let script = format!(
@@ -97,21 +102,30 @@ fn keeps_itself(last: u32) -> [String; 3] {
     ["sh".into(), "-c".into(), script]
 }
 
-// GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.3, GCA-UC-5.5.6
+// GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.0, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.2, GCA-UC-5.3.3, GCA-UC-5.4.2
+// GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2
 #[test]
 fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     let Some(mut lab) = lab(3, "", "") else { return };
+    // One node finds them when it starts, the other while it runs.
     for name in ["n2", "n3"] {
         let directory = lab.engines_of(name);
-        for (file, text) in [("engines.d/keeper.toml", KEEPER), ("classes.d/kept.toml", KEPT)] {
+        let files = [
+            ("classes.d/kept.toml", KEPT),
+            ("classes.d/kept-too.toml", KEPT_TOO),
+            ("engines.d/keeper.toml", KEEPER),
+        ];
+        for (file, text) in files {
             let path = directory.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        lab.crash(name);
-        lab.start(name);
+        if name == "n2" {
+            lab.crash(name);
+            lab.start(name);
+        }
     }
-    let members = |name: &str| {
+    let members = |lab: &Lab, name: &str| {
         let listed = lab.site.json(&["nodes"]);
         let mut nodes = listed["nodes"].as_array().unwrap().iter();
         let node = nodes.find(|node| node["info"]["name"] == name).unwrap();
@@ -120,9 +134,52 @@ fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     wait_until("the engines are known", || {
         ["n2", "n3"]
             .iter()
-            .all(|name| members(name) == serde_json::json!(["keeper"]))
+            .all(|name| members(&lab, name) == serde_json::json!(["keeper"]))
     });
-    assert_eq!(members("n1"), serde_json::Value::Null);
+    assert_eq!(members(&lab, "n1"), serde_json::Value::Null);
+    // What it can do is published, and of how it is run nothing.
+    let listed = lab.site.json(&["nodes"]);
+    let third = listed["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["info"]["name"] == "n3")
+        .unwrap();
+    let info = &third["info"];
+    let words = |name: &str| info["abilities"]["keeper"]["properties"][name].clone();
+    assert_eq!(
+        (words("kept"), words("driver")),
+        (serde_json::json!(["yes"]), serde_json::json!(["application"]))
+    );
+    assert_eq!(
+        info["classes"]["kept-too"],
+        serde_json::json!(["keeper"]),
+        "of two classes"
+    );
+    let text = listed.to_string();
+    assert!(!text.contains("JOB_DIRECTORY") && !text.contains("/app"), "{text}");
+    let told = lab.site.text(&["events", "--node", "n3", "--kind", "node.engines"]);
+    assert!(told.contains("keeper"), "{told}");
+    // By the engine, its class, what it can do, and how it is driven.
+    let ways: [&[&str]; 4] = [
+        &["--engine", "keeper", "--node", "n3"],
+        &["--class", "kept"],
+        &["--need", "kept=yes", "--need", "trigger=external"],
+        &["--need", "driver=application", "--need", "kept=yes"],
+    ];
+    for (number, options) in ways.iter().enumerate() {
+        let name = format!("way-{number}");
+        let id = lab.site.submit(&name, options, &keeps_itself(10_000));
+        assert_ne!(node_of(&lab, &id), "n1");
+        lab.site.wait_for_count(&name, 2);
+        let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
+        assert_eq!(
+            (&made["engine"], &made["node"]),
+            (&"keeper".into(), &lab.site.job(&id)["node"])
+        );
+        lab.site.text(&["cancel", &id]);
+        lab.site.wait_for_state(&id, "cancelled");
+    }
 
     let never = lab
         .site
@@ -145,6 +202,9 @@ fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
 
     lab.crash(&node);
     let other = if node == "n2" { "n3" } else { "n2" };
+    // Whoever asks now, and has never heard of it, finds which engine it was.
+    let known = lab.site.json(&["checkpoints", &id]);
+    assert_eq!(known["checkpoints"][0]["engine"], "keeper");
     wait_until("it goes on elsewhere", || {
         let now = lab.site.job(&id);
         now["node"] == other && now["from"] == made["id"]
@@ -169,6 +229,11 @@ fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     let before = lab.site.output("own").lines().count();
     lab.site.wait_for_count("own", before as u32 + 5);
     lab.site.text(&["cancel", &own]);
+    // It is withdrawn without a restart, too.
+    fs::remove_file(lab.engines_of(other).join("engines.d/keeper.toml")).unwrap();
+    wait_until("nobody has it any more", || {
+        members(&lab, other) == serde_json::Value::Null
+    });
 }
 
 // The fence.
@@ -427,7 +492,38 @@ fn what_is_damaged_or_gone_in_the_store_is_put_there_again_and_an_empty_store_is
     lab.site.text(&["cancel", &id]);
 }
 
-// GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth, GFD93-CT-7
+/// What an agent says, on the host of the service, with a certificate `issued/NAME` and believing this CA.
+fn agent_says(lab: &Lab, ca: &str, issued: &str, wanted: &str) {
+    let path = |name: &str| lab.site.path(name).display().to_string();
+    lab.site.configure(
+        "stranger.toml",
+        &format!(
+            "[node]\nname = 'n9'\ngrid = 'https://10.98.0.254:7700'\ndirectory = 'DIR/stranger'\n[tls]\nca = '{}'\n\
+             certificate = '{}'\nkey = '{}'\n",
+            path(&format!("{ca}/ca.pem")),
+            path(&format!("{issued}.pem")),
+            path(&format!("{issued}.key"))
+        ),
+    );
+    let log = lab.site.path("stranger.said");
+    let mut command = lab.service_command();
+    command
+        .arg(lab.site.path("cprd"))
+        .args(["--config", &path("stranger.toml"), "node"]);
+    let mut agent = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    wait_until(wanted, || fs::read_to_string(&log).unwrap().contains(wanted));
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", agent.id())).unwrap();
+    for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid).unwrap(),
+            rustix::process::Signal::KILL,
+        );
+    }
+    let _ = agent.kill();
+    agent.wait().unwrap();
+}
+
+// GFD93-AUTH-1, GFD93-AUTH-4, GFD93-INT-CTauth, GFD93-CT-7, GFD93-SEC-1, GCA-SEC-4, GCA-UC-5.5.5
 #[test]
 fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
     let Some(lab) = lab(2, "", "") else { return };
@@ -473,7 +569,283 @@ fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
     assert_eq!(ask(None), "");
     assert_eq!(ask(Some("strange-issued/n2")), "");
     wait_until("a certificate has expired", || ask(Some("ca-issued/n3")).is_empty());
+    // Nor as another user of the machines.
+    for name in ["n1", "n2"] {
+        let image = lab
+            .site
+            .path(&format!("{name}/users/{NOBODY}/images/{}.cpr", made["id"]));
+        assert!(image.exists(), "{image:?}");
+        let mut read = std::process::Command::new("setpriv");
+        read.args(["--reuid=65533", "--regid=65533", "--clear-groups", "--", "cat"]);
+        let read = read.args([&image, &lab.site.path("grid/grid.db")]).output().unwrap();
+        assert!(!read.status.success() && read.stdout.is_empty());
+    }
+    let listed = lab
+        .site
+        .command_as(65533, &["checkpoints", "-a", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), r#"{"checkpoints":[]}"#);
+    // A node whose certificate is a stranger's is no node, and one that comes to a stranger's service takes nothing from it.
+    lab.site
+        .issue("strange", &["n9", "--role", "node", "--host", "10.98.0.254"]);
+    lab.site.issue("ca", &["n9", "--role", "node", "--host", "10.98.0.254"]);
+    agent_says(&lab, "ca", "strange-issued/n9", "does not believe our certificate");
+    agent_says(
+        &lab,
+        "strange",
+        "ca-issued/n9",
+        "certificate of the other side is not believed",
+    );
+    // A node may not be another one.
+    agent_says(&lab, "ca", "ca-issued/n2", "n2 is not node n9");
+    let nodes = lab.site.json(&["nodes"])["nodes"].as_array().unwrap().len();
+    assert_eq!(nodes, 2);
     lab.site.text(&["cancel", &id]);
+}
+
+// GCA-CTS-10, GCA-CTS-28, GFD93-RES-3, GFD93-GLO-7, GFD93-CT-5, GCA-SEC-1, GFD93-SEC-2
+#[test]
+fn a_job_goes_round_all_nodes_by_its_number_alone_and_nobody_on_the_network_reads_anything_of_it() {
+    let Some(lab) = lab(3, "copies = 1", "") else { return };
+    let tap = lab.tap();
+    let script = "import time\nsecret = 'never-to-be-' + 'read' * 3\nfor i in range(1, 100000):\n    \
+                  print(i, flush=True)\n    time.sleep(0.02)";
+    let id = lab.site.submit(
+        "out",
+        &["--name", "name-of-the-job"],
+        &["/usr/bin/python3", "-c", script],
+    );
+    let job = format!("@{id}");
+    let image =
+        |node: &str, made: &serde_json::Value| lab.site.path(&format!("{node}/users/{NOBODY}/images/{made}.cpr"));
+    let mut node = node_of(&lab, &id);
+    let mut bytes = 0;
+    let mut seen = std::collections::BTreeSet::from([node.clone()]);
+    for round in 1..=3 {
+        lab.site.wait_for_count("out", 20 * round);
+        lab.site.json(&["suspend", &job]);
+        let list = lab.site.json(&["checkpoints", &id]);
+        let made = list["checkpoints"].as_array().unwrap().last().unwrap().clone();
+        bytes += made["bytes"].as_u64().unwrap();
+        let next = lab
+            .others(&node)
+            .into_iter()
+            .find(|other| round == 3 || !seen.contains(other))
+            .unwrap();
+        assert!(image(&node, &made["id"]).exists());
+        assert!(!image(&next, &made["id"]).exists(), "it is on its own node only");
+        let had = lab.site.output("out").lines().count() as u32;
+        lab.site.text(&["recover", &id, "--on", &next]);
+        wait_until("it runs on the other node", || {
+            let now = lab.site.job(&id);
+            now["state"] == "running" && now["node"] == next.as_str()
+        });
+        assert_eq!(lab.site.job(&id)["from"], made["id"]);
+        assert!(image(&next, &made["id"]).exists(), "the image has come to it");
+        lab.site.wait_for_count("out", had + 3);
+        seen.insert(next.clone());
+        node = next;
+    }
+    assert_eq!(seen.len(), 3);
+    let output = lab.site.output("out");
+    let numbers: Vec<u32> = output.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    // The service moves it, too.
+    let next = lab.others(&node).remove(0);
+    let moved = lab.site.json(&["migrate", &job, &next]);
+    assert_eq!(moved["node"], next.as_str());
+    let last = lab.site.json(&["checkpoint", &job]);
+    lab.site.text(&["cancel", &id]);
+    lab.site.wait_for_state(&id, "cancelled");
+    wait_until("nothing of it runs", || lab.site.job_processes().is_empty());
+    // All of it went over the network, and nothing can be read there.
+    let said = tap.said();
+    let total: usize = said.values().map(Vec::len).sum();
+    assert!(total as u64 > bytes, "{total} bytes, and images of {bytes}");
+    for (who, said) in &said {
+        assert_eq!(said[..2], [0x16, 0x03], "{who:?} does not begin as TLS does");
+        for word in [
+            "HTTP/1.1",
+            "/v1/",
+            "name-of-the-job",
+            "never-to-be-read",
+            "print(i, flush",
+            "\"owner\"",
+        ] {
+            let found = said.windows(word.len()).any(|at| at == word.as_bytes());
+            assert!(!found, "{word} can be read in what {who:?} says");
+        }
+    }
+    // The file alone, in the hand of its user, on a machine that knows nothing of a grid.
+    let by_hand = lab.site.path("work/by-hand.cpr");
+    fs::copy(image(&next, &last["id"]), &by_hand).unwrap();
+    std::os::unix::fs::chown(&by_hand, Some(NOBODY), Some(NOBODY)).unwrap();
+    let own = |arguments: &[&str]| {
+        let mut command = lab.site.command(arguments);
+        command
+            .env_remove("GRIDCPR_GRID")
+            .env("GRIDCPR_STATE_DIR", lab.site.path("work/state"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let had = lab.site.output("out").lines().count();
+    own(&["restart", "--detach", "--name", "hand", by_hand.to_str().unwrap()]);
+    wait_until("it goes on", || lab.site.output("out").lines().count() > had + 5);
+    own(&["kill", "--signal", "KILL", "hand"]);
+}
+
+/// A program that has so many MiB of memory that cannot be made smaller, and counts.
+fn heavy(mib: u32) -> [String; 3] {
+    let script = format!(
+        "import os, time\nheld = os.urandom({mib} << 20)\nfor i in range(1, 100000):\n    print(i, flush=True)\n    \
+         time.sleep(0.02)"
+    );
+    ["python3".into(), "-c".into(), script]
+}
+
+// GFD93-CT-1, GFD93-RES-7, GFD93-WF-2.4, GFD93-INT-CPRtransfer
+#[test]
+fn a_copy_comes_whole_though_the_connection_is_cut_and_the_job_runs_on_and_it_takes_no_more_than_it_is_granted() {
+    let Some(mut lab) = lab(3, "copies = 1", "transfer_mb_per_s = 12") else {
+        return;
+    };
+    let id = lab.site.submit("out", &["--node", "n1"], &heavy(48));
+    lab.site.wait_for_count("out", 5);
+    let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
+    let bytes = made["bytes"].as_u64().unwrap();
+    let number = made["id"].to_string();
+    let root = lab.site.path("");
+    let copy = |name: &str| root.join(format!("{name}/users/{NOBODY}/images/{number}.cpr"));
+    let (here, there) = (copy("n1"), copy("n2"));
+    let arriving = |site: &Site, node: &str| -> Option<u64> {
+        let list = site.json(&["checkpoints", &id]);
+        let mut copies = list["checkpoints"][0]["arriving"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
+            .into_iter();
+        copies.find(|copy| copy["node"] == node)?["bytes"].as_u64()
+    };
+    let count = |site: &Site| site.output("out").lines().count();
+    let (before, began) = (count(&lab.site), Instant::now());
+    lab.site.text(&["transfer", &number, "n2"]);
+    // How far it is, is seen; and twice whoever gives it is killed in the middle.
+    let mut had = 0;
+    for part in 1..=2 {
+        let site = &lab.site;
+        wait_until("a part of it is there", || {
+            let now = arriving(site, "n2").unwrap();
+            assert!(now >= had, "it goes on where it was: {now} and {had}");
+            had = now;
+            now > part * bytes / 4
+        });
+        lab.site.kill("n1");
+        lab.start_agent("n1");
+    }
+    wait_until("it is there", || there.exists());
+    let took = began.elapsed();
+    assert_eq!(fs::read(&here).unwrap(), fs::read(&there).unwrap());
+    assert!(
+        took.as_secs_f64() >= bytes as f64 / f64::from(12 << 20),
+        "{bytes} bytes took {took:?}"
+    );
+    assert!(count(&lab.site) > before + 50, "the job runs on meanwhile");
+    assert_eq!(lab.site.job(&id)["incarnation"], 1);
+    let log = fs::read_to_string(lab.site.path("n2.log")).unwrap();
+    assert!(
+        log.matches(&format!("fetching checkpoint {number} from n1")).count() >= 2,
+        "{log}"
+    );
+    wait_until("the grid knows it", || {
+        let places = lab.site.json(&["checkpoints", &id])["checkpoints"][0]["locations"].clone();
+        places.as_array().unwrap().len() == 2
+    });
+    // Another one is given up, and nothing of it stays.
+    lab.site.text(&["transfer", &number, "n3"]);
+    wait_until("a part of it is there", || arriving(&lab.site, "n3").unwrap() > 0);
+    lab.site.text(&["transfer", "--cancel", &number, "n3"]);
+    assert_eq!(arriving(&lab.site, "n3"), None);
+    let incoming = lab.site.path("n3/incoming");
+    wait_until("nothing of it is left", || {
+        fs::read_dir(&incoming).unwrap().count() == 0
+    });
+    assert!(!copy("n3").exists());
+    // And one is waited for.
+    lab.site.json(&["transfer", "--wait", &number, "n3"]);
+    assert_eq!(fs::read(copy("n3")).unwrap(), fs::read(&here).unwrap());
+    lab.site.text(&["cancel", &id]);
+}
+
+// XGCP-USE-2, XGCP-JOB-1, XGCP-JOB-4
+#[test]
+fn numbers_of_jobs_are_the_grids_on_every_node_and_a_job_of_two_units_is_moved_to_two_other_nodes() {
+    let Some(lab) = lab(4, "operators = ['nobody']", "") else {
+        return;
+    };
+    lab.site.issue("ca", &["nobody"]);
+    let key = lab.site.path("ca-issued/nobody.key");
+    std::os::unix::fs::chown(&key, Some(NOBODY), Some(NOBODY)).unwrap();
+    let names = ["n1", "n2", "n3", "n4"];
+    let text = |output: std::process::Output| {
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // From all nodes at once.
+    let asking: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let mut command = lab.cpr_on(name, "nobody", &["submit", "-o", "/dev/null", "--", "sleep", "1000"]);
+            command.stdout(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let ids: std::collections::BTreeSet<String> = asking
+        .into_iter()
+        .map(|child| text(child.wait_with_output().unwrap()).trim().to_string())
+        .collect();
+    assert_eq!(ids.len(), 4, "{ids:?}");
+    for id in &ids {
+        let node = node_of(&lab, id);
+        for name in names {
+            let known = text(lab.cpr_on(name, "nobody", &["jobs", id, "--json"]).output().unwrap());
+            let known: serde_json::Value = serde_json::from_str(&known).unwrap();
+            let job = &known["jobs"][0];
+            assert_eq!(
+                (job["id"].to_string(), job["node"].as_str()),
+                (id.clone(), Some(node.as_str()))
+            );
+        }
+        lab.site.text(&["cancel", id]);
+    }
+    // Two units, and the two nodes that they are on are emptied.
+    let program = IN_STEP.replace("LAST", "400");
+    let id = lab
+        .site
+        .submit("u-%u", &["--units", "2"], &["/usr/bin/python3", "-c", &program]);
+    lab.site.wait_for_count("u-0", 10);
+    let before = nodes_of(&lab, &id);
+    assert_ne!(before[0], before[1]);
+    for node in &before {
+        lab.site.text(&["drain", node]);
+    }
+    wait_until("it is on two others", || {
+        let job = lab.site.job(&id);
+        let units = job["units"].as_array().unwrap();
+        let moved = |unit: &serde_json::Value| {
+            unit["phase"] == "running" && !before.iter().any(|node| unit["node"] == node.as_str())
+        };
+        units.len() == 2 && units.iter().all(moved)
+    });
+    let after = nodes_of(&lab, &id);
+    assert_ne!(after[0], after[1]);
+    assert!(
+        lab.site.cpr(&["wait", &format!("@{id}")]).status.success(),
+        "{}",
+        lab.site.told()
+    );
+    for unit in 0..2 {
+        assert_eq!(lab.site.output(&format!("u-{unit}")), counted(400));
+    }
 }
 
 /// Counts in step with the other units of its job, by files that all see; while there is a file `quiet` it only says how

@@ -5,6 +5,7 @@
 //! nothing else with it. Descriptors name programs that will be run, so only files that nobody else can write to count.
 
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,10 @@ use crate::property::Condition;
 
 /// Where a site has its configuration.
 const SITE: &str = "/etc/gridcpr";
+/// Where classes are described in a directory of configuration.
+const CLASSES: &str = "classes.d";
+/// Where engines are.
+const ENGINES: &str = "engines.d";
 /// Names directories to read instead of the user's and the site's, joined by colons.
 pub const VARIABLE: &str = "GRIDCPR_CONFIG_DIRS";
 /// The engine used where nothing else is asked for.
@@ -113,10 +118,28 @@ impl Registry {
     /// # Errors
     /// As [`Registry::load`].
     pub fn of_site() -> Result<Registry> {
-        match configured() {
-            Some(directories) => Registry::load_from(&directories),
-            None => Registry::load_from(&[PathBuf::from(SITE)]),
+        Registry::load_from(&site_directories())
+    }
+
+    /// Changes when a file of the site comes, goes or is changed: names, places, sizes and times of them all.
+    pub fn site_mark() -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for directory in site_directories() {
+            for part in [CLASSES, ENGINES] {
+                let entries = std::fs::read_dir(directory.join(part)).into_iter().flatten().flatten();
+                let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+                paths.sort();
+                for path in paths.iter().take(MOST_FILES) {
+                    path.hash(&mut hasher);
+                    if let Ok(found) = std::fs::metadata(path) {
+                        let place = (found.dev(), found.ino(), found.mode(), found.uid());
+                        let time = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
+                        (place, found.len(), time).hash(&mut hasher);
+                    }
+                }
+            }
         }
+        hasher.finish()
     }
 
     /// The same with these directories, the most important one first.
@@ -130,7 +153,7 @@ impl Registry {
             problems: Vec::new(),
         };
         for directory in directories {
-            for (path, text) in registry.files(&directory.join("classes.d")) {
+            for (path, text) in registry.files(&directory.join(CLASSES)) {
                 if let Err(error) = Class::parse(&text).and_then(|class| registry.add_class(class)) {
                     registry.problems.push(Problem { path, error });
                 }
@@ -138,7 +161,7 @@ impl Registry {
         }
         // Classes first: engines claim to be in them.
         for directory in directories {
-            for (path, text) in registry.files(&directory.join("engines.d")) {
+            for (path, text) in registry.files(&directory.join(ENGINES)) {
                 let added = Descriptor::parse(&text).and_then(|mut engine| {
                     engine.file = Some(path.clone());
                     registry.add_engine(engine)
@@ -349,6 +372,11 @@ fn configured() -> Option<Vec<PathBuf>> {
             .filter(|path| path.is_absolute())
             .collect(),
     )
+}
+
+/// The directories that every user of this host finds.
+fn site_directories() -> Vec<PathBuf> {
+    configured().unwrap_or_else(|| vec![PathBuf::from(SITE)])
 }
 
 fn directories() -> Vec<PathBuf> {

@@ -92,6 +92,7 @@ fn checkpoint(id: i64, job: &Job) -> Checkpoint {
             node: format!("n{}", id % 20),
             verified_ms: id * 100,
         }],
+        arriving: Vec::new(),
         units: Vec::new(),
         coordination: None,
         part: None,

@@ -18,10 +18,11 @@ use sqlx::{Any, AnyConnection, AnyPool, Executor, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// Statements of each version of the schema.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../migrations/0001.sql"),
     include_str!("../migrations/0002.sql"),
     include_str!("../migrations/0003.sql"),
+    include_str!("../migrations/0004.sql"),
 ];
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -338,6 +339,25 @@ pub(crate) struct Write<'a> {
     _guard: MutexGuard<'a, ()>,
 }
 
+/// What is to be added to a user's account.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Account {
+    pub(crate) operations: i64,
+    pub(crate) images: i64,
+    pub(crate) bytes_stored: u64,
+    pub(crate) bytes_moved: u64,
+}
+
+impl Account {
+    /// A request that was done.
+    pub(crate) const OPERATION: Account = Account {
+        operations: 1,
+        images: 0,
+        bytes_stored: 0,
+        bytes_moved: 0,
+    };
+}
+
 /// What an event is about.
 #[derive(Default)]
 pub(crate) struct About<'a> {
@@ -434,6 +454,23 @@ impl Write<'_> {
             .iter()
             .map(|row| text(row, 0))
             .collect()
+    }
+
+    /// Adds to what a user has had done (GFD93-AUTH-6).
+    pub(crate) async fn account(&mut self, owner: &str, more: Account) -> Result<()> {
+        let sql = "INSERT INTO accounts (owner, operations, images, bytes_stored, bytes_moved) \
+                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT (owner) DO UPDATE SET \
+                   operations = accounts.operations + $2, images = accounts.images + $3, \
+                   bytes_stored = accounts.bytes_stored + $4, bytes_moved = accounts.bytes_moved + $5";
+        let bytes = |count: u64| Value::Int(i64::try_from(count).unwrap_or(i64::MAX));
+        let values = [
+            owner.into(),
+            more.operations.into(),
+            more.images.into(),
+            bytes(more.bytes_stored),
+            bytes(more.bytes_moved),
+        ];
+        execute(&mut self.tx, sql, &values).await.map(drop)
     }
 
     /// Writes a node down.

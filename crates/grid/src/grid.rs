@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use cpr_api::agent::Fetching;
 use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
 use cpr_types::Result;
 use tokio::sync::watch;
@@ -52,6 +53,8 @@ pub(crate) struct Lease {
     pub(crate) heard_ms: u64,
     /// It has lapsed; only a transaction gives the node another one.
     pub(crate) lapsed: bool,
+    /// Images on their way to the node, as it has last told.
+    pub(crate) fetching: Vec<Fetching>,
 }
 
 /// The grid service.
@@ -80,6 +83,7 @@ impl Grid {
                     sequence: 0,
                     heard_ms: clock.steady_ms(),
                     lapsed: false,
+                    fetching: Vec::new(),
                 };
                 leases.insert(node.info.name, lease);
             }
@@ -272,7 +276,8 @@ impl Grid {
 
     /// Adapts the time between a job's checkpoints to what the newest one cost, and to how often the system has failed
     /// under jobs lately.
-    pub(crate) async fn adapt(&self, write: &mut Write<'_>, job: &mut Job, cost_ms: u64, took_ms: u64) -> Result<()> {
+    pub(crate) async fn adapt(&self, write: &mut Write<'_>, job: &mut Job, made: &Checkpoint) -> Result<()> {
+        let (cost_ms, took_ms) = (made.cost_ms.unwrap_or(0), made.took_ms.unwrap_or(0));
         let now = self.clock.wall_ms();
         let sql = "SELECT CAST(COALESCE(SUM(broken), 0) AS BIGINT), CAST(COALESCE(SUM(CASE WHEN ended_ms = 0 \
                    THEN CAST($1 AS BIGINT) ELSE ended_ms END - placed_ms), 0) AS BIGINT) FROM incarnations WHERE placed_ms > $2";
@@ -282,8 +287,26 @@ impl Grid {
             None => (0, 0),
         };
         let failure_ms = interval::mean_time_to_failure_ms(ran_ms, failures);
-        job.interval_ms = Some(interval::best_ms(cost_ms, took_ms, failure_ms));
-        write.put_job(job, false).await
+        let best_ms = interval::best_ms(cost_ms, took_ms, failure_ms);
+        let before = job.interval_ms.replace(best_ms);
+        write.put_job(job, false).await?;
+        if before == Some(best_ms) {
+            return Ok(());
+        }
+        let about = About {
+            job: Some(job),
+            node: job.node.as_deref(),
+        };
+        let what = format!(
+            "job {} is to be saved every {} s: checkpoint {} of {} bytes cost {cost_ms} ms and took {took_ms} ms, and \
+             the system fails every {:.0} s",
+            job.id,
+            best_ms / 1000,
+            made.id,
+            made.bytes,
+            failure_ms / 1000.0
+        );
+        write.note(now, "job.adapted", about, what).await
     }
 
     /// Frees older checkpoints of a user who has more than they may. `job` is the one that has got another.
@@ -383,6 +406,7 @@ pub(crate) fn new_checkpoint(id: i64, job: &Job, generation: u32, stop: bool, no
         stored_ms: None,
         reason: None,
         locations: Vec::new(),
+        arriving: Vec::new(),
         units: Vec::new(),
         coordination: None,
         part: None,

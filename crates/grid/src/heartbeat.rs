@@ -9,12 +9,14 @@ use cpr_api::agent::Incarnation;
 use cpr_api::agent::{
     BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, Phase, Report, Source,
 };
-use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeState, Step, UnitPhase};
+use cpr_api::model::{
+    Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
+};
 use cpr_types::{Error, ErrorKind, Result};
 use sqlx::AnyConnection;
 
 use crate::caller::Caller;
-use crate::db::{self, About, Write};
+use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, Lease};
 use crate::lifecycle::Change;
 use crate::units::{self, Happened};
@@ -182,6 +184,7 @@ impl Grid {
         let known = lease.sequence > 0;
         lease.sequence = report.sequence;
         lease.heard_ms = self.clock.steady_ms();
+        lease.fetching.clone_from(&report.fetching);
         // What it says of itself may have changed with a start of its agent or of the service.
         Ok(known && report.sequence & 0xffff_ffff != 1)
     }
@@ -205,6 +208,27 @@ impl Grid {
             last_seen_ms: now,
         };
         write.put_node(&node).await?;
+        if let Some(known) = known
+            .as_ref()
+            .filter(|known| has_other_engines(&known.info, &node.info))
+        {
+            let gone = known
+                .info
+                .engines
+                .iter()
+                .filter(|name| !node.info.engines.contains(name));
+            let gone: Vec<&str> = gone.map(String::as_str).collect();
+            let gone = match gone.is_empty() {
+                true => String::new(),
+                false => format!(", and no longer {}", gone.join(", ")),
+            };
+            let about = About {
+                job: None,
+                node: Some(name),
+            };
+            let what = format!("node {name} has the engines {}{gone}", node.info.engines.join(", "));
+            write.note(now, "node.engines", about, what).await?;
+        }
         if known.is_none_or(|known| known.state != node.state) {
             let about = About {
                 job: None,
@@ -225,6 +249,7 @@ impl Grid {
             sequence: report.sequence,
             heard_ms: self.clock.steady_ms(),
             lapsed: false,
+            fetching: report.fetching.clone(),
         };
         self.leases().insert(name.clone(), lease);
         Ok(())
@@ -308,6 +333,12 @@ impl Grid {
                     verified_ms: now,
                 }];
                 write.put_checkpoint(&checkpoint, &[]).await?;
+                let more = Account {
+                    images: 1,
+                    bytes_stored: bytes,
+                    ..Account::default()
+                };
+                write.account(&checkpoint.owner.name, more).await?;
                 if let Some(set) = checkpoint.part.as_ref().map(|part| part.of) {
                     self.settle_copies(write, &job, checkpoint).await?;
                     return self.settle_set(write, set).await;
@@ -321,8 +352,8 @@ impl Grid {
                 // It has got further: what failed before does not count any more.
                 job.failures = 0;
                 write.put_job(&job, false).await?;
-                if let (true, Some(cost_ms)) = (job.spec.adapt, cost_ms) {
-                    self.adapt(write, &mut job, cost_ms, took_ms.unwrap_or(0)).await?;
+                if job.spec.adapt && cost_ms.is_some() {
+                    self.adapt(write, &mut job, &checkpoint).await?;
                 }
                 self.settle_copies(write, &job, checkpoint).await
             }
@@ -354,6 +385,11 @@ impl Grid {
         let mut wanted = write.wanted(checkpoint.id).await?;
         wanted.retain(|name| name != node);
         write.put_checkpoint(&checkpoint, &wanted).await?;
+        let more = Account {
+            bytes_moved: checkpoint.bytes,
+            ..Account::default()
+        };
+        write.account(&checkpoint.owner.name, more).await?;
         if let Some(job) = db::job(&mut write.tx, checkpoint.job).await? {
             self.settle_copies(write, &job, checkpoint).await?;
         }
@@ -558,6 +594,11 @@ impl Grid {
         orders.mark = format!("{:016x}", hasher.finish());
         Ok(orders)
     }
+}
+
+/// Whether engines or what they can do have changed.
+fn has_other_engines(before: &NodeInfo, now: &NodeInfo) -> bool {
+    before.engines != now.engines || before.classes != now.classes || before.abilities != now.abilities
 }
 
 /// Whether a checkpoint is to be made of a job, or of this unit of it.

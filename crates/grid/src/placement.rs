@@ -66,11 +66,15 @@ const CLASS: &str = "class";
 pub(crate) fn engine(spec: &JobSpec, info: &NodeInfo) -> Option<String> {
     let wanted = spec.requires.get(ENGINE);
     let members = match spec.requires.get(CLASS) {
-        None => return Some(wanted.map_or_else(|| NATIVE.to_string(), String::clone)),
+        // Whoever asks for nothing is run anywhere (GCA-CTS-27).
+        None if spec.needs.is_empty() => return Some(wanted.map_or_else(|| NATIVE.to_string(), String::clone)),
+        None => &info.engines,
         Some(class) => info.classes.get(class)?,
     };
+    let able = |engine: &String| info.abilities.get(engine).is_some_and(|able| able.have(&spec.needs));
     let fits = |engine: &&String| wanted.is_none_or(|wanted| wanted == *engine);
-    members.iter().find(fits).cloned()
+    let mut members = members.iter().filter(fits);
+    members.find(|engine| spec.needs.is_empty() || able(engine)).cloned()
 }
 
 /// What a job needs of a node that goes on from an image: the engine that made it, too.
@@ -104,6 +108,11 @@ fn unsuitable(spec: &JobSpec, only: Option<&str>, info: &NodeInfo) -> Option<Str
     });
     if let Some((key, value)) = lacking {
         return Some(format!("{} has no {key}={value}", info.name));
+    }
+    if engine(spec, info).is_none() && !spec.needs.is_empty() {
+        let needs = spec.needs.iter().map(|(key, value)| format!("{key}={value}"));
+        let needs = needs.collect::<Vec<_>>().join(" ");
+        return Some(format!("{} has no such engine with {needs}", info.name));
     }
     if engine(spec, info).is_none() {
         let wanted = |key| spec.requires.get(key).map_or("", String::as_str);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Page, Waiting};
+use cpr_api::model::{Arriving, Checkpoint, Event, Job, JobState, Node, Page, Usage, Waiting};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -210,6 +210,36 @@ fn list(text: Option<&str>) -> Vec<String> {
 }
 
 impl Grid {
+    /// What users have had done and what their checkpoints take, by name: the caller, or everybody for operators.
+    pub async fn usage(&self, caller: &Caller) -> Result<Vec<Usage>> {
+        let mut connection = self.db.read().await?;
+        let only = caller.restriction();
+        let sql = "SELECT owner, operations, images, bytes_stored, bytes_moved FROM accounts ORDER BY owner";
+        let mut all = Vec::new();
+        for row in db::rows(&mut connection, sql, &[]).await? {
+            let owner = db::text(&row, 0)?;
+            if only.as_ref().is_none_or(|only| *only == owner) {
+                all.push(Usage {
+                    operations: db::number(&row, 1)?,
+                    images: db::number(&row, 2)?,
+                    bytes_stored: db::number(&row, 3)?,
+                    bytes_moved: db::number(&row, 4)?,
+                    bytes_held: 0,
+                    owner,
+                });
+            }
+        }
+        for usage in &mut all {
+            let sql = "SELECT doc FROM checkpoints WHERE owner = $1 AND state IN ('stored', 'complete')";
+            let held: Vec<Checkpoint> = db::docs(&mut connection, sql, &[usage.owner.as_str().into()]).await?;
+            // What has several images has no copies of its own.
+            let bytes = |c: &Checkpoint| c.bytes.saturating_mul(c.locations.len() as u64);
+            let bytes = held.iter().map(bytes).fold(0, u64::saturating_add);
+            usage.bytes_held = i64::try_from(bytes).unwrap_or(i64::MAX);
+        }
+        Ok(all)
+    }
+
     /// Jobs that the caller may see (GFD93-SM-10).
     pub async fn jobs(&self, caller: &Caller, query: &JobQuery) -> Result<Page<Job>> {
         let states = list(query.state.as_deref());
@@ -288,7 +318,7 @@ impl Grid {
             table = "(SELECT checkpoint AS held_at FROM locations WHERE node = $1 AND held = 1 \
                      ORDER BY checkpoint LIMIT 9223372036854775807) AS held JOIN checkpoints ON id = held_at";
         }
-        select
+        let select = select
             .with("owner = ?", caller.restriction().as_deref())
             .with("owner = ?", query.owner.as_deref())
             .with("job = ?", query.job)
@@ -296,15 +326,44 @@ impl Grid {
             .with("node = ?", query.node.as_deref())
             .with("created_ms >= ?", query.since_ms)
             .with("created_ms < ?", query.until_ms)
-            .any_of("state", &list(query.state.as_deref()))
-            .page(
-                &mut *self.db.read().await?,
-                table,
-                query.after.as_deref(),
-                query.limit,
-                |c: &Checkpoint| c.id,
-            )
-            .await
+            .any_of("state", &list(query.state.as_deref()));
+        let mut connection = self.db.read().await?;
+        let (after, limit) = (query.after.as_deref(), query.limit);
+        let mut page = select
+            .page(&mut connection, table, after, limit, |c: &Checkpoint| c.id)
+            .await?;
+        self.tell_arriving(&mut connection, &mut page.items).await?;
+        Ok(page)
+    }
+
+    /// Adds to checkpoints which nodes are to get a copy of them, and how far each is.
+    pub(crate) async fn tell_arriving(
+        &self,
+        connection: &mut AnyConnection,
+        checkpoints: &mut [Checkpoint],
+    ) -> Result<()> {
+        let usable = checkpoints.iter().filter(|c| c.state.is_usable());
+        let ids: Vec<i64> = usable.map(|c| c.id).collect();
+        for ids in ids.chunks(ID_CHUNK) {
+            let marks: Vec<String> = (1..=ids.len()).map(|n| format!("${n}")).collect();
+            let sql = format!(
+                "SELECT checkpoint, node FROM locations WHERE held = 0 AND checkpoint IN ({}) ORDER BY node",
+                marks.join(", ")
+            );
+            let values: Vec<Value> = ids.iter().map(|id| Value::from(*id)).collect();
+            for row in db::rows(connection, &sql, &values).await? {
+                let (id, node) = (db::number(&row, 0)?, db::text(&row, 1)?);
+                let bytes = self.leases().get(&node).and_then(|lease| {
+                    let told = lease.fetching.iter().find(|told| told.id == id);
+                    told.map(|told| told.bytes)
+                });
+                let bytes = bytes.unwrap_or(0);
+                if let Some(checkpoint) = checkpoints.iter_mut().find(|c| c.id == id) {
+                    checkpoint.arriving.push(Arriving { node, bytes });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checkpoints of which a copy is on record in the store that all nodes share, for the service itself.

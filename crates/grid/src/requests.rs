@@ -2,15 +2,15 @@
 //! may not.
 
 use cpr_api::model::{
-    Array, ArrayRequest, Checkpoint, Element, Intent, Job, JobSpec, JobState, MigrateRequest, Node, NodeState,
-    RecoverRequest,
+    Array, ArrayRequest, Checkpoint, CopyRequest, Element, Intent, Job, JobSpec, JobState, MigrateRequest, Node,
+    NodeState, PolicyRequest, RecoverRequest,
 };
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::caller::Caller;
-use crate::db::{self, About, Write};
+use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, is_blocked};
 use crate::lifecycle::Change;
 
@@ -23,6 +23,15 @@ const ARRAY_INDEX: &str = "GRIDCPR_ARRAY_INDEX";
 
 fn unknown_node(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("the grid has no node {name:?}")).with_hint("`cpr nodes` lists them")
+}
+
+fn require_checkpoint(caller: &Caller, id: i64, found: Option<Checkpoint>) -> Result<Checkpoint> {
+    found
+        .filter(|checkpoint| caller.may_use(&checkpoint.owner))
+        .ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("the grid has no checkpoint {id} of yours"))
+                .with_hint("`cpr checkpoints` lists them")
+        })
 }
 
 /// The answer given to an earlier request with this key.
@@ -158,6 +167,7 @@ impl Grid {
                 continue;
             };
             self.change(&mut write, &mut job, Change::End(Intent::Cancel)).await?;
+            write.account(&job.owner.name, Account::OPERATION).await?;
             array.jobs.push(job.id);
         }
         write.commit().await?;
@@ -190,6 +200,7 @@ impl Grid {
             job: Some(job),
             node: None,
         };
+        write.account(&job.owner.name, Account::OPERATION).await?;
         let what = format!("job {} is submitted by {}", job.id, caller.name);
         write.note(job.submitted_ms, "job.queued", about, what).await
     }
@@ -201,13 +212,70 @@ impl Grid {
 
     /// A checkpoint.
     pub async fn checkpoint(&self, caller: &Caller, id: i64) -> Result<Checkpoint> {
-        let found = db::checkpoint(&mut *self.db.read().await?, id).await?;
-        found
-            .filter(|checkpoint| caller.may_use(&checkpoint.owner))
-            .ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("the grid has no checkpoint {id} of yours"))
-                    .with_hint("`cpr checkpoints` lists them")
-            })
+        let mut connection = self.db.read().await?;
+        let mut found = [require_checkpoint(
+            caller,
+            id,
+            db::checkpoint(&mut connection, id).await?,
+        )?];
+        self.tell_arriving(&mut connection, &mut found).await?;
+        let [checkpoint] = found;
+        Ok(checkpoint)
+    }
+
+    /// Has a node get a copy of a checkpoint's image, or of all its images, or not get it after all
+    /// (GFD93-INT-CPRtransfer). It is there when it is among the locations; how far it is can be asked for.
+    pub async fn copy(&self, caller: &Caller, id: i64, request: CopyRequest) -> Result<Checkpoint> {
+        let mut write = self.db.write().await?;
+        let checkpoint = require_checkpoint(caller, id, db::checkpoint(&mut write.tx, id).await?)?;
+        if !checkpoint.state.is_usable() {
+            let state = checkpoint.state.name();
+            return Err(Error::new(ErrorKind::Gone, format!("checkpoint {id} is {state}")));
+        }
+        let nodes = db::nodes(&mut write.tx).await?;
+        let node = nodes.iter().find(|node| node.info.name == request.to);
+        let node = node.ok_or_else(|| unknown_node(&request.to))?;
+        if node.state == NodeState::Lost && !request.cancel {
+            let text = format!("node {} is lost; it gets no copies", request.to);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        let images = match checkpoint.is_set() {
+            true => db::parts_of(&mut write.tx, id).await?,
+            false => vec![checkpoint],
+        };
+        let mut changed = false;
+        for image in images.iter().filter(|image| image.state.is_usable()) {
+            let mut wanted = write.wanted(image.id).await?;
+            let is_wanted = wanted.contains(&request.to);
+            let held = image.locations.iter().any(|place| place.node == request.to);
+            if held || is_wanted != request.cancel {
+                continue;
+            }
+            match request.cancel {
+                true => wanted.retain(|name| *name != request.to),
+                false => wanted.push(request.to.clone()),
+            }
+            write.put_checkpoint(image, &wanted).await?;
+            changed = true;
+        }
+        if changed {
+            let job = db::job(&mut write.tx, images[0].job).await?;
+            let about = About {
+                job: job.as_ref(),
+                node: Some(&request.to),
+            };
+            let (kind, what) = match request.cancel {
+                true => ("checkpoint.copy-cancelled", "is not to hold a copy of"),
+                false => ("checkpoint.copy-wanted", "is to hold a copy of"),
+            };
+            let text = format!("{} {what} checkpoint {id}, as {} wants", request.to, caller.name);
+            write.note(self.clock.wall_ms(), kind, about, text).await?;
+            write.account(&images[0].owner.name, Account::OPERATION).await?;
+            write.commit().await?;
+        } else {
+            drop(write);
+        }
+        self.checkpoint(caller, id).await
     }
 
     /// A job of the caller's, changed by `change`.
@@ -221,8 +289,38 @@ impl Grid {
             self.begin_checkpoint(&mut write, &mut job, true).await?;
         }
         if job != before {
+            write.account(&job.owner.name, Account::OPERATION).await?;
             write.commit().await?;
         }
+        Ok(job)
+    }
+
+    /// Changes how a job is saved from now on (XGCP-ADAPT-1, XGCP-ADAPT-2). A checkpoint that is being made is not
+    /// disturbed.
+    pub async fn change_policy(&self, caller: &Caller, id: i64, request: PolicyRequest) -> Result<Job> {
+        let mut write = self.db.write().await?;
+        let mut job = caller.require_job(id, db::job(&mut write.tx, id).await?)?;
+        if job.state.is_over() {
+            let text = format!("job {id} is {}, and not saved any more", job.state.name());
+            return Err(Error::new(ErrorKind::Gone, text));
+        }
+        let before = job.spec.clone();
+        request.apply(&mut job.spec);
+        job.spec.check()?;
+        if job.spec == before {
+            return Ok(job);
+        }
+        let blocked = is_blocked(&mut write, &job).await?;
+        write.put_job(&job, blocked).await?;
+        let about = About {
+            job: Some(&job),
+            node: job.node.as_deref(),
+        };
+        let what = format!("job {id} is saved in another way, as {} wants", caller.name);
+        write.note(self.clock.wall_ms(), "job.policy", about, what).await?;
+        write.account(&job.owner.name, Account::OPERATION).await?;
+        self.free_surplus(&mut write, &job).await?;
+        write.commit().await?;
         Ok(job)
     }
 
@@ -319,6 +417,7 @@ impl Grid {
             ));
         }
         let checkpoint = self.begin_checkpoint(&mut write, &mut job, false).await?;
+        write.account(&job.owner.name, Account::OPERATION).await?;
         remember(self, &mut write, caller, key, &request, &checkpoint).await?;
         write.commit().await?;
         Ok(checkpoint)

@@ -57,9 +57,18 @@ fn needed(job: &Job) -> [Option<i64>; 2] {
 }
 
 /// Complete checkpoints of one user that have to go because all of theirs take more than `allowed` bytes, oldest first;
-/// and how many bytes are still too many then. The newest complete one of each job stays, and what it runs from.
+/// and how many bytes are still too many then. The newest complete one of each job stays, and what it runs from. What a
+/// job was moved or suspended with is the system's, and not counted, until the job has a newer one.
 pub(crate) fn over_quota(jobs: &[Job], checkpoints: &[Checkpoint], allowed: u64) -> (Vec<i64>, u64) {
-    let held = || checkpoints.iter().filter(|c| c.state.is_usable());
+    let newer = |c: &Checkpoint| {
+        let mut others = checkpoints.iter().filter(|other| other.state.is_usable());
+        others.any(|other| other.job == c.job && other.id > c.id)
+    };
+    let held = || {
+        checkpoints
+            .iter()
+            .filter(|c| c.state.is_usable() && (!c.stop || newer(c)))
+    };
     let mut bytes: u64 = held().map(|c| c.bytes).fold(0, u64::saturating_add);
     let complete = || held().filter(|c| c.state == CheckpointState::Complete);
     let stays = |c: &&Checkpoint| {

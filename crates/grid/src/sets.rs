@@ -186,9 +186,9 @@ impl Grid {
             job.ending = job.ending.take().or(Some(Ending::Saved));
         }
         write.put_job(job, false).await?;
-        match (job.spec.adapt, set.cost_ms) {
-            (true, Some(cost_ms)) => self.adapt(write, job, cost_ms, set.took_ms.unwrap_or(0)).await,
-            _ => Ok(()),
+        match job.spec.adapt && set.cost_ms.is_some() {
+            true => self.adapt(write, job, set).await,
+            false => Ok(()),
         }
     }
 

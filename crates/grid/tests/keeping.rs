@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "suite/copies.rs"]
+mod copies;
+#[path = "suite/policy.rs"]
+mod policy;
 mod support;
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult, Phase};
@@ -172,7 +176,7 @@ fn checkpoints_go_when_they_take_too_much_or_are_too_old_and_the_newest_stays() 
     });
 }
 
-// XGCP-ADAPT-3
+// XGCP-ADAPT-3, XGCP-ADAPT-5
 #[test]
 fn the_time_between_checkpoints_follows_their_cost_and_the_failures() {
     with_each_database("adaptive", |place| async move {
@@ -219,6 +223,25 @@ fn the_time_between_checkpoints_follows_their_cost_and_the_failures() {
             "failures make it shorter: {intervals:?}"
         );
         assert_eq!(grid.job(&ada, other).await.unwrap().every_ms(), None);
+        // It is said what it was decided by.
+        let query = EventQuery {
+            job: Some(id),
+            kind: Some("job.adapted".into()),
+            ..EventQuery::default()
+        };
+        let told = grid.events(&ada, &query).await.unwrap().items;
+        assert_eq!(told.len(), 3);
+        for (event, (every, cost)) in told.iter().zip(intervals.iter().zip([10, 1000, 1000])) {
+            let text = &event.text;
+            assert!(
+                text.contains(&format!("every {} s: checkpoint", every / 1000)),
+                "{text}"
+            );
+            assert!(
+                text.contains(&format!("of 7 bytes cost {cost} ms and took {cost} ms")),
+                "{text}"
+            );
+        }
         // And it is kept to.
         let before = grid
             .checkpoints(&ada, &CheckpointQuery::default())

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "suite/engines.rs"]
+mod engines;
 mod support;
 #[path = "suite/units.rs"]
 mod units;
@@ -147,7 +149,7 @@ fn jobs_of_lower_priority_make_room_and_go_on_later_and_no_more_of_them_than_nee
     });
 }
 
-// GFD93-EH-2, GFD93-EH-3, GFD93-EH-7, GFD93-JM-4, GFD93-WF-3.2, GFD93-WF-3.4
+// GFD93-EH-2, GFD93-EH-3, GFD93-EH-7, GFD93-JM-4, GFD93-WF-3.2, GFD93-WF-3.4, GFD93-INT-EHupdate
 #[test]
 fn jobs_of_a_lost_node_go_on_elsewhere_from_their_newest_good_checkpoint() {
     with_each_database("jobs_of_a_lost_node", |place| async move {
@@ -209,6 +211,16 @@ fn jobs_of_a_lost_node_go_on_elsewhere_from_their_newest_good_checkpoint() {
             events.last().unwrap().text.contains("node n1 was not heard of"),
             "{events:?}"
         );
+        // What was known of it at each time.
+        let query = EventQuery {
+            job: Some(victim),
+            kind: Some("job".into()),
+            ..Default::default()
+        };
+        let events = grid.events(&ada, &query).await.unwrap().items;
+        let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();
+        let life = ["job.queued", "job.starting", "job.running"];
+        assert_eq!(kinds, [life, life].concat());
 
         // The node comes back, and is told to have nothing.
         assert!(one.running().count() == 1);

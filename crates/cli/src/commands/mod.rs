@@ -56,6 +56,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
             | Verb::Context(_)
             | Verb::Checkpoints(_)
             | Verb::Nodes(_)
+            | Verb::Usage(_)
             | Verb::Events(_)
     ) {
         // Where this fails, a message is printed that nobody reads.
@@ -90,7 +91,10 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Queue(args) => grid::queue(output, &args),
         Verb::Cancel(args) => grid::cancel(output, &args),
         Verb::Recover(args) => grid::recover(output, &args),
+        Verb::Policy(args) => grid::policy(output, &args),
         Verb::Checkpoints(args) => grid::checkpoints(output, &args),
+        Verb::Transfer(args) => grid::transfer(output, &args),
+        Verb::Usage(_) => grid::usage(output),
         Verb::Nodes(_) => grid::nodes(output),
         Verb::Drain(args) => grid::drain(output, &args),
         Verb::Events(args) => grid::events(output, &args),

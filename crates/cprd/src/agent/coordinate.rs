@@ -12,6 +12,7 @@ use cpr_api::agent::{CheckpointOrder, CheckpointReport, CheckpointResult, Incarn
 use cpr_api::model::Step;
 use cpr_types::{Error, ErrorKind, Result};
 
+use super::hooks::When;
 use super::jobs::{LONG, stored, text};
 use super::layout::Record;
 use super::process::{Call, Front};
@@ -181,10 +182,15 @@ impl Agent {
                 log(format!("checkpoint {id} of unit {incarnation}: {}", error.chain()));
             }
             let result = result.unwrap_or_else(|error| CheckpointResult::Failed { message: error.chain() });
+            let made = matches!(result, CheckpointResult::Stored { .. });
             let mut state = agent.state();
             state.results.insert(id, CheckpointReport { id, result });
             state.making.remove(&id);
             state.conducting.remove(&incarnation);
+            drop(state);
+            if made {
+                agent.try_hook(When::AfterCheckpoint, incarnation, &order.owner, Some(id));
+            }
         });
         if !begun {
             let mut state = self.state();

@@ -74,6 +74,10 @@ impl Agent {
             let Err(error) = fetched else {
                 return true;
             };
+            if error.kind() == ErrorKind::Cancelled {
+                let _ = fs::remove_file(&path);
+                return true;
+            }
             let place = if source.node.is_empty() {
                 "the store"
             } else {
@@ -128,6 +132,9 @@ impl Agent {
             let came = for_each_piece(&mut reader, |piece| {
                 hasher.update(piece);
                 self.pace.pass(piece.len());
+                if !self.state().known.contains_key(&image.id) {
+                    return Err(Error::new(ErrorKind::Cancelled, "nobody wants the image any more"));
+                }
                 file.write_all(piece).context(what)
             });
             came.map_err(|error| not_whole(error, source))?;

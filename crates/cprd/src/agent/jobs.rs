@@ -10,6 +10,7 @@ use cpr_api::model::{NATIVE, Owner};
 use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
+use super::hooks::When;
 use super::layout::Record;
 use super::process::{Call, Runner};
 use super::{Agent, images};
@@ -209,6 +210,7 @@ impl Agent {
         let spec = &order.spec;
         let name = order.incarnation.to_string();
         self.layout.prepare(&order.owner)?;
+        self.hook(When::BeforeJob, order.incarnation, &order.owner, None)?;
         let lease = self.layout.lease();
         let mut arguments: Vec<String> = match order.from {
             None => vec!["run".into()],
@@ -294,6 +296,10 @@ impl Agent {
                 _ => {}
             }
         }
+        let began = self.state().records.get(&incarnation).is_none_or(|record| record.began);
+        if began {
+            self.try_hook(When::AfterJob, incarnation, owner, None);
+        }
         self.layout.remove_record(incarnation)?;
         self.state().records.remove(&incarnation);
         Ok(())
@@ -337,9 +343,14 @@ impl Agent {
                 log(format!("checkpoint {id} of job {incarnation}: {}", error.chain()));
                 CheckpointResult::Failed { message: error.chain() }
             });
+            let made = matches!(result, CheckpointResult::Stored { .. });
             let mut state = agent.state();
             state.results.insert(id, CheckpointReport { id, result });
             state.making.remove(&id);
+            drop(state);
+            if made {
+                agent.try_hook(When::AfterCheckpoint, incarnation, &owner, Some(id));
+            }
         });
         if !begun {
             self.state().making.remove(&id);

@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use cpr_api::agent::Incarnation;
+use cpr_api::agent::{Fetching, Incarnation};
 use cpr_api::model::Owner;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -176,6 +176,21 @@ impl Layout {
     /// Where an image is while it is fetched.
     pub fn incoming(&self, id: i64) -> PathBuf {
         self.directory.join("incoming").join(format!("{id}.part"))
+    }
+
+    /// How much there is of images that are not here as a whole so far.
+    pub fn fetched_so_far(&self) -> Vec<Fetching> {
+        let parts = fs::read_dir(self.directory.join("incoming"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let found = parts.filter_map(|entry| {
+            let name = entry.file_name();
+            let id = name.to_str()?.strip_suffix(".part")?.parse().ok()?;
+            let bytes = entry.metadata().ok()?.len();
+            Some(Fetching { id, bytes })
+        });
+        found.collect()
     }
 
     /// Makes the places of a user. Nobody else can reach what is in them, and the user cannot move them.

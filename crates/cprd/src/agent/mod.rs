@@ -6,7 +6,9 @@
 //! Fencing is not the agent's: it writes the lease down, and the supervisor of every job watches it.
 
 mod coordinate;
+mod engines;
 mod fetch;
+mod hooks;
 mod images;
 mod jobs;
 mod layout;
@@ -23,9 +25,8 @@ use std::time::{Duration, Instant};
 
 use cpr_api::Client;
 use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report, StepReport};
-use cpr_api::model::{NATIVE, NodeInfo, Step};
+use cpr_api::model::{NodeInfo, Step};
 use cpr_api::tls::ClientTls;
-use cpr_engines::Registry;
 use cpr_node::{grant_lease, lease_clock};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use tokio::task::JoinSet;
@@ -35,6 +36,7 @@ use crate::log;
 use crate::reload::Current;
 use crate::stores::Store;
 use coordinate::Said;
+use engines::Published;
 use layout::{Layout, Record};
 use pace::Pace;
 use process::Runner;
@@ -108,6 +110,8 @@ pub struct Agent {
     pace: Pace,
     instance: String,
     state: Mutex<State>,
+    /// The engines that work here, as they were last looked for.
+    engines: Mutex<Published>,
     tasks: AtomicUsize,
     coordinated: AtomicUsize,
     /// The service has answered.
@@ -135,6 +139,7 @@ impl Agent {
             instance: layout.instance()?,
             layout,
             state: Mutex::new(state),
+            engines: Mutex::new(Published::look()),
             tasks: AtomicUsize::new(0),
             coordinated: AtomicUsize::new(0),
             answered: Condvar::new(),
@@ -183,11 +188,14 @@ impl Agent {
         let mut seen = String::new();
         let mut complaint = String::new();
         let mut current = self.current.clone();
-        let mut info = describe(&current.borrow_and_update());
+        let mut engines = self.engines();
+        let mut info = describe(&current.borrow_and_update(), &engines);
         loop {
-            if current.has_changed().unwrap_or(false) {
+            let now = self.engines();
+            if current.has_changed().unwrap_or(false) || now != engines {
                 let config = current.borrow_and_update().clone();
-                info = describe(&config);
+                engines = now;
+                info = describe(&config, &engines);
                 self.pace.set(config.node.transfer_mb_per_s);
                 // As after a start: what we say of ourselves is looked at anew.
                 sequence = self.layout.count_start()? << 32;
@@ -261,6 +269,7 @@ impl Agent {
             images: self.layout.images().into_keys().collect(),
             bad_images,
             verified,
+            fetching: self.layout.fetched_so_far(),
             in_store,
             seen: seen.to_string(),
         }
@@ -292,7 +301,7 @@ impl Agent {
 }
 
 /// What the node says of itself (GCA-ENV-3).
-fn describe(config: &Config) -> NodeInfo {
+fn describe(config: &Config, engines: &Published) -> NodeInfo {
     let uname = rustix::system::uname();
     let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -302,41 +311,29 @@ fn describe(config: &Config) -> NodeInfo {
     properties.insert("arch".into(), text(uname.machine()));
     properties.insert("kernel".into(), text(uname.release()));
     properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-    let mut info = NodeInfo {
+    if config.node.store.is_some() {
+        let encrypted = if config.encryption.is_used() { "yes" } else { "no" };
+        properties.insert("store-encrypted".into(), encrypted.into());
+    }
+    NodeInfo {
         name: config.node.name(),
         address: config.node.address(),
         slots: config.node.slots.unwrap_or(processors),
         memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
         has_store: config.node.store.is_some(),
         has_units: true,
-        engines: Vec::new(),
-        classes: BTreeMap::new(),
+        engines: engines.names.clone(),
+        classes: engines.classes.clone(),
+        abilities: engines.abilities.clone(),
         properties,
-    };
-    if let Err(error) = add_engines(&mut info) {
-        log(format!("which engines there are is not known: {}", error.chain()));
-        info.engines.push(NATIVE.to_string());
     }
-    info
-}
-
-/// Adds the engines that work on this node, and for each class those of them that are its members; the preferred ones first.
-fn add_engines(info: &mut NodeInfo) -> Result<()> {
-    let registry = Registry::of_site()?;
-    for engine in registry.engines().iter().filter(|engine| engine.probe().works()) {
-        info.engines.push(engine.name.clone());
-        for class in engine.member_of(registry.classes()) {
-            let members = info.classes.entry(class.to_string()).or_default();
-            members.push(engine.name.clone());
-        }
-    }
-    Ok(())
 }
 
 /// Starts the agent, and the server that other nodes fetch images from.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
     serve::start(parts, config, agent.clone()).await?;
     agent.begin_scrub().context(|| "begin to look at images")?;
+    agent.watch_engines().context(|| "begin to look at engines")?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

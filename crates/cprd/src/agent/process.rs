@@ -128,6 +128,14 @@ impl Runner {
         understand(&output).context(|| what)
     }
 
+    /// Runs a command as ourselves to its end, with these variables and no others.
+    pub fn command(&self, words: &[String], variables: &[(&str, String)], limit: Duration) -> Result<Output> {
+        let mut command: Vec<OsString> = vec!["env".into()];
+        command.extend(variables.iter().map(|(name, value)| format!("{name}={value}").into()));
+        command.extend(words.iter().map(OsString::from));
+        self.runtime.block_on(run_with_limit(&command, &[], limit))
+    }
+
     /// Starts `cpr --json` with `--steps`, to be told what to do.
     pub fn open(&self, call: &Call<'_>) -> Result<Front> {
         let (command, mut input) = self.prepare(call, true)?;

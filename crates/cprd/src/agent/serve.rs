@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::{Agent, images};
+use super::{Agent, describe, images};
 use crate::config::Config;
 use crate::log;
 use crate::server::{Listener, Peer, serve};
@@ -46,7 +46,10 @@ pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<
         agent,
         tls: tls.clone(),
     });
-    let router = Router::new().route("/v1/images/{id}", get(image)).with_state(shared);
+    let router = Router::new()
+        .route("/v1/images/{id}", get(image))
+        .route("/v1/node", get(node))
+        .with_state(shared);
     parts.spawn(serve(Listener::Tcp(listener, tls), router, config.limits.limits()));
     Ok(())
 }
@@ -60,6 +63,23 @@ fn require_node(shared: &Shared, peer: &Peer) -> Result<()> {
         Some((_, Role::Node)) => Ok(()),
         _ => Err(Error::new(ErrorKind::Denied, "images are for nodes of the grid")),
     }
+}
+
+/// `GET /v1/node`: what the node says of itself, to whoever has a certificate where there are any.
+async fn node(State(shared): State<Arc<Shared>>, Extension(peer): Extension<Peer>) -> Response {
+    let known = match (&shared.tls, &peer) {
+        (Some(tls), Peer::Remote { certificates }) => tls.get().and_then(|tls| tls.identify(certificates)),
+        _ => Ok(Some((String::new(), Role::User))),
+    };
+    let refused = match known {
+        Ok(Some(_)) => {
+            let config = shared.agent.current.borrow().clone();
+            return Json(describe(&config, &shared.agent.engines())).into_response();
+        }
+        Ok(None) => Error::new(ErrorKind::Denied, "whoever asks needs a certificate of this grid"),
+        Err(error) => error,
+    };
+    (StatusCode::FORBIDDEN, Json(Problem::from(&refused))).into_response()
 }
 
 /// `GET /v1/images/{id}`, from a byte on: `Range: bytes=N-`.

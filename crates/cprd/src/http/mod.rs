@@ -15,6 +15,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use cpr_grid::Grid;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use serde_json::Value;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
@@ -44,9 +45,12 @@ fn router(service: Arc<Service>) -> Router {
         .route("/jobs/{id}/suspend", post(routes::suspend))
         .route("/jobs/{id}/recover", post(routes::recover))
         .route("/jobs/{id}/migrate", post(routes::migrate))
+        .route("/jobs/{id}/policy", post(routes::policy))
         .route("/jobs/{id}/checkpoint", post(routes::request_checkpoint))
+        .route("/usage", get(routes::usage))
         .route("/checkpoints", get(routes::checkpoints))
         .route("/checkpoints/{id}", get(routes::checkpoint))
+        .route("/checkpoints/{id}/copies", post(routes::copy))
         .route("/nodes", get(routes::nodes))
         .route("/nodes/{name}/drain", post(routes::drain))
         .route("/events", get(events::events))
@@ -68,6 +72,35 @@ pub fn openapi_json() -> Result<String> {
     routes::description()
         .to_pretty_json()
         .map_err(|error| Error::new(ErrorKind::Internal, "write the description").with_source(error))
+}
+
+/// The JSON schema of a checkpoint's record, with everything that it refers to.
+pub fn schema_json() -> Result<String> {
+    let what = |error| Error::new(ErrorKind::Internal, "write the schema").with_source(error);
+    let all = serde_json::to_value(routes::description()).map_err(what)?;
+    let all = all.pointer("/components/schemas").and_then(Value::as_object);
+    let all = all.ok_or_else(|| Error::new(ErrorKind::Internal, "the description has no schemas"))?;
+    let mut schema = serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "What a grid knows of a checkpoint",
+        "$ref": "#/$defs/Checkpoint",
+        "$defs": {},
+    });
+    let mut waiting = vec!["Checkpoint".to_string()];
+    while let Some(name) = waiting.pop() {
+        let Some(found) = all.get(&name) else {
+            return Err(Error::new(ErrorKind::Internal, format!("there is no schema of {name}")));
+        };
+        if schema["$defs"].get(&name).is_some() {
+            continue;
+        }
+        let text = found.to_string();
+        let names = text.split("#/components/schemas/").skip(1);
+        waiting.extend(names.filter_map(|rest| Some(rest.split_once('"')?.0.to_string())));
+        let text = text.replace("#/components/schemas/", "#/$defs/");
+        schema["$defs"][&name] = serde_json::from_str(&text).map_err(what)?;
+    }
+    serde_json::to_string_pretty(&schema).map_err(what)
 }
 
 /// Listens at every address of the configuration.

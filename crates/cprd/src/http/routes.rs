@@ -134,6 +134,24 @@ pub async fn migrate(
     whole(&service.grid.migrate(&caller, id, body(&bytes)?).await?)
 }
 
+/// Changes how a job is saved from now on.
+#[utoipa::path(post, path = "/v1/jobs/{id}/policy", params(("id" = i64, Path)), request_body = PolicyRequest, responses((status = 200, body = Job)))]
+pub async fn policy(
+    State(service): Shared,
+    Identified(caller): Identified,
+    Path(id): Path<i64>,
+    bytes: Bytes,
+) -> Answer {
+    whole(&service.grid.change_policy(&caller, id, body(&bytes)?).await?)
+}
+
+/// What the caller has had done and what their checkpoints take; for operators that of every user.
+#[utoipa::path(get, path = "/v1/usage", responses((status = 200, body = Page<Usage>)))]
+pub async fn usage(State(service): Shared, Identified(caller): Identified) -> Answer {
+    let items = service.grid.usage(&caller).await?;
+    whole(&Page { items, next: None })
+}
+
 /// Asks for a checkpoint of a running job, with `Idempotency-Key` as at submission.
 #[utoipa::path(post, path = "/v1/jobs/{id}/checkpoint", params(("id" = i64, Path)), responses((status = 200, body = Checkpoint)))]
 pub async fn request_checkpoint(
@@ -173,6 +191,12 @@ pub async fn checkpoints(
 #[utoipa::path(get, path = "/v1/checkpoints/{id}", params(("id" = i64, Path)), responses((status = 200, body = Checkpoint), (status = 404, body = Problem)))]
 pub async fn checkpoint(State(service): Shared, Identified(caller): Identified, Path(id): Path<i64>) -> Answer {
     whole(&service.grid.checkpoint(&caller, id).await?)
+}
+
+/// Has a node get a copy of a checkpoint, or not after all.
+#[utoipa::path(post, path = "/v1/checkpoints/{id}/copies", params(("id" = i64, Path)), request_body = CopyRequest, responses((status = 200, body = Checkpoint)))]
+pub async fn copy(State(service): Shared, Identified(caller): Identified, Path(id): Path<i64>, bytes: Bytes) -> Answer {
+    whole(&service.grid.copy(&caller, id, body(&bytes)?).await?)
 }
 
 /// Nodes.
@@ -291,9 +315,12 @@ pub async fn nothing() -> Failure {
         suspend,
         recover,
         migrate,
+        policy,
+        usage,
         request_checkpoint,
         checkpoints,
         checkpoint,
+        copy,
         nodes,
         drain,
         events,

@@ -49,8 +49,84 @@ fn a_job_runs_as_its_user_with_its_environment_arguments_and_directory() {
     assert!(site.cpr(&["wait", &format!("@{another}")]).status.success());
 }
 
-// XGCP-USE-3, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10, GFD93-SCOPE-2
-// GFD93-SM-5
+/// Checks values against a JSON schema, by a validator of others; what it says of each that does not fit.
+fn unfit(schema: &std::path::Path, values: &[Value]) -> Option<usize> {
+    let script = "import json, sys\nimport jsonschema\nschema = json.load(open(sys.argv[1]))\n\
+                  kind = jsonschema.validators.validator_for(schema)\nkind.check_schema(schema)\n\
+                  values = json.load(sys.stdin)\nprint(sum(not kind(schema).is_valid(value) for value in values))\n";
+    let mut child = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(schema)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    let text = serde_json::to_vec(values).unwrap();
+    let _ = child.stdin.take().unwrap().write_all(&text);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("No module named 'jsonschema'") {
+        return None;
+    }
+    assert!(output.status.success(), "{said}");
+    Some(String::from_utf8_lossy(&output.stdout).trim().parse().unwrap())
+}
+
+// GFD93-GLO-4
+#[test]
+fn what_is_known_of_checkpoints_is_as_the_published_schema_says() {
+    let Some(site) = site() else { return };
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let published = here.join("../../docs/checkpoint.schema.json");
+    let printed = site.cprd(&["schema"]).output().unwrap();
+    assert_eq!(
+        fs::read_to_string(&published).unwrap(),
+        String::from_utf8(printed.stdout).unwrap(),
+        "`cprd schema > docs/checkpoint.schema.json` renews it"
+    );
+    // Of one program and of two units, complete, superseded, failed and freed.
+    let id = site.submit("out", &["--keep", "1"], &counter(10_000));
+    let units = site.submit("unit-%u", &["--units", "2"], &counter(10_000));
+    site.wait_for_count("out", 5);
+    site.wait_for_state(&units, "running");
+    for id in [&id, &id, &units] {
+        site.json(&["checkpoint", &format!("@{id}")]);
+    }
+    let own = site.submit("own", &["--engine", "self-checkpointing"], &counter(10_000));
+    site.wait_for_count("own", 3);
+    assert!(!site.cpr(&["checkpoint", &format!("@{own}")]).status.success());
+    let mut records = Vec::new();
+    let images = |of: &Value| site.json(&["checkpoints", "-a", "--images-of", &of["id"].to_string()]);
+    for known in site.json(&["checkpoints", "-a"])["checkpoints"].as_array().unwrap() {
+        records.push(known.clone());
+        records.extend(images(known)["checkpoints"].as_array().unwrap().iter().cloned());
+    }
+    let states: std::collections::BTreeSet<&str> =
+        records.iter().map(|record| record["state"].as_str().unwrap()).collect();
+    assert_eq!(states.into_iter().collect::<Vec<_>>(), ["complete", "failed", "freed"]);
+    assert_eq!(records.len(), 6, "{records:?}");
+    let Some(bad) = unfit(&published, &records) else {
+        return skipped("records and their schema: there is no jsonschema for python3");
+    };
+    assert_eq!(bad, 0, "{records:?}");
+    // What is wrong is found.
+    let wrong = |name: &str, value: Value| {
+        let mut record = records[0].clone();
+        record[name] = value;
+        record
+    };
+    let mut without = records[0].clone();
+    without.as_object_mut().unwrap().remove("owner");
+    let wrong = [wrong("state", "good".into()), wrong("id", "one".into()), without];
+    assert_eq!(unfit(&published, &wrong), Some(3));
+    for id in [id, units, own] {
+        site.text(&["cancel", &id]);
+    }
+}
+
+// XGCP-USE-3, GCA-UC-5.1.7, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10
+// GFD93-SCOPE-2, GFD93-SM-5
 #[test]
 fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_choice() {
     let Some(site) = site() else { return };
@@ -91,7 +167,273 @@ fn a_job_is_checkpointed_suspended_and_recovered_from_the_checkpoint_of_ones_cho
     );
 }
 
-// GFD93-SM-4
+/// The command lines of processes of jobs, and who they run as.
+fn of_jobs(directory: &std::path::Path) -> Vec<(Vec<String>, u32)> {
+    let mut found = Vec::new();
+    for pid in job_processes_below(directory) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        let Some(uid) = uid.and_then(|ids| ids.split_whitespace().next()?.parse().ok()) else {
+            continue;
+        };
+        let words = line
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned());
+        found.push((words.collect(), uid));
+    }
+    found
+}
+
+// GCA-UC-5.2.1, GCA-UC-5.2.4, GCA-UC-5.2.5, GCA-UC-5.2.9, XGCP-SEC-6
+#[test]
+fn many_requests_at_once_leave_checkpoints_in_order_each_of_the_right_job_made_by_its_user() {
+    let Some(site) = site() else { return };
+    let first = site.submit("first", &["--keep", "20"], &counter(10_000));
+    let second = site.submit("second", &["--keep", "20"], &counter(10_000));
+    let timed = site.submit("timed", &["--keep", "20", "--every", "1s"], &counter(10_000));
+    for name in ["first", "second", "timed"] {
+        site.wait_for_count(name, 5);
+    }
+    // Whoever works for the jobs while they are saved.
+    let (ended, done) = std::sync::mpsc::channel::<()>();
+    let directory = site.path("");
+    let watch = std::thread::spawn(move || {
+        let mut seen: std::collections::BTreeSet<(String, u32)> = Default::default();
+        while done.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            for (words, uid) in of_jobs(&directory) {
+                let verb = words.get(1).cloned().unwrap_or_default();
+                seen.insert((verb, uid));
+            }
+        }
+        seen
+    });
+    let asking: Vec<_> = (0..10)
+        .map(|_| {
+            let mut command = site.command(&["checkpoint", "--json", &format!("@{second}")]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut made = std::collections::BTreeMap::new();
+    for child in asking {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&answer["state"], answer["job"].to_string()),
+            (&"complete".into(), second.clone())
+        );
+        made.insert(answer["id"].as_i64().unwrap(), answer["generation"].as_u64().unwrap());
+    }
+    let generations: Vec<u64> = made.values().copied().collect();
+    let expected: Vec<u64> = (1..=made.len() as u64).collect();
+    assert_eq!(generations, expected, "none is left out, and none is two");
+    // One that ends the job waits for the one before.
+    let before = site.submit("third", &["--keep", "20"], &counter(10_000));
+    site.wait_for_count("third", 5);
+    let mut asked = site.command(&["checkpoint", "--json", &format!("@{before}")]);
+    let asked = asked.stdout(Stdio::piped()).spawn().unwrap();
+    let all = |id: &str| {
+        site.json(&["checkpoints", "-a", id])["checkpoints"]
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    wait_until("it is asked for", || !all(&before).is_empty());
+    site.json(&["suspend", &format!("@{before}")]);
+    assert!(asked.wait_with_output().unwrap().status.success());
+    let both = all(&before);
+    let told: Vec<(bool, bool)> = both
+        .iter()
+        .map(|made| (made["state"] == "complete", made["stop"] == true))
+        .collect();
+    assert_eq!(told, [(true, false), (true, true)], "{both:?}");
+    assert!(both[0]["stored_ms"].as_i64() <= both[1]["stored_ms"].as_i64());
+    site.text(&["recover", &before]);
+    site.wait_for_state(&before, "running");
+    // By a clock, too, and the records are alike.
+    wait_until("the clock has had some made", || all(&timed).len() > 1);
+    let by_hand = &site.json(&["checkpoints", &second])["checkpoints"][0];
+    let by_clock = &site.json(&["checkpoints", &timed])["checkpoints"][0];
+    let fields = |record: &Value| record.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(by_hand), fields(by_clock));
+    assert_eq!(by_clock["state"], "complete");
+    let _ = ended.send(());
+    let seen = watch.join().unwrap();
+    for verb in ["checkpoint", "restart", "run"] {
+        assert!(seen.iter().any(|(seen, _)| seen == verb), "{verb}: {seen:?}");
+    }
+    let uid = if am_root() {
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    assert!(seen.iter().all(|(_, seen)| *seen == uid), "{seen:?}");
+    // Each is of the job that was asked for, and whole.
+    for id in made.keys() {
+        let image = site.path(&format!("node/users/{uid}/images/{id}.cpr"));
+        let image = image.to_str().unwrap();
+        let shown = site.json(&["inspect", image]);
+        assert_eq!(shown["manifest"]["checkpoint"]["job"], format!("{second}.1"));
+        let text = shown.to_string();
+        let has = |name: &str| text.contains(&format!("/work/{name}\""));
+        assert!(has("second") && !has("first") && !has("timed"));
+        site.text(&["verify", image]);
+    }
+    for id in [first, second, timed, before] {
+        site.text(&["cancel", &id]);
+    }
+}
+
+// GCA-WRAP-3, GCA-WRAP-12, GCA-UC-5.1.2, GCA-UC-5.1.3, GCA-UC-5.1.4, GCA-UC-5.3.6, GCA-UC-5.3.7
+#[test]
+fn a_job_is_started_and_recovered_by_a_wrapper_that_has_its_number_and_all_that_was_said() {
+    let Some(site) = site() else { return };
+    let command = [&counter(10_000)[..], &["zero", "a  b\n'c'"].map(String::from)].concat();
+    let id = site.submit("out", &["--engine", "native"], &command);
+    site.wait_for_count("out", 5);
+    let directory = site.path("");
+    let wrapper = |verb: &str| {
+        let has = |words: &[String], word: &str| words.iter().any(|known| known == word);
+        let found = of_jobs(&directory).into_iter().find(|(words, _)| {
+            let name = words.iter().position(|word| word == "--name");
+            let named = name
+                .and_then(|at| words.get(at + 1))
+                .is_some_and(|name| name.starts_with(&format!("{id}.")));
+            named && has(words, verb)
+        });
+        found.unwrap_or_else(|| panic!("nothing runs {verb} for it")).0
+    };
+    let pair =
+        |words: &[String], name: &str, value: &str| words.windows(2).any(|pair| pair[0] == name && pair[1] == value);
+    let words = wrapper("run");
+    assert!(
+        words[0].ends_with("cpr") && pair(&words, "--name", &format!("{id}.1")),
+        "{words:?}"
+    );
+    // An empty word ends what /proc tells.
+    let end = words.len() - 1;
+    assert_eq!(words[end - command.len()..end], command[..], "{words:?}");
+    assert!(words.iter().any(|word| word.ends_with("/work/out")), "{words:?}");
+    // The node knows which process it is, and the service which node.
+    let uid = if am_root() {
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    let known = || {
+        let mut command = site.command(&["ps", "--json"]);
+        command.env("GRIDCPR_STATE_DIR", site.path(&format!("node/users/{uid}/state")));
+        let listed: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        listed["jobs"].as_array().unwrap().clone()
+    };
+    let here = known();
+    assert_eq!(
+        (&here[0]["name"], &here[0]["phase"]),
+        (&format!("{id}.1").into(), &"running".into())
+    );
+    let pid = here[0]["pid"].as_i64().unwrap();
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.starts_with(b"sh\0-c\0i=0"), "{}", String::from_utf8_lossy(&line));
+    assert_eq!(
+        (&site.job(&id)["node"], &site.job(&id)["engine"]),
+        (&"n1".into(), &"native".into())
+    );
+    let made = site.json(&["checkpoint", &format!("@{id}")]);
+    site.json(&["suspend", &format!("@{id}")]);
+    site.text(&["recover", &id, "--from", &made["id"].to_string()]);
+    site.wait_for_state(&id, "running");
+    let words = wrapper("restart");
+    assert!(
+        words[0].ends_with("cpr") && pair(&words, "--name", &format!("{id}.2")),
+        "{words:?}"
+    );
+    assert!(
+        words
+            .iter()
+            .any(|word| word.ends_with(&format!("/images/{}.cpr", made["id"]))),
+        "{words:?}"
+    );
+    assert_eq!(known()[0]["name"], format!("{id}.2"));
+    site.text(&["cancel", &id]);
+}
+
+/// Adds to the configuration of `all`.
+fn add(site: &Site, more: &str) {
+    let config = fs::read_to_string(site.path("all.toml")).unwrap();
+    site.configure("all.toml", &format!("{config}{more}"));
+}
+
+// GFD93-JM-3, GCA-UC-5.2.7
+#[test]
+fn the_operators_commands_are_run_around_jobs_and_after_checkpoints() {
+    let Some(mut site) = new_site() else { return };
+    site.configure_all("");
+    let scratch = "mkdir DIR/scratch-$GRIDCPR_JOB; echo before $GRIDCPR_JOB.$GRIDCPR_START >>DIR/said";
+    let after = "rmdir DIR/scratch-$GRIDCPR_JOB; echo after $GRIDCPR_JOB.$GRIDCPR_START >>DIR/said; id -u >DIR/runs-as";
+    let saved = "test -s $GRIDCPR_IMAGE; echo saved $GRIDCPR_JOB.$GRIDCPR_START $GRIDCPR_CHECKPOINT of $GRIDCPR_UID >>DIR/said; \
+                 env >DIR/environment; exit 9";
+    let hooks = format!(
+        "[hooks]\nbefore_job = ['/bin/sh', '-ec', '{scratch}']\nafter_job = ['/bin/sh', '-ec', '{after}']\n\
+         after_checkpoint = ['/bin/sh', '-ec', '{saved}']\n"
+    );
+    add(&site, &hooks);
+    site.start("all", "all");
+    let mut command = site.command(&["submit", "-o", "out", "--"]);
+    let output = command.args(counter(10_000)).env("MINE", "mine").output().unwrap();
+    let id = String::from_utf8(output.stdout).unwrap().trim().to_string();
+    let place = site.path(&format!("scratch-{id}"));
+    let said = || fs::read_to_string(site.path("said")).unwrap_or_default();
+    site.wait_for_count("out", 5);
+    assert!(place.exists(), "it was there before the job was");
+    let made = site.json(&["checkpoint", &format!("@{id}")]);
+    let uid = if am_root() {
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    let first = format!("before {id}.1\nsaved {id}.1 {} of {uid}\n", made["id"]);
+    wait_until("the checkpoint is told of", || said() == first);
+    let log = || fs::read_to_string(site.path("all.log")).unwrap();
+    wait_until("it is said that it failed", || {
+        log().contains("run hooks.after_checkpoint for job") && log().contains("exit status: 9")
+    });
+    assert_eq!(site.job(&id)["state"], "running", "which disturbs nobody");
+    let environment = fs::read_to_string(site.path("environment")).unwrap();
+    assert!(
+        !environment.contains("MINE") && environment.contains("GRIDCPR_USER="),
+        "{environment}"
+    );
+    site.json(&["suspend", &format!("@{id}")]);
+    wait_until("it is all put away", || {
+        !place.exists() && said().contains(&format!("after {id}.1\n"))
+    });
+    let own = fs::read_to_string(site.path("runs-as")).unwrap();
+    assert_eq!(own.trim(), rustix::process::geteuid().as_raw().to_string());
+    site.text(&["recover", &id]);
+    site.wait_for_state(&id, "running");
+    assert!(place.exists(), "and again around its recovery");
+    site.text(&["cancel", &id]);
+    wait_until("it is put away again", || !place.exists());
+    let told = said();
+    let order = [format!("before {id}.2\n"), format!("after {id}.2\n")];
+    assert!(told.ends_with(&order.concat()), "{told}");
+    // A job whose place cannot be made is not run.
+    site.configure_all("");
+    add(
+        &site,
+        "[hooks]\nbefore_job = ['/bin/sh', '-c', 'echo no place >&2; exit 3']\n",
+    );
+    site.hang_up("all");
+    wait_until("it is read again", || log().contains("changed: hooks.after_checkpoint"));
+    let id = site.submit("never", &["--retries", "0"], &["touch", "made"]);
+    let ended = site.wait_for_state(&id, "failed");
+    let why = ended["reason"].as_str().unwrap();
+    assert!(why.contains("hooks.before_job") && why.contains("no place"), "{why}");
+    assert!(!site.path("work/made").exists());
+}
+
+// GFD93-SM-4, GCA-WRAP-9
 #[test]
 fn killed_daemons_cost_nothing_while_the_lease_lasts() {
     let Some(mut site) = site() else { return };
@@ -102,6 +444,10 @@ fn killed_daemons_cost_nothing_while_the_lease_lasts() {
         site.kill("all");
         site.start("all", "all");
     }
+    // The node still knows which processes they are, and the service which node.
+    assert_eq!(site.job(&id)["node"], "n1");
+    let made = site.json(&["checkpoint", &format!("@{id}")]);
+    assert_eq!((&made["state"], &made["node"]), (&"complete".into(), &"n1".into()));
     assert!(site.cpr(&["wait", &format!("@{id}")]).status.success());
     assert_eq!(site.output("out"), counted(200));
     assert_eq!(site.job(&id)["incarnation"], 1, "it was never restarted");
@@ -132,7 +478,7 @@ fn a_job_ends_by_itself_when_nobody_renews_its_lease_and_goes_on_when_somebody_i
     assert!(job["from"].is_i64(), "{job}");
 }
 
-// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1
+// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1, GFD93-API-4
 #[test]
 fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not() {
     let Some(site) = site() else { return };
@@ -155,8 +501,22 @@ fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not()
     let crashed = site.wait_for_state(&crashed, "failed");
     assert_eq!((&crashed["incarnation"], &crashed["signal"]), (&1.into(), &11.into()));
     assert!(crashed["reason"].as_str().unwrap().contains("signal 11"));
-    let lost = site.wait_for_state(&lost, "finished");
-    assert_eq!(lost["incarnation"], 2);
+    let ended = site.wait_for_state(&lost, "finished");
+    assert_eq!(ended["incarnation"], 2);
+    // USERqueue, JMlaunch, EHqueue and JMlaunch again; before them somebody was let in who may.
+    let events = site.text(&["events", "--job", &lost, "--kind", "job", "--json"]);
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    let run = ["job.queued", "job.starting", "job.running"];
+    assert_eq!(kinds, [&run[..], &run, &["job.finished"]].concat());
+    assert!(events[0]["text"].as_str().unwrap().contains("is submitted by"));
+    assert!(
+        events[3]["text"].as_str().unwrap().contains("vanished from node n1"),
+        "{}",
+        events[3]
+    );
+    let log = fs::read_to_string(site.path("all.log")).unwrap();
+    assert!(log.contains("POST /v1/jobs: 200"), "{log}");
     assert_eq!(site.wait_for_state(&good, "finished")["incarnation"], 1);
     assert_eq!(site.output("lost"), counted(150));
 }
@@ -290,6 +650,89 @@ fn a_grid_with_a_name_is_chosen_for_all_further_commands_and_the_queue_says_why_
     let listed: Value = serde_json::from_str(&text(&["context", "--json"])).unwrap();
     assert_eq!(listed["context"], Value::Null, "what is gone is not chosen");
     text(&["context", "use", "--none"]);
+}
+
+// GFD93-SCOPE-5, GCA-CTS-21
+#[test]
+fn an_installation_that_lacks_a_part_is_told_which_and_a_node_says_where_it_is_what_it_can() {
+    let Some(mut site) = new_site() else { return };
+    for place in ["bin", "lib", "store"] {
+        fs::create_dir(site.path(place)).unwrap();
+    }
+    for program in ["cprd", "cpr"] {
+        fs::hard_link(site.path(program), site.path("bin").join(program)).unwrap();
+    }
+    fs::write(site.path("lib/libgridcpr.so"), "").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let configure = |site: &Site, advertise: u16| {
+        site.configure_all("store = 'DIR/store'");
+        let more = format!("store = 'DIR/store'\nlisten = '127.0.0.1:{port}'\nadvertise = '127.0.0.1:{advertise}'\n");
+        add(site, &more);
+    };
+    let check = |site: &Site| {
+        let config = site.path("all.toml");
+        let mut command = std::process::Command::new(site.path("bin/cprd"));
+        let output = command.arg("--config").arg(config).arg("check").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let missing = text
+            .lines()
+            .filter_map(|line| Some(line.split_once(": missing")?.0.to_string()));
+        (output.status.code(), missing.collect::<Vec<_>>(), text)
+    };
+    configure(&site, port);
+    site.start("all", "all");
+    wait_until("the node is there", || site.text(&["nodes"]).contains("ready"));
+    let (code, missing, text) = check(&site);
+    assert_eq!((code, missing.len()), (Some(0), 0), "{text}");
+    assert_eq!(text.matches(": good").count(), 7, "{text}");
+    // At its end point, what the node has published.
+    let published = site.json(&["nodes"])["nodes"][0]["info"].clone();
+    let address = published["address"].as_str().unwrap();
+    let told = raw(
+        address,
+        b"GET /v1/node HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    );
+    let body = told.split_once("\r\n\r\n").unwrap().1;
+    assert_eq!(serde_json::from_str::<Value>(body).unwrap(), published);
+    assert_eq!(
+        published["abilities"]["native"]["properties"]["threads"],
+        serde_json::json!(["yes"])
+    );
+    let lacks = |site: &Site, part: &str| {
+        let (code, missing, text) = check(site);
+        assert_eq!((code, missing), (Some(69), vec![part.to_string()]), "{text}");
+    };
+    fs::rename(site.path("store"), site.path("elsewhere")).unwrap();
+    lacks(&site, "store");
+    fs::rename(site.path("elsewhere"), site.path("store")).unwrap();
+    fs::remove_file(site.path("lib/libgridcpr.so")).unwrap();
+    lacks(&site, "library");
+    fs::write(site.path("lib/libgridcpr.so"), "").unwrap();
+    fs::rename(site.path("bin/cpr"), site.path("bin/other")).unwrap();
+    let config = fs::read_to_string(site.path("all.toml")).unwrap();
+    fs::write(site.path("all.toml"), format!("{config}cpr = '/no/such/cpr'\n")).unwrap();
+    lacks(&site, "commands");
+    fs::rename(site.path("bin/other"), site.path("bin/cpr")).unwrap();
+    fs::write(site.path("all.toml"), config).unwrap();
+    // Nobody gives images where the node says that it does.
+    site.kill("all");
+    configure(&site, 1);
+    site.start("all", "all");
+    wait_until("the node says so", || {
+        site.text(&["nodes", "--json"]).contains("127.0.0.1:1\"")
+    });
+    lacks(&site, "transfer");
+    site.kill("all");
+    site.start("all", "grid");
+    wait_until("the node is missed", || site.text(&["nodes"]).contains("lost"));
+    lacks(&site, "nodes");
+    site.kill("all");
+    lacks(&site, "service");
+    site.start("all", "all");
 }
 
 #[test]

@@ -81,6 +81,71 @@ fn tls(name: &str) -> String {
     )
 }
 
+/// Writes who speaks to whom (addresses and ports), and the bytes of every TCP segment of connections that begin now, each
+/// once and with its place.
+const TAP: &str = "
+import socket, struct, sys
+tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
+out = open(sys.argv[1], 'wb', 0)
+seen, begun = set(), {}
+while True:
+    frame = tap.recv(1 << 16)
+    if frame[12:14] != b'\\x08\\x00' or frame[23] != 6: continue
+    ip = frame[14:]
+    length, total = (ip[0] & 15) * 4, struct.unpack('>H', ip[2:4])[0]
+    tcp = ip[length:total] if total else ip[length:]
+    who, number = ip[12:20] + tcp[0:4], struct.unpack('>I', tcp[4:8])[0]
+    if tcp[13] & 2: begun[who] = number + 1
+    data = tcp[(tcp[12] >> 4) * 4:]
+    if not data or who not in begun: continue
+    at = (number - begun[who]) % (1 << 32)
+    if (who, at, len(data)) in seen: continue
+    seen.add((who, at, len(data)))
+    out.write(who + struct.pack('>II', at, len(data)) + data)
+";
+
+/// Listens to a lab's network.
+pub struct Tap {
+    child: Child,
+    file: std::path::PathBuf,
+}
+
+impl Tap {
+    /// What was said, by who said it to whom (addresses and ports) in the order of its bytes.
+    pub fn said(mut self) -> std::collections::BTreeMap<[u8; 12], Vec<u8>> {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let all = fs::read(&self.file).unwrap();
+        let mut parts: std::collections::BTreeMap<[u8; 12], std::collections::BTreeMap<u32, &[u8]>> =
+            Default::default();
+        let mut rest = all.as_slice();
+        while rest.len() >= 20 {
+            let length = u32::from_be_bytes(rest[16..20].try_into().unwrap()) as usize;
+            // The last one may be cut off.
+            let Some(data) = rest.get(20..20 + length) else { break };
+            let number = u32::from_be_bytes(rest[12..16].try_into().unwrap());
+            parts
+                .entry(rest[..12].try_into().unwrap())
+                .or_default()
+                .insert(number, data);
+            rest = &rest[20 + length..];
+        }
+        parts
+            .into_iter()
+            .map(|(who, parts)| (who, parts.into_values().collect::<Vec<_>>().concat()))
+            .collect()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // Where nobody has asked what was said.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A grid: a host with the service, and hosts `n1`, `n2`… with agents.
 pub struct Lab {
     // In this order: nothing restarts jobs any more when the site ends them.
@@ -164,14 +229,55 @@ impl Lab {
         self.service.ip(&format!("link set v{number} up"));
         host.ip(&format!("addr add 10.98.0.{number}/24 dev eth0"));
         host.ip("link set eth0 up");
-        let mut command = host.command();
+        self.nodes[number - 1] = Some(host);
+        self.start_agent(name);
+    }
+
+    /// Starts the agent of a host that is there.
+    pub fn start_agent(&mut self, name: &str) {
+        let mut command = self.node_command(name);
         let config = self.site.path(&format!("{name}.toml"));
         command
             .arg(self.site.path("cprd"))
             .args(["--config", config.to_str().unwrap(), "node"])
             .env("GRIDCPR_CONFIG_DIRS", self.engines_of(name));
-        self.nodes[number - 1] = Some(host);
         self.site.start_command(name, command);
+    }
+
+    /// A command on a node's host.
+    pub fn node_command(&self, name: &str) -> Command {
+        self.nodes[Lab::number(name) - 1].as_ref().unwrap().command()
+    }
+
+    /// `cpr` of the user, over the network, with the certificate of that name.
+    pub fn cpr_on(&self, name: &str, certificate: &str, arguments: &[&str]) -> Command {
+        let mut command = self.node_command(name);
+        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        // Users have no way into the directory of the CA.
+        let issued_ca = self.site.path("ca-issued/ca.pem");
+        if !issued_ca.exists() {
+            fs::copy(self.site.path("ca/ca.pem"), &issued_ca).unwrap();
+        }
+        let issued = |end: &str| self.site.path(&format!("ca-issued/{certificate}.{end}"));
+        command
+            .arg(self.site.path("cpr"))
+            .args(arguments)
+            .current_dir(self.site.path("work"))
+            .env("GRIDCPR_GRID", format!("https://10.98.0.254:{SERVICE_PORT}"))
+            .env("GRIDCPR_CA", issued_ca)
+            .env("GRIDCPR_CERTIFICATE", issued("pem"))
+            .env("GRIDCPR_KEY", issued("key"));
+        command
+    }
+
+    /// Writes down everything that goes through the network from now on, until it is dropped.
+    pub fn tap(&self) -> Tap {
+        let file = self.site.path("tapped");
+        let mut command = self.service.command();
+        command.args(["python3", "-c", TAP]).arg(&file);
+        let child = command.stdout(Stdio::null()).spawn().unwrap();
+        wait_until("the network is listened to", || file.exists());
+        Tap { child, file }
     }
 
     /// Where a node finds engines and classes besides those compiled in; there need not be any.

@@ -82,6 +82,23 @@ pub fn counted(last: u32) -> String {
     (1..=last).map(|number| format!("{number}\n")).collect()
 }
 
+/// Processes that belong to jobs of the site in this directory.
+pub fn job_processes_below(directory: &Path) -> Vec<i32> {
+    let mark = format!(
+        "GRIDCPR_STATE_DIR={}/",
+        directory.display().to_string().trim_end_matches('/')
+    );
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable.starts_with(mark.as_bytes()))
+    })
+    .collect()
+}
+
 /// A directory with daemons in it.
 pub struct Site {
     pub directory: tempfile::TempDir,
@@ -322,16 +339,7 @@ impl Site {
 
     /// Processes that belong to jobs of this site.
     pub fn job_processes(&self) -> Vec<i32> {
-        let mark = format!("GRIDCPR_STATE_DIR={}/", self.directory.path().display());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(|pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment
-                .split(|byte| *byte == 0)
-                .any(|variable| variable.starts_with(mark.as_bytes()))
-        })
-        .collect()
+        job_processes_below(self.directory.path())
     }
 
     pub fn kill_jobs(&self) {

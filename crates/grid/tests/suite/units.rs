@@ -102,7 +102,7 @@ fn units_are_placed_all_at_once_or_not_at_all() {
     });
 }
 
-// XGCP-COORD-10, XGCP-JCP-11
+// XGCP-COORD-10, XGCP-JCP-11, XGCP-FILE-1
 #[test]
 fn a_checkpoint_is_of_all_units_step_by_step_and_all_go_on_from_it_together() {
     with_each_database("a_checkpoint_is_of_all_units", |place| async move {
@@ -141,6 +141,13 @@ fn a_checkpoint_is_of_all_units_step_by_step_and_all_go_on_from_it_together() {
             ..Default::default()
         };
         let images = grid.checkpoints(&ada(), &query).await.unwrap().items;
+        let of = |image: &Checkpoint| image.part.as_ref().map(|part| (part.of, part.unit));
+        let parts: Vec<_> = images.iter().filter_map(of).collect();
+        assert_eq!(
+            parts,
+            [(made.id, 0), (made.id, 1), (made.id, 2)],
+            "with what each is of"
+        );
         assert!(images.iter().all(|image| image.locations.len() == 2), "{images:?}");
         assert!(images.iter().all(|image| image.generation == made.generation));
         let from = Some(images[0].id);
@@ -331,6 +338,115 @@ fn independent_units_are_saved_each_by_itself_and_end_together() {
             2,
             "that one is of one moment"
         );
+    });
+}
+
+// XGCP-JCP-6, XGCP-JCP-7, XGCP-JUCP-2
+#[test]
+fn a_checkpoint_is_made_when_it_is_asked_for_and_on_the_nodes_of_the_job_only() {
+    with_each_database("only on its nodes", |place| async move {
+        let grid = place.open().await;
+        let mut nodes = ["n1", "n2", "n3", "n4"].map(FakeNode::new);
+        beat(&place, &grid, &mut nodes).await;
+        let id = grid.submit(&ada(), units(3), None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 4).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        let on: Vec<&str> = job.units.iter().filter_map(|unit| unit.node.as_deref()).collect();
+        let all = CheckpointQuery {
+            job: Some(id),
+            ..Default::default()
+        };
+        // By itself nothing is saved, however long it runs.
+        for _ in 0..20 {
+            place.pass(5_000);
+            beats(&place, &grid, &mut nodes, 2).await;
+        }
+        assert!(grid.checkpoints(&ada(), &all).await.unwrap().items.is_empty());
+        let asked = grid.request_checkpoint(&ada(), id, None).await.unwrap();
+        let mut told: std::collections::BTreeMap<String, Vec<Step>> = Default::default();
+        for _ in 0..12 {
+            beat(&place, &grid, &mut nodes).await;
+            for node in &nodes {
+                let orders = node.orders.jobs.iter().flat_map(|order| &order.checkpoints);
+                let steps = told.entry(node.name.clone()).or_default();
+                steps.extend(orders.filter_map(|order| order.step));
+                steps.dedup();
+            }
+        }
+        assert_eq!(checkpoint(&grid, asked.id).await.state, CheckpointState::Complete);
+        for (name, steps) in &told {
+            let expected: &[Step] = match on.contains(&name.as_str()) {
+                true => &[Step::Prepare, Step::Stop, Step::Save, Step::Resume],
+                false => &[],
+            };
+            assert_eq!(steps, expected, "{name}");
+        }
+        let stood = |node: &FakeNode| !node.stands.is_empty();
+        let stood: Vec<&str> = nodes
+            .iter()
+            .filter(|node| stood(node))
+            .map(|node| node.name.as_str())
+            .collect();
+        assert_eq!(stood.len(), 3, "{stood:?}");
+        assert!(stood.iter().all(|name| on.contains(name)));
+        // What the grid decides is carried out: a node is to be emptied.
+        grid.drain(&admin(), on[0], false).await.unwrap();
+        beats(&place, &grid, &mut nodes, 24).await;
+        let made = grid.checkpoints(&ada(), &all).await.unwrap().items;
+        assert_eq!((made.len(), made[1].stop), (2, true));
+        assert_eq!(grid.job(&ada(), id).await.unwrap().from, Some(made[1].id));
+    });
+}
+
+// XGCP-ADAPT-2
+#[test]
+fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_has_left() {
+    with_each_database("another way", |place| async move {
+        let (grid, mut nodes, id) = running(&place).await;
+        let together = save(&place, &grid, &mut nodes, id).await;
+        let steps = async || {
+            let query = EventQuery {
+                job: Some(id),
+                kind: Some("checkpoint.step".into()),
+                ..Default::default()
+            };
+            grid.events(&ada(), &query).await.unwrap().items.len()
+        };
+        assert_eq!(steps().await, 3);
+        let change = async |independent: bool| {
+            let request = PolicyRequest {
+                independent: Some(independent),
+                ..PolicyRequest::default()
+            };
+            grid.change_policy(&ada(), id, request).await.unwrap()
+        };
+        assert!(change(true).await.spec.independent);
+        let apart = save(&place, &grid, &mut nodes, id).await;
+        assert_eq!(steps().await, 3, "no unit has waited for another");
+        assert_eq!(apart.units.len(), 3);
+        // A node fails; they go on from the newer one.
+        let crash = async |grid: &Grid, nodes: &mut [FakeNode; 3]| {
+            nodes[0].crash();
+            beats(&place, grid, nodes, 6).await;
+            // The pause before another attempt.
+            place.pass(3_000);
+            beats(&place, grid, nodes, 16).await;
+            let job = grid.job(&ada(), id).await.unwrap();
+            assert_eq!(job.state, JobState::Running);
+            job.from
+        };
+        assert_eq!(crash(&grid, &mut nodes).await, Some(apart.id));
+        // Of that an image is lost everywhere; the one before has every unit.
+        let lost = apart.units[1].checkpoint;
+        for node in &mut nodes {
+            node.images.retain(|image| *image != lost);
+        }
+        beats(&place, &grid, &mut nodes, 2).await;
+        assert_eq!(checkpoint(&grid, apart.id).await.state, CheckpointState::Lost);
+        assert_eq!(crash(&grid, &mut nodes).await, Some(together.id));
+        assert!(!change(false).await.spec.independent);
+        save(&place, &grid, &mut nodes, id).await;
+        assert_eq!(steps().await, 6, "in one stop again");
     });
 }
 

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cpr_api::agent::{
-    CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase, Report, StepReport,
+    CheckpointReport, CheckpointResult, Fetching, Incarnation, JobOrder, JobReport, Orders, Phase, Report, StepReport,
 };
-use cpr_api::model::{JobSpec, JobState, NodeInfo, Owner, Step};
+use cpr_api::model::{Abilities, JobSpec, JobState, NodeInfo, Owner, Step};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
 
 pub mod postgres;
@@ -140,6 +140,11 @@ pub struct FakeNode {
     pub verified: Vec<i64>,
     /// What a checkpoint costs.
     pub cost_ms: u64,
+    /// Engines that work on it, with what they can do, and their classes.
+    pub abilities: BTreeMap<String, Abilities>,
+    pub classes: BTreeMap<String, Vec<String>>,
+    /// Bytes that it has of every image it is to fetch, where it does not come to an end with them.
+    pub stuck_at: Option<u64>,
     /// It reaches a store that all nodes share, and that takes images.
     pub has_store: bool,
     pub store_works: bool,
@@ -167,6 +172,9 @@ impl FakeNode {
             results: Vec::new(),
             verified: Vec::new(),
             cost_ms: 10,
+            abilities: BTreeMap::from([("native".into(), Abilities::default())]),
+            classes: BTreeMap::new(),
+            stuck_at: None,
             has_store: false,
             store_works: true,
             lease_until: 0,
@@ -224,7 +232,9 @@ impl FakeNode {
                 slots: 2,
                 has_units: true,
                 memory_mb: 1000,
-                engines: vec!["native".into()],
+                engines: self.abilities.keys().cloned().collect(),
+                classes: self.classes.clone(),
+                abilities: self.abilities.clone(),
                 has_store: self.has_store,
                 ..NodeInfo::default()
             },
@@ -248,6 +258,7 @@ impl FakeNode {
             images: self.images.clone(),
             bad_images: Vec::new(),
             verified: std::mem::take(&mut self.verified),
+            fetching: self.fetching(),
             in_store: if self.store_works {
                 let to_store = self.orders.images.iter().filter(|image| image.to_store);
                 to_store.map(|image| image.id).collect()
@@ -256,6 +267,22 @@ impl FakeNode {
             },
             seen: String::new(),
         }
+    }
+
+    /// Says anew what it has, as after a start of its agent.
+    pub fn begin_anew(&mut self) {
+        self.sequence = ((self.sequence >> 32) + 1) << 32;
+    }
+
+    /// Images that it is to have and has not.
+    fn fetching(&self) -> Vec<Fetching> {
+        let wanted = self
+            .orders
+            .images
+            .iter()
+            .filter(|image| !self.images.contains(&image.id));
+        let bytes = self.stuck_at.unwrap_or(0);
+        wanted.map(|image| Fetching { id: image.id, bytes }).collect()
     }
 
     /// Jobs that run here now.
@@ -365,7 +392,7 @@ impl FakeNode {
         self.images
             .retain(|id| own.contains(id) || orders.images.iter().any(|image| image.id == *id));
         for image in &orders.images {
-            if !self.images.contains(&image.id) && !image.sources.is_empty() {
+            if !self.images.contains(&image.id) && !image.sources.is_empty() && self.stuck_at.is_none() {
                 self.images.push(image.id);
             }
         }

@@ -1,13 +1,14 @@
-//! `cpr checkpoints`
+//! `cpr checkpoints` and `cpr transfer`
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use cpr_api::model::Checkpoint;
-use cpr_types::Result;
+use cpr_api::model::{Checkpoint, CopyRequest, Page};
+use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
+use super::target::poll;
 use super::{all, client};
-use crate::grid_args::Checkpoints;
+use crate::grid_args::{Checkpoints, Transfer};
 use crate::output::{Output, Table, ago, from_ms, size, to_json};
 
 /// `cpr checkpoints`
@@ -34,8 +35,14 @@ pub fn checkpoints(output: Output, args: &Checkpoints) -> Result<u8> {
                     "" => "store",
                     node => node,
                 });
+                let arriving = checkpoint.arriving.iter();
+                let arriving = arriving.map(|copy| format!("{} ({} so far)", copy.node, size(copy.bytes)));
                 let places = match checkpoint.units.len() {
-                    0 => places.collect::<Vec<_>>().join(", "),
+                    0 => places
+                        .map(str::to_string)
+                        .chain(arriving)
+                        .collect::<Vec<_>>()
+                        .join(", "),
                     units => format!("of {units} units"),
                 };
                 table.row([
@@ -51,5 +58,51 @@ pub fn checkpoints(output: Output, args: &Checkpoints) -> Result<u8> {
             table.render()
         },
     )?;
+    Ok(0)
+}
+
+/// How long a copy may take.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// `cpr transfer`
+pub fn transfer(output: Output, args: &Transfer) -> Result<u8> {
+    let client = client()?;
+    let (id, node) = (args.checkpoint, &args.node);
+    let request = CopyRequest {
+        to: node.clone(),
+        cancel: args.cancel,
+    };
+    let mut checkpoint: Checkpoint = client.post(&format!("/v1/checkpoints/{id}/copies"), &request, None)?;
+    if args.wait {
+        let images = match checkpoint.units.is_empty() {
+            true => format!("/v1/checkpoints/{id}"),
+            false => format!("/v1/checkpoints?images_of={id}&limit=1000"),
+        };
+        checkpoint = poll(Some(PATIENCE), "the copy", || {
+            let now: Vec<Checkpoint> = match checkpoint.units.is_empty() {
+                true => vec![client.get(&images)?],
+                false => client.get::<Page<Checkpoint>>(&images)?.items,
+            };
+            let held = |c: &Checkpoint| c.locations.iter().any(|place| place.node == *node);
+            if now.iter().all(held) {
+                return client.get(&format!("/v1/checkpoints/{id}")).map(Some);
+            }
+            let arrives = |c: &Checkpoint| held(c) || c.arriving.iter().any(|copy| copy.node == *node);
+            match now.iter().all(arrives) {
+                true => Ok(None),
+                false => Err(Error::new(
+                    ErrorKind::Gone,
+                    format!("the copy of checkpoint {id} for {node} was given up"),
+                )),
+            }
+        })?;
+    }
+    let value = to_json(&checkpoint)?;
+    let how = match (args.cancel, args.wait) {
+        (true, _) => "is not brought",
+        (_, true) => "has been brought",
+        _ => "is being brought",
+    };
+    output.done(|| value, || format!("checkpoint {id} {how} to {node}\n"))?;
     Ok(0)
 }

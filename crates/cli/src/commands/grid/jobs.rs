@@ -1,17 +1,17 @@
-//! `cpr submit`, `cpr jobs`, `cpr cancel` and `cpr recover`
+//! `cpr submit`, `cpr jobs`, `cpr policy`, `cpr cancel` and `cpr recover`
 
 use std::path::Path;
 use std::time::SystemTime;
 
 use cpr_api::Client;
-use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, RecoverRequest, Unit, UnitSpec, Waiting};
+use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, PolicyRequest, RecoverRequest, Unit, UnitSpec, Waiting};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::{all, client, unique};
-use crate::grid_args::{Cancel, Jobs, Queue, Recover, Submit};
+use crate::grid_args::{Cancel, Jobs, Policy, Queue, Recover, Submit};
 use crate::output::{Output, Table, ago, command_line, from_ms, to_json};
 
 /// Attempts to submit a job while the service cannot be reached.
@@ -54,6 +54,7 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     let engine = args.engine.map(|engine| ("engine".to_string(), engine));
     let class = args.class.map(|class| ("class".to_string(), class));
     spec.requires.extend(engine.into_iter().chain(class));
+    spec.needs.extend(args.need);
     spec.after.extend(args.after);
     spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
     spec.retries = args.retries.or(spec.retries);
@@ -267,5 +268,18 @@ pub fn recover(output: Output, args: &Recover) -> Result<u8> {
         on: args.on.clone(),
     };
     let job: Job = client()?.post(&format!("/v1/jobs/{}/recover", args.id), &request, None)?;
+    told(output, &job)
+}
+
+/// `cpr policy`
+pub fn policy(output: Output, args: &Policy) -> Result<u8> {
+    let request = PolicyRequest {
+        every_s: args.every.map(|every| every.as_secs()),
+        adapt: args.adapt,
+        keep: args.keep,
+        ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
+        independent: args.independent,
+    };
+    let job: Job = client()?.post(&format!("/v1/jobs/{}/policy", args.id), &request, None)?;
     told(output, &job)
 }

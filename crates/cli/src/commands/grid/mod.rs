@@ -6,6 +6,7 @@ mod events;
 mod jobs;
 mod nodes;
 mod target;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,12 +17,13 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::grid_args::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
 
-pub use checkpoints::checkpoints;
+pub use checkpoints::{checkpoints, transfer};
 pub use context::context;
 pub use events::events;
-pub use jobs::{cancel, jobs, queue, recover, submit};
+pub use jobs::{cancel, jobs, policy, queue, recover, submit};
 pub use nodes::{drain, nodes};
 pub use target::{checkpoint, grid_job, migrate, require_plain, resume, suspend, wait};
+pub use usage::usage;
 
 /// Where the grid is, unless the environment says so: the service of the machine, or one of the user's own.
 fn default_endpoint() -> Result<Endpoint> {

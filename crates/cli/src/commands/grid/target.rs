@@ -39,7 +39,7 @@ pub fn require_plain<A: clap::Args + Debug>(args: &A, words: &[&OsStr]) -> Resul
 }
 
 /// Asks again and again, until there is something.
-fn poll<T>(patience: Option<Duration>, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(super) fn poll<T>(patience: Option<Duration>, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = ask()? {
