@@ -150,6 +150,28 @@ static void creation(void) {
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
+/* A pipe that one process writes to at a time, which has ended by the time anybody has looked at it. */
+static void successors(void) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t first = fork();
+    CHECK(first >= 0);
+    for (long number = 0; first == 0; number++) {
+        if (write(ends[1], &number, sizeof number) != sizeof number || over()) _exit(0);
+        if (fork() != 0) _exit(0);
+    }
+    CHECK(close(ends[1]) == 0);
+    CHECK(write(1, "READY\n", 6) == 6);
+    long number, expected = 0;
+    ssize_t size;
+    for (; (size = read(ends[0], &number, sizeof number)) != 0; expected++) {
+        CHECK(size == sizeof number);
+        SAME(number, expected);
+    }
+    CHECK(over() && expected > 1);
+    CHECK(waitpid(first, NULL, 0) == first);
+}
+
 /* Threads that keep processors busy and share their work; the sum is known. */
 enum { BUSY = 16 };
 static uint64_t work(uint64_t state, long steps) {
@@ -262,6 +284,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(mode, "mappings")) mappings();
     else if (!strcmp(mode, "openings")) openings();
     else if (!strcmp(mode, "creation")) creation();
+    else if (!strcmp(mode, "successors")) successors();
     else if (!strcmp(mode, "processors")) processors();
     else if (!strcmp(mode, "many processes")) many_processes(count);
     else if (!strcmp(mode, "many threads")) many_threads(count);

@@ -281,19 +281,34 @@ const LOOKS: usize = 5;
 
 /// What blocks in several looks: a process that starts or ends another one is seen in odd states for moments.
 fn find_blockers(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
-    let mut found = look(scope, root, around)?;
+    let mut first = look(scope, root, around)?;
     for _ in 1..LOOKS {
-        if found.is_empty() {
+        if first.found.is_empty() && first.elsewhere.is_empty() {
             break;
         }
         let again = look(scope, root, around)?;
-        found.retain(|blocker| again.contains(blocker));
+        first.found.retain(|blocker| again.found.contains(blocker));
+        first.elsewhere.retain(|blocker| again.elsewhere.contains(blocker));
+        first.is_settled |= again.is_settled;
     }
-    Ok(found)
+    if first.is_settled {
+        first.found.append(&mut first.elsewhere);
+    }
+    Ok(first.found)
 }
 
-fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
+/// What one look at a running job finds.
+struct Look {
+    found: Vec<Blocker>,
+    /// Those that count where it `is_settled` only; else they are found, or not, when the job stands still.
+    elsewhere: Vec<Blocker>,
+    /// No process was born meanwhile.
+    is_settled: bool,
+}
+
+fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
     let Surroundings { own_ipc, tcp, mounts } = around;
+    let last_pid = cpr_kernel::proc::last_pid().ok();
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
@@ -338,7 +353,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
         ));
     }
     let networks = Networks::new(networks);
-    found.extend(files::check(
+    let files::Found { themselves, elsewhere } = files::check(
         &targets,
         files::Surroundings {
             root_pid: root,
@@ -348,11 +363,16 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Vec<Blocker
             networks: &networks,
             ipc: &ipc,
         },
-    ));
+    );
+    found.extend(themselves);
     if let Some(mounts) = mounts {
         found.extend(blockers::mounts(&home, root, mounts));
     }
-    Ok(found)
+    Ok(Look {
+        found,
+        elsewhere,
+        is_settled: cpr_kernel::proc::last_pid().ok() == last_pid,
+    })
 }
 
 fn save_networks(visits: &Visits, targets: &[Target]) -> Result<Vec<Network>> {

@@ -3,7 +3,7 @@
 //! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
 //! it lets everything go on as if nothing had happened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -278,6 +278,7 @@ fn is_zombie(stat: &Stat) -> bool {
 pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
     let mut seized: HashMap<i32, Seized> = HashMap::new();
     let mut order: Vec<i32> = Vec::new();
+    let mut dead: HashSet<i32> = HashSet::new();
     // All threads are attached while they run, so that the stop itself is short.
     for pid in members(scope)? {
         seize_process(pid, &mut seized, &mut order)?;
@@ -326,13 +327,18 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         if order.iter().any(|tid| !stopped.contains_key(tid)) {
             continue;
         }
-        // Everything known stands still: whatever else there is was started meanwhile.
-        let known = order.len();
+        // Everything known stands still: whatever else there is was started meanwhile. One that has ended may have
+        // started another one before, after that could have been seen.
+        let known = order.len() + dead.len();
+        catch(scope, &mut seized, &mut order, &mut dead)?;
         let all = members(scope)?;
         for &pid in &all {
             seize_process(pid, &mut seized, &mut order)?;
+            if !seized.contains_key(&pid) {
+                dead.insert(pid);
+            }
         }
-        if order.len() == known {
+        if order.len() + dead.len() == known {
             break all;
         }
         if Instant::now() > deadline {
@@ -357,6 +363,45 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         process.settle_restarts(deadline)?;
     }
     Ok(frozen)
+}
+
+/// Attaches to processes that have come since, the youngest first and without looking at anything else before: a process
+/// that only lives until it has started the next one has ended by the time that all have been looked at. Everybody in
+/// the job's own PID namespace who came not from outside is the job's; elsewhere orphans are not.
+fn catch(scope: Scope, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>, dead: &mut HashSet<i32>) -> Result<()> {
+    if !matches!(scope.members, Members::Namespace) {
+        return Ok(());
+    }
+    let spared = [Some(1), Some(std::process::id() as i32), scope.live_requester()];
+    let look = |pid| ProcDir::open(pid).and_then(|dir| dir.stat());
+    let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
+    for pid in pids.into_iter().rev() {
+        if seized.contains_key(&pid) || dead.contains(&pid) || spared.contains(&Some(pid)) {
+            continue;
+        }
+        let Some(stat) = look(pid).ok().filter(|stat| !is_zombie(stat)) else {
+            dead.insert(pid);
+            continue;
+        };
+        let has_known_parent = stat.ppid == 1 || seized.contains_key(&stat.ppid);
+        if stat.ppid == 0 || !has_known_parent && look(stat.ppid).is_ok_and(|parent| parent.ppid == 0) {
+            continue;
+        }
+        if let Ok(tracee) = Tracee::seize(pid, ATTACHED) {
+            // Before it starts another one. ESRCH: it has ended.
+            let _ = tracee.interrupt();
+            let thread = Seized {
+                pid,
+                tracee,
+                asleep_since: None,
+                asleep_in: None,
+            };
+            seized.insert(pid, thread);
+            order.push(pid);
+        }
+        seize_process(pid, seized, order)?;
+    }
+    Ok(())
 }
 
 /// A thread that is attached to.

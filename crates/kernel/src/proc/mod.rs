@@ -236,6 +236,16 @@ impl AsFd for ProcDir {
     }
 }
 
+/// The number that the youngest process or thread of our PID namespace got (the end of /proc/loadavg).
+pub fn last_pid() -> io::Result<i32> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    let last = text
+        .split_ascii_whitespace()
+        .last()
+        .and_then(|number| number.parse().ok());
+    last.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/loadavg has no process number"))
+}
+
 /// All process numbers in `/proc`, sorted.
 pub fn pids() -> io::Result<Vec<i32>> {
     numbers(rustix::fs::openat(

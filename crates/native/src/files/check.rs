@@ -58,9 +58,18 @@ pub struct Surroundings<'a> {
     pub ipc: &'a Visits,
 }
 
+/// What of a job's descriptors would make a checkpoint fail.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Because of what they are.
+    pub themselves: Vec<Blocker>,
+    /// Because what belongs to them is in no process that was looked at. One that was born meanwhile may have it.
+    pub elsewhere: Vec<Blocker>,
+}
+
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
 /// left out.
-pub fn check(targets: &[Target], around: Surroundings<'_>) -> Vec<Blocker> {
+pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
     let Surroundings {
         root_pid,
         tcp,
@@ -118,10 +127,19 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Vec<Blocker> {
         in_flight,
         own_queues,
     };
-    blockers.extend(all.iter().filter_map(|seen| scene.blocks(seen)));
-    blockers.extend(unix_sockets(&all, &scene, networks));
-    blockers.extend(inet_sockets(&all, &scene, tcp, networks));
-    blockers
+    let mut elsewhere = Vec::new();
+    for seen in &all {
+        match seen.kind {
+            Kind::Pipe | Kind::PidFd | Kind::Proc(..) => elsewhere.extend(scene.blocks(seen)),
+            _ => blockers.extend(scene.blocks(seen)),
+        }
+    }
+    elsewhere.extend(unix_sockets(&all, &scene, networks));
+    elsewhere.extend(inet_sockets(&all, &scene, tcp, networks));
+    Found {
+        themselves: blockers,
+        elsewhere,
+    }
 }
 
 fn look(target: &Target) -> io::Result<Vec<Seen<'_>>> {

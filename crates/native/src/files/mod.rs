@@ -49,7 +49,7 @@ use crate::TcpPolicy;
 use crate::networks::Networks;
 use crate::sink::PageSource;
 
-pub use check::{Surroundings, check};
+pub use check::{Found, Surroundings, check};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_cwd};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};

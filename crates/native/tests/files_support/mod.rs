@@ -121,7 +121,8 @@ impl Program {
             networks: &Networks::home(),
             ipc: &Visits::new(Place::Ipc),
         };
-        files::check(&self.targets, around)
+        let found = files::check(&self.targets, around);
+        [found.themselves, found.elsewhere].concat()
     }
 
     /// Ends all processes.
