@@ -51,7 +51,7 @@ static const char *mounted;
 static int other_process(void *unused) {
     (void)unused;
     NEED(later == 0 || unshare(later) == 0);
-    NEED(mounted == NULL || mount("none", mounted, "tmpfs", 0, NULL) == 0);
+    NEED(mounted == NULL || mount("none", mounted, "ramfs", 0, NULL) == 0);
     beat(1);
 }
 

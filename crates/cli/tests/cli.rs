@@ -158,6 +158,7 @@ fn sample() -> (Manifest, Vec<u8>) {
         locker: 0,
         lease: None,
         ofd_locks: Vec::new(),
+        mount_namespace: None,
         object,
     };
     let descriptor = |fd: i32, file: u32| Descriptor {

@@ -340,7 +340,7 @@ refused! {
     // LBNL-3.2.2.1
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
-    mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(tmpfs) is mounted in it";
+    mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(ramfs) is mounted in it";
     mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
     network_namespace [user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
     cgroup_namespace [user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";

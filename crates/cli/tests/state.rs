@@ -120,6 +120,7 @@ survive! {
     attributes;
     user_namespaces;
     mount_namespaces;
+    mount_trees;
 }
 
 // LBNL-3.7.1.4
@@ -172,6 +173,53 @@ fn networks_as_root() {
         skip!("networks_as_root", "ip(8) not found");
     }
     survives_as("networks_as_root", As::Root, "networks", "");
+}
+
+/// Programs in sandboxes of bubblewrap: with the job's files to read only, and with a root directory of their own.
+#[test]
+fn sandboxes() {
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("sandboxes", user) else {
+            continue;
+        };
+        // A user's job shares networks and control groups with the machine.
+        let kinds: &[&str] = match user {
+            As::Root => &["--unshare-all"],
+            As::User => &["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"],
+        };
+        let work = cpr.work.display();
+        let tail = format!("--proc /proc --dev /dev --tmpfs /tmp --bind {work} {work} --chdir {work}");
+        let mut whole: Vec<String> = ["--ro-bind", "/", "/"].map(str::to_owned).to_vec();
+        let mut part: Vec<String> = ["--ro-bind", "/usr", "/usr"].map(str::to_owned).to_vec();
+        for place in ["/bin", "/lib", "/lib64"] {
+            match fs::read_link(place) {
+                Ok(target) => part.extend(["--symlink".to_owned(), target.display().to_string(), place.to_owned()]),
+                Err(_) => part.extend(["--ro-bind-try", place, place].map(str::to_owned)),
+            }
+        }
+        // A program that has a name there only.
+        part.extend(["--ro-bind".to_owned(), work.to_string(), "/programs".to_owned()]);
+        let here = work.to_string();
+        for (root, name, place) in [
+            (&mut whole, "threads", here.as_str()),
+            (&mut part, "signals", "/programs"),
+        ] {
+            root.extend(tail.split(' ').map(str::to_owned));
+            let options = [kinds.join(" "), root.join(" ")].join(" ");
+            compile(&cpr, name);
+            let works = cpr.command("bwrap").args(options.split(' ')).arg("/bin/true").output();
+            if !works.is_ok_and(|output| output.status.success()) {
+                skip!("sandboxes", "bwrap(1) not found, or it may not make namespaces");
+            }
+            let script = cpr.work.join(format!("{name}.sh"));
+            let text = format!("#!/bin/sh\nexec bwrap {options} {place}/{name} \"$@\"\n");
+            fs::write(&script, text).expect("the test's directory can be written");
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+            restarts(&cpr, &script, "");
+            fs::remove_file(cpr.work.join("go-again")).expect("the victim was told to go on");
+            cpr.cpr(["rm", "--force", "again"]).good();
+        }
+    }
 }
 
 /// Programs that are started with unshare(1) in namespaces of all kinds.

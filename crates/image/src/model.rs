@@ -289,18 +289,39 @@ impl Manifest {
             .filter(move |(number, mapping)| !skip(*number, mapping))
             .flat_map(|(_, mapping)| &mapping.extents);
         let segments = self.ipc.segments.iter().flat_map(|segment| &segment.extents);
+        let points = self.mount_namespaces.iter().flat_map(|namespace| &namespace.tree);
+        let in_memory = points.flat_map(|point| match &point.mounted {
+            Mounted::Memory { files, .. } => files.as_slice(),
+            _ => &[],
+        });
+        let in_memory = in_memory.filter_map(|file| match &file.kind {
+            MemoryFileKind::Regular { extents, .. } => Some(extents),
+            _ => None,
+        });
         mapped
             .chain(self.saved_files.iter().flat_map(|file| &file.extents))
             .chain(segments)
+            .chain(in_memory.flatten())
     }
 
     pub(crate) fn extents_mut(&mut self) -> impl Iterator<Item = &mut Extent> {
         let spaces = self.address_spaces.iter_mut().flat_map(|space| &mut space.mappings);
         let mapped = spaces.flat_map(|mapping| &mut mapping.extents);
         let segments = self.ipc.segments.iter_mut().flat_map(|segment| &mut segment.extents);
+        let namespaces = self.mount_namespaces.iter_mut();
+        let points = namespaces.flat_map(|namespace| &mut namespace.tree);
+        let in_memory = points.flat_map(|point| match &mut point.mounted {
+            Mounted::Memory { files, .. } => files.as_mut_slice(),
+            _ => &mut [],
+        });
+        let in_memory = in_memory.filter_map(|file| match &mut file.kind {
+            MemoryFileKind::Regular { extents, .. } => Some(extents),
+            _ => None,
+        });
         mapped
             .chain(self.saved_files.iter_mut().flat_map(|file| &mut file.extents))
             .chain(segments)
+            .chain(in_memory.flatten())
     }
 }
 
@@ -344,8 +365,9 @@ pub struct PidNamespace {
     pub owner: Option<UserNamespaceId>,
 }
 
-/// A mount namespace: what makes it differ from the job's own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// A mount namespace: what makes it differ from the job's own or, where it has little in common with that, all that is
+/// mounted in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct MountNamespace {
     /// What is mounted elsewhere does not show in it.
@@ -356,6 +378,151 @@ pub struct MountNamespace {
     /// The user namespace it belongs to, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<UserNamespaceId>,
+    /// All that is mounted in it, the root first; empty for a copy of the job's own namespace. Then `private` and `proc`
+    /// say nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tree: Vec<MountPoint>,
+}
+
+/// Something mounted in a mount namespace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// What it is mounted on: an index into [`MountNamespace::tree`], of one that comes before it. None for the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
+    /// Where on that: a path without a slash at either end; empty where it is mounted over all of it.
+    #[serde(default)]
+    pub at: ByteString,
+    /// MOUNT_ATTR_* of mount_setattr(2).
+    #[serde(default)]
+    pub attributes: u64,
+    /// Whether mounts elsewhere show below it.
+    #[serde(default)]
+    pub propagation: Propagation,
+    /// What is mounted.
+    pub mounted: Mounted,
+}
+
+/// Whether what is mounted elsewhere shows below a mount (mount_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Propagation {
+    /// No.
+    #[default]
+    Private,
+    /// What is mounted where it was taken from.
+    Follows,
+    /// It is the only member of a group whose members show each other's mounts.
+    Shared,
+}
+
+/// An option of a file system: its name and value.
+pub type MountOption = (String, String);
+
+/// What is mounted somewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mounted {
+    /// A directory or file of the job's own mount namespace.
+    Bind {
+        /// Absolute path there.
+        path: ByteString,
+        /// With all that is mounted below it there.
+        recursive: bool,
+    },
+    /// What was mounted in the job's own mount namespace below that which its parent shows, and came along with it.
+    Along,
+    /// A directory or file of a file system that comes before it in the tree.
+    Part {
+        /// Index into the tree.
+        of: u32,
+        /// Path from the root of that mount; empty for all of it.
+        path: ByteString,
+    },
+    /// A file system of processes (proc).
+    Processes {
+        /// Whose, where that is not the job's own PID namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid_namespace: Option<PidNamespaceId>,
+        /// Options.
+        #[serde(default)]
+        options: Vec<MountOption>,
+    },
+    /// A new file system of pseudo-terminals (devpts).
+    Terminals {
+        /// Options.
+        #[serde(default)]
+        options: Vec<MountOption>,
+    },
+    /// A new file system in memory (tmpfs).
+    Memory {
+        /// The directory of it that is mounted: a path from its root; empty for that itself.
+        #[serde(default)]
+        path: ByteString,
+        /// Options.
+        #[serde(default)]
+        options: Vec<MountOption>,
+        /// What is in that: the directory itself, then what is in that, each directory followed by all that is in it.
+        files: Vec<MemoryFile>,
+    },
+}
+
+/// A file, directory or anything else in a file system in memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemoryFile {
+    /// The directory it is in: an index into the list it is in itself; its own for the root.
+    pub parent: u32,
+    /// Name; empty for the root.
+    pub name: ByteString,
+    /// Mode bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last access, nanoseconds since 1970.
+    pub atime_ns: i64,
+    /// Time of the last modification, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Extended attributes: name and value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<(ByteString, Bytes)>,
+    /// What it is.
+    pub kind: MemoryFileKind,
+}
+
+/// Kinds of [`MemoryFile`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryFileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular {
+        /// Size in bytes.
+        size: u64,
+        /// Saved ranges: file offsets. Ranges without extent are holes.
+        extents: Vec<Extent>,
+    },
+    /// A symbolic link.
+    Link {
+        /// What it says.
+        target: ByteString,
+    },
+    /// A FIFO.
+    Fifo,
+    /// A device.
+    Device {
+        /// A block device; a character device else.
+        block: bool,
+        /// Device number.
+        rdev: u64,
+    },
+    /// Another name of a file.
+    Same {
+        /// Which one: an index that comes before.
+        as_file: u32,
+    },
 }
 
 /// A mounted file system of processes.
@@ -1065,6 +1232,9 @@ pub struct MappedFile {
     pub unchangeable: bool,
     /// The image carries its contents: POSIX shared memory, made again or filled again at restart.
     pub contents: Option<SavedFileId>,
+    /// The mount namespace that the path is of, where that is not the job's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<MountNamespaceId>,
 }
 
 /// An open file description (`struct file`).
@@ -1090,6 +1260,9 @@ pub struct OpenFile {
     /// Open-file-description locks (F_OFD_SETLK): exclusive, start, length.
     #[serde(default)]
     pub ofd_locks: Vec<(bool, u64, u64)>,
+    /// The mount namespace that its path is of, where that is not the job's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<MountNamespaceId>,
     /// What is open.
     pub object: Object,
 }

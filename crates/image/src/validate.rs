@@ -19,6 +19,16 @@ const USER_LIMIT: u64 = (1 << 63) - PAGE;
 const MAX_PID: i32 = 4 << 20;
 /// MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME.
 const MOUNT_FLAGS: u64 = 1 | 2 | 4 | 8 | 1 << 10 | 1 << 11 | 1 << 21;
+/// MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME, NOSYMFOLLOW.
+const MOUNT_ATTRIBUTES: u64 = 1 | 2 | 4 | 8 | 0x10 | 0x20 | 0x80 | 0x20_0000;
+/// More mounts than these no namespace of a job has.
+const MAX_MOUNTS: usize = 4096;
+/// More files than these are not saved of a file system in memory.
+const MAX_MEMORY_FILES: usize = 1 << 20;
+/// Directories of such a file system lie in each other no deeper.
+const MAX_DEPTH: usize = 256;
+/// NAME_MAX.
+const MAX_NAME: usize = 255;
 /// UID_GID_MAP_MAX_EXTENTS.
 const MAX_ID_RANGES: usize = 340;
 /// More user namespaces than this no job has.
@@ -87,6 +97,7 @@ impl Manifest {
                     Some(id) => in_table(id.index(), &manifest.saved_files, "saved file"),
                     None => Ok(()),
                 })
+                .and_then(|()| check.place(file.mount_namespace))
                 .map_err(|what| wrong(format!("mapped file {index}: {what}")))?;
         }
         for (index, file) in manifest.files.iter().enumerate() {
@@ -165,6 +176,39 @@ fn options(options: &[SocketOption]) -> Verdict {
 
 fn path(path: &ByteString) -> Verdict {
     within(path.0.len() < MAX_PATH && !path.0.contains(&0), "path")
+}
+
+/// An absolute path that leads nowhere but down.
+fn absolute(name: &ByteString) -> Verdict {
+    path(name)?;
+    match name.0.strip_prefix(b"/") {
+        Some(rest) => inner_path(&ByteString(rest.to_vec())),
+        None => Err("impossible path".to_owned()),
+    }
+}
+
+/// A path from some directory that leads nowhere but down; empty for that itself.
+fn inner_path(name: &ByteString) -> Verdict {
+    path(name)?;
+    let plain = |part: &[u8]| !part.is_empty() && part != b"." && part != b"..";
+    within(
+        name.0.is_empty() || name.0.split(|byte| *byte == b'/').all(plain),
+        "path",
+    )
+}
+
+fn mount_options(options: &[MountOption], known: &[&str]) -> Verdict {
+    let mut seen = HashSet::new();
+    let sound = |(name, value): &MountOption| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'%';
+        known.contains(&name.as_str()) && value.len() <= 64 && value.bytes().all(plain)
+    };
+    within(
+        options
+            .iter()
+            .all(|option| sound(option) && seen.insert(option.0.clone())),
+        "options",
+    )
 }
 
 fn blob(bytes: &Bytes, what: &str) -> Verdict {
@@ -598,12 +642,7 @@ impl Check<'_> {
         )
         .map_err(wrong)?;
         for (index, namespace) in manifest.mount_namespaces.iter().enumerate() {
-            let Some(proc) = &namespace.proc else { continue };
-            let shown = proc.pid_namespace.map_or(Ok(()), |id| {
-                in_table(id.index(), &manifest.pid_namespaces, "PID namespace")
-            });
-            shown
-                .and_then(|()| within(proc.flags & !MOUNT_FLAGS == 0, "flags of /proc"))
+            self.mount_namespace(namespace)
                 .map_err(|what| wrong(format!("mount namespace {index}: {what}")))?;
         }
         let owners = &manifest.cgroup_namespace_owners;
@@ -619,6 +658,130 @@ impl Check<'_> {
             .chain(manifest.mount_namespaces.iter().map(|namespace| namespace.owner))
             .try_for_each(|owner| self.owner(owner))
             .map_err(wrong)
+    }
+
+    fn mount_namespace(&self, namespace: &MountNamespace) -> Verdict {
+        let pid_namespace = |id: Option<PidNamespaceId>| {
+            id.map_or(Ok(()), |id| {
+                in_table(id.index(), &self.manifest.pid_namespaces, "PID namespace")
+            })
+        };
+        if let Some(proc) = &namespace.proc {
+            pid_namespace(proc.pid_namespace)?;
+            within(proc.flags & !MOUNT_FLAGS == 0, "flags of /proc")?;
+        }
+        let tree = &namespace.tree;
+        within(tree.len() <= MAX_MOUNTS, "number of mounts")?;
+        let mut shown = None;
+        for (index, point) in tree.iter().enumerate() {
+            let this = |what: String| format!("mount {index}: {what}");
+            self.mount_point(point, index, tree).map_err(this)?;
+            if let Mounted::Processes { pid_namespace: id, .. } = &point.mounted {
+                pid_namespace(*id).map_err(this)?;
+                // Whoever makes it is in one of them.
+                within(*shown.get_or_insert(*id) == *id, "second PID namespace").map_err(this)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mount_point(&self, point: &MountPoint, index: usize, tree: &[MountPoint]) -> Verdict {
+        let earlier = |id: u32| tree.get(id as usize).filter(|_| (id as usize) < index);
+        let parent = match point.parent {
+            None => {
+                within(index == 0 && point.at.0.is_empty(), "root")?;
+                None
+            }
+            Some(id) => Some(earlier(id).ok_or("what it is on does not come before it")?),
+        };
+        inner_path(&point.at)?;
+        within(point.attributes & !MOUNT_ATTRIBUTES == 0, "attributes")?;
+        match &point.mounted {
+            Mounted::Bind { path: name, .. } => absolute(name),
+            Mounted::Along => {
+                let goes = parent.is_some_and(|parent| {
+                    matches!(parent.mounted, Mounted::Bind { recursive: true, .. } | Mounted::Along)
+                });
+                within(goes, "mount that came along")
+            }
+            Mounted::Part { of, path: name } => {
+                earlier(*of).ok_or("what it is a part of does not come before it")?;
+                inner_path(name)
+            }
+            Mounted::Processes { options, .. } => mount_options(options, &["hidepid", "subset", "gid"]),
+            Mounted::Terminals { options } => mount_options(options, &["mode", "ptmxmode", "gid", "max"]),
+            Mounted::Memory {
+                path: name,
+                options,
+                files,
+            } => {
+                inner_path(name)?;
+                mount_options(options, &["size", "nr_inodes", "huge", "noswap"])?;
+                self.memory_files(files)
+            }
+        }
+    }
+
+    fn memory_files(&self, files: &[MemoryFile]) -> Verdict {
+        within(files.len() <= MAX_MEMORY_FILES, "number of files")?;
+        // The directories that the present file is in, the innermost last.
+        let mut around: Vec<u32> = Vec::new();
+        for (index, file) in files.iter().enumerate() {
+            let name = &file.name.0;
+            if index == 0 {
+                within(
+                    name.is_empty() && file.kind == MemoryFileKind::Directory,
+                    "root of a file system",
+                )?;
+            } else {
+                let plain = !name.is_empty() && name.len() <= MAX_NAME && name != b"." && name != b"..";
+                within(plain && !name.contains(&b'/') && !name.contains(&0), "name of a file")?;
+                while around.last().is_some_and(|directory| *directory != file.parent) {
+                    around.pop();
+                }
+                within(!around.is_empty(), "directory of a file")?;
+            }
+            within(file.mode <= 0o7777, "mode of a file")?;
+            let attributes = &file.attributes;
+            let sound = |(name, value): &(ByteString, Bytes)| {
+                !name.0.is_empty() && name.0.len() <= MAX_NAME && !name.0.contains(&0) && value.0.len() <= MAX_BLOB
+            };
+            within(
+                attributes.len() <= 1024 && attributes.iter().all(sound),
+                "attributes of a file",
+            )?;
+            match &file.kind {
+                MemoryFileKind::Directory => {
+                    within(around.len() < MAX_DEPTH, "depth of a directory")?;
+                    around.push(index as u32);
+                }
+                MemoryFileKind::Regular { size, extents } => {
+                    within(*size <= MAX_FILE, "size")?;
+                    self.extents(extents, &(0..size.next_multiple_of(PAGE)))?;
+                }
+                MemoryFileKind::Link { target } => path(target)?,
+                MemoryFileKind::Fifo | MemoryFileKind::Device { .. } => {}
+                MemoryFileKind::Same { as_file } => {
+                    let other = files[..index].get(*as_file as usize).map(|other| &other.kind);
+                    let sound = !matches!(
+                        other,
+                        None | Some(MemoryFileKind::Directory | MemoryFileKind::Same { .. })
+                    );
+                    within(sound, "other name of a file")?;
+                }
+            }
+        }
+        within(!files.is_empty(), "file system without a root")
+    }
+
+    /// A mount namespace that paths are of: one with mounts of its own.
+    fn place(&self, id: Option<MountNamespaceId>) -> Verdict {
+        let Some(id) = id else { return Ok(()) };
+        in_table(id.index(), &self.manifest.mount_namespaces, "mount namespace")?;
+        within(
+            !self.manifest.mount_namespaces[id.index()].tree.is_empty(),
+            "mount namespace of a path",
+        )
     }
 
     /// PID namespaces: each within one before it, with a first process that everybody in it comes after, and a number in
@@ -806,6 +969,12 @@ impl Check<'_> {
     fn open_file(&self, file: &OpenFile, pids: &HashSet<i32>) -> Verdict {
         let manifest = self.manifest;
         within(file.position <= MAX_FILE, "position")?;
+        self.place(file.mount_namespace)?;
+        let elsewhere = matches!(
+            file.object,
+            Object::Regular(_) | Object::Directory { .. } | Object::Device { node: None, .. }
+        );
+        within(file.mount_namespace.is_none() || elsewhere, "mount namespace of a file")?;
         for (_, start, length) in &file.ofd_locks {
             within(
                 start

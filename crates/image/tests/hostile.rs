@@ -664,3 +664,214 @@ fn mount_namespaces() {
         m.mount_namespaces = vec![MountNamespace::default(); 4]
     });
 }
+
+/// A manifest with a mount namespace that holds a bind mount, what came along with it, and a file system in memory.
+fn mounted() -> Manifest {
+    let mut manifest = manifest();
+    let point = |parent, at: &str, mounted| MountPoint {
+        parent,
+        at: at.into(),
+        attributes: 1,
+        propagation: Propagation::Private,
+        mounted,
+    };
+    let file = |parent, name: &str, kind| MemoryFile {
+        parent,
+        name: name.into(),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        atime_ns: 0,
+        mtime_ns: -1,
+        attributes: vec![("user.a".into(), Bytes(vec![1]))],
+        kind,
+    };
+    let bind = Mounted::Bind {
+        path: "/".into(),
+        recursive: true,
+    };
+    let files = vec![
+        file(0, "", MemoryFileKind::Directory),
+        file(0, "a", MemoryFileKind::Directory),
+        file(
+            1,
+            "b",
+            MemoryFileKind::Regular {
+                size: 5,
+                extents: Vec::new(),
+            },
+        ),
+        file(0, "c", MemoryFileKind::Same { as_file: 2 }),
+    ];
+    let memory = Mounted::Memory {
+        path: "".into(),
+        options: vec![("size".to_owned(), "4k".to_owned())],
+        files,
+    };
+    let processes = Mounted::Processes {
+        pid_namespace: None,
+        options: Vec::new(),
+    };
+    let tree = vec![
+        point(None, "", bind),
+        point(Some(0), "proc", Mounted::Along),
+        point(Some(0), "tmp", memory),
+        point(Some(1), "", processes),
+        point(
+            Some(2),
+            "a",
+            Mounted::Part {
+                of: 2,
+                path: "a/b".into(),
+            },
+        ),
+    ];
+    manifest.mount_namespaces = vec![MountNamespace {
+        tree,
+        ..MountNamespace::default()
+    }];
+    manifest
+}
+
+#[test]
+fn mounts_of_a_namespace() {
+    open(&unchecked(&mounted())).unwrap();
+    let check = |expected: &str, change: &dyn Fn(&mut Vec<MountPoint>)| {
+        check_in(mounted(), expected, |m| change(&mut m.mount_namespaces[0].tree));
+    };
+    let bind = |path: &str| Mounted::Bind {
+        path: path.into(),
+        recursive: false,
+    };
+    check("what it is on does not come before it", &|tree| {
+        tree[2].parent = Some(2)
+    });
+    check("what it is on does not come before it", &|tree| {
+        tree[2].parent = Some(9)
+    });
+    check("impossible root", &|tree| tree[2].parent = None);
+    check("impossible root", &|tree| tree[0].at = "tmp".into());
+    for path in ["/tmp", "a/../b", "a/", "a//b", "."] {
+        check("impossible path", &|tree| tree[2].at = path.into());
+    }
+    for path in ["", "tmp", "/tmp/..", "//", "/./a"] {
+        check("impossible path", &|tree| tree[0].mounted = bind(path));
+    }
+    check("impossible mount that came along", &|tree| tree[0].mounted = bind("/a"));
+    check("impossible mount that came along", &|tree| {
+        tree[0].mounted = Mounted::Along
+    });
+    // MOUNT_ATTR_IDMAP, and MS_BIND.
+    for attributes in [0x10_0000, 4096] {
+        check("impossible attributes", &|tree| tree[0].attributes = attributes);
+    }
+    let part = |of, path: &str| Mounted::Part { of, path: path.into() };
+    check("does not come before it", &|tree| tree[4].mounted = part(4, ""));
+    check("impossible path", &|tree| tree[4].mounted = part(2, "../etc"));
+    check("impossible number of mounts", &|tree| {
+        *tree = (0..4097)
+            .map(|index| MountPoint {
+                parent: (index > 0).then_some(0),
+                ..tree[3].clone()
+            })
+            .collect()
+    });
+    check("there is no PID namespace 3", &|tree| {
+        tree[3].mounted = Mounted::Processes {
+            pid_namespace: Some(PidNamespaceId(3)),
+            options: Vec::new(),
+        }
+    });
+    for option in [
+        ("source", "/etc"),
+        ("size", "4k,mode=7777"),
+        ("size", "/"),
+        ("uid", "0"),
+    ] {
+        check("impossible options", &|tree| {
+            if let Mounted::Memory { options, .. } = &mut tree[2].mounted {
+                *options = vec![(option.0.to_owned(), option.1.to_owned())];
+            }
+        });
+    }
+}
+
+#[test]
+fn files_in_memory_of_a_mount_namespace() {
+    let check = |expected: &str, change: &dyn Fn(&mut Vec<MemoryFile>)| {
+        check_in(mounted(), expected, |m| {
+            if let Mounted::Memory { files, .. } = &mut m.mount_namespaces[0].tree[2].mounted {
+                change(files);
+            }
+        });
+    };
+    check("impossible file system without a root", &|files| files.clear());
+    check("impossible root of a file system", &|files| files[0].name = "a".into());
+    check("impossible root of a file system", &|files| {
+        files[0].kind = MemoryFileKind::Fifo
+    });
+    for name in ["", ".", "..", "a/b", "/etc", "a\0", &"n".repeat(256)] {
+        check("impossible name of a file", &|files| files[2].name = name.into());
+    }
+    // Of a file, of one that comes later, of itself, and of one that others have come after.
+    for (file, parent) in [(3, 2), (1, 3), (1, 1), (3, u32::MAX)] {
+        check("impossible directory of a file", &|files| files[file].parent = parent);
+    }
+    check("impossible directory of a file", &|files| {
+        files.push(MemoryFile {
+            parent: 1,
+            ..files[2].clone()
+        })
+    });
+    check("impossible mode of a file", &|files| files[2].mode = 0o20777);
+    for as_file in [0, 1, 3, 9] {
+        check("impossible other name of a file", &|files| {
+            files[3].kind = MemoryFileKind::Same { as_file }
+        });
+    }
+    check("impossible depth of a directory", &|files| {
+        let directory = files[1].clone();
+        files.truncate(1);
+        files.extend((0..256).map(|parent| MemoryFile {
+            parent,
+            ..directory.clone()
+        }));
+    });
+    for size in [u64::MAX, 1 << 63] {
+        check("impossible size", &|files| {
+            files[2].kind = MemoryFileKind::Regular {
+                size,
+                extents: Vec::new(),
+            }
+        });
+    }
+    let extent = Extent {
+        start: 4096,
+        length: 4096,
+        offset: 4096,
+    };
+    check("are not in it", &|files| {
+        files[2].kind = MemoryFileKind::Regular {
+            size: 5,
+            extents: vec![extent],
+        }
+    });
+    check("impossible attributes of a file", &|files| {
+        files[2].attributes = vec![("".into(), Bytes(Vec::new()))]
+    });
+}
+
+#[test]
+fn files_of_a_mount_namespace() {
+    check("there is no mount namespace 0", |m| {
+        m.mapped_files[0].mount_namespace = Some(MountNamespaceId(0))
+    });
+    check("impossible mount namespace of a path", |m| {
+        m.mount_namespaces = vec![MountNamespace::default()];
+        m.mapped_files[0].mount_namespace = Some(MountNamespaceId(0));
+    });
+    check_in(mounted(), "impossible mount namespace of a file", |m| {
+        let other = m.files.iter_mut().find(|file| matches!(file.object, Object::Pipe(_)));
+        other.unwrap().mount_namespace = Some(MountNamespaceId(0));
+    });
+}

@@ -33,6 +33,16 @@ pub fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) 
     Ok(())
 }
 
+/// Has a descriptor of ours be open on what another one is open on; it keeps its number, and is closed on exec.
+pub fn replace(fd: BorrowedFd<'_>, by: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: dup3 touches no memory. The number stays open the whole time, so that whoever owns it goes on doing so.
+    let rc = unsafe { libc::dup3(by.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// kcmp(2) with KCMP_FILE: how two descriptors' open file descriptions compare. `Equal` is the same description; the
 /// order is arbitrary but consistent, so that it can be sorted by.
 pub fn compare_files(pid: i32, fd: i32, other_pid: i32, other_fd: i32) -> io::Result<Ordering> {

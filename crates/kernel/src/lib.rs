@@ -14,6 +14,7 @@ pub mod fd;
 pub mod inet;
 pub mod inside;
 pub mod memory;
+pub mod mounts;
 pub mod mqueue;
 pub mod namespace;
 pub mod netlink;

@@ -55,6 +55,8 @@ pub struct Home {
     may_suspend_filters: bool,
     /// Kinds of namespaces that a thread of ours could not come back from, by their names.
     one_way: Vec<&'static str>,
+    /// Mount namespaces that were looked at.
+    mounted: crate::mount_namespaces::Looks,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
     namespaces: [Option<Vec<u8>>; NAMESPACES.len()],
 }
@@ -75,6 +77,19 @@ impl Home {
     /// The process that shows it has gone.
     pub fn mounts(&self) -> std::io::Result<Vec<Mount>> {
         ProcDir::open(self.init)?.mountinfo()
+    }
+
+    /// The root directory of the job, opened with O_PATH.
+    ///
+    /// # Errors
+    /// The process that shows it has gone.
+    pub fn root(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        ProcDir::open(self.init)?.open_file("root", rustix::fs::OFlags::PATH)
+    }
+
+    /// Mount namespaces that were looked at so far.
+    pub fn mounted(&self) -> &crate::mount_namespaces::Looks {
+        &self.mounted
     }
 
     /// How many PID namespaces deep the reader of /proc is.
@@ -147,6 +162,7 @@ impl Home {
         let one_way = places.into_iter().filter(|place| !may_return(place));
         Home {
             init,
+            mounted: crate::mount_namespaces::Looks::default(),
             one_way: one_way.map(Place::file).collect(),
             depth,
             may_visit: cpr_kernel::namespace::is_admin() && same_users,

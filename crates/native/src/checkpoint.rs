@@ -880,12 +880,13 @@ fn collect(
     let mut mounts = mount_namespaces::Saved::default();
     for (process, saved) in frozen.processes.iter().zip(&mut manifest.processes) {
         if !process.threads.is_empty() {
-            saved.mount_namespace = mounts.of(&process.proc, &home, &pid_namespaces, &mut users)?;
+            saved.mount_namespace = mounts.of(&process.proc, &home, &pid_namespaces, &mut users, sink)?;
         }
         saved.pid_namespace_of_children =
             pid_namespaces.of_children(process, saved.pid_namespace, saved.user_namespace)?;
     }
-    manifest.mount_namespaces = mounts.namespaces;
+    let (mount_namespaces, views) = mounts.finish();
+    manifest.mount_namespaces = mount_namespaces;
     manifest.pid_namespaces = pid_namespaces.namespaces();
     let mut owners = |places: &Visits| {
         let files = (0..places.len()).filter_map(|index| places.namespace(Some(index)));
@@ -935,10 +936,17 @@ fn collect(
     // A user's own files are opened with the user's rights, also where root asked.
     let owner = owner_of(manifest).filter(|(uid, _)| *uid != rustix::process::geteuid().as_raw());
     context.requester = requester;
+    for process in &manifest.processes {
+        if let Some(view) = views.of_process(process.mount_namespace) {
+            context.apart.insert(process.pid, view);
+        }
+    }
+    context.views = views;
     context.policies = PolicyState::new(&request.files, owner);
     let descriptors = files::save(&mut context)?;
     for &index in &live {
-        let directory = files::save_deleted_cwd(&frozen.processes[index].proc, &mut context.saved)?;
+        let view = context.views.of_process(manifest.processes[index].mount_namespace);
+        let directory = files::save_deleted_cwd(&frozen.processes[index].proc, view, &mut context.saved)?;
         manifest.processes[index].cwd_saved = directory;
     }
     for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {
@@ -967,6 +975,8 @@ fn collect(
     let mut shared = Shared {
         flags: &mut looked.flags,
         files: &mut mapped,
+        views: &context.views,
+        view: None,
         saved: &mut context.saved,
         policies: &mut context.policies,
         libraries: &mut looked.libraries,
@@ -1008,6 +1018,7 @@ fn collect(
         let tracked = !process.space.as_ref().is_some_and(aio::uses);
         let copy = looked.copied.iter().find(|c| tracked && c.pid() == process.pid);
         shared.files.namespace = manifest.processes[index].ipc_namespace;
+        shared.view = shared.views.of_process(manifest.processes[index].mount_namespace);
         let mut later = Vec::new();
         let put_off = (snapshot.is_some() && looked.snapshots == Snapshots::Wanted).then_some(&mut later);
         let saved = memory::save(process, layout, &mut shared, copy, put_off, sink);

@@ -34,6 +34,7 @@ mod snapshot;
 mod state;
 mod user_namespaces;
 mod userfault;
+mod views;
 pub mod visits;
 
 pub use callbacks::{Rebirth, tell};

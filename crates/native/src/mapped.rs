@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use cpr_image::model::{ByteString, Bytes, MappedFile};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
+
+use crate::views::Views;
 
 /// Bytes of the beginning of a file that are searched for its build ID, one after the other.
 const SEARCHED: [usize; 2] = [4096, 64 * 1024];
@@ -26,6 +28,7 @@ pub fn describe(path: &[u8], file: BorrowedFd<'_>, writable: bool, unchangeable:
         build_id: Bytes(if unchangeable { build_id(file) } else { Vec::new() }),
         unchangeable,
         contents: None,
+        mount_namespace: None,
     })
 }
 
@@ -34,11 +37,11 @@ pub fn describe(path: &[u8], file: BorrowedFd<'_>, writable: bool, unchangeable:
 /// # Errors
 /// [`ErrorKind::Incompatible`] when it is missing, shorter than the mapping needs, or (programs and libraries) not the
 /// one that was mapped (LBNL-3.8.3.2).
-pub fn open(file: &MappedFile) -> Result<OwnedFd> {
+pub fn open(file: &MappedFile, views: &Views) -> Result<OwnedFd> {
     let path = &file.path;
     let access = if file.writable { OFlags::RDWR } else { OFlags::RDONLY };
-    let fd = rustix::fs::open(path.as_path(), access | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
-        .map_err(std::io::Error::from)
+    let fd = views
+        .open(file.mount_namespace, &path.0, access | OFlags::NOCTTY)
         .context(|| format!("open mapped file {path}"))
         .map_err(|error| {
             if error.kind() == ErrorKind::NotFound {

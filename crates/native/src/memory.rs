@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
-use cpr_image::model::{ByteString, IpcNamespaceId, SavedFileId, SavedFileKind};
+use cpr_image::model::{ByteString, IpcNamespaceId, MountNamespaceId, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{
     Memory, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
 };
@@ -18,6 +18,7 @@ use crate::libraries::{Libraries, overlay};
 use crate::live::{Copied, Place};
 use crate::mapped;
 use crate::sink::{PAGE_SIZE, PageSink};
+use crate::views::{Views, deleted_kind};
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
@@ -64,7 +65,7 @@ pub struct MappedFiles {
     segments: HashMap<(Option<IpcNamespaceId>, u64), SegmentId>,
     /// That of the process whose memory is saved.
     pub namespace: Option<IpcNamespaceId>,
-    by_key: HashMap<(Vec<u8>, bool, bool), MappedFileId>,
+    by_key: HashMap<(Option<MountNamespaceId>, Vec<u8>, bool, bool), MappedFileId>,
 }
 
 impl MappedFiles {
@@ -76,23 +77,49 @@ impl MappedFiles {
         }
     }
 
-    fn intern(&mut self, path: &[u8], writable: bool, unchangeable: bool) -> Result<MappedFileId> {
-        let key = (path.to_vec(), writable, unchangeable);
+    /// The entry for the file at a path of the job's own mount namespace or another.
+    fn intern(&mut self, path: &[u8], view: View<'_>, writable: bool, unchangeable: bool) -> Result<MappedFileId> {
+        let View(views, namespace) = view;
+        let key = (namespace, path.to_vec(), writable, unchangeable);
         if let Some(id) = self.by_key.get(&key) {
             return Ok(*id);
         }
-        let fd: OwnedFd = rustix::fs::open(
-            ByteString(path.to_vec()).as_path(),
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(std::io::Error::from)
-        .context(|| format!("open mapped file {}", String::from_utf8_lossy(path)))?;
-        let file = mapped::describe(path, std::os::fd::AsFd::as_fd(&fd), writable, unchangeable)?;
+        let fd: OwnedFd = views
+            .open(namespace, path, OFlags::PATH)
+            .context(|| format!("open mapped file {}", String::from_utf8_lossy(path)))?;
+        let mut file = mapped::describe(path, std::os::fd::AsFd::as_fd(&fd), writable, unchangeable)?;
+        file.mount_namespace = namespace;
         let id = MappedFileId(self.files.len() as u32);
         self.files.push(file);
         self.by_key.insert(key, id);
         Ok(id)
+    }
+}
+
+/// Where a path is looked up.
+#[derive(Debug, Clone, Copy)]
+struct View<'a>(&'a Views, Option<MountNamespaceId>);
+
+impl View<'_> {
+    /// Whether another file has the mapped file's name now.
+    fn replaced(self, map: &MapEntry) -> bool {
+        // The device number is not compared: some file systems show another one in maps than in stat(2).
+        self.0
+            .stat(self.1, &map.path)
+            .map_or(true, |stat| stat.st_ino != map.inode)
+    }
+
+    fn is_exact(self, dev: u64, ino: u64, path: &[u8]) -> bool {
+        let found = self.0.stat(self.1, path);
+        found.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (dev, ino))
+    }
+
+    /// Another name of a mapped file.
+    fn other_name(self, map: &MapEntry) -> Option<Vec<u8>> {
+        match self.1 {
+            None => crate::files::other_name(&map.path, map.inode),
+            Some(view) => self.0.other_name(view, &map.path, map.inode),
+        }
     }
 }
 
@@ -155,6 +182,10 @@ pub struct Shared<'a> {
     pub flags: &'a mut FlagTable,
     /// Files that are mapped.
     pub files: &'a mut MappedFiles,
+    /// Mount namespaces that paths can be of.
+    pub views: &'a Views,
+    /// That of the process whose memory is saved, where paths lead elsewhere there than in the job's own.
+    pub view: Option<MountNamespaceId>,
     /// Files whose contents are saved.
     pub saved: &'a mut SavedFiles,
     /// Files with a policy of their own.
@@ -163,6 +194,21 @@ pub struct Shared<'a> {
     pub libraries: &'a mut Libraries,
     /// The programs that processes run are saved.
     pub keep_executables: bool,
+}
+
+impl<'a> Shared<'a> {
+    /// Where the path of something mapped is looked up: in the job's own mount namespace if it leads there, too.
+    fn place(&self, dev: u64, ino: u64, path: &[u8], deleted: bool) -> View<'a> {
+        let (home, own) = (View(self.views, None), View(self.views, self.view));
+        let is_home = || {
+            let exact = home.is_exact(dev, ino, path);
+            exact || !own.is_exact(dev, ino, path) && self.views.stat(None, path).is_ok_and(|stat| stat.st_ino == ino)
+        };
+        match self.view.is_some() && (deleted || !is_home()) {
+            true => own,
+            false => home,
+        }
+    }
 }
 
 enum Pages {
@@ -267,7 +313,13 @@ pub fn save(
             Some(later) if can_wait(&mapping, &pages, library) => Some((&mut **later, mappings.len())),
             _ => None,
         };
-        copy(process, &mut mapping, pages, library, copied, put_off, sink).context(what)?;
+        let size = match &mapping.kind {
+            MappingKind::PrivateFile(id) => shared.files.files.get(id.index()).map(|file| file.size),
+            _ if library => shared.views.stat(None, &map.path).ok().map(|stat| stat.st_size as u64),
+            _ => None,
+        };
+        let behind = size.map(|size| size.saturating_sub(map.offset));
+        copy(process, &mut mapping, pages, (library, behind), copied, put_off, sink).context(what)?;
         if library {
             let file = shared.libraries.save(map, sink).context(what)?;
             mapping.extents = overlay(file, &mapping.extents, map.start, map.end, map.offset);
@@ -310,7 +362,10 @@ fn executable(process: &Process, shared: &mut Shared<'_>) -> Result<(Option<Mapp
         .context(|| format!("read /proc/{pid}/exe"))?;
     let deleted = path.strip_suffix(b" (deleted)");
     if deleted.is_none() && !shared.keep_executables {
-        return Ok((Some(shared.files.intern(&path, false, true)?), None));
+        let stat = process.proc.link_stat("exe");
+        let stat = stat.context(|| format!("look at /proc/{pid}/exe"))?;
+        let view = shared.place(stat.st_dev, stat.st_ino, &path, false);
+        return Ok((Some(shared.files.intern(&path, view, false, true)?), None));
     }
     let name = deleted.unwrap_or(&path);
     let name = name.rsplit(|b| *b == b'/').next().unwrap_or(name);
@@ -329,6 +384,12 @@ fn executable(process: &Process, shared: &mut Shared<'_>) -> Result<(Option<Mapp
 }
 
 fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Option<Plan>> {
+    let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);
+    let view = match map.kind() {
+        MapKind::File => shared.place(makedev, map.inode, &map.path, map.deleted),
+        _ => View(shared.views, None),
+    };
+    let at_home = view.1.is_none();
     let Shared {
         flags,
         files,
@@ -365,16 +426,16 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
     let library = map.kind() == MapKind::File
         && !map.shared
         && !map.deleted
+        && at_home
         && (libraries.wants(map) || policies.is_anonymous(&map.path))
-        && !replaced(map);
-    let makedev = rustix::fs::makedev(map.dev.0, map.dev.1);
+        && !view.replaced(map);
     let anonymous = if has(b"gd") {
         MappingKind::Stack
     } else {
         MappingKind::Anonymous
     };
     let shared_memory = match map.kind() {
-        MapKind::File if map.shared && has(b"mw") => shared_memory(map, files, saved)?,
+        MapKind::File if map.shared && has(b"mw") => shared_memory(map, files, View(shared.views, None), saved)?,
         _ => None,
     };
     let (kind, pages) = match (map.kind(), shared_memory) {
@@ -421,7 +482,9 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
             }
         }
         (MapKind::File, None) if map.path == b"/dev/zero" && !map.shared => (anonymous, Pages::Own),
-        (MapKind::File, None) if map.shared && !map.deleted && policies.is_anonymous(&map.path) && !replaced(map) => {
+        (MapKind::File, None)
+            if at_home && map.shared && !map.deleted && policies.is_anonymous(&map.path) && !view.replaced(map) =>
+        {
             let kind = SavedFileKind::Deleted {
                 path: ByteString(map.path.clone()),
             };
@@ -429,14 +492,12 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
             let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
             (MappingKind::SharedSaved(id), Pages::None)
         }
-        (MapKind::File, None) if map.deleted || replaced(map) => {
-            if let Some(other) = crate::files::other_name(&map.path, map.inode).filter(|_| map.shared) {
-                let id = files.intern(&other, has(b"mw"), false)?;
+        (MapKind::File, None) if map.deleted || view.replaced(map) => {
+            if let Some(other) = map.shared.then(|| view.other_name(map)).flatten() {
+                let id = files.intern(&other, view, has(b"mw"), false)?;
                 (MappingKind::SharedFile(id), Pages::None)
             } else if map.shared {
-                let kind = SavedFileKind::Deleted {
-                    path: ByteString(map.path.clone()),
-                };
+                let kind = deleted_kind(view.1, ByteString(map.path.clone()));
                 let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
                 (MappingKind::SharedSaved(id), Pages::None)
             } else if let Some(id) = saved.known(makedev, map.inode) {
@@ -452,13 +513,15 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
             (MappingKind::SysvSegment(*id), Pages::None)
         }
         (MapKind::File, None) if map.shared => {
-            policies.note_path(ByteString(map.path.clone()).as_path(), saved)?;
-            let id = files.intern(&map.path, has(b"mw"), false)?;
+            if at_home {
+                policies.note_path(ByteString(map.path.clone()).as_path(), saved)?;
+            }
+            let id = files.intern(&map.path, view, has(b"mw"), false)?;
             (MappingKind::SharedFile(id), Pages::None)
         }
         (MapKind::File, None) if library => (MappingKind::Anonymous, Pages::Own),
         (MapKind::File, None) => (
-            MappingKind::PrivateFile(files.intern(&map.path, false, true)?),
+            MappingKind::PrivateFile(files.intern(&map.path, view, false, true)?),
             Pages::Own,
         ),
         _ => return Err(unsupported("this kind of mapping is not supported")),
@@ -502,28 +565,24 @@ pub fn has_huge_pages(space: &Space) -> bool {
 }
 
 /// The file that a mapping of POSIX shared memory is of, to be saved with its contents.
-fn shared_memory(map: &MapEntry, files: &mut MappedFiles, saved: &mut SavedFiles) -> Result<Option<MappedFileId>> {
+fn shared_memory(
+    map: &MapEntry,
+    files: &mut MappedFiles,
+    home: View<'_>,
+    saved: &mut SavedFiles,
+) -> Result<Option<MappedFileId>> {
     let Some((fd, path)) = find_shared_memory(map) else {
         return Ok(None);
     };
     let stat = rustix::fs::fstat(&fd).map_err(std::io::Error::from);
     let stat = stat.context(|| format!("look at {path}"))?;
-    let id = files.intern(&path.0, true, false)?;
+    let id = files.intern(&path.0, home, true, false)?;
     let kind = SavedFileKind::SharedMemory { path };
     let contents = saved.intern_descriptor(&stat, std::os::fd::AsFd::as_fd(&fd), kind, &label(map))?;
     if let Some(file) = files.files.get_mut(id.index()) {
         file.contents = Some(contents);
     }
     Ok(Some(id))
-}
-
-/// Whether another file has the mapped file's name now.
-fn replaced(map: &MapEntry) -> bool {
-    match rustix::fs::stat(ByteString(map.path.clone()).as_path()) {
-        // The device number is not compared: some file systems show another one in maps than in stat(2).
-        Ok(stat) => stat.st_ino != map.inode,
-        Err(_) => true,
-    }
 }
 
 /// Whether a copy that fork(2) makes of the process has these pages, too.
@@ -536,11 +595,12 @@ fn can_wait(mapping: &Mapping, pages: &Pages, library: bool) -> bool {
     matches!(pages, Pages::Own) && !library && anonymous && !lost
 }
 
+/// `behind`: how much of the file that is mapped privately is behind the beginning of the mapping.
 fn copy(
     process: &Process,
     mapping: &mut Mapping,
     pages: Pages,
-    library: bool,
+    (library, behind): (bool, Option<u64>),
     copied: Option<&Copied>,
     put_off: Option<(&mut Vec<Later>, usize)>,
     sink: &mut dyn PageSink,
@@ -651,7 +711,7 @@ fn copy(
                 }
                 Err(error) => {
                     // Write protection marks pages beyond the end of a mapped file, too: there is nothing in them.
-                    let readable = match file_end(space, mapping, library) {
+                    let readable = match file_end(mapping, behind) {
                         Some(end) if end < at + length => end.saturating_sub(at),
                         _ => return Err(error).context(|| format!("read {length} bytes at {at:#x}")),
                     };
@@ -697,14 +757,8 @@ impl Reader<'_> {
 
 /// Where the last page of the file lies that is mapped privately here. Truncating a file takes private copies of its
 /// pages away as well (truncate_pagecache in mm/truncate.c), so that nothing can be behind it.
-fn file_end(space: &Space, mapping: &Mapping, library: bool) -> Option<u64> {
-    if !library && !matches!(mapping.kind, MappingKind::PrivateFile(_)) {
-        return None;
-    }
-    let map = space.maps.iter().find(|map| map.start == mapping.start)?;
-    let file = rustix::fs::stat(ByteString(map.path.clone()).as_path()).ok()?;
-    let bytes = (file.st_size as u64).saturating_sub(map.offset);
-    Some(map.start + bytes.next_multiple_of(PAGE_SIZE as u64))
+fn file_end(mapping: &Mapping, behind: Option<u64>) -> Option<u64> {
+    Some(mapping.start + behind?.next_multiple_of(PAGE_SIZE as u64))
 }
 
 /// Finds the copies of pages that have not been written since they were made.

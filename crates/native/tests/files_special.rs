@@ -674,6 +674,7 @@ fn restore_terminal(image: &Terminal) -> (terminal::Terminals, Pty) {
         locker: 0,
         lease: None,
         ofd_locks: Vec::new(),
+        mount_namespace: None,
         object,
     };
     let master = file(Object::TerminalMaster(TerminalId(0)));
@@ -907,6 +908,7 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         locker: 0,
         lease: None,
         ofd_locks: Vec::new(),
+        mount_namespace: None,
         object: Object::TerminalSlave(TerminalId(0)),
     };
     let objects = [file.object.clone()];
@@ -949,6 +951,7 @@ fn epoll_registrations_are_made_by_the_right_process() {
         locker: 0,
         lease: None,
         ofd_locks: Vec::new(),
+        mount_namespace: None,
         object,
     };
     let event = || {
@@ -1056,6 +1059,7 @@ fn epoll_registrations_survive_numbers_that_are_taken_or_free() {
         locker: 0,
         lease: None,
         ofd_locks: Vec::new(),
+        mount_namespace: None,
         object,
     };
     let event = Object::EventFd {

@@ -24,6 +24,7 @@ pub fn manifest() -> Manifest {
         locker: 0,
         lease: None,
         ofd_locks: vec![],
+        mount_namespace: None,
         object,
     };
     let extent = |start, pages: u64, page: u64| Extent {
@@ -203,6 +204,7 @@ pub fn manifest() -> Manifest {
             locker: 0,
             lease: None,
             ofd_locks: vec![(true, 0, 0)],
+            mount_namespace: None,
             ..open(Object::TerminalMaster(TerminalId(0)))
         },
     ];

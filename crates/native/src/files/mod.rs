@@ -40,7 +40,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cpr_image::model::{
-    ByteString, FileId, FilePolicy, InetSocket, Manifest, OpenFile, Pipe, PipeId, SavedFileId, Terminal, UnixSocket,
+    ByteString, FileId, FilePolicy, InetSocket, Manifest, MountNamespaceId, OpenFile, Pipe, PipeId, SavedFileId,
+    Terminal, UnixSocket,
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 
@@ -48,13 +49,16 @@ use self::terminal::JobControl;
 use crate::TcpPolicy;
 use crate::networks::Networks;
 use crate::sink::PageSource;
+use crate::views::Views;
 
 pub use check::{Found, Surroundings, check};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_cwd};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
 pub use save::save;
-pub use saved::{ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, open_saved, seal_last};
+pub use saved::{
+    ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, fill_extents, open_saved, seal_last,
+};
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
 
 /// A process being saved (zombies excluded).
@@ -83,6 +87,8 @@ pub struct Description {
     pub stat: rustix::fs::Stat,
     /// A descriptor of ours for the same description.
     pub handle: OwnedFd,
+    /// The mount namespace that its path is of, where that is not the job's own.
+    pub view: Option<MountNamespaceId>,
 }
 
 impl Description {
@@ -141,6 +147,10 @@ pub struct SaveContext<'a> {
     pub queue_state: mqueue::SaveState,
     /// Where its sockets can be.
     pub networks: &'a Networks,
+    /// Mount namespaces that paths can be of.
+    pub views: Views,
+    /// Processes that are in one of those, but for the job's own.
+    pub apart: HashMap<i32, MountNamespaceId>,
     pipe_state: pipe::SaveState,
     entries: Vec<save::Entry>,
     holders: Vec<epoll::Holder>,
@@ -173,6 +183,8 @@ impl<'a> SaveContext<'a> {
             terminal_state: terminal::SaveState::default(),
             queue_state: mqueue::SaveState::default(),
             networks,
+            views: Views::default(),
+            apart: HashMap::new(),
             pipe_state: pipe::SaveState::default(),
             entries: Vec::new(),
             holders: Vec::new(),
@@ -218,6 +230,8 @@ pub struct RestoreContext<'a> {
     pub roots_own: bool,
     /// Where sockets are made.
     pub networks: &'a Networks,
+    /// Mount namespaces that paths can be of.
+    pub views: Views,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
@@ -254,6 +268,7 @@ impl<'a> RestoreContext<'a> {
             image,
             roots_own,
             networks,
+            views: Views::default(),
             streams,
             terminal,
             job_control: JobControl::None,

@@ -393,7 +393,8 @@ impl Changes {
             let Object::Regular(regular) = &file.object else {
                 continue;
             };
-            if policies.contains_key(&regular.path) || !kind::writable(file.flags) || regular::is_pseudo(fd.as_fd()) {
+            let ruled = file.mount_namespace.is_none() && policies.contains_key(&regular.path);
+            if ruled || !kind::writable(file.flags) || regular::is_pseudo(fd.as_fd()) {
                 continue;
             }
             // What was written since will be written again.

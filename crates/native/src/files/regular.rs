@@ -4,13 +4,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use cpr_image::model::{ByteString, FileContent, Manifest, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind};
+use cpr_image::model::{
+    ByteString, FileContent, Manifest, MountNamespaceId, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind,
+};
 use cpr_kernel::proc::{FdInfo, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::{Description, RestoreContext, SaveContext, SavedFiles, kind};
+use crate::views::{Views, deleted_kind};
 
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 const CGROUP_MAGIC: u64 = 0x0027_e0eb;
@@ -26,12 +29,12 @@ fn io(error: Errno) -> std::io::Error {
 }
 
 /// Whether the path /proc shows for a description still leads to what is open.
-fn has_path(description: &Description) -> Result<bool> {
-    let Description { link, stat, .. } = description;
-    match rustix::fs::lstat(Path::new(std::ffi::OsStr::from_bytes(link))) {
+fn has_path(description: &Description, views: &Views) -> Result<bool> {
+    let Description { link, stat, view, .. } = description;
+    match views.lstat(*view, link) {
         Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        Err(error) => Err(io(error)).context(|| format!("{}: look for it under its path", description.label())),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(false),
+        Err(error) => Err(error).context(|| format!("{}: look for it under its path", description.label())),
     }
 }
 
@@ -52,8 +55,11 @@ fn described(stat: &Stat, link: &[u8]) -> RegularFile {
 /// # Errors
 /// A deleted file cannot be read.
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
-    let Description { link, stat, .. } = description;
-    let named = stat.st_nlink > 0 && has_path(description)?;
+    let Description { link, stat, view, .. } = description;
+    let named = stat.st_nlink > 0 && has_path(description, &context.views)?;
+    if named && view.is_some() {
+        return Ok(Object::Regular(described(stat, link)));
+    }
     if named {
         let handle = description.handle.as_fd();
         context
@@ -65,7 +71,11 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         }
     }
     if stat.st_nlink > 0 && !named {
-        if let Some(other) = other_name(link, stat.st_ino) {
+        let other = match view {
+            None => other_name(link, stat.st_ino),
+            Some(view) => context.views.other_name(*view, &former(link).0, stat.st_ino),
+        };
+        if let Some(other) = other {
             return Ok(Object::Regular(described(stat, &other)));
         }
         // What others write to it, or read from it, would be another file after a restart.
@@ -80,7 +90,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
             .with_hint("give it back a name in that directory (ln), or close it before the checkpoint"));
         }
     }
-    let kind = SavedFileKind::Deleted { path: former(link) };
+    let kind = deleted_kind(*view, former(link));
     context
         .saved
         .intern_descriptor(stat, description.handle.as_fd(), kind, &description.label())
@@ -143,7 +153,11 @@ pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
 ///
 /// # Errors
 /// It cannot be looked at.
-pub fn save_deleted_cwd(proc: &ProcDir, saved: &mut SavedFiles) -> Result<Option<SavedFileId>> {
+pub fn save_deleted_cwd(
+    proc: &ProcDir,
+    view: Option<MountNamespaceId>,
+    saved: &mut SavedFiles,
+) -> Result<Option<SavedFileId>> {
     let what = || format!("look at the working directory of process {}", proc.pid());
     let stat = rustix::fs::statat(proc, "cwd", AtFlags::empty())
         .map_err(io)
@@ -151,10 +165,22 @@ pub fn save_deleted_cwd(proc: &ProcDir, saved: &mut SavedFiles) -> Result<Option
     if stat.st_nlink > 0 {
         return Ok(None);
     }
-    let path = former(&proc.read_link("cwd").context(what)?);
+    let path = within_reach(view, former(&proc.read_link("cwd").context(what)?));
     Ok(Some(
         saved.intern_empty(&stat, SavedFileKind::DeletedDirectory { path }),
     ))
+}
+
+/// Where a deleted directory is made again: where it was, if that is of the job's own mount namespace, which is there when
+/// it is made.
+fn within_reach(view: Option<MountNamespaceId>, path: ByteString) -> ByteString {
+    match view {
+        None => path,
+        Some(_) => {
+            let name = path.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            ByteString([b"/tmp/", name].concat())
+        }
+    }
 }
 
 /// Another name of a file in the directory it was in, or in one above; links are mostly made beside what they are links
@@ -195,9 +221,9 @@ fn name_in(parent: &Path, device: u64, inode: u64) -> Option<Vec<u8>> {
 /// # Errors
 /// [`ErrorKind::Unsupported`] for one that has been replaced.
 pub fn save_directory(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
-    if !has_path(description)? {
+    if !has_path(description, &context.views)? {
         if description.stat.st_nlink == 0 {
-            let path = former(&description.link);
+            let path = within_reach(description.view, former(&description.link));
             let kind = SavedFileKind::DeletedDirectory { path };
             return Ok(Object::Saved(context.saved.intern_empty(&description.stat, kind)));
         }
@@ -216,15 +242,15 @@ pub fn save_directory(description: &Description, context: &mut SaveContext<'_>) 
 /// # Errors
 /// [`ErrorKind::Unsupported`] when no path leads to it any more.
 pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
-    let Description { link, stat, .. } = description;
+    let Description { link, stat, view, .. } = description;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         return save_directory(description, context);
     }
-    if !has_path(description)? && stat.st_nlink == 0 {
+    if !has_path(description, &context.views)? && stat.st_nlink == 0 {
         let path = former(link);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => return save(description, context),
-            FileType::Symlink => {
+            FileType::Symlink if view.is_none() => {
                 let target = rustix::fs::readlinkat(&description.handle, "", Vec::new())
                     .map_err(io)
                     .context(|| format!("{}: read the link", description.label()))?;
@@ -235,7 +261,7 @@ pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Re
             _ => {}
         }
     }
-    if !has_path(description)? {
+    if !has_path(description, &context.views)? {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!(
@@ -254,11 +280,11 @@ pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Re
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when its node is gone.
-pub fn save_device(description: &Description, _context: &mut SaveContext<'_>) -> Result<Object> {
+pub fn save_device(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     if let Some(deleted) = super::device::save_deleted(description) {
         return Ok(deleted);
     }
-    let there = rustix::fs::stat(Path::new(std::ffi::OsStr::from_bytes(&description.link)));
+    let there = context.views.stat(description.view, &description.link);
     if !there.is_ok_and(|there| there.st_rdev == description.stat.st_rdev) {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -315,19 +341,68 @@ pub fn save_proc(
     })
 }
 
-/// Opens `path` without doing anything to it, not following a symbolic link at its end.
-pub(super) fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let what = || format!("open {path}");
-    let node = rustix::fs::open(path.as_path(), flags, Mode::empty())
-        .map_err(io)
-        .context(what)
-        .map_err(|e| match e.kind() {
+/// A path of an image, and the mount namespace it is of.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    views: &'a Views,
+    view: Option<MountNamespaceId>,
+    path: &'a ByteString,
+}
+
+impl<'a> Place<'a> {
+    fn of(file: &OpenFile, path: &'a ByteString, views: &'a Views) -> Place<'a> {
+        let view = file.mount_namespace;
+        Place { views, view, path }
+    }
+
+    fn open(self, flags: OFlags) -> Result<OwnedFd> {
+        let opened = self.views.open(self.view, &self.path.0, flags);
+        opened.context(|| format!("open {}", self.path))
+    }
+
+    /// Opens it without doing anything to it, not following a symbolic link at its end.
+    fn locate(self) -> Result<(OwnedFd, Stat)> {
+        let what = || format!("look at {}", self.path);
+        let node = self.open(OFlags::PATH | OFlags::NOFOLLOW).map_err(|e| match e.kind() {
             ErrorKind::NotFound => e.with_kind(ErrorKind::Incompatible).with_hint("put the file back"),
             _ => e,
         })?;
-    let stat = rustix::fs::fstat(&node).map_err(io).context(what)?;
-    Ok((node, stat))
+        let stat = rustix::fs::fstat(&node).map_err(io).context(what)?;
+        Ok((node, stat))
+    }
+
+    /// Opens what `node` (opened with O_PATH) is with the saved flags. The flags become exactly those saved.
+    fn open_node(self, node: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+        let never = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
+        let flags = (OFlags::from_bits_retain(flags as u32) - never) | OFlags::CLOEXEC | OFlags::NOCTTY;
+        if flags.contains(OFlags::NOFOLLOW) {
+            return self.open(flags);
+        }
+        // A magic link, which O_NOFOLLOW (one more flag to be seen by the program) would refuse.
+        rustix::fs::open(format!("/proc/self/fd/{}", node.as_raw_fd()), flags, Mode::empty())
+            .map_err(io)
+            .context(|| format!("open {}", self.path))
+    }
+
+    /// Opens with O_PATH what `node` was opened on, with exactly the saved flags.
+    fn open_path(self, node: OwnedFd, kind: FileType, flags: i32) -> Result<OwnedFd> {
+        let flags = OFlags::from_bits_retain(flags as u32) & (OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY);
+        if flags == OFlags::PATH | OFlags::NOFOLLOW || kind == FileType::Symlink {
+            return Ok(node);
+        }
+        self.open(flags)
+    }
+}
+
+/// Opens `path` of the job's own mount namespace without doing anything to it, not following a symbolic link at its end.
+pub(super) fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
+    let views = &Views::default();
+    Place {
+        views,
+        view: None,
+        path,
+    }
+    .locate()
 }
 
 pub(super) fn changed(path: &ByteString, was: &str) -> Error {
@@ -339,26 +414,13 @@ pub(super) fn changed(path: &ByteString, was: &str) -> Error {
 
 /// Opens what `node` (opened with O_PATH) is with the saved flags. The flags become exactly those saved.
 pub(super) fn open_node(node: BorrowedFd<'_>, path: &ByteString, flags: i32) -> Result<OwnedFd> {
-    let never = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
-    let flags = (OFlags::from_bits_retain(flags as u32) - never) | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let opened = if flags.contains(OFlags::NOFOLLOW) {
-        rustix::fs::open(path.as_path(), flags, Mode::empty())
-    } else {
-        // A magic link, which O_NOFOLLOW (one more flag to be seen by the program) would refuse.
-        rustix::fs::open(format!("/proc/self/fd/{}", node.as_raw_fd()), flags, Mode::empty())
-    };
-    opened.map_err(io).context(|| format!("open {path}"))
-}
-
-/// Opens with O_PATH what `node` was opened on, with exactly the saved flags.
-fn open_path(node: OwnedFd, kind: FileType, path: &ByteString, flags: i32) -> Result<OwnedFd> {
-    let flags = OFlags::from_bits_retain(flags as u32) & (OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY);
-    if flags == OFlags::PATH | OFlags::NOFOLLOW || kind == FileType::Symlink {
-        return Ok(node);
+    let views = &Views::default();
+    Place {
+        views,
+        view: None,
+        path,
     }
-    rustix::fs::open(path.as_path(), flags | OFlags::CLOEXEC, Mode::empty())
-        .map_err(io)
-        .context(|| format!("open {path}"))
+    .open_node(node, flags)
 }
 
 /// Moves the offset of a file that has one.
@@ -380,19 +442,22 @@ fn set_position(fd: BorrowedFd<'_>, path: &ByteString, position: u64) -> Result<
 /// [`ErrorKind::Incompatible`] when the file is missing, of another kind, or of a size the job cannot go on with.
 pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     let path = &regular.path;
+    // Policies are about files of the job's own mount namespace.
     let policy = context.policies.get(path).copied();
+    let policy = policy.filter(|_| file.mount_namespace.is_none());
     if let Some(id) = policy.and_then(|policy| policy.saved)
         && !kind::is_path(file.flags)
     {
         return restore_saved(file, id, path, context);
     }
-    let (node, stat) = locate(path)?;
+    let place = Place::of(file, path, &context.views);
+    let (node, stat) = place.locate()?;
     let now = FileType::from_raw_mode(stat.st_mode);
     if kind::is_path(file.flags) {
         if now != FileType::from_raw_mode(regular.mode) {
             return Err(changed(path, "something else"));
         }
-        return open_path(node, now, path, file.flags);
+        return place.open_path(node, now, file.flags);
     }
     if now != FileType::RegularFile {
         return Err(changed(path, "a regular file"));
@@ -402,7 +467,7 @@ pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreCont
     // The others have been looked at, or may have changed.
     if content == FileContent::Default && !is_pseudo(node.as_fd()) && size != regular.size {
         let may_grow = kind::writable(file.flags)
-            || context.written.contains(path)
+            || file.mount_namespace.is_none() && context.written.contains(path)
             || policy.is_some_and(|policy| policy.truncate.is_some());
         if size < regular.size || !may_grow {
             return Err(Error::new(
@@ -412,7 +477,7 @@ pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreCont
             .with_hint("put the file back as it was"));
         }
     }
-    let fd = open_node(node.as_fd(), path, file.flags)?;
+    let fd = place.open_node(node.as_fd(), file.flags)?;
     let position = if content == FileContent::Append {
         size
     } else {
@@ -422,10 +487,12 @@ pub fn restore(file: &OpenFile, regular: &RegularFile, context: &mut RestoreCont
     Ok(fd)
 }
 
-/// Paths of files the job has open for writing.
+/// Paths of files of the job's own mount namespace that it has open for writing.
 pub(super) fn written(manifest: &Manifest) -> std::collections::HashSet<ByteString> {
     let open_for_writing = |file: &OpenFile| match &file.object {
-        Object::Regular(regular) if kind::writable(file.flags) => Some(regular.path.clone()),
+        Object::Regular(regular) if kind::writable(file.flags) && file.mount_namespace.is_none() => {
+            Some(regular.path.clone())
+        }
         _ => None,
     };
     manifest.files.iter().filter_map(open_for_writing).collect()
@@ -441,15 +508,16 @@ pub(super) fn is_pseudo(fd: BorrowedFd<'_>) -> bool {
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] when it is missing.
-pub fn restore_directory(file: &OpenFile, path: &ByteString) -> Result<OwnedFd> {
-    let (node, stat) = locate(path)?;
+pub fn restore_directory(file: &OpenFile, path: &ByteString, views: &Views) -> Result<OwnedFd> {
+    let place = Place::of(file, path, views);
+    let (node, stat) = place.locate()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(changed(path, "a directory"));
     }
     if kind::is_path(file.flags) {
-        return open_path(node, FileType::Directory, path, file.flags);
+        return place.open_path(node, FileType::Directory, file.flags);
     }
-    let fd = open_node(node.as_fd(), path, file.flags)?;
+    let fd = place.open_node(node.as_fd(), file.flags)?;
     set_position(fd.as_fd(), path, file.position)?;
     Ok(fd)
 }
@@ -474,14 +542,15 @@ pub fn restore_device(
         };
         return open_node(terminal.as_fd(), path, file.flags & !libc::O_NOFOLLOW);
     }
-    let (node, stat) = locate(path)?;
+    let place = Place::of(file, path, &context.views);
+    let (node, stat) = place.locate()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != rdev {
         return Err(changed(
             path,
             &format!("device {}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)),
         ));
     }
-    open_node(node.as_fd(), path, file.flags)
+    place.open_node(node.as_fd(), file.flags)
 }
 
 /// Opens a file of /proc, of the process that has the number now.

@@ -117,7 +117,9 @@ fn is_foreign(file: &OpenFile, manifest: &Manifest) -> bool {
 fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     match &file.object {
         Object::Regular(found) => with_roots_rights(context.roots_own, || regular::restore(file, found, context)),
-        Object::Directory { path } => with_roots_rights(context.roots_own, || regular::restore_directory(file, path)),
+        Object::Directory { path } => with_roots_rights(context.roots_own, || {
+            regular::restore_directory(file, path, &context.views)
+        }),
         Object::Saved(saved) => {
             let image = context.manifest.saved_files.get(saved.index());
             let name = match image.map(|image| &image.kind) {

@@ -198,6 +198,7 @@ fn collect(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<Po
                     let handle = get(target, fd)?;
                     let kind = kind::classify(target.pid, fd, &link, &info, &stat);
                     let description = Description {
+                        view: context.views.of_mount(info.mnt_id),
                         pid: target.pid,
                         fd,
                         link,
@@ -288,6 +289,7 @@ impl SaveContext<'_> {
         let kind = kind::classify(own, fd, &link, &info, &stat);
         let is_socket = kind == Kind::Socket;
         let description = Description {
+            view: self.views.of_mount(info.mnt_id),
             pid: 0,
             fd,
             link,
@@ -313,9 +315,45 @@ fn save_socket(index: usize, context: &mut SaveContext<'_>) -> Result<()> {
         context.entries[index].stream = stream;
         return Ok(());
     }
+    refuse_hidden(&description, context)?;
     let object = socket::save(&description, context)?;
     context.entries[index].object = Some(object);
     Ok(())
+}
+
+/// Refuses a socket with a name in the file system that only a mount namespace of the job's own shows: it would be given
+/// none again.
+fn refuse_hidden(description: &Description, context: &SaveContext<'_>) -> Result<()> {
+    let Some(view) = context.apart.get(&description.pid).copied() else {
+        return Ok(());
+    };
+    let name = rustix::net::getsockname(&description.handle).ok();
+    let name = name.and_then(|name| rustix::net::SocketAddrUnix::try_from(name).ok());
+    let Some(name) = name.as_ref().and_then(|name| name.path_bytes()) else {
+        return Ok(());
+    };
+    let target = context.targets.iter().find(|target| target.pid == description.pid);
+    let mut path = name.to_vec();
+    if !name.starts_with(b"/") {
+        let cwd = target.and_then(|target| target.proc.read_link("cwd").ok());
+        path = [cwd.unwrap_or_default().as_slice(), b"/", name].concat();
+    }
+    let look = |view| {
+        let stat = context.views.lstat(view, &path).ok()?;
+        let is_socket = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket;
+        is_socket.then_some((stat.st_dev, stat.st_ino))
+    };
+    let inside = look(Some(view));
+    if inside.is_none() || inside == look(None) {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: {} is a name in a mount namespace of the job's own, and elsewhere or not at all in that it lives in",
+        description.label(),
+        String::from_utf8_lossy(&path)
+    );
+    Err(Error::new(ErrorKind::Unsupported, text)
+        .with_hint("give the socket an abstract name, or show the directory at the same path"))
 }
 
 /// Finds descriptions that lead out of the job: they must be standard streams.
@@ -414,6 +452,20 @@ fn save_objects(context: &mut SaveContext<'_>, wanted: impl Fn(&Kind) -> bool) -
 }
 
 fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext<'_>) -> Result<Object> {
+    if description.view.is_some() && matches!(kind, Kind::Fifo | Kind::Proc(..) | Kind::MessageQueue) {
+        let text = format!(
+            "{}: of what is mounted in a mount namespace of the job's own, only files, directories and devices that are open are saved",
+            description.label()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    if description.view.is_some() && matches!(kind, Kind::Terminal(_)) && is_of_other_terminals(description, context) {
+        let text = format!(
+            "{}: a terminal of a file system of terminals in a mount namespace of the job's own",
+            description.label()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
     match kind {
         Kind::Regular => regular::save(description, context),
         Kind::Memfd => regular::save_memfd(description, context),
@@ -443,6 +495,23 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
     }
 }
 
+/// Whether a terminal is of another file system of terminals than that of the job's own mount namespace, where numbers mean
+/// other ones.
+fn is_of_other_terminals(description: &Description, context: &SaveContext<'_>) -> bool {
+    const DEVPTS_MAGIC: u64 = 0x1cd1;
+    let own = context.views.stat(None, b"/dev/pts").map(|stat| stat.st_dev);
+    let is_any = rustix::fs::fstatfs(&description.handle).is_ok_and(|fs| fs.f_type as u64 == DEVPTS_MAGIC);
+    is_any && !own.is_ok_and(|own| own == description.stat.st_dev)
+}
+
+/// Whether an object is opened again by a path.
+fn has_view(object: &Object) -> bool {
+    matches!(
+        object,
+        Object::Regular(_) | Object::Directory { .. } | Object::Device { node: None, .. }
+    )
+}
+
 fn open_file(entry: &Entry) -> Result<OpenFile> {
     let description = &entry.description;
     let info = &description.info;
@@ -467,6 +536,7 @@ fn open_file(entry: &Entry) -> Result<OpenFile> {
         locker: locks::locker(info),
         lease: locks::lease(info).filter(|_| !inherited),
         ofd_locks: locks::ofd_locks(info),
+        mount_namespace: description.view.filter(|_| has_view(&object)),
         object,
     })
 }

@@ -485,10 +485,18 @@ fn create(file: &SavedFile, source: &dyn PageSource, backups: &mut Backups) -> R
 
 /// Writes the saved ranges of a file.
 pub(super) fn fill(fd: BorrowedFd<'_>, file: &SavedFile, source: &dyn PageSource) -> Result<()> {
-    let mut buffer = vec![0; CHUNK.min(file.size as usize).next_multiple_of(PAGE_SIZE)];
-    for extent in &file.extents {
+    fill_extents(fd, file.size, &file.extents, source)
+}
+
+/// Writes saved ranges of a file that is `size` bytes long.
+///
+/// # Errors
+/// It cannot be written, or the image not be read.
+pub fn fill_extents(fd: BorrowedFd<'_>, size: u64, extents: &[Extent], source: &dyn PageSource) -> Result<()> {
+    let mut buffer = vec![0; (CHUNK as u64).min(size).next_multiple_of(PAGE_SIZE as u64) as usize];
+    for extent in extents {
         // The last page of an extent can go beyond the end of the file.
-        let end = (extent.start.saturating_add(extent.length)).min(file.size);
+        let end = (extent.start.saturating_add(extent.length)).min(size);
         let mut at = extent.start;
         while at < end {
             let length = (end - at).min(CHUNK as u64) as usize;

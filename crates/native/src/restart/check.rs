@@ -9,6 +9,7 @@ use cpr_kernel::proc;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::{log, numbers, vdso};
+use crate::views::Views;
 use crate::{Blocker, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
@@ -66,10 +67,11 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
     let policies: HashMap<_, _> = manifest.file_policies.iter().map(|p| (&p.path, p.content)).collect();
     let is_saved = |path: &ByteString| policies.get(path) == Some(&FileContent::BackupRestore);
     for file in &manifest.mapped_files {
-        if files::has_shared_memory(manifest, &file.path) || is_saved(&file.path) {
+        // What is mounted in other namespaces is not there before the job is.
+        if file.mount_namespace.is_some() || files::has_shared_memory(manifest, &file.path) || is_saved(&file.path) {
             continue;
         }
-        if let Err(error) = mapped::open(file) {
+        if let Err(error) = mapped::open(file, &Views::default()) {
             add(0, format!("file {}", file.path), error);
         }
     }
@@ -87,8 +89,12 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             let error = Error::new(ErrorKind::Denied, "only root can restore them");
             add(process.pid, "seccomp filters".to_owned(), error);
         }
+        let namespace = process
+            .mount_namespace
+            .and_then(|id| manifest.mount_namespaces.get(id.index()));
         // A deleted one is made again.
-        let cwd = process.cwd_saved.is_none().then(|| process.cwd.as_path());
+        let here = process.cwd_saved.is_none() && namespace.is_none_or(|namespace| namespace.tree.is_empty());
+        let cwd = here.then(|| process.cwd.as_path());
         if let Some(Err(error)) = cwd.map(|cwd| std::fs::metadata(cwd).context(|| "look at it")) {
             add(process.pid, format!("working directory {}", process.cwd), error);
         }
@@ -99,6 +105,7 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             let path = match &file.object {
                 // Restarted as another job, it does without.
                 object if log::is_log(manifest, object) => continue,
+                _ if file.mount_namespace.is_some() => continue,
                 Object::Regular(file) => &file.path,
                 // It is made again.
                 Object::Device { node: Some(_), .. } => continue,

@@ -56,6 +56,7 @@ pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manife
                 locker: 0,
                 lease: None,
                 ofd_locks: Vec::new(),
+                mount_namespace: None,
                 object: Object::Inherited { stream },
             };
         }

@@ -18,6 +18,8 @@ mod inherit;
 mod ipc;
 mod lazy;
 mod log;
+mod memory_files;
+mod mount_tree;
 mod mounts;
 mod numbers;
 mod plan;
@@ -46,6 +48,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::terminal::JobControl;
 use crate::files::{self, RestoreContext, SharedMemory};
+use crate::views::Views;
 use crate::{cgroups, freeze, mapped};
 use identity::{Rights, Share};
 use plan::Step;
@@ -196,7 +199,12 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
-        let mut built = make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)?;
+        let (mut built, views) = make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)?;
+        let identity = as_owner();
+        open_elsewhere(manifest, &mapped, &views, roots_own)?;
+        drop(identity);
+        hand_out(&workshop, manifest, &mapped)?;
+        context.views = views;
         foreground(&workshop, manifest, &context)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let later = match &lazy {
@@ -310,19 +318,63 @@ fn rights() -> Result<Rights> {
     })
 }
 
-/// Opens all mapped files; those whose contents are put back, as they will be.
+/// Opens all mapped files; those whose contents are put back, as they will be. Those of mount namespaces that are not there
+/// yet only get their numbers.
 fn open_mapped(manifest: &Manifest, saved: &[OwnedFd], roots_own: bool) -> Result<Vec<OwnedFd>> {
+    let views = Views::default();
     let open = |file: &MappedFile| {
+        if file.mount_namespace.is_some() {
+            let null = std::fs::File::open("/dev/null").context(|| "open /dev/null")?;
+            return Ok(null.into());
+        }
         let policy = manifest.file_policies.iter().find(|policy| policy.path == file.path);
         match policy.and_then(|policy| saved.get(policy.saved?.index())) {
             Some(saved) => {
                 let flags = if file.writable { libc::O_RDWR } else { libc::O_RDONLY };
                 files::open_saved(saved.as_fd(), flags).context(|| format!("open mapped file {}", file.path))
             }
-            None => files::with_roots_rights(roots_own, || mapped::open(file)),
+            None => files::with_roots_rights(roots_own, || mapped::open(file, &views)),
         }
     };
     manifest.mapped_files.iter().map(open).collect()
+}
+
+/// Opens mapped files of mount namespaces of the job's, at the numbers they have got.
+fn open_elsewhere(manifest: &Manifest, mapped: &[OwnedFd], views: &Views, roots_own: bool) -> Result<()> {
+    for (file, number) in manifest.mapped_files.iter().zip(mapped) {
+        if file.mount_namespace.is_some() {
+            let opened = files::with_roots_rights(roots_own, || mapped::open(file, views))?;
+            cpr_kernel::fd::replace(number.as_fd(), opened.as_fd()).context(|| "copy a descriptor")?;
+        }
+    }
+    Ok(())
+}
+
+/// Mapped files of mount namespaces of the job's that an address space has.
+fn elsewhere(manifest: &Manifest, space: &AddressSpace) -> BTreeSet<usize> {
+    let of_mappings = space.mappings.iter().filter_map(|mapping| match mapping.kind {
+        MappingKind::PrivateFile(id) | MappingKind::SharedFile(id) => Some(id),
+        _ => None,
+    });
+    let all = of_mappings.chain(space.executable).map(|id| id.index());
+    let files = &manifest.mapped_files;
+    all.filter(|id| files.get(*id).is_some_and(|file| file.mount_namespace.is_some()))
+        .collect()
+}
+
+/// Gives processes the files that were opened when they had their descriptors already.
+fn hand_out(workshop: &Workshop, manifest: &Manifest, mapped: &[OwnedFd]) -> Result<()> {
+    for process in living(manifest) {
+        for index in elsewhere(manifest, address_space(manifest, process)?) {
+            let missing = || Error::new(ErrorKind::Damaged, "there is no such mapped file");
+            let file = mapped.get(index).ok_or_else(missing)?;
+            with_descriptor(workshop, process.pid, file.as_fd(), |batch, fd| {
+                let arguments = [fd.into(), stub::number(file).into(), libc::O_CLOEXEC.into()];
+                batch.must(libc::SYS_dup3, &arguments, "put a mapped file in its place");
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens programs from the image for reading only: the kernel takes no file for one that can be written.
@@ -357,6 +409,8 @@ impl Built {
         if let (Some(parent), Some(child)) = (find(by), find(child))
             && self.0.get(&by) != Some(&by)
             && inherit::is_worth_it(address_space(manifest, parent)?, address_space(manifest, child)?)
+            // Files of mount namespaces are there when all processes are.
+            && elsewhere(manifest, address_space(manifest, parent)?).is_empty()
         {
             self.rebuild(workshop, manifest, parent, false, sources)?;
         }
@@ -410,7 +464,7 @@ fn make_processes(
     sources: &Sources<'_>,
     spaces: &Spaces,
     rights: Rights,
-) -> Result<Built> {
+) -> Result<(Built, Views)> {
     let mut built = Built::default();
     let mut inside = Inside::default();
     for step in plan::of(manifest)? {
@@ -446,7 +500,7 @@ fn make_processes(
         }
     }
     host_names::enter(workshop, manifest, rights.may_administer())?;
-    mounts::enter_all(workshop, manifest)?;
+    let views = mounts::enter_all(workshop, manifest, sources.image)?;
     users::enter_all(workshop, manifest)?;
     for process in living(manifest) {
         let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
@@ -456,7 +510,7 @@ fn make_processes(
     }
     workshop.turn_all(manifest)?;
     workshop.dismiss()?;
-    Ok(built)
+    Ok((built, views))
 }
 
 /// Gives a new session leader its controlling terminal, before others are born into the session.

@@ -2,22 +2,27 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use cpr_image::model::{Manifest, MountNamespace, MountNamespaceId};
+use cpr_image::model::{Manifest, MountNamespace, MountNamespaceId, Mounted};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::stub::Workshop;
-use super::{living, users, with_descriptor};
+use super::{living, mount_tree, users, with_descriptor};
+use crate::sink::PageSource;
+use crate::views::Views;
 
 /// Has every process enter its mount namespace. They must have no threads yet, and be in the user namespaces they were
-/// made in: what they enter later need not have power over their mounts.
+/// made in: what they enter later need not have power over their mounts. Gives the namespaces that paths are of.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest) -> Result<()> {
+pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest, source: &dyn PageSource) -> Result<Views> {
     let mut made: HashMap<MountNamespaceId, File> = HashMap::new();
+    let mut views = Views::default();
     for process in living(manifest) {
         let (pid, Some(id)) = (process.pid, process.mount_namespace) else {
             continue;
@@ -28,7 +33,11 @@ pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest) -> Result<()> {
             None => {
                 let missing = || Error::new(ErrorKind::Damaged, "there is no such mount namespace");
                 let namespace = manifest.mount_namespaces.get(id.index()).ok_or_else(missing)?;
-                let file = make(workshop, namespace).context(|| format!("make mount namespace {} again", id.0))?;
+                let what = || format!("make mount namespace {} again", id.0);
+                let (file, root) = make(workshop, namespace, source).context(what)?;
+                if !namespace.tree.is_empty() {
+                    views.add(id, root, std::iter::empty());
+                }
                 made.entry(id).or_insert(file)
             }
         };
@@ -38,16 +47,38 @@ pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest) -> Result<()> {
         })
         .context(what)?;
     }
-    Ok(())
+    Ok(views)
 }
 
-/// Makes one, by a process in the PID namespace that its /proc is of.
-fn make(workshop: &mut Workshop, namespace: &MountNamespace) -> Result<File> {
+/// Makes one, by a process in the PID namespace that its /proc is of. Gives its root directory, too.
+fn make(workshop: &mut Workshop, namespace: &MountNamespace, source: &dyn PageSource) -> Result<(File, OwnedFd)> {
     let builder = workshop.spare();
-    workshop.spawn_in(builder, namespace.proc.as_ref().and_then(|proc| proc.pid_namespace))?;
+    let shown = namespace.tree.iter().find_map(|point| match &point.mounted {
+        Mounted::Processes { pid_namespace, .. } => *pid_namespace,
+        _ => None,
+    });
+    let shown = shown.or_else(|| namespace.proc.as_ref().and_then(|proc| proc.pid_namespace));
+    workshop.spawn_in(builder, shown)?;
     if let Some(owner) = namespace.owner {
         users::enter(workshop, builder, owner)?;
     }
+    match namespace.tree.is_empty() {
+        true => copy(workshop, builder, namespace)?,
+        false => mount_tree::build(workshop, builder, namespace, source)?,
+    }
+    let path = format!("/proc/{builder}/ns/mnt");
+    let file = File::open(&path).context(|| format!("open {path}"))?;
+    let path = format!("/proc/{builder}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(|| format!("open {path}"))?;
+    workshop.end(builder, None)?;
+    Ok((file, root))
+}
+
+/// Has a process go to a copy of the namespace it is in.
+fn copy(workshop: &Workshop, builder: i32, namespace: &MountNamespace) -> Result<()> {
     let mut batch = Batch::new();
     let flags = [Arg::from(libc::CLONE_NEWNS)];
     batch.must(libc::SYS_unshare, &flags, "make a mount namespace");
@@ -62,9 +93,5 @@ fn make(workshop: &mut Workshop, namespace: &MountNamespace) -> Result<File> {
         let arguments = [kind, place, kind, proc.flags.into(), Arg::from(0)];
         batch.must(libc::SYS_mount, &arguments, "mount /proc");
     }
-    workshop.run(builder, &batch)?;
-    let path = format!("/proc/{builder}/ns/mnt");
-    let file = File::open(&path).context(|| format!("open {path}"))?;
-    workshop.end(builder, None)?;
-    Ok(file)
+    workshop.run(builder, &batch).map(drop)
 }

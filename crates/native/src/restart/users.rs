@@ -71,6 +71,20 @@ impl Users {
         self.holders.get(namespace.index()).copied().ok_or_else(missing)
     }
 
+    /// The number that a group of the job's own user namespace has in another.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] where it has none.
+    pub fn group_inside(&self, of: Option<UserNamespaceId>, group: u32) -> Result<u32> {
+        let missing = || {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("a user namespace does not have group {group}"),
+            )
+        };
+        inside(&self.namespaces, of, |namespace| &namespace.gids, group).ok_or_else(missing)
+    }
+
     /// Whether a namespace is `top` or lies within it.
     pub fn is_at_or_below(&self, namespace: Option<UserNamespaceId>, top: Option<UserNamespaceId>) -> bool {
         crate::user_namespaces::is_at_or_below(&self.namespaces, namespace, top)

@@ -1,9 +1,15 @@
-//! Mount namespaces that a job has made: copies of its own, with a /proc of a PID namespace of theirs at most.
+//! Mount namespaces that a job has made.
 //!
-//! Everything else in which one differs from the job's own is refused by name. So every path leads to the same file in all
-//! of them, but for those below /proc.
+//! Those that are copies of its own, with a /proc of a PID namespace of theirs at most, are saved as such: every path leads
+//! to the same file in all of them, but for those below /proc. Of others all that is mounted in them is saved ([`tree`]),
+//! and paths are theirs ([`crate::views::Views`]).
 
-use std::collections::HashMap;
+mod contents;
+mod tree;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::sync::{Mutex, PoisonError};
 
 use cpr_image::model::{MountNamespace, MountNamespaceId, ProcMount};
 use cpr_kernel::proc::{Mount, ProcDir};
@@ -11,7 +17,10 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
 use crate::blockers::Home;
+use crate::sink::PageSink;
+use crate::views::Views;
 use crate::{pid_namespaces, user_namespaces};
+use tree::{Base, Tree};
 
 /// Options of a mount and the flags of mount(2) for them. Others are not known.
 const OPTIONS: [(&[u8], u64); 8] = [
@@ -32,6 +41,8 @@ pub struct Saved {
     pub namespaces: Vec<MountNamespace>,
     by_link: HashMap<Vec<u8>, MountNamespaceId>,
     home: Option<Vec<Mount>>,
+    base: Option<Base>,
+    trees: HashMap<MountNamespaceId, Tree>,
 }
 
 impl Saved {
@@ -45,6 +56,7 @@ impl Saved {
         home: &Home,
         pids: &pid_namespaces::Saved,
         users: &mut user_namespaces::Saved,
+        sink: &mut dyn PageSink,
     ) -> Result<Option<MountNamespaceId>> {
         let pid = process.pid();
         let what = || format!("look at the mounts of process {pid}");
@@ -52,17 +64,61 @@ impl Saved {
         if home.has("mnt", &link) {
             return Ok(None);
         }
-        if let Some(known) = self.by_link.get(&link) {
-            return Ok(Some(*known));
+        let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
+        let id = match self.by_link.get(&link) {
+            Some(known) => *known,
+            None => {
+                let namespace = process.open_file("ns/mnt", OFlags::RDONLY).context(what)?.into();
+                let id = MountNamespaceId(self.namespaces.len() as u32);
+                let saved = self.add(id, process, &namespace, home, pids, sink)?;
+                let owner = users.owner(&namespace, home)?;
+                self.namespaces.push(MountNamespace { owner, ..saved });
+                self.by_link.insert(link, id);
+                id
+            }
+        };
+        if let Some(tree) = self.trees.get(&id) {
+            let has = |id: i32| tree.mounts.iter().any(|mount| mount.id == id);
+            outside(process, &has).map_or(Ok(()), |why| Err(refuse(why)))?;
         }
+        Ok(Some(id))
+    }
+
+    fn add(
+        &mut self,
+        id: MountNamespaceId,
+        process: &ProcDir,
+        namespace: &File,
+        home: &Home,
+        pids: &pid_namespaces::Saved,
+        sink: &mut dyn PageSink,
+    ) -> Result<MountNamespace> {
+        let pid = process.pid();
+        let what = || format!("look at the mounts of process {pid}");
+        let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
         let at_home = match self.home.take() {
             Some(known) => known,
             None => home.mounts().context(|| "look at the mounts of the job")?,
         };
-        let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
-        let differences = differences(process, &at_home).map_err(refuse);
+        let differences = differences(process, &at_home);
         self.home = Some(at_home);
-        let Differences { private, proc } = differences?;
+        let Ok(Differences { private, proc }) = differences else {
+            let base = match self.base.take() {
+                Some(known) => known,
+                None => Base::of(home).context(|| "look at the mounts of the job")?,
+            };
+            let tree = Tree::of(namespace, &base).map_err(refuse);
+            self.base = Some(base);
+            let tree = tree?;
+            let points = tree.save(namespace, home, pids, sink).context(what)?;
+            self.trees.insert(id, tree);
+            let trees: Vec<&Tree> = self.trees.values().collect();
+            Tree::refuse_common(&trees).context(what)?;
+            return Ok(MountNamespace {
+                tree: points,
+                ..MountNamespace::default()
+            });
+        };
         let proc = match proc {
             None => None,
             Some(flags) => {
@@ -79,26 +135,55 @@ impl Saved {
                 })
             }
         };
-        let namespace = process.open_file("ns/mnt", OFlags::RDONLY).context(what)?;
-        let id = MountNamespaceId(self.namespaces.len() as u32);
-        self.namespaces.push(MountNamespace {
-            owner: users.owner(&namespace.into(), home)?,
+        Ok(MountNamespace {
             private,
             proc,
-        });
-        self.by_link.insert(link, id);
-        Ok(Some(id))
+            ..MountNamespace::default()
+        })
+    }
+
+    /// The namespaces found, and how paths of those are looked up that are no copies of the job's own.
+    pub fn finish(self) -> (Vec<MountNamespace>, Views) {
+        let mut views = Views::default();
+        for (id, Tree { root, mounts, .. }) in self.trees {
+            views.add(id, root, mounts.iter().map(|mount| mount.id));
+        }
+        (self.namespaces, views)
     }
 }
+
+/// Mount namespaces that were looked at, by their links in /proc: what is mounted in them, or why they cannot be saved.
+pub type Looks = Mutex<HashMap<Vec<u8>, std::result::Result<HashSet<i32>, String>>>;
 
 /// Why the namespace of a process cannot be saved, if it is not the job's own.
 pub fn blocker(process: &ProcDir, home: &Home) -> Option<String> {
     // What has gone is no hindrance.
     let link = process.read_link("ns/mnt").ok()?;
-    if home.has("mnt", &link) || !home.may_visit(process) {
+    if home.has("mnt", &link) || !home.may_visit(process) || differences(process, &home.mounts().ok()?).is_ok() {
         return None;
     }
-    differences(process, &home.mounts().ok()?).err()
+    let mut looks = home.mounted().lock().unwrap_or_else(PoisonError::into_inner);
+    if !looks.contains_key(&link) {
+        let namespace = process.open_file("ns/mnt", OFlags::RDONLY).ok()?.into();
+        let tree = Tree::of(&namespace, &Base::of(home).ok()?);
+        let mounts = tree.map(|tree| tree.mounts.iter().map(|mount| mount.id).collect());
+        looks.insert(link.clone(), mounts);
+    }
+    match looks.get(&link)? {
+        Ok(mounts) => outside(process, &|mount| mounts.contains(&mount)),
+        Err(why) => Some(why.clone()),
+    }
+}
+
+/// Why a process that lives in a namespace cannot be put into it again. `has`: whether a mount is in that.
+fn outside(process: &ProcDir, has: &dyn Fn(i32) -> bool) -> Option<String> {
+    let strange = |name: &str| {
+        let place = process.open_file(name, OFlags::PATH);
+        place.and_then(cpr_kernel::mounts::mount_of).is_ok_and(|on| !has(on))
+    };
+    let directories = [("cwd", "working"), ("root", "root")];
+    let (_, kind) = directories.into_iter().find(|(name, _)| strange(name))?;
+    Some(format!("the {kind} directory of the process is outside of it"))
 }
 
 /// In what a mount namespace differs from the job's own.

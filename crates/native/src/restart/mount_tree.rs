@@ -1,0 +1,341 @@
+//! Mounting everything in a mount namespace that is no copy of the job's own.
+//!
+//! It is built over the root directory of a copy, which then goes. Everything is mounted by descriptors: a path is looked
+//! up once, from the directory it is of, and never leads out of that. Whoever builds is in the user namespace that the
+//! mount namespace belongs to, so that the kernel allows what it allowed the job, and locks what was locked.
+
+use std::fs::File;
+
+use cpr_image::model::{ByteString, MountNamespace, MountOption, MountPoint, Mounted, Propagation, UserNamespaceId};
+use cpr_kernel::batch::{Arg, Batch, CallId};
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use super::memory_files;
+use super::stub::Workshop;
+use crate::sink::PageSource;
+
+const OPEN_TREE_CLONE: i32 = 1;
+/// MOVE_MOUNT_F_EMPTY_PATH and MOVE_MOUNT_T_EMPTY_PATH.
+const BY_DESCRIPTORS: i32 = 4 | 0x40;
+const FSCONFIG_SET_FLAG: i32 = 0;
+const FSCONFIG_SET_STRING: i32 = 1;
+const FSCONFIG_CMD_CREATE: i32 = 6;
+const FSOPEN_CLOEXEC: i32 = 1;
+const FSMOUNT_CLOEXEC: i32 = 1;
+const ATTRIBUTE_READ_ONLY: u64 = 1;
+/// MOUNT_ATTR__ATIME.
+const TIMES: u64 = 0x70;
+/// What is set again whatever it was: when times of access are noted (MOUNT_ATTR__ATIME and NODIRATIME). Nothing is allowed
+/// that is not where a mount is taken from, but in the job's own file systems.
+const CHOSEN: u64 = TIMES | 0x80;
+/// MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC and NOSYMFOLLOW.
+const DENIED: u64 = 1 | 2 | 4 | 8 | 0x20_0000;
+/// RESOLVE_NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS and IN_ROOT of openat2(2).
+const NO_OTHER_MOUNT: u64 = 1;
+const NO_MAGIC: u64 = 2;
+const NO_LINKS: u64 = 4;
+const IN_ROOT: u64 = 0x10;
+const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+
+/// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in it.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] where what it needs is missing; the kernel refuses a mount.
+pub fn build(workshop: &Workshop, builder: i32, namespace: &MountNamespace, source: &dyn PageSource) -> Result<()> {
+    let mut work = Work {
+        workshop,
+        builder,
+        owner: namespace.owner,
+        source,
+        home: 0,
+        mounts: Vec::new(),
+    };
+    work.home = work.call(|batch| {
+        let flags = [Arg::from(libc::CLONE_NEWNS)];
+        batch.must(libc::SYS_unshare, &flags, "make a mount namespace");
+        let (none, root) = (batch.string(b"none"), batch.string(b"/"));
+        let flags = libc::MS_REC | libc::MS_SLAVE;
+        let arguments = [none, root, Arg::from(0), flags.into(), Arg::from(0)];
+        batch.must(libc::SYS_mount, &arguments, "keep mounts from showing elsewhere");
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        let arguments = [Arg::from(libc::AT_FDCWD), root, flags.into(), Arg::from(0)];
+        batch.must(libc::SYS_openat, &arguments, "open the root directory")
+    })?;
+    let tree = &namespace.tree;
+    for (index, point) in tree.iter().enumerate() {
+        let mount = work
+            .mount(point, tree)
+            .context(|| format!("mount {} again", describe(point, index)))?;
+        work.mounts.push(mount);
+    }
+    for (point, mount) in tree.iter().zip(&work.mounts) {
+        if let (Propagation::Shared, Some(mount)) = (point.propagation, mount) {
+            work.set(*mount, 0, 0, libc::MS_SHARED)?;
+        }
+    }
+    let missing = || Error::new(ErrorKind::Damaged, "nothing is mounted at its root");
+    let root = work.mounts.first().copied().flatten().ok_or_else(missing)?;
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_fchdir, &[root.into()], "go to the new root directory");
+    let here = batch.string(b".");
+    batch.must(libc::SYS_pivot_root, &[here, here], "change the root");
+    batch.must(libc::SYS_fchdir, &[work.home.into()], "go to the old root directory");
+    batch.must(
+        libc::SYS_umount2,
+        &[here, libc::MNT_DETACH.into()],
+        "unmount the old root",
+    );
+    let top = batch.string(b"/");
+    batch.must(libc::SYS_chdir, &[top], "go to the root directory");
+    workshop.run(builder, &batch).map(drop)
+}
+
+fn describe(point: &MountPoint, index: usize) -> String {
+    match &point.mounted {
+        Mounted::Bind { path, .. } => format!("{path} (mount {index}, at {})", point.at),
+        _ => format!("mount {index} (at {})", point.at),
+    }
+}
+
+struct Work<'a> {
+    workshop: &'a Workshop,
+    builder: i32,
+    owner: Option<UserNamespaceId>,
+    source: &'a dyn PageSource,
+    /// The root directory of the copy of the job's own namespace.
+    home: i32,
+    /// Descriptors of what is mounted, by index; none for what is missing of what came along.
+    mounts: Vec<Option<i32>>,
+}
+
+impl Work<'_> {
+    /// Has the builder make calls, of which one gives a number.
+    fn call(&self, make: impl FnOnce(&mut Batch) -> CallId) -> Result<i32> {
+        let mut batch = Batch::new();
+        let call = make(&mut batch);
+        let outcome = self.workshop.run(self.builder, &batch)?;
+        outcome
+            .result(call)
+            .map(|number| number as i32)
+            .context(|| "make a call")
+    }
+
+    /// Opens a path from a directory with O_PATH. Nothing in it leads out.
+    fn open(&self, from: i32, path: &ByteString, resolve: u64) -> Result<i32> {
+        let what = format!("open {path}");
+        self.call(|batch| {
+            let flags = (libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+            let how: Vec<u8> = [flags, 0, IN_ROOT | NO_MAGIC | resolve]
+                .iter()
+                .flat_map(|word| word.to_ne_bytes())
+                .collect();
+            let (path, how) = (batch.string(&path.0), batch.data(&how));
+            batch.must(libc::SYS_openat2, &[from.into(), path, how, Arg::from(24)], what)
+        })
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => error.with_kind(ErrorKind::Incompatible),
+            _ => error,
+        })
+    }
+
+    fn close(&self, fd: i32) -> Result<()> {
+        self.call(|batch| batch.call(libc::SYS_close, &[fd.into()])).map(drop)
+    }
+
+    /// A copy of the mount that something open lies on, with that as its root.
+    fn copy(&self, of: i32, recursive: bool) -> Result<i32> {
+        let below = if recursive { libc::AT_RECURSIVE } else { 0 };
+        let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | below;
+        self.call(|batch| {
+            let empty = batch.string(b"");
+            batch.must(libc::SYS_open_tree, &[of.into(), empty, flags.into()], "copy a mount")
+        })
+    }
+
+    fn parent(&self, point: &MountPoint) -> Result<Option<i32>> {
+        let Some(parent) = point.parent else { return Ok(None) };
+        let missing = || Error::new(ErrorKind::Damaged, "what it is mounted on was not mounted");
+        self.mounts.get(parent as usize).copied().ok_or_else(missing)
+    }
+
+    fn mount(&self, point: &MountPoint, tree: &[MountPoint]) -> Result<Option<i32>> {
+        let parent = self.parent(point)?;
+        let mount = match &point.mounted {
+            Mounted::Along => {
+                let Some(mount) = self.find(parent, &point.at)? else {
+                    // It is the machine's, and need not be there.
+                    return Ok(None);
+                };
+                let index = self.mounts.len() as u32;
+                let over = |other: &MountPoint| {
+                    other.parent == Some(index) && other.at.0.is_empty() && other.mounted == Mounted::Along
+                };
+                if !tree.iter().any(over) {
+                    self.set_attributes(mount, point)?;
+                }
+                return Ok(Some(mount));
+            }
+            Mounted::Bind { path, recursive } => {
+                let from = self.open(self.home, path, 0)?;
+                let mount = self.copy(from, *recursive)?;
+                self.close(from)?;
+                mount
+            }
+            Mounted::Part { of, path } => {
+                let missing = || Error::new(ErrorKind::Damaged, "what it is a part of was not mounted");
+                let whole = self.mounts.get(*of as usize).copied().flatten().ok_or_else(missing)?;
+                if path.0.is_empty() {
+                    self.copy(whole, false)?
+                } else {
+                    let from = self.open(whole, path, NO_OTHER_MOUNT | NO_LINKS)?;
+                    let mount = self.copy(from, false)?;
+                    self.close(from)?;
+                    mount
+                }
+            }
+            Mounted::Processes { options, .. } => self.new_file_system(b"proc", options, point.attributes)?,
+            Mounted::Terminals { options } => self.new_file_system(b"devpts", options, point.attributes)?,
+            Mounted::Memory { path, options, files } => {
+                let attributes = point.attributes & !ATTRIBUTE_READ_ONLY;
+                let whole = self.new_file_system(b"tmpfs", options, attributes)?;
+                let top = format!("/proc/{}/fd/{whole}/.", self.builder);
+                let top = File::open(&top).context(|| "open the new file system")?;
+                let inner = memory_files::descend(&top, path)?;
+                memory_files::fill(&inner, files, self.source)?;
+                if path.0.is_empty() {
+                    whole
+                } else {
+                    let from = self.open(whole, path, NO_OTHER_MOUNT | NO_LINKS)?;
+                    let mount = self.copy(from, false)?;
+                    self.close(from)?;
+                    self.close(whole)?;
+                    mount
+                }
+            }
+        };
+        let missing = || {
+            let text = "what it was mounted on is not mounted here";
+            Error::new(ErrorKind::Incompatible, text).with_hint("mount on this machine what was mounted on the other")
+        };
+        let (target, opened) = match point.parent {
+            None => (self.home, false),
+            Some(_) if point.at.0.is_empty() => (parent.ok_or_else(missing)?, false),
+            Some(_) => {
+                let parent = parent.ok_or_else(missing)?;
+                (self.open(parent, &point.at, NO_OTHER_MOUNT | NO_LINKS)?, true)
+            }
+        };
+        self.call(|batch| {
+            let empty = batch.string(b"");
+            let arguments = [mount.into(), empty, target.into(), empty, BY_DESCRIPTORS.into()];
+            batch.must(libc::SYS_move_mount, &arguments, "put the mount in its place")
+        })?;
+        if opened {
+            self.close(target)?;
+        }
+        self.set_attributes(mount, point)?;
+        Ok(Some(mount))
+    }
+
+    /// What came along with a mount and lies at a place of it, if it is there.
+    fn find(&self, parent: Option<i32>, at: &ByteString) -> Result<Option<i32>> {
+        let Some(parent) = parent else { return Ok(None) };
+        if at.0.is_empty() {
+            // What lies over all of it was found with it.
+            return Ok(Some(parent));
+        }
+        let found = match self.open(parent, at, NO_LINKS) {
+            Err(error) if error.kind() == ErrorKind::Incompatible => return Ok(None),
+            other => other?,
+        };
+        let mut batch = Batch::new();
+        let empty = batch.string(b"");
+        // struct statx; its attributes are the second word.
+        let (place, out) = batch.out(256);
+        let arguments = [found.into(), empty, libc::AT_EMPTY_PATH.into(), Arg::from(0), place];
+        batch.must(libc::SYS_statx, &arguments, "look at a mount");
+        let outcome = self.workshop.run(self.builder, &batch)?;
+        if outcome.word(out, 8) & STATX_ATTR_MOUNT_ROOT != 0 {
+            return Ok(Some(found));
+        }
+        self.close(found)?;
+        Ok(None)
+    }
+
+    fn new_file_system(&self, kind: &[u8], options: &[MountOption], attributes: u64) -> Result<i32> {
+        let name = String::from_utf8_lossy(kind);
+        let context = self.call(|batch| {
+            let kind = batch.string(kind);
+            batch.must(
+                libc::SYS_fsopen,
+                &[kind, FSOPEN_CLOEXEC.into()],
+                format!("make a file system ({name})"),
+            )
+        })?;
+        let mut all = vec![("source".to_owned(), name.clone().into_owned())];
+        for (key, value) in options {
+            let value = match (key.as_str(), value.parse()) {
+                // Groups of an image are numbered as in the job's own user namespace.
+                ("gid", Ok(group)) => self.workshop.users.group_inside(self.owner, group)?.to_string(),
+                _ => value.clone(),
+            };
+            all.push((key.clone(), value));
+        }
+        let mount = self.call(|batch| {
+            for (key, value) in &all {
+                let what = format!("set option {key}={value}");
+                let key = batch.string(key.as_bytes());
+                let (command, value) = match value.is_empty() {
+                    true => (FSCONFIG_SET_FLAG, Arg::from(0)),
+                    false => (FSCONFIG_SET_STRING, batch.string(value.as_bytes())),
+                };
+                batch.must(
+                    libc::SYS_fsconfig,
+                    &[context.into(), command.into(), key, value, Arg::from(0)],
+                    what,
+                );
+            }
+            let create = [
+                context.into(),
+                FSCONFIG_CMD_CREATE.into(),
+                Arg::from(0),
+                Arg::from(0),
+                Arg::from(0),
+            ];
+            batch.must(libc::SYS_fsconfig, &create, format!("make a file system ({name})"));
+            let arguments = [context.into(), FSMOUNT_CLOEXEC.into(), attributes.into()];
+            batch.must(libc::SYS_fsmount, &arguments, format!("mount a file system ({name})"))
+        })?;
+        self.close(context)?;
+        Ok(mount)
+    }
+
+    /// Gives a mount its attributes. When times of access are noted may be locked by who owns the machine, and stays then.
+    fn set_attributes(&self, mount: i32, point: &MountPoint) -> Result<()> {
+        let propagation = match point.propagation {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Follows | Propagation::Shared => 0,
+        };
+        let clear = match point.mounted {
+            Mounted::Part { .. } => CHOSEN | DENIED,
+            _ => CHOSEN,
+        };
+        match self.set(mount, point.attributes, clear, propagation) {
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                self.set(mount, point.attributes & !TIMES, 0, propagation)
+            }
+            other => other,
+        }
+    }
+
+    fn set(&self, mount: i32, attributes: u64, clear: u64, propagation: libc::c_ulong) -> Result<()> {
+        self.call(|batch| {
+            let words = [attributes, clear & (!attributes | TIMES), propagation, 0];
+            let words: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            let (empty, words) = (batch.string(b""), batch.data(&words));
+            let arguments = [mount.into(), empty, libc::AT_EMPTY_PATH.into(), words, Arg::from(32)];
+            batch.must(libc::SYS_mount_setattr, &arguments, "set the attributes of a mount")
+        })
+        .map(drop)
+    }
+}

@@ -1,0 +1,105 @@
+//! Mount namespaces that paths of a job can be of: its own, and those that it has filled with mounts of their own.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use cpr_image::model::{ByteString, MountNamespaceId, SavedFileKind};
+use cpr_kernel::mounts;
+use rustix::fs::{AtFlags, Mode, OFlags, SealFlags, Stat};
+
+/// Those of a job. Its own has no number.
+#[derive(Debug, Default)]
+pub struct Views {
+    /// Root directories.
+    roots: HashMap<MountNamespaceId, OwnedFd>,
+    /// What is mounted in them, by the numbers of mounts.
+    mounts: HashMap<i32, MountNamespaceId>,
+}
+
+impl Views {
+    /// Adds a namespace with its root directory and the numbers of what is mounted in it.
+    pub fn add(&mut self, id: MountNamespaceId, root: OwnedFd, mounts: impl Iterator<Item = i32>) {
+        self.roots.insert(id, root);
+        self.mounts.extend(mounts.map(|mount| (mount, id)));
+    }
+
+    /// The namespace that a mount is in, where that is not the job's own.
+    pub fn of_mount(&self, mount: i32) -> Option<MountNamespaceId> {
+        self.mounts.get(&mount).copied()
+    }
+
+    /// The namespace of a process, where paths in that lead elsewhere than in the job's own.
+    pub fn of_process(&self, namespace: Option<MountNamespaceId>) -> Option<MountNamespaceId> {
+        namespace.filter(|id| self.roots.contains_key(id))
+    }
+
+    /// Opens a path of a namespace.
+    ///
+    /// # Errors
+    /// What open(2) gives; `ENOENT` where there is no such namespace.
+    pub fn open(&self, view: Option<MountNamespaceId>, path: &[u8], flags: OFlags) -> std::io::Result<OwnedFd> {
+        match view {
+            None => {
+                let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
+            }
+            Some(id) => {
+                let root = self.roots.get(&id);
+                let root = root.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOENT))?;
+                mounts::open_below(root.as_fd(), path, flags)
+            }
+        }
+    }
+
+    /// stat(2) of a path of a namespace, following symbolic links.
+    ///
+    /// # Errors
+    /// As [`Views::open`].
+    pub fn stat(&self, view: Option<MountNamespaceId>, path: &[u8]) -> std::io::Result<Stat> {
+        self.look(view, path, OFlags::PATH)
+    }
+
+    /// lstat(2) of a path of a namespace.
+    ///
+    /// # Errors
+    /// As [`Views::open`].
+    pub fn lstat(&self, view: Option<MountNamespaceId>, path: &[u8]) -> std::io::Result<Stat> {
+        self.look(view, path, OFlags::PATH | OFlags::NOFOLLOW)
+    }
+
+    fn look(&self, view: Option<MountNamespaceId>, path: &[u8], flags: OFlags) -> std::io::Result<Stat> {
+        Ok(rustix::fs::fstat(self.open(view, path, flags)?)?)
+    }
+
+    /// Another name of a file of a namespace, in the directory it was in.
+    pub fn other_name(&self, view: MountNamespaceId, path: &[u8], inode: u64) -> Option<Vec<u8>> {
+        let end = path.iter().rposition(|&byte| byte == b'/')?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let directory = self.open(Some(view), &path[..end.max(1)], flags).ok()?;
+        let device = rustix::fs::fstat(&directory).ok()?.st_dev;
+        for entry in rustix::fs::Dir::read_from(&directory).ok()?.flatten() {
+            let stat = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+            if entry.ino() == inode && stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode)) {
+                return Some([&path[..=end], entry.file_name().to_bytes()].concat());
+            }
+        }
+        None
+    }
+}
+
+/// How to make a deleted file again: where it was or, for one of another namespace than the job's own, which is not there
+/// yet when files are made, in memory.
+pub fn deleted_kind(view: Option<MountNamespaceId>, path: ByteString) -> SavedFileKind {
+    /// What memfd_create(2) allows.
+    const LONGEST: usize = 200;
+    if view.is_none() {
+        return SavedFileKind::Deleted { path };
+    }
+    let name = path.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    SavedFileKind::Memfd {
+        name: ByteString(name[..name.len().min(LONGEST)].to_vec()),
+        seals: SealFlags::SEAL.bits(),
+    }
+}

@@ -1,0 +1,227 @@
+/* A mount namespace that shares little with the job's own: a root in memory that pivot_root(2) went to, with bind mounts of
+ * directories and files, a /proc and terminals of its own, mounts on and over each other, read-only and without set-user-id,
+ * files open, mapped and deleted in them, and a process below another root directory. */
+#include "victim.h"
+
+#include <sys/mount.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+static int there, go_on;
+
+static void wait_for_word(void) {
+    char byte = 'x';
+    CHECK(write(there, &byte, 1) == 1 && read(go_on, &byte, 1) == 1);
+}
+
+static void finish(pid_t pid) {
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    SAME(status, 0);
+}
+
+/* What is mounted, without the numbers that the kernel gives. */
+static void mounted(char *to, size_t size) {
+    static char text[1 << 18];
+    slurp("/proc/self/mountinfo", text, sizeof text);
+    to[0] = 0;
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        char root[4096], point[4096], options[256], tag[64];
+        CHECK(sscanf(line, "%*d %*d %*s %4095s %4095s %255s %63s", root, point, options, tag) == 4);
+        CHECK(strlen(to) + strlen(point) + strlen(root) + strlen(options) + 16 < size);
+        sprintf(to + strlen(to), "%s %s %s %d\n", root, point, options, tag[0] != '-');
+    }
+}
+
+/* What is in a directory, sorted by name, but not what is mounted on others in it. */
+static void listed(const char *directory, char *to, size_t size) {
+    struct dirent **entries;
+    int count = scandir(directory, &entries, NULL, alphasort);
+    CHECK(count >= 0);
+    for (int i = 0; i < count; i++) {
+        char path[512];
+        const char *name = entries[i]->d_name;
+        snprintf(path, sizeof path, "%s/%s", directory, name);
+        struct stat stat, above;
+        CHECK(lstat(path, &stat) == 0 && lstat(directory, &above) == 0);
+        if (strcmp(name, "..") != 0 && stat.st_dev == above.st_dev) {
+            size_t length = strlen(to);
+            /* Mapping a file again is an access to it. */
+            int timed = S_ISREG(stat.st_mode) && stat.st_nlink == 1;
+            snprintf(to + length, size - length, "%s %o %d %d %lld %ld.%09ld %ld.%09ld %d %llx\n", path, stat.st_mode,
+                     (int)stat.st_uid, (int)stat.st_gid, S_ISREG(stat.st_mode) ? (long long)stat.st_size : 0,
+                     stat.st_mtim.tv_sec, stat.st_mtim.tv_nsec, timed ? stat.st_atim.tv_sec : 0,
+                     timed ? stat.st_atim.tv_nsec : 0, (int)stat.st_nlink, (long long)stat.st_rdev);
+            if (S_ISDIR(stat.st_mode) && strcmp(name, ".") != 0) listed(path, to, size);
+        }
+        free(entries[i]);
+    }
+    free(entries);
+}
+
+static void make(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0640);
+    if (fd < 0) fail(__LINE__, "make %s", path);
+    CHECK(write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    close(fd);
+}
+
+static void contains(int fd, const char *text) {
+    char found[64] = "";
+    CHECK(pread(fd, found, sizeof found - 1, 0) >= 0);
+    if (strncmp(found, text, strlen(text)) != 0) fail(__LINE__, "\"%s\" is not \"%s\"", found, text);
+}
+
+static char before[1 << 18], after[1 << 18], files_before[1 << 16], files_after[1 << 16];
+static uid_t user;
+static gid_t group;
+
+static void map_users(void) {
+    char text[64];
+    const char *const names[] = {"/proc/self/setgroups", "/proc/self/uid_map", "/proc/self/gid_map"};
+    for (int i = 0; i < 3; i++) {
+        if (i == 0) strcpy(text, "deny");
+        else snprintf(text, sizeof text, "0 %d 1", i == 1 ? (int)user : (int)group);
+        int fd = open(names[i], O_WRONLY);
+        CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+        close(fd);
+    }
+}
+
+/* In a root directory of its own below the namespace's. */
+static void below(void) {
+    CHECK(chroot("/d") == 0 && chdir("/inner") == 0);
+    wait_for_word();
+    char here[64];
+    CHECK(getcwd(here, sizeof here) != NULL && strcmp(here, "/inner") == 0);
+    CHECK(access("/inner/leaf", F_OK) == 0 && access("/file", F_OK) != 0);
+    _exit(0);
+}
+
+static void contained(void) {
+    if (user != 0) map_users();
+    CHECK(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0);
+    CHECK(mkdir("box", 0755) == 0 || errno == EEXIST);
+    CHECK(mount("memory", "box", "tmpfs", MS_NOSUID, "size=8m,mode=750") == 0);
+    char directory[512];
+    CHECK(getcwd(directory, sizeof directory) != NULL && chdir("box") == 0);
+    const char *const directories[] = {"work", "proc", "old", "dev", "pts", "over", "d", "d/inner"};
+    for (size_t i = 0; i < sizeof directories / sizeof *directories; i++) CHECK(mkdir(directories[i], 0711) == 0);
+    CHECK(mount(directory, "work", NULL, MS_BIND, NULL) == 0);
+    int kept = open("work/given", O_WRONLY | O_CREAT, 0600);
+    CHECK(kept >= 0 && write(kept, "given", 5) == 5);
+    close(kept);
+    make("file", "");
+    CHECK(mount("work/given", "file", NULL, MS_BIND, NULL) == 0);
+    struct statvfs at;
+    CHECK(statvfs("file", &at) == 0);
+    unsigned long flags = at.f_flag & (ST_NOSUID | ST_NODEV | ST_NOEXEC);
+    CHECK(mount("none", "file", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL) == 0);
+    CHECK(mount("/dev", "dev", NULL, MS_BIND | MS_REC, NULL) == 0);
+    CHECK(mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0);
+    CHECK(mount("proc/irq", "proc/irq", NULL, MS_BIND, NULL) == 0);
+    CHECK(mount("none", "pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620") == 0);
+    CHECK(mount(directory, "over", NULL, MS_BIND, NULL) == 0);
+    CHECK(mount("none", "over", "tmpfs", MS_NOATIME, "mode=1777") == 0);
+    make("over/top", "top");
+    CHECK(mount("none", "over", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOATIME, NULL) == 0);
+    CHECK(syscall(SYS_pivot_root, ".", "old") == 0 && chdir("/") == 0);
+    CHECK(umount2("old", MNT_DETACH) == 0);
+
+    make("f", "0123456789");
+    CHECK(truncate("f", 3 << 20) == 0 && chmod("f", 04755) == 0 && link("f", "d/other") == 0);
+    CHECK(symlink("../f", "d/link") == 0 && mkfifo("d/fifo", 0604) == 0);
+    make("d/inner/leaf", "leaf");
+    int has_attributes = setxattr("d/inner", "user.kept", "value", 5, 0) == 0;
+    CHECK(user != 0 || mknod("null", S_IFCHR | 0666, makedev(1, 3)) == 0);
+    struct timespec times[2] = {{1000000, 5}, {2000000, 7}};
+    CHECK(utimensat(AT_FDCWD, "f", times, 0) == 0 && utimensat(AT_FDCWD, "d/inner", times, 0) == 0);
+    CHECK(utimensat(AT_FDCWD, "d/inner/leaf", times, 0) == 0);
+    CHECK(utimensat(AT_FDCWD, "d/link", times, AT_SYMLINK_NOFOLLOW) == 0);
+
+    int file = open("/f", O_RDWR), read_only = open("/file", O_RDONLY), null = open("/dev/null", O_WRONLY);
+    CHECK(file >= 0 && read_only >= 0 && null >= 0 && lseek(file, 4, SEEK_SET) == 4);
+    make("gone", "gone");
+    int gone = open("gone", O_RDWR), place = open("/d", O_RDONLY | O_DIRECTORY), path = open("/work", O_PATH);
+    CHECK(gone >= 0 && place >= 0 && path >= 0 && unlink("gone") == 0);
+    char *memory = mmap(NULL, 3 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    char *own = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, read_only, 0);
+    CHECK(memory != MAP_FAILED && own != MAP_FAILED);
+    memory[2 << 20] = 'm';
+    CHECK(utimensat(AT_FDCWD, "f", times, 0) == 0);
+    own[0] = 'G';
+    CHECK(chdir("/d/inner") == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) below();
+
+    mounted(before, sizeof before);
+    listed("/", files_before, sizeof files_before);
+    listed("/over", files_before, sizeof files_before);
+    wait_for_word();
+    mounted(after, sizeof after);
+    if (strcmp(before, after) != 0) {
+        dprintf(1, "%s\nwere\n%s", after, before);
+        fail(__LINE__, "mounts");
+    }
+    listed("/", files_after, sizeof files_after);
+    listed("/over", files_after, sizeof files_after);
+    if (strcmp(files_before, files_after) != 0) {
+        dprintf(1, "%s\nwere\n%s", files_after, files_before);
+        fail(__LINE__, "files");
+    }
+    char text[64] = "", found[64];
+    CHECK(getcwd(text, sizeof text) != NULL && strcmp(text, "/d/inner") == 0);
+    SAME(lseek(file, 0, SEEK_CUR), 4);
+    contains(file, "0123456789");
+    contains(gone, "gone");
+    contains(read_only, "given");
+    CHECK(memory[2 << 20] == 'm' && memory[1] == '1' && memory[1 << 20] == 0);
+    CHECK(own[0] == 'G' && own[1] == 'i');
+    memory[0] = 'M';
+    contains(file, "M123");
+    struct stat one, other;
+    CHECK(fstat(file, &one) == 0 && stat("/d/other", &other) == 0);
+    CHECK(one.st_ino == other.st_ino && one.st_dev == other.st_dev);
+    CHECK(readlink("/d/link", found, sizeof found) == 4 && strncmp(found, "../f", 4) == 0);
+    CHECK(!has_attributes || getxattr("/d/inner", "user.kept", found, sizeof found) == 5);
+    CHECK(faccessat(place, "inner/leaf", F_OK, 0) == 0 && faccessat(path, "given", F_OK, 0) == 0);
+    CHECK(open("/file", O_WRONLY) < 0 && errno == EROFS && open("/over/new", O_WRONLY | O_CREAT, 0600) < 0);
+    int top = open("/over/top", O_RDONLY);
+    contains(top, "top");
+    SAME(write(null, "x", 1), 1);
+    struct statvfs size;
+    CHECK(statvfs("/", &size) == 0);
+    SAME(size.f_blocks * size.f_frsize, 8 << 20);
+    finish(child);
+    /* It has power over its mounts, and what is below them. */
+    CHECK(umount2("/over", MNT_DETACH) == 0 && access("/over/given", F_OK) == 0);
+    CHECK(mount("none", "/old", "tmpfs", 0, NULL) == 0);
+    _exit(0);
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    user = geteuid();
+    group = getegid();
+    int arrived[2], onward[2];
+    CHECK(pipe(arrived) == 0 && pipe(onward) == 0);
+    there = arrived[1];
+    go_on = onward[0];
+    int flags = CLONE_NEWNS | CLONE_NEWPID | (user != 0 ? CLONE_NEWUSER : 0);
+    pid_t first = syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0);
+    CHECK(first >= 0);
+    if (first == 0) contained();
+    char bytes[8];
+    for (int got = 0; got < 2;) {
+        int more = read(arrived[0], bytes, sizeof bytes);
+        CHECK(more > 0);
+        got += more;
+    }
+    ready();
+    CHECK(access("box/f", F_OK) != 0 && access("given", F_OK) == 0);
+    CHECK(write(onward[1], "xx", 2) == 2);
+    finish(first);
+    ok();
+}
