@@ -56,6 +56,9 @@ pub struct Report {
     /// Images it has compared with their hashes since its last report, and found good.
     #[serde(default)]
     pub verified: Vec<i64>,
+    /// What is wrong with the node, as its detector says.
+    #[serde(default)]
+    pub fault: Option<String>,
     /// Images that it is fetching, and how much of each it has.
     #[serde(default)]
     pub fetching: Vec<Fetching>,
@@ -216,6 +219,9 @@ pub struct JobOrder {
     /// It may run when it has been made again from its image.
     #[serde(default = "yes")]
     pub go: bool,
+    /// What its programs are to be told, once, before anything else is done with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tell: Option<String>,
     /// It is to be ended.
     #[serde(default)]
     pub kill: bool,

@@ -872,6 +872,9 @@ pub struct Node {
     /// Whether an operator wants it drained; a lost node that comes back is then drained still.
     #[serde(default)]
     pub drain: bool,
+    /// What is wrong with it, as somebody or its detector has said; it is drained for that.
+    #[serde(default)]
+    pub fault: Option<String>,
     /// Made anew by each start of its agent on a fresh directory; tells two agents of one name apart.
     #[serde(default)]
     pub instance: String,
@@ -1037,6 +1040,15 @@ pub struct Usage {
     pub bytes_moved: i64,
     /// Bytes that images take now, every copy counted.
     pub bytes_held: i64,
+}
+
+/// `POST /v1/nodes/{name}/fault`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct FaultRequest {
+    /// What is wrong, in a few words.
+    pub reason: String,
 }
 
 /// `POST /v1/checkpoints/{id}/copies`

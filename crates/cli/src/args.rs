@@ -11,7 +11,7 @@ use cpr_node::{Compression, Sequence};
 use cpr_node::{FileRule, Keep};
 
 use crate::grid_args::{
-    Cancel, Checkpoints, Context, Drain, Events, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer, Usage,
+    Cancel, Checkpoints, Context, Drain, Events, Fault, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer, Usage,
 };
 use crate::signal::parse_signal;
 
@@ -132,6 +132,8 @@ pub enum Verb {
     Nodes(Nodes),
     /// Let the jobs of a node go elsewhere, and give it no more
     Drain(Drain),
+    /// Say that something is wrong with a node: its jobs are told, and leave it
+    Fault(Fault),
     /// List what has happened in a grid
     Events(Events),
     /// List the grids that have a name, and choose one

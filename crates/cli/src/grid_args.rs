@@ -318,6 +318,17 @@ pub struct Drain {
     pub undo: bool,
 }
 
+/// `cpr fault`
+#[derive(Debug, Args)]
+pub struct Fault {
+    /// Name of a node
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// What is wrong with it, in a few words
+    #[arg(value_name = "REASON")]
+    pub reason: String,
+}
+
 /// `cpr events`
 #[derive(Debug, Args)]
 pub struct Events {

@@ -38,6 +38,8 @@ pub struct Config {
     pub encryption: EncryptionConfig,
     /// What is run on a node around jobs and after checkpoints.
     pub hooks: HooksConfig,
+    /// What finds out whether something is wrong with a node.
+    pub detector: DetectorConfig,
     /// Who is told of what happens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook: Vec<WebhookConfig>,
@@ -59,6 +61,29 @@ impl EncryptionConfig {
     /// Whether there are keys.
     pub fn is_used(&self) -> bool {
         self.key_file.is_some() || self.key_variable.is_some() || !self.key_command.is_empty()
+    }
+}
+
+/// `[detector]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetectorConfig {
+    /// Program, and its arguments, that ends with another exit code than 0 where something is wrong with the node, and says
+    /// what in the last line that it prints.
+    pub command: Vec<String>,
+    /// It is run after so long again, seconds.
+    pub every_s: u64,
+    /// It is killed after so long, seconds, which counts as a fault.
+    pub limit_s: u64,
+}
+
+impl Default for DetectorConfig {
+    fn default() -> Self {
+        DetectorConfig {
+            command: Vec::new(),
+            every_s: 30,
+            limit_s: 10,
+        }
     }
 }
 
@@ -232,6 +257,11 @@ pub struct GridConfig {
     pub copies: usize,
     /// What the checkpoints of one user may take, MiB; as much as there is where nothing is said.
     pub quota_mb: Option<u64>,
+    /// The same for users for whom something else holds.
+    pub quotas_mb: BTreeMap<String, u64>,
+    /// Records of checkpoints that are gone are kept for so many days when their job has finished; for ever where nothing is
+    /// said.
+    pub keep_records_days: Option<u32>,
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,
     /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
@@ -317,6 +347,8 @@ impl Default for GridConfig {
             margin_ms: policy.margin_ms,
             copies: policy.copies,
             quota_mb: None,
+            quotas_mb: BTreeMap::new(),
+            keep_records_days: None,
             preempt: policy.preempt,
             store: None,
         }
@@ -351,11 +383,14 @@ impl GridConfig {
 
     /// What the service goes by.
     pub fn policy(&self) -> Policy {
+        let of_user = |(user, quota): (&String, &u64)| (user.clone(), quota.saturating_mul(1 << 20));
         Policy {
             lease_ms: self.lease_ms,
             margin_ms: self.margin_ms,
             copies: self.copies,
             quota: self.quota_mb.map(|quota| quota.saturating_mul(1 << 20)),
+            quotas: self.quotas_mb.iter().map(of_user).collect(),
+            records_ms: self.keep_records_days.map(|days| i64::from(days) * 24 * 3600 * 1000),
             preempt: self.preempt,
         }
     }
@@ -492,19 +527,23 @@ impl Config {
         }
         let hooks = &self.hooks;
         for (name, command) in [
-            ("before_job", &hooks.before_job),
-            ("after_job", &hooks.after_job),
-            ("after_checkpoint", &hooks.after_checkpoint),
+            ("hooks.before_job", &hooks.before_job),
+            ("hooks.after_job", &hooks.after_job),
+            ("hooks.after_checkpoint", &hooks.after_checkpoint),
+            ("detector.command", &self.detector.command),
         ] {
             if command.first().is_some_and(|program| !program.starts_with('/')) {
                 return refuse(
-                    &format!("the program of hooks.{name} is not absolute"),
+                    &format!("the program of {name} is not absolute"),
                     "write a path that begins with /",
                 );
             }
         }
-        if hooks.limit_s == 0 {
-            return refuse("hooks.limit_s is 0", "no command could end in time");
+        if hooks.limit_s == 0 || self.detector.limit_s == 0 || self.detector.every_s == 0 {
+            return refuse(
+                "a time of hooks or detector is 0",
+                "no command could end in time, or it would be run all the time",
+            );
         }
         if node.transfer_mb_per_s == Some(0) {
             return refuse(

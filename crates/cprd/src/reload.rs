@@ -20,12 +20,15 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.grid.copies = new.grid.copies;
     merged.grid.preempt = new.grid.preempt;
     merged.grid.quota_mb = new.grid.quota_mb;
+    merged.grid.quotas_mb = new.grid.quotas_mb.clone();
+    merged.grid.keep_records_days = new.grid.keep_records_days;
     merged.node.slots = new.node.slots;
     merged.node.memory_mb = new.node.memory_mb;
     merged.node.properties = new.node.properties.clone();
     merged.node.transfer_mb_per_s = new.node.transfer_mb_per_s;
     merged.verify = new.verify.clone();
     merged.hooks = new.hooks.clone();
+    merged.detector = new.detector.clone();
     merged
 }
 

@@ -111,6 +111,10 @@ $ cpr drain NODE
 has 'n1.*draining' cpr nodes
 $ cpr drain --undo NODE
 has 'n1.*ready' cpr nodes
+$ cpr fault NODE REASON
+has 'n1.*draining: REASON' cpr nodes
+cpr drain --undo n1
+has 'n1.*ready' cpr nodes
 $ cprd openapi
 has '"openapi"' cprd openapi
 

@@ -93,6 +93,40 @@ name = 'kept-too'
 requires = { kept = 'yes', trigger = 'external' }
 ";
 
+/// Neither the service nor the agent has code for a checkpointer, or for how its jobs are grouped.
+fn no_engine_is_known_to(crate_name: &str) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(crate_name);
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    assert!(!manifest.contains("cpr-native"), "{manifest}");
+    let mut pending = vec![root.join("src")];
+    let mut files = 0;
+    while let Some(directory) = pending.pop() {
+        for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            files += 1;
+            let text = fs::read_to_string(&path).unwrap().to_lowercase();
+            for word in [
+                "criu",
+                "qemu",
+                "qmp",
+                "dmtcp",
+                "cpr_native",
+                "groupkind",
+                "pid-namespace",
+                "cgroup",
+            ] {
+                assert!(!text.contains(word), "{} knows of {word}", path.display());
+            }
+        }
+    }
+    assert!(files > 3);
+}
+
 /// A program for it, which counts.
 fn keeps_itself(last: u32) -> [String; 3] {
     let script = format!(
@@ -103,9 +137,12 @@ fn keeps_itself(last: u32) -> [String; 3] {
 }
 
 // GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.0, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.2, GCA-UC-5.3.3, GCA-UC-5.4.2
-// GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2
+// GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2, XGCP-JUCP-4, XGCP-PG-3, XGCP-JOB-6
 #[test]
 fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
+    for name in ["api", "grid", "cprd"] {
+        no_engine_is_known_to(name);
+    }
     let Some(mut lab) = lab(3, "", "") else { return };
     // One node finds them when it starts, the other while it runs.
     for name in ["n2", "n3"] {
@@ -200,6 +237,33 @@ fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
         (&"complete".into(), &"keeper".into())
     );
 
+    // What is wanted of checkpoints can be in a file; without one nothing is.
+    let words = keeps_itself(10_000);
+    let text = format!(
+        "every_s = 600\nkeep = 4\nneeds = {{ kept = 'yes' }}\ncommand = ['sh', '-c', \"\"\"{}\"\"\"]\n",
+        words[2]
+    );
+    let file = lab.site.path("work/needs.toml");
+    fs::write(&file, text).unwrap();
+    let with = lab
+        .site
+        .text(&["submit", "--file", file.to_str().unwrap(), "-o", "with"]);
+    let without = lab.site.submit("without", &[], &counter(10_000));
+    let found = [with.trim(), without.as_str()].map(|id| {
+        node_of(&lab, id);
+        let job = lab.site.job(id);
+        lab.site.text(&["cancel", id]);
+        (
+            job["engine"].clone(),
+            job["spec"]["every_s"].clone(),
+            job["spec"]["keep"].clone(),
+        )
+    });
+    assert_eq!(found[0], ("keeper".into(), 600.into(), 4.into()));
+    assert_eq!(
+        found[1],
+        ("native".into(), serde_json::Value::Null, serde_json::Value::Null)
+    );
     lab.crash(&node);
     let other = if node == "n2" { "n3" } else { "n2" };
     // Whoever asks now, and has never heard of it, finds which engine it was.
@@ -939,6 +1003,131 @@ fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_i
         wait_until("the node is back", || lab.node_state(&node) == "ready");
     }
     all_counted(&lab, &id, 400);
+}
+
+/// Says what it is told by a callback of libgridcpr, and ends then, while the program waits for what never comes.
+const LISTENS: &str = "
+import ctypes, os, signal
+library = ctypes.CDLL('LIBRARY')
+class Notice(ctypes.Structure):
+    _fields_ = [('size', ctypes.c_uint32), ('event', ctypes.c_int32), ('failed', ctypes.c_int32),
+                ('restarts', ctypes.c_uint32), ('checkpoint', ctypes.c_uint64), ('reason', ctypes.c_char_p)]
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Notice), ctypes.c_void_p)
+def called(notice, data):
+    if notice.contents.event == 4:
+        os.write(1, b'told: ' + notice.contents.reason + b'\\n')
+        if ENDS: os._exit(0)
+    return 0
+assert library.gridcpr_register(called, None, 0) > 0
+os.write(1, b'ready\\n')
+nothing, never = os.pipe()
+os.read(nothing, 1)
+";
+
+fn listens(lab: &Lab, ends: bool) -> String {
+    let built = std::path::Path::new(env!("CARGO_BIN_EXE_cprd")).with_file_name("libgridcpr.so");
+    let library = lab.site.path("libgridcpr.so");
+    if !library.exists() {
+        fs::copy(built, &library).unwrap();
+    }
+    let program = LISTENS.replace("LIBRARY", library.to_str().unwrap());
+    program.replace("ENDS", if ends { "True" } else { "False" })
+}
+
+// GFD93-EH-4, GFD93-WF-3.3
+#[test]
+fn units_that_are_left_when_a_node_is_lost_are_told_which_and_can_end_themselves() {
+    let Some(mut lab) = lab(3, "", "") else { return };
+    let program = listens(&lab, true);
+    let id = lab
+        .site
+        .submit("u-%u", &["--units", "3"], &["/usr/bin/python3", "-c", &program]);
+    let nodes = nodes_of(&lab, &id);
+    for unit in 0..3 {
+        wait_until("it waits", || lab.site.output(&format!("u-{unit}")) == "ready\n");
+    }
+    // Another job, which has nothing to do with it.
+    let other = lab
+        .site
+        .submit("other", &["--node", &nodes[0]], &["/usr/bin/python3", "-c", &program]);
+    wait_until("it waits", || lab.site.output("other") == "ready\n");
+    lab.crash(&nodes[1]);
+    let began = Instant::now();
+    for unit in [0, 2] {
+        let said = || lab.site.output(&format!("u-{unit}"));
+        wait_until("the others are told", || said().contains("told: "));
+        let said = said();
+        assert!(
+            said.contains(&format!("told: failure of unit 1: node {} was not heard of", nodes[1])),
+            "{said}"
+        );
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(5 * LEASE_MS), "{took:?}");
+    let warned = lab.site.text(&["events", "--kind", "job.warned"]);
+    assert!(warned.contains(&format!("job {id} is told")), "{warned}");
+    assert!(!warned.contains(&format!("job {other} is told")), "{warned}");
+    assert_eq!(lab.site.output("other"), "ready\n");
+    for id in [id, other] {
+        lab.site.text(&["cancel", &id]);
+    }
+}
+
+// GFD93-EH-9
+#[test]
+fn a_detector_of_the_operators_has_the_jobs_of_a_failing_node_told_and_go_on_elsewhere() {
+    let detector = "[detector]\nevery_s = 1\ncommand = ['/bin/sh', '-c', 'test ! -e DIR/fails-$GRIDCPR_NODE || \
+                    { echo looked; echo the memory of it has errors; exit 3; }']";
+    let Some(lab) = lab(2, "operators = ['nobody']", detector) else {
+        return;
+    };
+    let program = listens(&lab, false);
+    let id = lab.site.submit("told", &[], &["/usr/bin/python3", "-c", &program]);
+    let node = node_of(&lab, &id);
+    let other = lab.others(&node).remove(0);
+    let counts = lab.site.submit("out", &["--node", &node], &counter(400));
+    let apart = lab
+        .site
+        .submit("apart", &["--node", &other], &["/usr/bin/python3", "-c", &program]);
+    for name in ["told", "apart"] {
+        wait_until("it waits", || lab.site.output(name) == "ready\n");
+    }
+    lab.site.wait_for_count("out", 10);
+    assert_eq!(lab.node_state(&node), "ready");
+    fs::write(lab.site.path(&format!("fails-{node}")), "").unwrap();
+    wait_until("it is seen", || lab.node_state(&node) == "draining");
+    let reason = format!("node {node} is failing: the memory of it has errors");
+    let faults = lab.site.text(&["events", "--kind", "node.fault"]);
+    assert!(faults.contains(&format!("{reason}, as its detector says")), "{faults}");
+    wait_until("the program there is told", || {
+        lab.site.output("told").contains(&reason)
+    });
+    wait_until("it goes on elsewhere", || {
+        let now = lab.site.job(&id);
+        now["node"] == other.as_str() && now["state"] == "running" && now["from"].is_i64()
+    });
+    assert_eq!(lab.site.output("apart"), "ready\n", "what runs elsewhere is not told");
+    assert_eq!(lab.site.job(&apart)["incarnation"], 1);
+    // One that may run nowhere else waits until somebody says that all is well again; nothing of it is lost.
+    wait_until("it waits", || lab.site.job(&counts)["state"] == "queued");
+    fs::remove_file(lab.site.path(&format!("fails-{node}"))).unwrap();
+    lab.site.text(&["drain", "--undo", &node]);
+    assert!(
+        lab.site.cpr(&["wait", &format!("@{counts}")]).status.success(),
+        "{}",
+        lab.site.told()
+    );
+    assert_eq!(lab.site.output("out"), counted(400));
+    // By hand it is the same.
+    lab.site.text(&["fault", &other, "smoke"]);
+    wait_until("it is told", || {
+        lab.site
+            .output("apart")
+            .contains(&format!("told: node {other} is failing: smoke"))
+    });
+    for id in [id, apart] {
+        lab.site.text(&["cancel", &id]);
+    }
 }
 
 // XGCP-COORD-12, XGCP-JCP-4

@@ -1,6 +1,6 @@
 //! The service as a whole, and the steps that requests, reports and time have in common.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use cpr_api::agent::Fetching;
@@ -28,6 +28,10 @@ pub struct Policy {
     pub copies: usize,
     /// What the checkpoints of one user may take, bytes; none: as much as there is.
     pub quota: Option<u64>,
+    /// The same for users for whom something else is said.
+    pub quotas: BTreeMap<String, u64>,
+    /// Records of checkpoints that are gone are kept for so long after their job has finished, milliseconds; none: for ever.
+    pub records_ms: Option<i64>,
     /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
     pub preempt: bool,
 }
@@ -39,6 +43,8 @@ impl Default for Policy {
             margin_ms: 4_000,
             copies: 2,
             quota: None,
+            quotas: BTreeMap::new(),
+            records_ms: None,
             preempt: false,
         }
     }
@@ -53,6 +59,8 @@ pub(crate) struct Lease {
     pub(crate) heard_ms: u64,
     /// It has lapsed; only a transaction gives the node another one.
     pub(crate) lapsed: bool,
+    /// What is wrong with the node, as its detector has last said.
+    pub(crate) fault: Option<String>,
     /// Images on their way to the node, as it has last told.
     pub(crate) fetching: Vec<Fetching>,
 }
@@ -83,6 +91,7 @@ impl Grid {
                     sequence: 0,
                     heard_ms: clock.steady_ms(),
                     lapsed: false,
+                    fault: None,
                     fetching: Vec::new(),
                 };
                 leases.insert(node.info.name, lease);
@@ -311,7 +320,8 @@ impl Grid {
 
     /// Frees older checkpoints of a user who has more than they may. `job` is the one that has got another.
     pub(crate) async fn keep_to_quota(&self, write: &mut Write<'_>, job: &Job) -> Result<()> {
-        let Some(allowed) = self.policy().quota else {
+        let policy = self.policy();
+        let Some(allowed) = policy.quotas.get(&job.owner.name).copied().or(policy.quota) else {
             return Ok(());
         };
         let owner = [job.owner.name.as_str().into()];

@@ -10,7 +10,7 @@ use cpr_api::agent::{
     BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, Phase, Report, Source,
 };
 use cpr_api::model::{
-    Checkpoint, CheckpointState, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
+    Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
 };
 use cpr_types::{Error, ErrorKind, Result};
 use sqlx::AnyConnection;
@@ -162,6 +162,22 @@ impl Grid {
         if !news.is_empty() {
             self.take(report).await?;
         }
+        self.hear_detector(report).await
+    }
+
+    /// Takes down what the detector of a node says, when it says something else than before (GFD93-EH-9).
+    async fn hear_detector(&self, report: &Report) -> Result<()> {
+        let name = &report.info.name;
+        let known = self.leases().get(name).and_then(|lease| lease.fault.clone());
+        if known == report.fault {
+            return Ok(());
+        }
+        if let Some(reason) = &report.fault {
+            self.report_fault(name, reason, "its detector").await?;
+        }
+        if let Some(lease) = self.leases().get_mut(name) {
+            lease.fault.clone_from(&report.fault);
+        }
         Ok(())
     }
 
@@ -203,6 +219,7 @@ impl Grid {
             info: report.info.clone(),
             state: if drain { NodeState::Draining } else { NodeState::Ready },
             drain,
+            fault: known.as_ref().and_then(|node| node.fault.clone()),
             instance: report.instance.clone(),
             first_seen_ms: known.as_ref().map_or(now, |node| node.first_seen_ms),
             last_seen_ms: now,
@@ -249,6 +266,7 @@ impl Grid {
             sequence: report.sequence,
             heard_ms: self.clock.steady_ms(),
             lapsed: false,
+            fault: None,
             fetching: report.fetching.clone(),
         };
         self.leases().insert(name.clone(), lease);
@@ -556,10 +574,16 @@ impl Grid {
     pub async fn orders(&self, report: &Report) -> Result<Orders> {
         let mut connection = self.db.read().await?;
         let name = report.info.name.as_str();
+        let nodes = db::nodes(&mut connection).await?;
+        let own = nodes.iter().find(|node| node.info.name == name);
+        let fault = own.and_then(|node| Some(failing(name, node.fault.as_ref()?)));
         let pending = pending(&mut connection, name).await?;
         let mut jobs: Vec<JobOrder> = Vec::new();
         for job in placed(&mut connection, name).await? {
-            jobs.push(job_order(job, None, &pending, None));
+            jobs.push(JobOrder {
+                tell: fault.clone(),
+                ..job_order(job, None, &pending, None)
+            });
         }
         for (job, unit) in db::units_on(&mut connection, name).await? {
             // Also of one that is saved already, while it waits for others.
@@ -569,11 +593,17 @@ impl Grid {
                 step = set.coordination.filter(|at| !at.independent).map(|at| at.step);
             }
             parts.retain(|part| !part.state.is_gone());
-            jobs.push(job_order(job, Some(unit), &parts, step));
+            let lost = match &job.ending {
+                Some(Ending::Broken { why }) => Some(format!("failure of {why}")),
+                _ => None,
+            };
+            jobs.push(JobOrder {
+                tell: lost.or_else(|| fault.clone()),
+                ..job_order(job, Some(unit), &parts, step)
+            });
         }
         let mut images = located(&mut connection, name, true).await?;
         images.extend(located(&mut connection, name, false).await?);
-        let nodes = db::nodes(&mut connection).await?;
         let still_pending: BTreeSet<i64> = pending.iter().map(|c| c.id).collect();
         let mut orders = Orders {
             lease_ms: self.policy().lease_ms.saturating_sub(self.policy().margin_ms),
@@ -594,6 +624,11 @@ impl Grid {
         orders.mark = format!("{:016x}", hasher.finish());
         Ok(orders)
     }
+}
+
+/// What jobs of a node are told with which something is wrong.
+pub(crate) fn failing(node: &str, reason: &str) -> String {
+    format!("node {node} is failing: {reason}")
 }
 
 /// Whether engines or what they can do have changed.
@@ -619,6 +654,7 @@ fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Ste
     JobOrder {
         incarnation: incarnation(&job, unit),
         kill: ended,
+        tell: None,
         checkpoints: checkpoints.collect(),
         go: units::may_go(&job),
         from: match unit {

@@ -12,10 +12,13 @@ use serde::de::DeserializeOwned;
 use crate::caller::Caller;
 use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, is_blocked};
+use crate::heartbeat::failing;
 use crate::lifecycle::Change;
 
 /// Longest key of a request that may be repeated.
 const LONGEST_KEY: usize = 200;
+/// Longest reason for which a node is failing, characters: what programs can be told is 255 bytes.
+const LONGEST_REASON: usize = 120;
 /// Most jobs of an array.
 const MOST_ELEMENTS: i64 = 1000;
 /// What says to a job which element of its array it is.
@@ -436,6 +439,7 @@ impl Grid {
             return Ok(node);
         }
         node.drain = !undo;
+        node.fault = node.fault.filter(|_| !undo);
         node.state = match (node.state, undo) {
             (NodeState::Lost, _) => NodeState::Lost,
             (_, true) => NodeState::Ready,
@@ -450,6 +454,60 @@ impl Grid {
         let kind = format!("node.{}", node.state.name());
         let text = format!("node {name} {what}, as {} wants", caller.name);
         write.note(self.clock.wall_ms(), &kind, about, text).await?;
+        write.commit().await?;
+        Ok(node)
+    }
+
+    /// Takes down that something is wrong with a node (GFD93-INT-EHdetect): its jobs are told, and leave it.
+    pub async fn fault(&self, caller: &Caller, name: &str, reason: &str) -> Result<Node> {
+        caller.require_operator()?;
+        self.report_fault(name, reason, &caller.name).await
+    }
+
+    /// The same, whoever has found it out.
+    pub(crate) async fn report_fault(&self, name: &str, reason: &str, who: &str) -> Result<Node> {
+        let reason: String = reason
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(LONGEST_REASON)
+            .collect();
+        if reason.trim().is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "it has to be said what is wrong"));
+        }
+        let mut write = self.db.write().await?;
+        let nodes = db::nodes(&mut write.tx).await?;
+        let mut node = nodes
+            .into_iter()
+            .find(|node| node.info.name == name)
+            .ok_or_else(|| unknown_node(name))?;
+        if node.state == NodeState::Ready {
+            node.state = NodeState::Draining;
+        }
+        node.drain = true;
+        node.fault = Some(reason.clone());
+        write.put_node(&node).await?;
+        let now = self.clock.wall_ms();
+        let about = About {
+            job: None,
+            node: Some(name),
+        };
+        let text = failing(name, &reason);
+        write
+            .note(now, "node.fault", about, format!("{text}, as {who} says"))
+            .await?;
+        let sql = "SELECT doc FROM jobs WHERE node = $1 AND state IN ('starting', 'running') ORDER BY id";
+        let mut affected: Vec<Job> = db::docs(&mut write.tx, sql, &[name.into()]).await?;
+        affected.extend(db::units_on(&mut write.tx, name).await?.into_iter().map(|(job, _)| job));
+        affected.dedup_by_key(|job| job.id);
+        for job in &affected {
+            let about = About {
+                job: Some(job),
+                node: Some(name),
+            };
+            write
+                .note(now, "job.warned", about, format!("job {} is told: {text}", job.id))
+                .await?;
+        }
         write.commit().await?;
         Ok(node)
     }

@@ -39,6 +39,15 @@ impl Grid {
             let kind = format!("unit.{}", unit.phase.name());
             write.note(self.clock.wall_ms(), &kind, about, what).await?;
         }
+        let others = job.units.iter().any(|unit| unit.phase.is_placed());
+        if let (Some(Ending::Broken { why }), None, true) = (&job.ending, &before.ending, others) {
+            let about = About {
+                job: Some(job),
+                node: None,
+            };
+            let what = format!("job {} is told: failure of {why}", job.id);
+            write.note(self.clock.wall_ms(), "job.warned", about, what).await?;
+        }
         if job.ending.is_some() && before.ending.is_none() {
             // There is no moment any more of which all could be saved.
             for mut set in db::pending_of(&mut write.tx, job.id).await? {

@@ -544,6 +544,12 @@ impl Grid {
         for job in jobs.iter().filter(|job| job.spec.ttl_s.is_some()) {
             self.free_surplus(&mut write, job).await?;
         }
+        if let Some(records_ms) = self.policy().records_ms {
+            // What they have come to is on their owners' accounts.
+            let sql = "DELETE FROM checkpoints WHERE state IN ('freed', 'failed', 'lost') AND created_ms < $1 \
+                       AND job IN (SELECT id FROM jobs WHERE state = 'finished')";
+            db::execute(&mut write.tx, sql, &[now.saturating_sub(records_ms).into()]).await?;
+        }
         write.commit().await?;
         *self.swept_ms.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(steady);
         Ok(())

@@ -4,6 +4,8 @@
 
 #[path = "suite/engines.rs"]
 mod engines;
+#[path = "suite/faults.rs"]
+mod faults;
 mod support;
 #[path = "suite/units.rs"]
 mod units;

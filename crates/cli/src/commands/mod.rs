@@ -97,6 +97,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Usage(_) => grid::usage(output),
         Verb::Nodes(_) => grid::nodes(output),
         Verb::Drain(args) => grid::drain(output, &args),
+        Verb::Fault(args) => grid::fault(output, &args),
         Verb::Events(args) => grid::events(output, &args),
         Verb::Context(args) => grid::context(output, args),
         Verb::Completions(args) => completions::completions(&args),

@@ -152,6 +152,19 @@ impl Agent {
             failed: None,
         });
         let busy = self.state().busy.contains(&incarnation);
+        if let Some(text) = order.tell.clone().filter(|_| !record.killed)
+            && !busy
+            && !self.state().told.contains(&(incarnation, text.clone()))
+            && self.phase(incarnation, &record, false) == Phase::Running
+        {
+            // Before it is saved or ended; the next orders are heard soon.
+            let owner = order.owner.clone();
+            self.busy_with(incarnation, move |agent| {
+                agent.tell(incarnation, &owner, &text);
+                agent.state().told.insert((incarnation, text));
+            });
+            return Ok(());
+        }
         if order.kill {
             if !record.killed {
                 record.killed = true;
@@ -273,7 +286,7 @@ impl Agent {
         call(&self.runner, prepared)
     }
 
-    fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
+    pub(super) fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         self.with_cpr(owner, arguments, limit, Runner::run)
     }

@@ -8,6 +8,7 @@
 mod coordinate;
 mod engines;
 mod fetch;
+mod health;
 mod hooks;
 mod images;
 mod jobs;
@@ -85,6 +86,10 @@ struct State {
     uploaded: BTreeSet<i64>,
     /// How often that failed, and when it did last.
     upload_failures: BTreeMap<i64, (u32, Instant)>,
+    /// What is wrong with this node, as the detector says.
+    fault: Option<String>,
+    /// What programs of jobs have been told.
+    told: BTreeSet<(Incarnation, String)>,
     /// Who may fetch what.
     tickets: BTreeMap<i64, String>,
     /// What the service has said last that coordinated units wait for.
@@ -247,7 +252,7 @@ impl Agent {
     /// What there is.
     fn report(&self, info: &NodeInfo, sequence: u64, seen: &str) -> Report {
         // Results first: an image of which a result is told is then among the images.
-        let (checkpoints, steps, bad_images, verified, in_store) = {
+        let (checkpoints, steps, bad_images, verified, fault, in_store) = {
             let mut state = self.state();
             let results: Vec<CheckpointReport> = state.results.values().cloned().collect();
             let steps = state.done.iter().map(|(id, done)| StepReport { id: *id, done: *done });
@@ -256,6 +261,7 @@ impl Agent {
                 steps.collect(),
                 std::mem::take(&mut state.bad),
                 std::mem::take(&mut state.verified),
+                state.fault.clone(),
                 state.uploaded.iter().copied().collect(),
             )
         };
@@ -269,6 +275,7 @@ impl Agent {
             images: self.layout.images().into_keys().collect(),
             bad_images,
             verified,
+            fault,
             fetching: self.layout.fetched_so_far(),
             in_store,
             seen: seen.to_string(),
@@ -289,7 +296,8 @@ impl Agent {
                 .map(|image| (image.id, image.ticket.clone()))
                 .collect();
             state.said = Said::new(orders);
-            let State { said, done, .. } = &mut *state;
+            let State { said, done, told, .. } = &mut *state;
+            told.retain(|(incarnation, _)| orders.jobs.iter().any(|order| order.incarnation == *incarnation));
             done.retain(|id, _| said.step(*id).is_some());
         }
         self.answered.notify_all();
@@ -334,6 +342,7 @@ pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<
     serve::start(parts, config, agent.clone()).await?;
     agent.begin_scrub().context(|| "begin to look at images")?;
     agent.watch_engines().context(|| "begin to look at engines")?;
+    agent.watch_health().context(|| "begin to look at the node")?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -53,6 +53,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/checkpoints/{id}/copies", post(routes::copy))
         .route("/nodes", get(routes::nodes))
         .route("/nodes/{name}/drain", post(routes::drain))
+        .route("/nodes/{name}/fault", post(routes::fault))
         .route("/events", get(events::events))
         .route("/events/stream", get(events::stream))
         .route("/agent/heartbeat", post(routes::heartbeat))

@@ -218,6 +218,18 @@ pub async fn drain(
     whole(&service.grid.drain(&caller, &name, request.undo).await?)
 }
 
+/// Takes down that something is wrong with a node: its jobs are told, and leave it.
+#[utoipa::path(post, path = "/v1/nodes/{name}/fault", params(("name" = String, Path)), request_body = FaultRequest, responses((status = 200, body = Node)))]
+pub async fn fault(
+    State(service): Shared,
+    Identified(caller): Identified,
+    Path(name): Path<String>,
+    bytes: Bytes,
+) -> Answer {
+    let request: FaultRequest = body(&bytes)?;
+    whole(&service.grid.fault(&caller, &name, &request.reason).await?)
+}
+
 /// Events.
 #[utoipa::path(get, path = "/v1/events", responses((status = 200, body = Page<Event>)), params(
     ("job" = Option<i64>, Query, description = "about this job"),
@@ -323,6 +335,7 @@ pub async fn nothing() -> Failure {
         copy,
         nodes,
         drain,
+        fault,
         events,
         stream,
         heartbeat

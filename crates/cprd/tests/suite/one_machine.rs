@@ -73,7 +73,7 @@ fn unfit(schema: &std::path::Path, values: &[Value]) -> Option<usize> {
     Some(String::from_utf8_lossy(&output.stdout).trim().parse().unwrap())
 }
 
-// GFD93-GLO-4
+// GFD93-GLO-4, XGCP-JUCP-3
 #[test]
 fn what_is_known_of_checkpoints_is_as_the_published_schema_says() {
     let Some(site) = site() else { return };
@@ -123,6 +123,17 @@ fn what_is_known_of_checkpoints_is_as_the_published_schema_says() {
     for id in [id, units, own] {
         site.text(&["cancel", &id]);
     }
+    // A unit by itself is saved, and goes on from that.
+    let single = site.submit("single-%u", &["--units", "1"], &counter(200));
+    site.wait_for_count("single-0", 5);
+    let made = site.json(&["checkpoint", &format!("@{single}")]);
+    assert_eq!(made["units"].as_array().unwrap().len(), 1);
+    site.json(&["suspend", &format!("@{single}")]);
+    let had = site.output("single-0").lines().count();
+    site.text(&["recover", &single]);
+    assert!(site.cpr(&["wait", &format!("@{single}")]).status.success());
+    assert!(had < 200, "it was saved before its end");
+    assert_eq!(site.output("single-0"), counted(200));
 }
 
 // XGCP-USE-3, GCA-UC-5.1.7, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10

@@ -269,3 +269,97 @@ fn what_a_job_is_moved_with_is_nothing_of_its_users_quota() {
         assert_eq!(states().await[0], CheckpointState::Freed);
     });
 }
+
+// XGCP-FILE-5
+#[test]
+fn each_user_has_as_many_checkpoints_as_they_want_and_as_they_are_granted() {
+    with_each_database("own quotas", |place| async move {
+        // Images are of 7 bytes.
+        let policy = Policy {
+            quota: Some(7),
+            quotas: [("ada".to_string(), 14), ("eve".to_string(), 28)].into(),
+            ..Policy::default()
+        };
+        let grid = place.open_with(policy).await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let people = [(user("ada", 1000), 2), (user("eve", 1001), 5), (user("bob", 1002), 5)];
+        let mut ids = Vec::new();
+        for (who, keep) in &people {
+            let keep = JobSpec {
+                keep: Some(*keep),
+                ..spec()
+            };
+            ids.push(grid.submit(who, keep, None).await.unwrap().id);
+        }
+        let mut most = [0; 3];
+        for _ in 0..7 {
+            for ((who, _), id) in people.iter().zip(&ids) {
+                settle(&place, &grid, &mut [&mut one, &mut two]).await;
+                grid.request_checkpoint(who, *id, None).await.unwrap();
+            }
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+            for (number, (who, _)) in people.iter().enumerate() {
+                let query = CheckpointQuery {
+                    state: Some("complete".into()),
+                    ..CheckpointQuery::default()
+                };
+                let held = grid.checkpoints(who, &query).await.unwrap().items.len();
+                most[number] = held.max(most[number]);
+            }
+        }
+        assert_eq!(most, [2, 4, 1], "as many as wanted, as granted, and as anybody is");
+    });
+}
+
+// GFD93-WF-5.3
+#[test]
+fn records_of_what_is_gone_go_when_the_job_has_finished_and_what_they_came_to_stays() {
+    with_each_database("old records", |place| async move {
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        let policy = Policy {
+            records_ms: Some(2 * DAY_MS as i64),
+            ..Policy::default()
+        };
+        let grid = place.open_with(policy).await;
+        let (mut one, mut two) = (FakeNode::new("n1"), FakeNode::new("n2"));
+        let ada = user("ada", 1000);
+        let done = grid.submit(&ada, spec(), None).await.unwrap().id;
+        let goes_on = grid.submit(&ada, spec(), None).await.unwrap().id;
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        for id in [done, done, done, goes_on, goes_on, goes_on] {
+            grid.request_checkpoint(&ada, id, None).await.unwrap();
+            settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        }
+        for (incarnation, phase) in one.jobs.iter_mut().chain(&mut two.jobs) {
+            if incarnation.job == done {
+                *phase = cpr_api::agent::Phase::Exited { code: 0, signal: None };
+            }
+        }
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!(state(&grid, done).await, JobState::Finished);
+        let records = async |id: i64| {
+            let query = CheckpointQuery {
+                job: Some(id),
+                ..CheckpointQuery::default()
+            };
+            grid.checkpoints(&ada, &query).await.unwrap().items.len()
+        };
+        let usage = grid.usage(&ada).await.unwrap();
+        assert_eq!(usage[0].images, 6);
+        place.pass(DAY_MS);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!((records(done).await, records(goes_on).await), (3, 3));
+        place.pass(2 * DAY_MS);
+        settle(&place, &grid, &mut [&mut one, &mut two]).await;
+        assert_eq!((records(done).await, records(goes_on).await), (0, 3));
+        // The job itself, what has happened to it, and what it had made.
+        assert_eq!(grid.job(&ada, done).await.unwrap().exit_code, Some(0));
+        assert_eq!(grid.usage(&ada).await.unwrap(), usage);
+        let query = cpr_grid::EventQuery {
+            job: Some(done),
+            kind: Some("checkpoint.complete".into()),
+            ..Default::default()
+        };
+        assert_eq!(grid.events(&ada, &query).await.unwrap().items.len(), 3);
+    });
+}

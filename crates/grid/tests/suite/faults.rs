@@ -16,7 +16,9 @@ async fn told(grid: &Grid, kinds: &[&str]) -> Vec<(String, Option<i64>, String)>
 /// What the jobs of a node are told now.
 fn tells(node: &FakeNode) -> Vec<(i64, Option<&str>)> {
     let orders = node.orders.jobs.iter();
-    orders.map(|order| (order.incarnation.job, order.tell.as_deref())).collect()
+    orders
+        .map(|order| (order.incarnation.job, order.tell.as_deref()))
+        .collect()
 }
 
 // GFD93-INT-EHdetect, GFD93-API-3
@@ -49,14 +51,26 @@ fn a_failure_that_is_reported_is_told_to_the_jobs_that_it_may_harm_and_they_leav
         assert!(!affected.is_empty() && affected.len() < 3, "{affected:?}");
         let refused = grid.fault(&ada, "n1", "fire").await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Denied);
-        assert_eq!(grid.fault(&admin(), "n9", "fire").await.unwrap_err().kind(), ErrorKind::NotFound);
-        assert_eq!(grid.fault(&admin(), "n1", " ").await.unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(
+            grid.fault(&admin(), "n9", "fire").await.unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
+        assert_eq!(
+            grid.fault(&admin(), "n1", " ").await.unwrap_err().kind(),
+            ErrorKind::Usage
+        );
         let node = grid.fault(&admin(), "n1", "its memory has errors").await.unwrap();
-        assert_eq!((node.state, node.fault.as_deref()), (NodeState::Draining, Some("its memory has errors")));
+        assert_eq!(
+            (node.state, node.fault.as_deref()),
+            (NodeState::Draining, Some("its memory has errors"))
+        );
         let reason = "node n1 is failing: its memory has errors";
         one.beat(&grid, 0).await.unwrap();
         two.beat(&grid, 0).await.unwrap();
-        assert_eq!(tells(&one), affected.iter().map(|id| (*id, Some(reason))).collect::<Vec<_>>());
+        assert_eq!(
+            tells(&one),
+            affected.iter().map(|id| (*id, Some(reason))).collect::<Vec<_>>()
+        );
         assert!(tells(&two).iter().all(|(_, told)| told.is_none()));
         for _ in 0..4 {
             settle(&place, &grid, &mut [&mut one, &mut two]).await;
@@ -73,9 +87,15 @@ fn a_failure_that_is_reported_is_told_to_the_jobs_that_it_may_harm_and_they_leav
         let trace = told(&grid, &["node.fault", "job.warned", "job.queued"]).await;
         let at = trace.iter().position(|(kind, ..)| kind == "node.fault").unwrap();
         assert_eq!(trace[at].2, format!("{reason}, as root says"));
-        let warned: Vec<_> = trace[at + 1..].iter().filter(|(kind, ..)| kind == "job.warned").collect();
+        let warned: Vec<_> = trace[at + 1..]
+            .iter()
+            .filter(|(kind, ..)| kind == "job.warned")
+            .collect();
         let expected = affected.iter().map(|id| format!("job {id} is told: {reason}"));
-        assert_eq!(warned.iter().map(|(_, _, text)| text.clone()).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        assert_eq!(
+            warned.iter().map(|(_, _, text)| text.clone()).collect::<Vec<_>>(),
+            expected.collect::<Vec<_>>()
+        );
         let queued = trace[at + 1..].iter().filter(|(kind, ..)| kind == "job.queued");
         assert_eq!(queued.map(|(_, job, _)| job.unwrap()).collect::<Vec<_>>(), affected);
         // It is known until somebody says that it is over, also by a service that is started anew.

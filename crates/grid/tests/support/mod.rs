@@ -143,6 +143,8 @@ pub struct FakeNode {
     /// Engines that work on it, with what they can do, and their classes.
     pub abilities: BTreeMap<String, Abilities>,
     pub classes: BTreeMap<String, Vec<String>>,
+    /// What its detector says is wrong.
+    pub fault: Option<String>,
     /// Bytes that it has of every image it is to fetch, where it does not come to an end with them.
     pub stuck_at: Option<u64>,
     /// It reaches a store that all nodes share, and that takes images.
@@ -174,6 +176,7 @@ impl FakeNode {
             cost_ms: 10,
             abilities: BTreeMap::from([("native".into(), Abilities::default())]),
             classes: BTreeMap::new(),
+            fault: None,
             stuck_at: None,
             has_store: false,
             store_works: true,
@@ -258,6 +261,7 @@ impl FakeNode {
             images: self.images.clone(),
             bad_images: Vec::new(),
             verified: std::mem::take(&mut self.verified),
+            fault: self.fault.clone(),
             fetching: self.fetching(),
             in_store: if self.store_works {
                 let to_store = self.orders.images.iter().filter(|image| image.to_store);

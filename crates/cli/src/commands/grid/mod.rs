@@ -21,7 +21,7 @@ pub use checkpoints::{checkpoints, transfer};
 pub use context::context;
 pub use events::events;
 pub use jobs::{cancel, jobs, policy, queue, recover, submit};
-pub use nodes::{drain, nodes};
+pub use nodes::{drain, fault, nodes};
 pub use target::{checkpoint, grid_job, migrate, require_plain, resume, suspend, wait};
 pub use usage::usage;
 

@@ -1,11 +1,11 @@
-//! `cpr nodes` and `cpr drain`
+//! `cpr nodes`, `cpr drain` and `cpr fault`
 
-use cpr_api::model::{DrainRequest, Node, Page};
+use cpr_api::model::{DrainRequest, FaultRequest, Node, Page};
 use cpr_types::Result;
 use serde_json::json;
 
 use super::{client, escape};
-use crate::grid_args::Drain;
+use crate::grid_args::{Drain, Fault};
 use crate::output::{Output, Table, to_json};
 
 /// `cpr nodes`
@@ -27,7 +27,10 @@ pub fn nodes(output: Output) -> Result<u8> {
                     .map(|(name, value)| format!("{name}={value}"));
                 table.row([
                     node.info.name.clone(),
-                    node.state.name().to_string(),
+                    match &node.fault {
+                        Some(fault) => format!("{}: {fault}", node.state.name()),
+                        None => node.state.name().to_string(),
+                    },
                     node.info.slots.to_string(),
                     node.info.memory_mb.to_string(),
                     properties.collect::<Vec<_>>().join(" "),
@@ -43,6 +46,17 @@ pub fn nodes(output: Output) -> Result<u8> {
 pub fn drain(output: Output, args: &Drain) -> Result<u8> {
     let path = format!("/v1/nodes/{}/drain", escape(&args.node));
     let node: Node = client()?.post(&path, &DrainRequest { undo: args.undo }, None)?;
+    let value = to_json(&node)?;
+    let text = || format!("node {} is {}\n", node.info.name, node.state.name());
+    output.done(|| value, text)?;
+    Ok(0)
+}
+
+/// `cpr fault`
+pub fn fault(output: Output, args: &Fault) -> Result<u8> {
+    let path = format!("/v1/nodes/{}/fault", escape(&args.node));
+    let reason = args.reason.clone();
+    let node: Node = client()?.post(&path, &FaultRequest { reason }, None)?;
     let value = to_json(&node)?;
     let text = || format!("node {} is {}\n", node.info.name, node.state.name());
     output.done(|| value, text)?;
