@@ -1106,6 +1106,11 @@ fn a_detector_of_the_operators_has_the_jobs_of_a_failing_node_told_and_go_on_els
         let now = lab.site.job(&id);
         now["node"] == other.as_str() && now["state"] == "running" && now["from"].is_i64()
     });
+    let failed = lab.site.text(&["events", "--kind", "checkpoint.failed"]);
+    assert_eq!(
+        failed, "",
+        "they are told before they are saved, and not at the same time"
+    );
     assert_eq!(lab.site.output("apart"), "ready\n", "what runs elsewhere is not told");
     assert_eq!(lab.site.job(&apart)["incarnation"], 1);
     // One that may run nowhere else waits until somebody says that all is well again; nothing of it is lost.

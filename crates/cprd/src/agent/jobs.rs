@@ -153,11 +153,10 @@ impl Agent {
         });
         let busy = self.state().busy.contains(&incarnation);
         if let Some(text) = order.tell.clone().filter(|_| !record.killed)
-            && !busy
             && !self.state().told.contains(&(incarnation, text.clone()))
-            && self.phase(incarnation, &record, false) == Phase::Running
+            && self.phase(incarnation, &record, busy) == Phase::Running
         {
-            // Before it is saved or ended; the next orders are heard soon.
+            // Before it is saved or ended: while it is told it could not be. The next orders are heard soon.
             let owner = order.owner.clone();
             self.busy_with(incarnation, move |agent| {
                 agent.tell(incarnation, &owner, &text);
