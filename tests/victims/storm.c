@@ -150,6 +150,29 @@ static void creation(void) {
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
+/* Faults that the program repairs, one after the other: each is told to it once. */
+static volatile long *page;
+static volatile long repaired;
+static void repair(int signal, siginfo_t *info, void *context) {
+    (void)context;
+    if (signal != SIGSEGV || info->si_addr != (void *)page) _exit(3);
+    if (mprotect((void *)page, 4096, PROT_READ | PROT_WRITE) != 0) _exit(4);
+    repaired++;
+}
+static void faults(void) {
+    page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    struct sigaction action = {.sa_sigaction = repair, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGSEGV, &action, NULL) == 0);
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (long round = 0; round % 64 || !over(); round++) {
+        CHECK(mprotect((void *)page, 4096, PROT_NONE) == 0);
+        *page = round;
+        SAME(repaired, round + 1);
+        SAME(*page, round);
+    }
+}
+
 /* A pipe that one process writes to at a time, which has ended by the time anybody has looked at it. */
 static void successors(void) {
     int ends[2];
@@ -284,6 +307,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(mode, "mappings")) mappings();
     else if (!strcmp(mode, "openings")) openings();
     else if (!strcmp(mode, "creation")) creation();
+    else if (!strcmp(mode, "faults")) faults();
     else if (!strcmp(mode, "successors")) successors();
     else if (!strcmp(mode, "processors")) processors();
     else if (!strcmp(mode, "many processes")) many_processes(count);

@@ -66,6 +66,7 @@ as_everyone! {
     openings => |test, user| storm(test, user, "openings");
     // LBNL-3.3.6
     creation => |test, user| storm(test, user, "creation");
+    faults => |test, user| storm(test, user, "faults");
     successors => |test, user| storm(test, user, "successors");
     // LBNL-3.2.3.1
     processors => processors;

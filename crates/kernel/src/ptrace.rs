@@ -393,6 +393,18 @@ impl Tracee {
         }
     }
 
+    /// Details of the signal that a thread is about to get, in a [`Stop::Signal`].
+    pub fn signal_details(self) -> io::Result<[u8; SIGINFO_SIZE]> {
+        let mut details = [0u8; SIGINFO_SIZE];
+        // SAFETY: the kernel writes one siginfo_t of 128 bytes, the length of `details`.
+        let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, self.tid, 0usize, &raw mut details) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(details)
+        }
+    }
+
     /// Details of pending signals, oldest first, without taking them: of the process if `shared`, else of the thread.
     pub fn pending_signals(self, shared: bool) -> io::Result<Vec<[u8; SIGINFO_SIZE]>> {
         const BATCH: usize = 32;

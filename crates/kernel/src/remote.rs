@@ -159,6 +159,29 @@ pub fn sleep(tracee: Tracee, base: &Registers, instruction: u64, place: u64, dea
     Ok(tracee.registers()?.syscall_result() == -516)
 }
 
+/// Signals that the kernel sends for faults that come again when the program goes on where it was.
+const FAULT_SIGNALS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+
+/// Whether a signal is for a fault of the program's from before it was stopped. The kernel hands it out with our own trap
+/// though it is blocked (dequeue_synchronous_signal in kernel/signal.c). It may be dropped: the program has yet to go on
+/// where it faulted, and does so again.
+fn is_for_a_fault(signal: i32, tracee: Tracee) -> bool {
+    // A siginfo_t has signal, errno and code, and for these, at 16, the address. Codes of faults are small; SI_KERNEL
+    // (0x80) is also for a signal that could not be delivered, which does not come again.
+    const SI_KERNEL: i32 = 0x80;
+    if !FAULT_SIGNALS.contains(&signal) {
+        return false;
+    }
+    let (Ok(details), Ok(registers)) = (tracee.signal_details(), tracee.registers()) else {
+        return false;
+    };
+    let code = details[8..12].try_into().map_or(0, i32::from_ne_bytes);
+    let address = details[16..24].try_into().map_or(0, u64::from_ne_bytes);
+    // What we have it do may fault, too: then it stands there.
+    let is_ours = address == registers.program_counter();
+    (1..SI_KERNEL).contains(&code) && !is_ours
+}
+
 /// Waits for `wanted`, letting the thread go on (with `go_on`) past stops that have nothing to do with us.
 fn expect(
     tracee: Tracee,
@@ -167,12 +190,17 @@ fn expect(
     deferred: &mut Deferred,
     go_on: impl Fn(Tracee) -> io::Result<()>,
 ) -> io::Result<()> {
+    let mut faults = 0;
     loop {
         match tracee.wait(deadline)? {
             stop if stop == wanted => return Ok(()),
             Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Stop::Signal(libc::SIGSTOP) => {
                 deferred.stop = true;
+                go_on(tracee)?;
+            }
+            Stop::Signal(signal) if faults < FAULT_SIGNALS.len() && is_for_a_fault(signal, tracee) => {
+                faults += 1;
                 go_on(tracee)?;
             }
             Stop::Signal(signal) => {

@@ -435,6 +435,8 @@ pub fn checkpoint(
         requester: request.requester.map(|requester| requester.pid),
     };
     block_child_signals().context(|| "block SIGCHLD")?;
+    // Every shared mapping and open file takes one of ours.
+    cpr_kernel::process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
     // First: a callback may do away with what else would be refused (LBNL-2.4.1).
     let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
     let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
