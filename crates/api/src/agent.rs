@@ -4,7 +4,7 @@
 //! Both are whole states, not changes: a report or an answer that is lost, repeated or late does no harm, and either
 //! side may be killed and started again at any time.
 
-use cpr_types::ErrorKind;
+use cpr_types::{Connection, ConnectionEnd, ErrorKind, Links};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{JobSpec, NodeInfo, Owner, Step};
@@ -97,6 +97,8 @@ pub struct JobReport {
 pub enum Phase {
     /// Being started.
     Starting,
+    /// Its image is there; it is made again when it is told what becomes of its connections to other units.
+    Ready,
     /// Made again from its image; it runs when it may.
     Built,
     /// Runs.
@@ -125,13 +127,17 @@ pub enum Phase {
 }
 
 /// The last step of a checkpoint that a node has done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct StepReport {
     /// The checkpoint.
     pub id: i64,
     /// The step.
     pub done: Step,
+    /// TCP connections that lead out of the unit, once it stands still.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<Object>>))]
+    pub connections: Option<Vec<ConnectionEnd>>,
 }
 
 /// How a checkpoint went.
@@ -222,6 +228,10 @@ pub struct JobOrder {
     /// What its programs are to be told, once, before anything else is done with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tell: Option<String>,
+    /// What becomes of its connections to other units, once all are ready to make them again.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Object>))]
+    pub links: Option<Links>,
     /// It is to be ended.
     #[serde(default)]
     pub kill: bool,
@@ -241,6 +251,10 @@ pub struct CheckpointOrder {
     /// It is made step by step, together with others, and so far by now.
     #[serde(default)]
     pub step: Option<Step>,
+    /// TCP connections of the unit that lead to others of the job.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<Object>))]
+    pub channels: Vec<Connection>,
 }
 
 fn yes() -> bool {

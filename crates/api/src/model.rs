@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_types::{ConnectionEnd, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 /// Most words of a command line, and variables of an environment.
@@ -351,6 +351,8 @@ pub enum UnitPhase {
     Waiting,
     /// Its node has been told to start it.
     Starting,
+    /// Its image is there; it is made again, with its connections to others, when all are so far.
+    Ready,
     /// It has been made again from its image, and goes on when all units have been.
     Built,
     /// Runs.
@@ -371,6 +373,7 @@ impl UnitPhase {
         match self {
             UnitPhase::Waiting => "waiting",
             UnitPhase::Starting => "starting",
+            UnitPhase::Ready => "ready",
             UnitPhase::Built => "built",
             UnitPhase::Running => "running",
             UnitPhase::Finished => "finished",
@@ -382,7 +385,10 @@ impl UnitPhase {
 
     /// A node has it, or may have it.
     pub const fn is_placed(self) -> bool {
-        matches!(self, UnitPhase::Starting | UnitPhase::Built | UnitPhase::Running)
+        matches!(
+            self,
+            UnitPhase::Starting | UnitPhase::Ready | UnitPhase::Built | UnitPhase::Running
+        )
     }
 }
 
@@ -669,6 +675,8 @@ pub enum Step {
     Prepare,
     /// Stand still.
     Stop,
+    /// Empty the connections between units; where there are any.
+    Drain,
     /// Save what stands still.
     Save,
     /// Go on.
@@ -699,6 +707,10 @@ pub struct Part {
     /// The last step that its node has done.
     #[serde(default)]
     pub done: Option<Step>,
+    /// TCP connections that lead out of the unit, since it stands still; none where its node does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<Object>>))]
+    pub connections: Option<Vec<ConnectionEnd>>,
 }
 
 /// One image of a checkpoint of several units.

@@ -572,6 +572,7 @@ fn inet_socket(socket: &InetSocket) -> String {
         InetState::Associated { remote } => format!("connected to {remote}"),
         InetState::Listening { backlog } => format!("listening, backlog {backlog}"),
         InetState::Inner { peer, remote } => format!("connected to {} ({remote})", peer.0),
+        InetState::Channel { remote } => format!("connected to {remote}, of another job of the set"),
         InetState::Connecting { remote } => format!("connecting to {remote}"),
         InetState::Waiting { listener, remote } => format!("waiting to be accepted by {} ({remote})", listener.0),
         InetState::PeerClosed { remote } => format!("connected to {remote}, which has closed"),

@@ -585,3 +585,210 @@ fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not
     lab.grows("again");
     assert!(lab.numbers("again")[0] + 1 >= had as u64, "it goes on");
 }
+
+/// Two programs that send each other numbers over TCP as fast as they can, and know which one comes next. While there is a
+/// file `slow` they read next to nothing.
+const TALK: &str = "
+import os, socket, struct, sys, threading, time
+def fail(why):
+    print('broken', why, flush=True); os._exit(1)
+def alone(act, *all):
+    # The other is gone, with the test or in the middle of it.
+    try: act(*all)
+    except OSError: os._exit(3)
+def send(s):
+    n = 0
+    while True:
+        s.sendall(struct.pack('>512Q', *range(n, n + 512))); n += 512
+def receive(s, shown):
+    n, rest = 0, b''
+    while True:
+        data = s.recv(100 if os.path.exists('slow') else 1 << 18)
+        if not data: os._exit(3)
+        rest += data
+        whole = len(rest) // 8 * 8
+        got = struct.unpack('>%dQ' % (whole // 8), rest[:whole])
+        if got != tuple(range(n, n + len(got))): fail('%d comes at %d' % (got[0], n))
+        n, rest = n + len(got), rest[whole:]
+        if shown: print(n, flush=True)
+        if os.path.exists('slow'): time.sleep(0.05)
+def talk(s, shown):
+    if LIMIT: s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LIMIT)
+    threading.Thread(target=alone, args=(send, s), daemon=True).start()
+    alone(receive, s, shown)
+def wait_for(name):
+    while not os.path.exists(name): time.sleep(0.01)
+";
+
+/// One that is connected to: twice for numbers, and once by one who has said all and hears later.
+const SERVER: &str = "
+l = socket.create_server(('::', 0), family=socket.AF_INET6, dualstack_ipv6=True)
+open('port.new', 'w').write(str(l.getsockname()[1])); os.rename('port.new', 'port')
+first, second, half = (l.accept()[0] for _ in range(3))
+def answer():
+    wait_for('answer')
+    heard = half.recv(100) + half.recv(100)
+    half.sendall(b'heard ' + heard); half.close()
+    open('answered', 'w').close()
+    again = l.accept()[0]
+    again.sendall(b'welcome'); again.close()
+threading.Thread(target=answer, daemon=True).start()
+threading.Thread(target=talk, args=(second, False), daemon=True).start()
+talk(first, True)
+";
+
+/// One that connects.
+const CLIENT: &str = "
+wait_for('port')
+at = int(open('port').read())
+first = socket.create_connection(('127.0.0.1', at))
+second = socket.socket(socket.AF_INET6); second.connect(('::ffff:127.0.0.1', at))
+half = socket.create_connection(('127.0.0.1', at))
+half.sendall(b'everything'); half.shutdown(socket.SHUT_WR)
+def answer():
+    wait_for('answered')
+    heard = b''
+    while data := half.recv(100): heard += data
+    again = socket.create_connection(('127.0.0.1', at))
+    open('heard', 'wb').write(heard + b', ' + again.recv(100))
+threading.Thread(target=answer, daemon=True).start()
+threading.Thread(target=talk, args=(second, False), daemon=True).start()
+talk(first, True)
+";
+
+impl Lab {
+    /// What the kernel says of connections of a port: bytes not yet received, and not yet read.
+    fn queues(&self, port: &str) -> Vec<(u64, u64)> {
+        let port = format!(":{:04X}", port.parse::<u16>().unwrap());
+        let mut found = Vec::new();
+        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            for line in fs::read_to_string(table).unwrap().lines().skip(1) {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let established = words[3] == "01";
+                if established && (words[1].ends_with(&port) || words[2].ends_with(&port)) {
+                    let (sent, received) = words[4].split_once(':').unwrap();
+                    let number = |text| u64::from_str_radix(text, 16).unwrap();
+                    found.push((number(sent), number(received)));
+                }
+            }
+        }
+        found
+    }
+
+    /// Ends jobs, of which one may end with the other.
+    fn end(&self, jobs: &[&str]) {
+        for job in jobs {
+            let _ = self.cpr(&["kill", "-s", "KILL", job]);
+            self.cpr.wait(job);
+        }
+    }
+
+    /// Both have come to numbers beyond whatever was on its way, bytes, and none was missing or came again.
+    #[track_caller]
+    fn talk(&self, jobs: &[&str], on_its_way: u64) {
+        for job in jobs {
+            let before = self.numbers(job).last().copied().unwrap_or_default();
+            wait_until(PATIENCE, &format!("job {job} gets numbers"), || {
+                let text = String::from_utf8_lossy(&self.cpr.logs(job)).into_owned();
+                assert!(!text.contains("broken") && !text.contains("Error"), "{job}: {text}");
+                self.numbers(job).last() > Some(&(before + on_its_way / 8 + 100_000))
+            });
+        }
+    }
+}
+
+// XGCP-CHAN-1, XGCP-CHAN-4, XGCP-CHAN-12
+#[test]
+fn jobs_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice() {
+    // The kernel gives a fast reader as large a buffer as there is; nobody without privilege can make room then.
+    talk_over_tcp("jobs_that_talk_over_tcp", As::User, 1 << 20, 2);
+}
+
+#[test]
+fn jobs_of_root_that_talk_over_tcp_may_have_the_largest_buffers() {
+    talk_over_tcp("jobs_of_root_that_talk_over_tcp", As::Root, 0, 1);
+}
+
+fn talk_over_tcp(test: &str, user: As, limit: u32, rounds: u32) {
+    let Some(lab) = Lab::new(test, user) else {
+        return;
+    };
+    let jobs = ["server", "client"];
+    let slow = lab.cpr.work.join("slow");
+    let mut on_its_way = 0;
+    for (job, program) in [("server", SERVER), ("client", CLIENT)] {
+        let program = format!("LIMIT = {limit}{TALK}{program}");
+        let run = ["run", "-d", "--name", job, "--", "/usr/bin/python3", "-c", &program];
+        lab.cpr(&run).good();
+    }
+    lab.talk(&jobs, on_its_way);
+    let port = fs::read_to_string(lab.cpr.work.join("port")).unwrap();
+    // Alone neither can be saved, and nothing becomes of it.
+    let refused = lab.cpr(&["checkpoint", "-o", "alone.cpr", "server"]);
+    assert!(
+        refused.code == 69 && refused.stderr.contains("outside the job"),
+        "{}",
+        refused.stderr
+    );
+
+    for round in 0..rounds {
+        fs::write(&slow, "").unwrap();
+        wait_until(PATIENCE, "all buffers are full", || {
+            let queues = lab.queues(&port);
+            on_its_way = queues.iter().map(|(sent, received)| sent + received).sum();
+            let full = |(sent, received): &(u64, u64)| *sent > 100_000 && *received > 100_000;
+            queues.len() == 4 && queues.iter().all(full)
+        });
+        let set = format!("set{round}");
+        let made = lab
+            .cpr(&["checkpoint", "--json", "-o", &set, "server", "client"])
+            .good();
+        assert!(made.json()["together_ms"].as_f64().is_some());
+        fs::remove_file(&slow).unwrap();
+        // They go on as if nothing had been.
+        lab.talk(&jobs, on_its_way);
+        lab.end(&jobs);
+        // One image alone leads nowhere.
+        let alone = lab.cpr(&["restart", "-d", "--name", "alone", &format!("./{set}/client.cpr")]);
+        assert!(
+            alone.code == 78 && alone.stderr.contains("restarted with this one"),
+            "{} {}",
+            alone.code,
+            alone.stderr
+        );
+        assert_eq!(lab.phase("alone"), Value::Null, "nothing is left");
+        lab.cpr(&["restart", &format!("./{set}")]).good();
+        lab.talk(&jobs, on_its_way);
+    }
+    // Ended together, they leave nothing that keeps their ports from them.
+    lab.cpr(&["checkpoint", "--stop", "-o", "last", "server", "client"])
+        .good();
+    lab.cpr(&["restart", "./last"]).good();
+    lab.talk(&jobs, on_its_way);
+    fs::write(lab.cpr.work.join("answer"), "").unwrap();
+    let heard = poll(PATIENCE, || {
+        fs::read_to_string(lab.cpr.work.join("heard"))
+            .ok()
+            .filter(|heard| heard.len() > 20)
+    });
+    assert_eq!(
+        heard.as_deref(),
+        Some("heard everything, welcome"),
+        "each side still knows what the other has ended"
+    );
+    lab.end(&jobs);
+
+    // With somebody else at the port none of them runs, and nothing is left.
+    let taken = std::net::TcpListener::bind(("::", port.parse().unwrap())).unwrap();
+    let begun = std::time::Instant::now();
+    for job in jobs {
+        lab.cpr(&["rm", job]).good();
+    }
+    let refused = lab.cpr(&["restart", "./last"]);
+    assert!(refused.code >= 64, "{}", refused.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(50), "it is known at once");
+    for job in jobs {
+        assert_eq!(lab.phase(job), Value::Null, "nothing is left");
+    }
+    drop(taken);
+}

@@ -1222,3 +1222,134 @@ fn where_one_unit_cannot_be_saved_all_go_on_and_the_job_is_described_by_a_file()
     lab.site.wait_for_state(&id, "cancelled");
     wait_until("all have ended", || lab.site.job_processes().is_empty());
 }
+
+/// A unit that is connected with every other one over TCP, and sends and gets numbers as fast as it can. While there is a file
+/// `slow` it reads next to nothing; it says when it can write no more.
+const ALL_TO_ALL: &str = "
+import os, socket, struct, threading, time
+unit, units = int(os.environ['GRIDCPR_UNIT']), int(os.environ['GRIDCPR_UNITS'])
+route = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+route.connect(('10.98.0.254', 9))
+own = route.getsockname()[0]; route.close()
+listener = socket.create_server((own, 0))
+def write(name, text):
+    open(name + '.new', 'w').write(text); os.rename(name + '.new', name)
+write('where-%d' % unit, '%s %d' % listener.getsockname())
+def where(other):
+    while not os.path.exists('where-%d' % other): time.sleep(0.01)
+    host, port = open('where-%d' % other).read().split()
+    return host, int(port)
+sent, got = {}, {}
+def alone(act, *all):
+    # The others end with the job.
+    try: act(*all)
+    except OSError: os._exit(3)
+def send(other, s):
+    n = 0
+    while True:
+        s.sendall(struct.pack('>512Q', *range(n, n + 512))); n += 512; sent[other] = n
+def receive(other, s):
+    n, rest = 0, b''
+    while True:
+        data = s.recv(100 if os.path.exists('slow') else 1 << 18)
+        if not data: os._exit(3)
+        rest += data
+        whole = len(rest) // 8 * 8
+        now = struct.unpack('>%dQ' % (whole // 8), rest[:whole])
+        if now != tuple(range(n, n + len(now))):
+            write('broken-%d-%d' % (unit, other), '%d comes at %d' % (now[0], n)); os._exit(1)
+        n, rest = n + len(now), rest[whole:]
+        got[other] = n
+        if os.path.exists('slow'): time.sleep(0.05)
+def talk(other, s):
+    # No reader is so fast that it gets the largest buffer there is.
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    for act in send, receive: threading.Thread(target=alone, args=(act, other, s), daemon=True).start()
+for other in range(unit):
+    s = socket.create_connection(where(other)); s.sendall(bytes([unit])); talk(other, s)
+for _ in range(unit + 1, units):
+    s = listener.accept()[0]; talk(s.recv(1)[0], s)
+before = {}
+while True:
+    time.sleep(0.3)
+    if os.path.exists('slow') and before == sent: write('full-%d' % unit, '')
+    before = dict(sent)
+    at = [h for s in [listener] for h in s.getsockname()]
+    write('got-%d' % unit, '%d %s' % (min(got.get(other, 0) for other in range(units) if other != unit), at[0]))
+";
+
+/// How far a unit is, and what it takes its address to be.
+fn got(lab: &Lab, unit: usize) -> (u64, String) {
+    let text = lab.site.output(&format!("got-{unit}"));
+    let (number, address) = text.split_once(' ').unwrap_or(("0", ""));
+    (number.parse().unwrap_or_default(), address.to_string())
+}
+
+/// Every unit has got this many more numbers from every other one: more than were on their way.
+#[track_caller]
+fn all_talk(lab: &Lab, since: &[u64; 3]) {
+    wait_until("all get numbers from all", || {
+        let broken = fs::read_dir(lab.site.path("work")).unwrap().flatten();
+        let broken = broken.filter(|file| file.file_name().to_string_lossy().starts_with("broken"));
+        for file in broken {
+            panic!("{:?}: {}", file.file_name(), fs::read_to_string(file.path()).unwrap());
+        }
+        (0..3).all(|unit| got(lab, unit).0 > since[unit] + 1_000_000)
+    });
+}
+
+fn all_got(lab: &Lab) -> [u64; 3] {
+    [0, 1, 2].map(|unit| got(lab, unit).0)
+}
+
+// XGCP-CHAN-1, XGCP-CHAN-13
+#[test]
+fn units_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice_wherever_they_go_on() {
+    let Some(mut lab) = lab(5, "", "") else { return };
+    let id = lab
+        .site
+        .submit("u-%u", &["--units", "3"], &["/usr/bin/python3", "-c", ALL_TO_ALL]);
+    all_talk(&lab, &[0; 3]);
+    let slow = lab.site.path("work/slow");
+    for round in 1..=2 {
+        fs::write(&slow, "").unwrap();
+        wait_until("all buffers are full", || {
+            (0..3).all(|unit| lab.site.path(&format!("work/full-{unit}")).exists())
+        });
+        let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
+        assert_eq!(made["units"].as_array().unwrap().len(), 3, "{made}");
+        let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.step"]);
+        assert!(events.contains("empty their connections"), "{events}");
+        let at = all_got(&lab);
+        fs::remove_file(&slow).unwrap();
+        // They go on as if nothing had been.
+        all_talk(&lab, &at);
+        let before = nodes_of(&lab, &id);
+        let address = got(&lab, round - 1).1;
+        // A host that loses its power says nothing to anybody.
+        lab.cut(&before[round - 1]);
+        lab.crash(&before[round - 1]);
+        wait_until("it is started again", || lab.site.job(&id)["incarnation"] == 1 + round);
+        for unit in 0..3 {
+            let _ = fs::remove_file(lab.site.path(&format!("work/full-{unit}")));
+            let _ = fs::remove_file(lab.site.path(&format!("work/got-{unit}")));
+        }
+        let again = lab.site.wait_for_state(&id, "running");
+        assert_eq!(again["from"], made["id"]);
+        let after = nodes_of(&lab, &id);
+        assert_ne!(after[round - 1], before[round - 1]);
+        all_talk(&lab, &at);
+        let now = got(&lab, round - 1).1;
+        assert_ne!(now, address, "it has the address of its new host");
+        assert_eq!(format!("n{}", now.rsplit_once('.').unwrap().1), after[round - 1]);
+    }
+    // Suspended, they leave nothing that keeps them from going on where they were.
+    lab.site.text(&["suspend", &format!("@{id}")]);
+    lab.site.wait_for_state(&id, "suspended");
+    let at = all_got(&lab);
+    lab.site.text(&["resume", &format!("@{id}")]);
+    lab.site.wait_for_state(&id, "running");
+    all_talk(&lab, &at);
+    lab.site.text(&["cancel", &id]);
+    lab.site.wait_for_state(&id, "cancelled");
+}

@@ -73,7 +73,7 @@ pub struct Grid {
     policy: RwLock<Policy>,
     /// Of every node that is not lost. Not in the database: a clock that never jumps has no meaning there.
     pub(crate) leases: Mutex<HashMap<String, Lease>>,
-    /// Makes tickets for images; another one with every start.
+    /// Makes tickets for images and secrets of restarts; another one with every start.
     ticket_key: [u8; 32],
     /// When old records were last looked through, by the steady clock.
     pub(crate) swept_ms: Mutex<Option<u64>>,
@@ -146,6 +146,12 @@ impl Grid {
     pub(crate) fn leases(&self) -> std::sync::MutexGuard<'_, HashMap<String, Lease>> {
         // Whoever panicked had changed single entries only.
         self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What units that are made again show each other before they take up their connections, in this start of their job.
+    pub(crate) fn link_secret(&self, job: i64, incarnation: u32) -> [u8; 32] {
+        let text = format!("link {job} {incarnation}");
+        *blake3::keyed_hash(&self.ticket_key, text.as_bytes()).as_bytes()
     }
 
     /// What shows that its holder may have an image.

@@ -8,14 +8,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use cpr_api::agent::Incarnation;
 use cpr_api::agent::{
     BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, Phase, Report, Source,
+    StepReport,
 };
 use cpr_api::model::{
     Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
 };
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_types::{Error, ErrorKind, Links, Result};
 use sqlx::AnyConnection;
 
 use crate::caller::Caller;
+use crate::coordinator;
 use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, Lease};
 use crate::lifecycle::Change;
@@ -53,7 +55,7 @@ fn incarnation(job: &Job, unit: Option<u32>) -> Incarnation {
 #[derive(Default)]
 struct News {
     jobs: Vec<(Job, Option<u32>, Phase)>,
-    steps: Vec<(i64, Step)>,
+    steps: Vec<StepReport>,
     made: Vec<(Checkpoint, CheckpointReport)>,
     arrived: Vec<i64>,
     in_store: Vec<i64>,
@@ -72,7 +74,8 @@ impl News {
         };
         for job in placed(connection, name).await? {
             match (told(incarnation(&job, None)), job.state) {
-                (Some(Phase::Starting | Phase::Built), _) | (Some(Phase::Running), JobState::Running) => {}
+                (Some(Phase::Starting | Phase::Ready | Phase::Built), _)
+                | (Some(Phase::Running), JobState::Running) => {}
                 // It may not have been told of the job so far.
                 (None, JobState::Starting) => {}
                 (None, _) => news.jobs.push((job, None, Phase::Lost)),
@@ -85,6 +88,7 @@ impl News {
             };
             match (told(incarnation(&job, Some(number))), known) {
                 (Some(Phase::Starting), _) => {}
+                (Some(Phase::Ready), UnitPhase::Ready | UnitPhase::Built) => {}
                 (Some(Phase::Built), UnitPhase::Built) | (Some(Phase::Running), UnitPhase::Running) => {}
                 (None, UnitPhase::Starting) => {}
                 (None, _) => news.jobs.push((job, Some(number), Phase::Lost)),
@@ -98,7 +102,7 @@ impl News {
                 if let Some((told, before)) = told.zip(before)
                     && Some(told.done) > before
                 {
-                    news.steps.push((checkpoint.id, told.done));
+                    news.steps.push(told.clone());
                 }
                 if let Some(told) = report.checkpoints.iter().find(|told| told.id == checkpoint.id) {
                     news.made.push((checkpoint, told.clone()));
@@ -279,8 +283,8 @@ impl Grid {
         let mut write = self.db.write().await?;
         // Looked for again: much may have happened before we could write.
         let news = News::find(&mut write.tx, report).await?;
-        for (id, done) in news.steps {
-            self.step_done(&mut write, id, done).await?;
+        for told in news.steps {
+            self.step_done(&mut write, told).await?;
         }
         for (checkpoint, told) in news.made {
             self.checkpoint_made(&mut write, checkpoint, told).await?;
@@ -486,7 +490,7 @@ impl Grid {
 
     async fn phase_changed(&self, write: &mut Write<'_>, mut job: Job, phase: Phase, node: &str) -> Result<()> {
         let change = match phase {
-            Phase::Starting | Phase::Built => return Ok(()),
+            Phase::Starting | Phase::Ready | Phase::Built => return Ok(()),
             Phase::Running => Change::Began,
             Phase::Exited { code, signal } => Change::Exited { code, signal },
             Phase::Stopped if self.awaits_last_checkpoint(write, &job).await? => return Ok(()),
@@ -542,6 +546,7 @@ impl Grid {
     ) -> Result<()> {
         let happened = match phase {
             Phase::Starting => return Ok(()),
+            Phase::Ready => Happened::Ready,
             Phase::Built => Happened::Built,
             Phase::Running => Happened::Began,
             Phase::Exited { code, signal } => Happened::Exited { code, signal },
@@ -582,9 +587,10 @@ impl Grid {
         for job in placed(&mut connection, name).await? {
             jobs.push(JobOrder {
                 tell: fault.clone(),
-                ..job_order(job, None, &pending, None)
+                ..job_order(job, None, &pending, None, None)
             });
         }
+        let nodes = db::nodes(&mut connection).await?;
         for (job, unit) in db::units_on(&mut connection, name).await? {
             // Also of one that is saved already, while it waits for others.
             let (mut parts, mut step) = (Vec::new(), None);
@@ -592,14 +598,14 @@ impl Grid {
                 parts.extend(db::parts_of(&mut connection, set.id).await?);
                 step = set.coordination.filter(|at| !at.independent).map(|at| at.step);
             }
-            parts.retain(|part| !part.state.is_gone());
+            let links = self.links(&mut connection, &job, unit, &nodes).await?;
             let lost = match &job.ending {
                 Some(Ending::Broken { why }) => Some(format!("failure of {why}")),
                 _ => None,
             };
             jobs.push(JobOrder {
                 tell: lost.or_else(|| fault.clone()),
-                ..job_order(job, Some(unit), &parts, step)
+                ..job_order(job, Some(unit), &parts, step, links)
             });
         }
         let mut images = located(&mut connection, name, true).await?;
@@ -643,12 +649,20 @@ fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
 }
 
 /// What is to become of a job, or of a unit of one, whose checkpoint is to be at this step.
-fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Step>) -> JobOrder {
-    let checkpoints = asked.iter().filter(|c| is_made_by(c, &job, unit));
-    let checkpoints = checkpoints.map(|c| CheckpointOrder {
+fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Step>, links: Option<Links>) -> JobOrder {
+    let channels = match step {
+        Some(Step::Drain) => coordinator::channels(asked),
+        _ => Vec::new(),
+    };
+    let checkpoints = asked
+        .iter()
+        .zip(channels.into_iter().chain(std::iter::repeat(Vec::new())));
+    let checkpoints = checkpoints.filter(|(c, _)| !c.state.is_gone() && is_made_by(c, &job, unit));
+    let checkpoints = checkpoints.map(|(c, channels)| CheckpointOrder {
         id: c.id,
         stop: c.stop,
         step,
+        channels,
     });
     let ended = matches!(job.intent, Some(Intent::Cancel | Intent::Expire)) || job.ending.is_some();
     JobOrder {
@@ -657,6 +671,7 @@ fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Ste
         tell: None,
         checkpoints: checkpoints.collect(),
         go: units::may_go(&job),
+        links,
         from: match unit {
             None => job.from,
             Some(unit) => job.units.get(unit as usize).and_then(|unit| unit.from),

@@ -1,8 +1,12 @@
 //! Jobs of several units and their checkpoints, as far as the database goes: what units and parts come to is decided by
 //! `units.rs` and `coordinator.rs`.
 
-use cpr_api::model::{Checkpoint, CheckpointState, Ending, Job, Part, Step, UnitImage, UnitPhase};
-use cpr_types::Result;
+use std::net::SocketAddr;
+
+use cpr_api::agent::StepReport;
+use cpr_api::model::{Checkpoint, CheckpointState, Ending, Job, JobState, Node, Part, Step, UnitImage, UnitPhase};
+use cpr_types::{Links, Result};
+use sqlx::AnyConnection;
 
 use crate::coordinator::{self, Next};
 use crate::db::{self, About, Write};
@@ -80,6 +84,7 @@ impl Grid {
                     of: set.id,
                     unit: number,
                     done: None,
+                    connections: None,
                 }),
                 ..new_checkpoint(id, job, set.generation, set.stop, now)
             };
@@ -92,8 +97,48 @@ impl Grid {
         write.put_checkpoint(set, &[]).await
     }
 
+    /// What becomes of the connections of a unit that is made again, once all are ready for that.
+    pub(crate) async fn links(
+        &self,
+        connection: &mut AnyConnection,
+        job: &Job,
+        number: u32,
+        nodes: &[Node],
+    ) -> Result<Option<Links>> {
+        if job.state != JobState::Starting || !units::may_link(job) {
+            return Ok(None);
+        }
+        let mut parts = Vec::new();
+        for (at, unit) in (0..).zip(&job.units) {
+            if let (Some(from), Some(node)) = (unit.from, &unit.node)
+                && let Some(part) = db::checkpoint(connection, from).await?
+            {
+                parts.push((at, part, node));
+            }
+        }
+        let Some(of) = parts.iter().position(|(at, ..)| *at == number) else {
+            return Ok(None);
+        };
+        let address = |name: &str| {
+            let node = nodes.iter().find(|node| node.info.name == name)?;
+            Some(node.info.address.parse::<SocketAddr>().ok()?.ip())
+        };
+        let places = parts.iter().map(|(_, part, node)| coordinator::Place {
+            part,
+            node,
+            address: address(node),
+        });
+        let renewals = coordinator::renewals(&places.collect::<Vec<_>>(), of);
+        let secret = self.link_secret(job.id, job.incarnation);
+        // Where an address is missing its node finds out which connection cannot be made.
+        let part = parts[of].1.part.as_ref();
+        let connected = part.is_some_and(|part| part.connections.as_ref().is_some_and(|all| !all.is_empty()));
+        Ok(connected.then_some(Links { secret, renewals }))
+    }
+
     /// A node has done a step of a part.
-    pub(crate) async fn step_done(&self, write: &mut Write<'_>, id: i64, done: Step) -> Result<()> {
+    pub(crate) async fn step_done(&self, write: &mut Write<'_>, told: StepReport) -> Result<()> {
+        let StepReport { id, done, connections } = told;
         let Some(mut checkpoint) = db::checkpoint(&mut write.tx, id).await? else {
             return Ok(());
         };
@@ -101,6 +146,7 @@ impl Grid {
             return Ok(());
         };
         part.done = Some(done);
+        part.connections = connections.or(part.connections.take());
         let set = part.of;
         write.put_checkpoint(&checkpoint, &[]).await?;
         self.settle_set(write, set).await
@@ -156,6 +202,7 @@ impl Grid {
         let what = match step {
             Step::Prepare => "are to get ready",
             Step::Stop => "are ready and are to stop",
+            Step::Drain => "stand still and are to empty their connections",
             Step::Save => "stand still and are to be saved",
             Step::Resume => "are saved and are to go on",
         };

@@ -11,6 +11,8 @@ use crate::lifecycle::Change;
 /// What can happen to a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Happened {
+    /// Its image is there, and it waits for the others to make connections again.
+    Ready,
     /// It has been made again from its image, and waits for the others.
     Built,
     /// It runs.
@@ -29,6 +31,10 @@ pub(crate) enum Happened {
 pub(crate) fn apply(job: &mut Job, number: usize, happened: Happened) -> Option<Change> {
     let unit = job.units.get_mut(number).filter(|unit| unit.phase.is_placed())?;
     let ending = match happened {
+        Happened::Ready => {
+            unit.phase = UnitPhase::Ready;
+            None
+        }
         Happened::Built => {
             unit.phase = UnitPhase::Built;
             None
@@ -111,6 +117,12 @@ pub(crate) fn place(units: &mut [Unit], places: Vec<Option<(String, Option<i64>)
 
 /// Whether units that have been made again may run: all are there.
 pub(crate) fn may_go(job: &Job) -> bool {
+    let waits = |unit: &Unit| matches!(unit.phase, UnitPhase::Starting | UnitPhase::Ready);
+    !job.units.iter().any(waits)
+}
+
+/// Whether units may make the connections between them again: every unit is ready for that, or has none.
+pub(crate) fn may_link(job: &Job) -> bool {
     job.units.iter().all(|unit| unit.phase != UnitPhase::Starting)
 }
 
@@ -158,7 +170,13 @@ mod tests {
     #[test]
     fn no_unit_may_go_before_all_are_there() {
         let mut job = job();
-        for unit in 0..3 {
+        assert_eq!(apply(&mut job, 0, Happened::Ready), None);
+        assert_eq!(apply(&mut job, 1, Happened::Ready), None);
+        assert!(!may_link(&job), "one is not ready, and would not be found");
+        // It has no connections.
+        assert_eq!(apply(&mut job, 2, Happened::Built), None);
+        assert!(may_link(&job));
+        for unit in 0..2 {
             assert!(!may_go(&job));
             assert_eq!(apply(&mut job, unit, Happened::Built), None);
         }

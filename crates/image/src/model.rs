@@ -1736,6 +1736,11 @@ pub enum InetState {
         /// Its address as this end sees it.
         remote: Endpoint,
     },
+    /// A stream whose other end is in another job that was saved in the same stop. Nothing was on its way then.
+    Channel {
+        /// The other end's address as this end sees it.
+        remote: Endpoint,
+    },
     /// A stream on which connect(2) has begun; it begins again.
     Connecting {
         /// The other side.

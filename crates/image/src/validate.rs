@@ -1160,6 +1160,11 @@ impl Check<'_> {
                 }
             }
             InetState::PeerClosed { remote } | InetState::Connecting { remote } => endpoint(remote),
+            InetState::Channel { remote } => {
+                endpoint(remote)?;
+                within(socket.network.is_none(), "network of a connection to another job")?;
+                within(socket.local.is_some(), "connection without an address")
+            }
             InetState::Outer(connection) => {
                 endpoint(&connection.remote)?;
                 within(socket.local.is_some(), "connection without an address")?;

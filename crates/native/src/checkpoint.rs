@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
 use crate::cgroups;
-use crate::files::{self, PolicyState, SaveContext, Target};
+use crate::files::{self, Channels, PolicyState, SaveContext, Target};
 use crate::freeze::{self, Frozen, Members, Scope};
 use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
@@ -102,6 +102,8 @@ pub struct CheckpointRequest {
     pub keep_tracking: bool,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// Those that lead to jobs that are saved in the same stop; to be told before what [`ALL_STOPPED`] holds up goes on.
+    pub channels: Option<Channels>,
     /// How the contents of files are treated; later ones win.
     pub files: Vec<FileRule>,
     /// What is saved of programs and libraries.
@@ -123,6 +125,8 @@ pub struct Surroundings<'a> {
     pub own_ipc: bool,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// See [`CheckpointRequest::channels`].
+    pub channels: Option<&'a Channels>,
     /// For a job with a mount namespace of its own: what is mounted where a restart makes it a new one. Other mounts
     /// would be missing then.
     pub mounts: Option<&'a [Mount]>,
@@ -133,6 +137,7 @@ impl CheckpointRequest {
         Surroundings {
             own_ipc: self.own_ipc_namespace,
             tcp: self.tcp,
+            channels: self.channels.as_ref(),
             mounts: self.mounts.as_deref(),
         }
     }
@@ -307,14 +312,19 @@ struct Look {
 }
 
 fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
-    let Surroundings { own_ipc, tcp, mounts } = around;
+    let Surroundings {
+        own_ipc,
+        tcp,
+        channels,
+        mounts,
+    } = around;
     let last_pid = cpr_kernel::proc::last_pid().ok();
     let mut targets = Vec::new();
     let mut found = Vec::new();
     let home = Home::of(scope, root);
     let (mut networks, mut groups) = (Visits::new(Place::Network), Visits::new(Place::Cgroup));
     for pid in freeze::members(scope)? {
-        let Some(target) = target(pid)? else {
+        let Some(target) = Target::open(pid)? else {
             found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
                 pid,
                 object: "main thread".to_owned(),
@@ -359,6 +369,7 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
             root_pid: root,
             own_ipc,
             tcp,
+            channels,
             requester: scope.requester()?,
             networks: &networks,
             ipc: &ipc,
@@ -389,27 +400,6 @@ fn namespace_blocker<T>(kind: &str, saved: Result<T>) -> Option<Blocker> {
         reason: error.chain(),
         hint: error.hint().map(str::to_owned),
     })
-}
-
-/// A live process as the file layer wants it; none for one that has ended.
-fn target(pid: i32) -> Result<Option<Target>> {
-    let Ok(proc) = ProcDir::open(pid) else {
-        return Ok(None);
-    };
-    match proc.stat() {
-        Ok(stat) if stat.state != b'Z' => {}
-        _ => return Ok(None),
-    }
-    let pidfd = match PidFd::open(pid) {
-        Ok(fd) => fd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(error) => return Err(error).context(|| format!("open process {pid}")),
-    };
-    let pidfd = pidfd
-        .fd()
-        .try_clone_to_owned()
-        .context(|| format!("copy the descriptor of process {pid}"))?;
-    Ok(Some(Target { pid, proc, pidfd }))
 }
 
 /// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
@@ -911,7 +901,8 @@ fn collect(
     let mut targets = Vec::new();
     for &index in &live {
         let pid = frozen.processes[index].pid;
-        let target = target(pid)?.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
+        let target =
+            Target::open(pid)?.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
         targets.push(target);
     }
     blockers::refuse_sharing(&targets)?;
@@ -944,6 +935,7 @@ fn collect(
         }
     }
     context.views = views;
+    context.channels.clone_from(&request.channels);
     context.policies = PolicyState::new(&request.files, owner);
     let descriptors = files::save(&mut context)?;
     for &index in &live {

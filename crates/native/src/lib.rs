@@ -43,6 +43,7 @@ pub use checkpoint::{
     Surroundings, Verdict, check, checkpoint,
 };
 pub use files::terminal::JobControl;
+pub use files::{Channels, Meeting, Outward, channels};
 pub use freeze::runs_without_leader;
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};

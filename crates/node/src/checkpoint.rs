@@ -504,6 +504,7 @@ fn request(
         basis: options.basis,
         keep_tracking: false,
         tcp,
+        channels: None,
         files: options.files.clone(),
         keep: options.keep,
         compare: options.compare,
@@ -667,7 +668,13 @@ fn blockers(
     let own_ipc = worker::plan(target)?.ipc;
     let mut worker = Worker::start(target, move |_| {
         let mounts = mounts.as_deref();
-        check(inner, session, Surroundings { own_ipc, tcp, mounts }).map(Message::Blockers)
+        let around = Surroundings {
+            own_ipc,
+            tcp,
+            channels: None,
+            mounts,
+        };
+        check(inner, session, around).map(Message::Blockers)
     })?;
     let mut result: Option<Result<Vec<Blocker>, WireError>> = None;
     while !worker.reports.ended() {

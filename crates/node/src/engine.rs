@@ -2,7 +2,8 @@
 
 pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
-    After, Basis, Blocker, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Handover, JobControl,
-    Keep, LazyRequest, Method, Observer, Pages, Rebirth, Requester, RestartRequest, Restarted, Surroundings, TcpPolicy,
-    Tracked, Verdict, check, check_restart, checkpoint, policy::FileRule, restart,
+    After, Basis, Blocker, Channels, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Handover,
+    JobControl, Keep, LazyRequest, Meeting, Method, Observer, Outward, Pages, Rebirth, Requester, RestartRequest,
+    Restarted, Surroundings, TcpPolicy, Tracked, Verdict, channels, check, check_restart, checkpoint, policy::FileRule,
+    restart,
 };

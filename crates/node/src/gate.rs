@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{Context, Error, ErrorKind, Links, Result};
 use rustix::event::PollFlags;
 
+use crate::engine::Meeting;
 use crate::restart::Daemon;
 use crate::wire::{pipe, wait};
 
@@ -23,8 +24,10 @@ pub(crate) struct Gate {
     front: Mutex<Option<Side>>,
     /// Of the jobs: says that one is there, and hears when it may go.
     job: Mutex<Option<Side>>,
-    /// At the front: the daemons of jobs that are there, in their order.
+    /// At the front: the daemons of jobs that are being built, in their order.
     held: Mutex<Vec<Daemon>>,
+    /// How the jobs make the connections between them again.
+    links: Option<Links>,
 }
 
 #[derive(Debug)]
@@ -34,14 +37,24 @@ struct Side {
 }
 
 impl Gate {
-    pub(crate) fn new() -> Result<Gate> {
+    pub(crate) fn new(links: Option<Links>) -> Result<Gate> {
         let ((front_hears, job_says), (job_hears, front_says)) = (pipe()?, pipe()?);
         let side = |hears, says| Mutex::new(Some(Side { hears, says }));
         Ok(Gate {
             front: side(front_hears, front_says),
             job: side(job_hears, job_says),
             held: Mutex::default(),
+            links,
         })
+    }
+
+    /// In the process that builds a job: with the other jobs that its connections lead to.
+    pub(crate) fn meeting(&self) -> Result<Option<Meeting<'_>>> {
+        let Some(links) = &self.links else { return Ok(None) };
+        let job = self.job.lock().unwrap_or_else(PoisonError::into_inner);
+        let hears = job.as_ref().map(|side| side.hears.try_clone());
+        let abandoned = hears.transpose().context(|| "copy a descriptor")?;
+        Ok(Some(Meeting { links, abandoned }))
     }
 
     /// In the process that builds a job: with the front's end open here too, its death would not show.
@@ -81,24 +94,42 @@ impl Gate {
         }
     }
 
-    /// At the front: waits until the next job is there, or `other` has something to say; whether one is there.
-    pub(crate) fn await_next(&self, other: BorrowedFd<'_>) -> Result<bool> {
-        let what = || "wait for a job to be there";
-        let front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(front) = front.as_ref() else {
-            return Err(crate::wire::internal("the gate was left"));
-        };
-        // No deadline: who builds the job has those that matter, and its death ends this.
-        let ready = wait(&[(front.hears.as_fd(), PollFlags::IN), (other, PollFlags::IN)], None).context(what)?;
-        match ready[0] {
-            true => hear(front.hears.as_fd()).context(what),
-            false => Ok(false),
-        }
-    }
-
-    /// At the front: a job is there, and this is its daemon.
+    /// At the front: a job is being built, and this is its daemon.
     pub(crate) fn keep(&self, daemon: Daemon) {
         self.held().push(daemon);
+    }
+
+    /// At the front: waits until all jobs are there. `watched` is readable, or hung up, when there is no use in waiting.
+    ///
+    /// # Errors
+    /// The position of a job that is not, and why.
+    pub(crate) fn await_all(&self, watched: Option<BorrowedFd<'_>>) -> std::result::Result<(), (usize, Error)> {
+        let what = || "wait for the jobs to be there";
+        let front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
+        let front = front
+            .as_ref()
+            .ok_or_else(|| (0, crate::wire::internal("the gate was left")))?;
+        let mut held = self.held();
+        let mut there = 0;
+        while there < held.len() {
+            let mut polled = vec![(front.hears.as_fd(), PollFlags::IN)];
+            polled.extend(held.iter().map(|daemon| (daemon.as_fd(), PollFlags::IN)));
+            polled.extend(watched.map(|fd| (fd, PollFlags::IN)));
+            // No deadline: who builds a job has those that matter, and its death ends this.
+            let ready = wait(&polled, None).context(what).map_err(|error| (0, error))?;
+            if let Some(failed) = ready[1..=held.len()].iter().position(|ready| *ready) {
+                let result = held.remove(failed).await_running();
+                let astray = || crate::wire::internal("a job runs before it may");
+                return Err((failed, result.err().unwrap_or_else(astray)));
+            }
+            if ready.get(1 + held.len()) == Some(&true) {
+                return Err((0, Error::new(ErrorKind::Cancelled, what())));
+            }
+            if ready[0] && hear(front.hears.as_fd()).context(what).map_err(|error| (0, error))? {
+                there += 1;
+            }
+        }
+        Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, Vec<Daemon>> {

@@ -293,6 +293,7 @@ pub(crate) fn start_image(
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     let own_clocks = clocks::Own::hold().ok().filter(|_| go_on_with_clocks(image));
     let hold = gate.map(|gate| || gate.hold());
+    let meeting = gate.map(Gate::meeting).transpose()?.flatten();
     let restarted = restart(RestartRequest {
         image,
         streams,
@@ -303,6 +304,7 @@ pub(crate) fn start_image(
         rebirth,
         lazy,
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
+        meeting,
     })?;
     // Init has no other children, and keeps the namespace for those who ask which one is the job's. A supervisor's
     // workers are not the job's.

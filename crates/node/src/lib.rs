@@ -63,6 +63,6 @@ pub use restart::{NamespaceChoice, RestartOptions, restart_bundle, restart_image
 pub use sandbox::{Proof, prove};
 pub use set::{SetMade, SetUnit, checkpoint_set, is_set, restart_set};
 pub use state::{StateDir, check_name};
-pub use steps::{Conductor, checkpoint_in_steps, restart_in_steps};
+pub use steps::{Conductor, Reached, checkpoint_in_steps, restart_in_steps};
 pub use suspend::{SuspendReport, resume_bare, suspend_bare};
 pub use terminal::DETACH_KEY;

@@ -1,7 +1,7 @@
 //! Starting a job: from a program, or again from an image.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,7 +116,7 @@ fn launch_any(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
     })
 }
 
-/// Forks a daemon that supervises the job, and waits until the job runs; or, where there is a gate, until it is there.
+/// Forks a daemon that supervises the job, and waits until the job runs; where there is a gate, whoever opens it waits.
 fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
     let (read, write) = crate::wire::pipe()?;
     let log = launch.job.directory.append(LOG)?;
@@ -158,9 +158,7 @@ fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
         pid: daemon.pid,
     };
     let name = launch.job.name().to_string();
-    if let Some(gate) = launch.gate
-        && gate.await_next(daemon.words.as_fd())?
-    {
+    if let Some(gate) = launch.gate {
         gate.keep(daemon);
         return Ok(Outcome::Detached { name });
     }
@@ -174,6 +172,13 @@ fn daemonise(launch: &Launch<'_>, running: &mut bool) -> Result<Outcome> {
 pub(crate) struct Daemon {
     words: Receiver,
     pid: i32,
+}
+
+impl AsFd for Daemon {
+    /// Readable when it says something, or has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.words.as_fd()
+    }
 }
 
 impl Daemon {
@@ -264,7 +269,7 @@ pub(crate) fn restart_from(
     }
 }
 
-/// Restarts an image as a new job in the background, as far as the gate.
+/// Begins to restart an image as a new job in the background, as far as the gate.
 pub(crate) fn restart_at_gate(
     state: &StateDir,
     path: &std::path::Path,

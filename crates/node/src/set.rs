@@ -16,13 +16,15 @@ use std::time::{Duration, Instant};
 use cpr_engines::{Native, Registry, Steps, Unit};
 use cpr_image::{Bundle, ImageId, PendingImage};
 use cpr_kernel::process::PidFd;
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Links, Renewal, Result, inner_connections};
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointOptions, Ready};
 use crate::directory::Directory;
-use crate::engine::{CheckpointReport, CheckpointRequest, Destination, Event, Image, Observer};
+use crate::engine::{
+    Channels, CheckpointReport, CheckpointRequest, Destination, Event, Image, Observer, Outward, channels,
+};
 use crate::foreign::{EngineUse, Saving, fitting_engine, members_of, signal_all};
 use crate::gate::Gate;
 use crate::job::{Job, JobSpec, KILL, LastCheckpoint, StopIntent};
@@ -79,9 +81,12 @@ pub struct SetMade {
 }
 
 /// What a worker is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
+    /// The worker tells which connections lead out of the job then.
     Stop,
+    /// Wait until nothing is on its way in these connections.
+    Drain(Vec<Connection>),
     Save,
     Resume,
     /// Make what the engine has saved an image.
@@ -94,9 +99,10 @@ pub(crate) enum Order {
 
 impl Order {
     /// The phase that a worker tells of when it has carried the order out.
-    pub(crate) fn phase(self) -> &'static str {
+    pub(crate) fn phase(&self) -> &'static str {
         match self {
             Order::Stop => "stopped",
+            Order::Drain(_) => "drained",
             Order::Save => "saved",
             Order::Resume => "resumed",
             Order::Publish => "published",
@@ -120,6 +126,10 @@ struct Unitary {
     steps: Steps,
     processes: Vec<i32>,
     how: How,
+    /// Connections out of the job, from when it stands still; of a job of another engine there are none that count.
+    outward: Option<Outward>,
+    /// Those to jobs of the same set.
+    channels: Channels,
 }
 
 /// What is left to do to get the image.
@@ -133,6 +143,7 @@ enum How {
 pub(crate) struct Held {
     pub(crate) worker: Worker,
     pub(crate) orders: OwnedFd,
+    ends: Receiver,
 }
 
 /// The directory under way; removed unless it is published.
@@ -297,6 +308,17 @@ fn drive(
     };
     carry_out(units, Order::Stop)?;
     let together = Instant::now();
+    let mut ends = Vec::new();
+    for (job, unit) in jobs.iter().zip(units.iter_mut()) {
+        ends.push(unit.take_ends().map_err(|error| of_unit(job, error))?);
+    }
+    let channels = inner_connections(&ends);
+    if channels.iter().any(|channels| !channels.is_empty()) {
+        for (unit, channels) in units.iter().zip(channels) {
+            let _ = send(unit.orders.as_fd(), &Order::Drain(channels));
+        }
+        await_all(jobs, units, Order::Drain(Vec::new()).phase())?;
+    }
     carry_out(units, Order::Save)?;
     let together = together.elapsed();
     if !options.stop {
@@ -349,6 +371,7 @@ pub(crate) fn start(
     front: &PidFd,
 ) -> Result<Held> {
     let mut image = PendingImage::create(image)?;
+    let channels = Channels::default();
     // The worker sees to it that nothing is left of it.
     image.hand_over();
     let mut way = Some(match ready.saving(options)? {
@@ -356,6 +379,7 @@ pub(crate) fn start(
         None => {
             let mut request = ready.request(options)?;
             request.own_ipc_namespace = worker::plan(ready.at_home())?.ipc;
+            request.channels = Some(channels.clone());
             Way::Native(Box::new(request), image)
         }
     });
@@ -364,6 +388,10 @@ pub(crate) fn start(
     let (theirs, ours) = pipe()?;
     let mut ours = Some(ours);
     let mut theirs = Some(theirs);
+    let (ends, tell_ends) = pipe()?;
+    rustix::io::ioctl_fionbio(&tell_ends, true)
+        .map_err(std::io::Error::from)
+        .context(|| "set up the pipe to the front")?;
     let front = front.fd().try_clone_to_owned().context(|| "copy a descriptor")?;
     let (root, own_namespace) = (ready.inner(), ready.has_namespace());
     let name = job.name().to_string();
@@ -372,8 +400,8 @@ pub(crate) fn start(
         let gone = || crate::wire::internal("the worker has nothing to do");
         let way = way.take().ok_or_else(gone)?;
         let orders = Receiver::new(theirs.take().ok_or_else(gone)?).context(|| "listen to the front")?;
-        let mut unit = Unitary::prepare(way, &name, root, own_namespace, &deadlines)?;
-        let result = unit.obey(orders, &front, events);
+        let mut unit = Unitary::prepare(way, &name, root, own_namespace, &deadlines, channels.clone())?;
+        let result = unit.obey(orders, (&front, &tell_ends), events, (root, own_namespace));
         // Whatever it was that failed.
         unit.steps.abandon_if_begun();
         unit.tidy();
@@ -381,7 +409,8 @@ pub(crate) fn start(
     })?;
     drop(theirs);
     let orders = ours.ok_or_else(|| crate::wire::internal("the pipe to the worker is gone"))?;
-    Ok(Held { worker, orders })
+    let ends = Receiver::new(ends).context(|| "listen to the worker")?;
+    Ok(Held { worker, orders, ends })
 }
 
 impl Unitary {
@@ -391,6 +420,7 @@ impl Unitary {
         root: i32,
         own_namespace: bool,
         deadlines: &cpr_engines::Deadlines,
+        channels: Channels,
     ) -> Result<Unitary> {
         match way {
             Way::Foreign(mut saving, mut image) => {
@@ -407,6 +437,8 @@ impl Unitary {
                     steps,
                     processes,
                     how: How::Foreign(saving, Some(image), threads),
+                    outward: None,
+                    channels,
                 })
             }
             Way::Native(request, mut image) => {
@@ -427,13 +459,21 @@ impl Unitary {
                     steps,
                     processes,
                     how: How::Native(reports),
+                    outward: None,
+                    channels,
                 })
             }
         }
     }
 
     /// Carries out orders until there are no more.
-    fn obey(&mut self, mut orders: Receiver, front: &OwnedFd, events: &mut Observer<'_>) -> Result<Message> {
+    fn obey(
+        &mut self,
+        mut orders: Receiver,
+        (front, tell_ends): (&OwnedFd, &OwnedFd),
+        events: &mut Observer<'_>,
+        (root, own_namespace): (i32, bool),
+    ) -> Result<Message> {
         let what = || "listen to the front";
         let began = Instant::now();
         let mut stopped = began;
@@ -442,12 +482,23 @@ impl Unitary {
         tell(events, PREPARED);
         'orders: loop {
             for order in orders.receive::<Order>().context(what)? {
-                match order {
+                match &order {
                     Order::Stop => {
                         stopped = Instant::now();
                         self.steps.stop()?;
+                        if let How::Native(_) = self.how {
+                            self.outward = Some(Outward::of(&members_of(root, own_namespace)?)?);
+                        }
                     }
-                    Order::Save => self.steps.checkpoint()?,
+                    Order::Drain(channels) => {
+                        self.channels.tell(channels);
+                        let outward = self.outward.take();
+                        outward.map(|outward| outward.drain(channels)).transpose()?;
+                    }
+                    Order::Save => {
+                        self.channels.tell(&[]);
+                        self.steps.checkpoint()?;
+                    }
                     Order::Resume => {
                         self.steps.resume_after_checkpoint()?;
                         freeze = stopped.elapsed();
@@ -474,6 +525,10 @@ impl Unitary {
                     Order::Leave => break 'orders,
                 }
                 tell(events, order.phase());
+                if order == Order::Stop {
+                    let ends = self.outward.as_ref().map(Outward::ends).unwrap_or_default();
+                    tell_front(front, tell_ends, &ends)?;
+                }
             }
             if orders.ended() {
                 break;
@@ -507,6 +562,26 @@ fn tell(events: &mut Observer<'_>, phase: &str) {
         done: 0,
         total: 0,
     });
+}
+
+/// Tells the front which connections lead out of the job, unless it is gone.
+fn tell_front(front: &OwnedFd, to: &OwnedFd, ends: &[ConnectionEnd]) -> Result<()> {
+    let what = || "tell the front of connections";
+    let mut line = serde_json::to_vec(ends).map_err(std::io::Error::from).context(what)?;
+    line.push(b'\n');
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        let ready = wait(&[(to.as_fd(), PollFlags::OUT), (front.as_fd(), PollFlags::IN)], None).context(what)?;
+        if ready[1] {
+            return Err(Error::new(ErrorKind::Cancelled, what()));
+        }
+        match rustix::io::write(to, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(std::io::Error::from(error)).context(what),
+        }
+    }
+    Ok(())
 }
 
 /// Waits until all workers have come to a phase.
@@ -545,6 +620,30 @@ impl Held {
             }
             // The worker has the deadlines that matter.
             self.worker.reports.wait(None).context(what)?;
+        }
+    }
+
+    /// Which connections lead out of the job: to be asked once, when it has stopped.
+    pub(crate) fn take_ends(&mut self) -> Result<Vec<ConnectionEnd>> {
+        let what = || "hear of connections from a worker";
+        loop {
+            if let Some(ends) = self.ends.receive().context(what)?.into_iter().next() {
+                return Ok(ends);
+            }
+            if self.ends.ended() || self.worker.reports.ended() {
+                return Err(crate::wire::internal("the worker was killed before it could report"));
+            }
+            let polled = [
+                (self.ends.as_fd(), PollFlags::IN),
+                (self.worker.reports.as_fd(), PollFlags::IN),
+            ];
+            if wait(&polled, None).context(what)?[1] {
+                for message in self.worker.reports.receive::<Message>().context(what)? {
+                    if let Message::Failed(error) = message {
+                        return Err(error.into());
+                    }
+                }
+            }
         }
     }
 
@@ -604,20 +703,29 @@ pub fn restart_set(state: &StateDir, path: &Path) -> Result<Vec<String>> {
         let text = format!("restart job {} with the others", unit.job);
         Error::new(error.kind(), text).with_source(error)
     };
+    let links = links(&list, &planned)?;
     // All are there before the first of them runs.
-    let gate = Gate::new()?;
+    let gate = Gate::new(links)?;
     let mut there: Vec<(Job, bool)> = Vec::new();
-    for (unit, (spec, image)) in list.units.iter().zip(planned) {
-        match begin(state, spec, &image, &options, &gate) {
+    let mut failed = None;
+    for (number, plan) in planned.into_iter().enumerate() {
+        match begin(state, plan.spec, &plan.image, &options, &gate) {
             Ok(job) => there.push(job),
             Err(error) => {
-                gate.shut();
-                for (job, _) in there.into_iter().filter(|(_, new)| *new) {
-                    job.discard();
-                }
-                return Err(refuse(unit, error));
+                failed = Some((number, error));
+                break;
             }
         }
+    }
+    if let Some((number, error)) = failed.or_else(|| gate.await_all(None).err()) {
+        gate.shut();
+        for (job, _) in there.into_iter().filter(|(_, new)| *new) {
+            job.discard();
+        }
+        return Err(match list.units.get(number) {
+            Some(unit) => refuse(unit, error),
+            None => error,
+        });
     }
     let begun = gate.open()?;
     let failed = list
@@ -634,8 +742,62 @@ pub fn restart_set(state: &StateDir, path: &Path) -> Result<Vec<String>> {
     Ok(list.units.into_iter().map(|unit| unit.job).collect())
 }
 
+/// One job of a set that is to be restarted.
+struct Planned {
+    spec: JobSpec,
+    image: PathBuf,
+    /// Its connections to others of the set.
+    ends: Vec<ConnectionEnd>,
+}
+
+/// How the jobs of a set find each other again: at the addresses that they had.
+fn links(list: &List, planned: &[Planned]) -> Result<Option<Links>> {
+    let lists: Vec<Vec<ConnectionEnd>> = planned.iter().map(|plan| plan.ends.clone()).collect();
+    for ((unit, plan), inner) in list.units.iter().zip(planned).zip(inner_connections(&lists)) {
+        if let Some(end) = plan.ends.iter().find(|end| !inner.contains(&end.connection)) {
+            let Connection { local, remote } = end.connection;
+            let text = format!(
+                "the set's image of job {}: its connection from {local} to {remote} leads to no job of the set",
+                unit.job
+            );
+            return Err(Error::new(ErrorKind::Damaged, text));
+        }
+    }
+    let all: Vec<ConnectionEnd> = lists.into_iter().flatten().collect();
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let mut renewals = Vec::new();
+    for (number, end) in all.iter().enumerate() {
+        let other = all[number..]
+            .iter()
+            .find(|other| other.connection == end.connection.reversed());
+        renewals.extend(
+            other
+                .map(|other| Renewal::of(*end, *other, end.connection))
+                .into_iter()
+                .flatten(),
+        );
+    }
+    let secret = secret()?;
+    Ok(Some(Links { secret, renewals }))
+}
+
+fn secret() -> Result<[u8; 32]> {
+    let mut secret = [0u8; 32];
+    let mut filled = 0;
+    while filled < secret.len() {
+        match rustix::rand::getrandom(&mut secret[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(got) => filled += got,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(std::io::Error::from(error)).context(|| "make a secret"),
+        }
+    }
+    Ok(secret)
+}
+
 /// Looks at everything that can be known before anything is started.
-fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<(JobSpec, PathBuf)> {
+fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<Planned> {
     let what = || format!("the set's image of job {}", unit.job);
     if Path::new(&unit.image).components().count() != 1 || unit.image.starts_with('.') {
         return Err(Error::new(
@@ -657,6 +819,7 @@ fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<(JobSpec, P
         command: vec![unit.job.clone().into()],
         ..JobSpec::default()
     };
+    let mut ends = Vec::new();
     let found = match Bundle::recognise(&image)? {
         Some(bundle) => {
             let record = bundle.record();
@@ -669,7 +832,11 @@ fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<(JobSpec, P
             });
             record.id.clone()
         }
-        None => Image::open(&image)?.id().to_string(),
+        None => {
+            let image = Image::open(&image)?;
+            ends = channels(&image.manifest().inet_sockets)?;
+            image.id().to_string()
+        }
     };
     if found != unit.image_id {
         return Err(Error::new(
@@ -677,7 +844,7 @@ fn plan(state: &StateDir, directory: &Path, unit: &Listed) -> Result<(JobSpec, P
             format!("{} is another one than was saved", what()),
         ));
     }
-    Ok((spec, image))
+    Ok(Planned { spec, image, ends })
 }
 
 /// Whether the job is a new one comes with it.

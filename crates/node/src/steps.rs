@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use cpr_image::{Bundle, Image};
 use cpr_kernel::process::PidFd;
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{ConnectionEnd, Context, Error, ErrorKind, Links, Result};
 use rustix::event::PollFlags;
 
 use crate::checkpoint::{CheckpointOptions, Ready};
-use crate::engine::CheckpointReport;
+use crate::engine::{CheckpointReport, channels};
 use crate::gate::Gate;
 use crate::job::{Job, LastCheckpoint};
 use crate::restart::{RestartOptions, restart_at_gate};
@@ -28,7 +28,16 @@ pub struct Conductor<'a> {
     words: Receiver,
     heard: VecDeque<String>,
     patience: Duration,
-    tell: &'a mut dyn FnMut(&str) -> Result<()>,
+    tell: &'a mut dyn FnMut(&Reached<'_>) -> Result<()>,
+}
+
+/// A step that is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Reached<'a> {
+    /// Its name.
+    pub step: &'a str,
+    /// Connections that may lead to jobs that are saved or restarted together with this one.
+    pub connections: &'a [ConnectionEnd],
 }
 
 impl<'a> Conductor<'a> {
@@ -36,7 +45,7 @@ impl<'a> Conductor<'a> {
     ///
     /// # Errors
     /// Where there is no standard input.
-    pub fn new(patience: Duration, tell: &'a mut dyn FnMut(&str) -> Result<()>) -> Result<Conductor<'a>> {
+    pub fn new(patience: Duration, tell: &'a mut dyn FnMut(&Reached<'_>) -> Result<()>) -> Result<Conductor<'a>> {
         let what = || "listen to standard input";
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().context(what)?;
         Ok(Conductor {
@@ -48,14 +57,26 @@ impl<'a> Conductor<'a> {
     }
 
     /// Tells that a step is done, and waits for one of these words, which it gives. A worker must not end meanwhile.
-    fn reach(&mut self, step: &str, next: &[&'static str], mut worker: Option<&mut Held>) -> Result<&'static str> {
+    fn reach(&mut self, step: &str, next: &[&'static str], worker: Option<&mut Held>) -> Result<&'static str> {
+        let reached = Reached { step, connections: &[] };
+        self.reach_with(&reached, next, worker).map(|(word, _)| word)
+    }
+
+    /// The same, with what follows the word.
+    fn reach_with(
+        &mut self,
+        reached: &Reached<'_>,
+        next: &[&'static str],
+        mut worker: Option<&mut Held>,
+    ) -> Result<(&'static str, String)> {
         let what = || format!("wait for the word {}", next.join(" or "));
-        (self.tell)(step)?;
+        (self.tell)(reached)?;
         let deadline = Instant::now() + self.patience;
         loop {
-            if let Some(word) = self.heard.pop_front() {
+            if let Some(line) = self.heard.pop_front() {
+                let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
                 if let Some(known) = next.iter().find(|known| **known == word) {
-                    return Ok(known);
+                    return Ok((known, rest.to_string()));
                 }
                 return Err(Error::new(ErrorKind::Usage, format!("{}: {word:?} came", what())));
             }
@@ -96,8 +117,16 @@ impl Held {
     }
 }
 
+/// What follows a word, as it is meant.
+fn understand<T: serde::de::DeserializeOwned>(word: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(ErrorKind::Usage, format!("what follows {word} is not understood")).with_source(error)
+    })
+}
+
 /// Saves a job that goes on then. It says that it is `prepared`, `stopped` and `saved`, and wants to hear `stop`, `save`
-/// and `resume` then. The image is there, and on disk, when it is `saved`. Where it hears `keep` instead of `resume` it is
+/// and `resume` then. With `stopped` it tells of connections out of the job; where `drain` comes instead of `save`, with a
+/// list of those that lead to jobs saved in the same stop, nothing is on its way in them when it is `drained`. The image is there, and on disk, when it is `saved`. Where it hears `keep` instead of `resume` it is
 /// `kept`, whatever becomes of the job, which stands still further.
 ///
 /// # Errors
@@ -148,7 +177,16 @@ fn conduct(unit: &mut Held, conductor: &mut Conductor<'_>, kept: &mut bool) -> R
     unit.await_phase(PREPARED)?;
     conductor.reach(PREPARED, &["stop"], Some(unit))?;
     unit.carry_out(Order::Stop)?;
-    conductor.reach("stopped", &["save"], Some(unit))?;
+    let ends = unit.take_ends()?;
+    let stopped = Reached {
+        step: "stopped",
+        connections: &ends,
+    };
+    let (word, channels) = conductor.reach_with(&stopped, &["save", "drain"], Some(unit))?;
+    if word == "drain" {
+        unit.carry_out(Order::Drain(understand(word, &channels)?))?;
+        conductor.reach("drained", &["save"], Some(unit))?;
+    }
     unit.carry_out(Order::Save)?;
     unit.carry_out(Order::Publish)?;
     *kept = conductor.reach("saved", &["resume", "keep"], Some(unit))? == "keep";
@@ -158,7 +196,8 @@ fn conduct(unit: &mut Held, conductor: &mut Conductor<'_>, kept: &mut bool) -> R
     unit.carry_out(Order::Resume)
 }
 
-/// Restarts an image as a new job in the background. It says that it is `built` when all of the job is there, and the job
+/// Restarts an image as a new job in the background. Where it has connections to other jobs it says first that it is
+/// `unconnected`, tells of them, and wants to hear `link` with what [`Links`] says. It says that it is `built` when all of the job is there, and the job
 /// runs when it hears `go`.
 ///
 /// # Errors
@@ -170,14 +209,30 @@ pub fn restart_in_steps(
     options: &RestartOptions,
     conductor: &mut Conductor<'_>,
 ) -> Result<String> {
-    let former = match Bundle::recognise(path)? {
-        Some(bundle) => bundle.record().job.clone(),
-        None => Image::open(path)?.manifest().checkpoint.job.clone(),
+    let (former, connections) = match Bundle::recognise(path)? {
+        Some(bundle) => (bundle.record().job.clone(), Vec::new()),
+        None => {
+            let image = Image::open(path)?;
+            let manifest = image.manifest();
+            (manifest.checkpoint.job.clone(), channels(&manifest.inet_sockets)?)
+        }
     };
-    let gate = Gate::new()?;
+    let links: Option<Links> = match connections.as_slice() {
+        [] => None,
+        connections => {
+            let step = "unconnected";
+            let (word, links) = conductor.reach_with(&Reached { step, connections }, &["link"], None)?;
+            Some(understand(word, &links)?)
+        }
+    };
+    let gate = Gate::new(links)?;
     let job = restart_at_gate(state, path, &former, options, &gate)?;
     let name = job.name().to_string();
-    match conductor.reach("built", &["go"], None) {
+    // Nothing is to be heard before the job is there, unless that is not wanted any more.
+    let there = gate
+        .await_all(Some(conductor.words.as_fd()))
+        .map_err(|(_, error)| error);
+    match there.and_then(|()| conductor.reach("built", &["go"], None)) {
         Ok(_) => match gate.open()?.into_iter().find_map(Result::err) {
             None => Ok(name),
             Some(error) => {

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use cpr_node::{
-    Bare, Basis, CheckpointOptions, Checkpointed, Conductor, Job, Method, Output as Destination, Phase, SetUnit,
-    StateDir,
+    Bare, Basis, CheckpointOptions, Checkpointed, Conductor, Job, Method, Output as Destination, Phase, Reached,
+    SetUnit, StateDir,
 };
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::Checkpoint;
 use crate::commands::every::every;
-use crate::commands::grid;
+use crate::commands::{grid, step};
 use crate::output::{Output, clean, duration, milliseconds, size};
 use crate::target::{self, Live, live};
 
@@ -112,7 +112,7 @@ fn several(output: Output, args: &Checkpoint) -> Result<()> {
 
 /// Saves a job step by step.
 fn in_steps(output: Output, args: &Checkpoint, job: &Job, path: &Path, patience: Duration) -> Result<()> {
-    let mut tell = |step: &str| output.done(|| json!({"step": step}), || format!("{step}\n"));
+    let mut tell = |reached: &Reached<'_>| step(output, reached);
     let mut conductor = Conductor::new(patience, &mut tell)?;
     let options = CheckpointOptions {
         progress: None,

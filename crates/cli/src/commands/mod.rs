@@ -28,13 +28,21 @@ mod suspend;
 mod verify;
 mod wait;
 
-use cpr_node::{NamespaceChoice, Outcome};
+use cpr_node::{NamespaceChoice, Outcome, Reached};
 use cpr_types::Result;
 use serde_json::json;
 
 use crate::args::{Namespace, Verb};
 use crate::output::Output;
 use crate::signal::signal_name;
+
+/// Tells a coordinator which step is done.
+fn step(output: Output, reached: &Reached<'_>) -> Result<()> {
+    output.done(
+        || json!({"step": reached.step, "connections": reached.connections}),
+        || format!("{}\n", reached.step),
+    )
+}
 
 /// SIGPIPE.
 const PIPE: i32 = 13;

@@ -4,13 +4,13 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use cpr_image::{Bundle, Image};
-use cpr_node::{Conductor, Job, NamespaceChoice, Outcome, Phase, RestartOptions, StateDir};
+use cpr_node::{Conductor, Job, NamespaceChoice, Outcome, Phase, Reached, RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::args::Restart;
-use crate::commands::conclude;
 use crate::commands::every::every;
+use crate::commands::{conclude, step};
 use crate::output::Output;
 use crate::target::{Kept, job_or_image, require_job_name, set};
 
@@ -71,7 +71,7 @@ pub fn restart(output: Output, args: Restart) -> Result<u8> {
     }
     let options = options(&args);
     if let Some(patience) = args.steps {
-        let mut tell = |step: &str| output.done(|| json!({"step": step}), || format!("{step}\n"));
+        let mut tell = |reached: &Reached<'_>| step(output, reached);
         let mut conductor = Conductor::new(patience, &mut tell)?;
         let name = cpr_node::restart_in_steps(&StateDir::open()?, source, &options, &mut conductor)?;
         return conclude(output, &Outcome::Detached { name });

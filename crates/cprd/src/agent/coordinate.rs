@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cpr_api::agent::{CheckpointOrder, CheckpointReport, CheckpointResult, Incarnation, JobOrder, Orders, Phase};
 use cpr_api::model::Step;
-use cpr_types::{Error, ErrorKind, Result};
+use cpr_types::{Connection, ConnectionEnd, Error, ErrorKind, Links, Result};
 
 use super::hooks::When;
 use super::jobs::{LONG, stored, text};
@@ -27,24 +27,42 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What the service has said in its last answer, as far as units wait for it.
 #[derive(Default)]
 pub(super) struct Said {
-    /// Incarnations that we are to have; whether each may run, and whether it is to be ended.
-    units: BTreeMap<Incarnation, (bool, bool)>,
+    /// Incarnations that we are to have.
+    units: BTreeMap<Incarnation, Fate>,
     /// How far checkpoints may be.
     steps: BTreeMap<i64, Step>,
+    /// Connections to other units that are to be emptied for them.
+    channels: BTreeMap<i64, Vec<Connection>>,
     /// When that was, and how long it holds.
     heard: Option<(Instant, Duration)>,
 }
 
+/// What is to become of a unit.
+struct Fate {
+    /// It may run.
+    go: bool,
+    /// It is to be ended.
+    kill: bool,
+    /// What becomes of its connections to others.
+    links: Option<Links>,
+}
+
 impl Said {
     pub(super) fn new(orders: &Orders) -> Said {
-        let asked = orders.jobs.iter().flat_map(|order| &order.checkpoints);
+        let asked = || orders.jobs.iter().flat_map(|order| &order.checkpoints);
+        let fate = |order: &JobOrder| Fate {
+            go: order.go,
+            kill: order.kill,
+            links: order.links.clone(),
+        };
         Said {
             units: orders
                 .jobs
                 .iter()
-                .map(|order| (order.incarnation, (order.go, order.kill)))
+                .map(|order| (order.incarnation, fate(order)))
                 .collect(),
-            steps: asked.filter_map(|asked| Some((asked.id, asked.step?))).collect(),
+            steps: asked().filter_map(|asked| Some((asked.id, asked.step?))).collect(),
+            channels: asked().map(|asked| (asked.id, asked.channels.clone())).collect(),
             heard: Some((Instant::now(), Duration::from_millis(orders.lease_ms))),
         }
     }
@@ -56,11 +74,19 @@ impl Said {
 
     /// Whether the unit is not ours any more, or is to be ended.
     fn ends(&self, incarnation: Incarnation) -> bool {
-        self.units.get(&incarnation).is_none_or(|(_, kill)| *kill)
+        self.units.get(&incarnation).is_none_or(|fate| fate.kill)
     }
 
     fn may_go(&self, incarnation: Incarnation) -> bool {
-        self.units.get(&incarnation).is_some_and(|(go, kill)| *go && !*kill)
+        self.units.get(&incarnation).is_some_and(|fate| fate.go && !fate.kill)
+    }
+
+    fn links(&self, incarnation: Incarnation) -> Option<&Links> {
+        self.units.get(&incarnation).and_then(|fate| fate.links.as_ref())
+    }
+
+    fn channels(&self, id: i64) -> Vec<Connection> {
+        self.channels.get(&id).cloned().unwrap_or_default()
     }
 
     /// How long the service may still be silent before it is better to go on: a while before the lease lapses, with which
@@ -121,7 +147,12 @@ impl Agent {
     pub(super) fn start_unit(&self, order: &JobOrder, call: &Call<'_>) -> Result<()> {
         let incarnation = order.incarnation;
         let mut front = self.runner.open(call)?;
-        front.await_step("built")?;
+        if front.await_one_of(&["unconnected", "built"], || true)?.0 == "unconnected"
+            && !self.link(incarnation, &mut front)?
+        {
+            front.give_up();
+            return Ok(());
+        }
         self.state().built.insert(incarnation);
         let heard = self.hear(false, |state| match state.said.ends(incarnation) {
             true => Some(Heard::Ends),
@@ -135,6 +166,32 @@ impl Agent {
             }
         };
         self.state().built.remove(&incarnation);
+        result
+    }
+
+    /// Has a unit make its connections to others again, when all are ready for it; whether it has. Where they are not
+    /// wanted any more it is left.
+    fn link(&self, incarnation: Incarnation, front: &mut Front) -> Result<bool> {
+        self.state().ready.insert(incarnation);
+        let heard = self.hear(false, |state| match state.said.ends(incarnation) {
+            true => Some(Heard::Ends),
+            false => state.said.links(incarnation).is_some().then_some(Heard::Go),
+        });
+        let links = self.state().said.links(incarnation).cloned();
+        let result = match (heard, links) {
+            (Heard::Go, Some(links)) => {
+                let links = serde_json::to_string(&links)
+                    .map_err(|error| Error::new(ErrorKind::Internal, "write down connections").with_source(error))?;
+                front.say(&format!("link {links}"))?;
+                let wanted = || !self.state().said.ends(incarnation);
+                match front.await_one_of(&["built"], wanted) {
+                    Err(error) if error.kind() == ErrorKind::Cancelled => Ok(false),
+                    result => result.map(|_| true),
+                }
+            }
+            _ => Ok(false),
+        };
+        self.state().ready.remove(&incarnation);
         result
     }
 
@@ -157,7 +214,7 @@ impl Agent {
             // It was made before we were killed, and all units may go on.
             (Some(Step::Resume), _) if held => None,
             (Some(Step::Prepare), Phase::Running) => None,
-            (_, Phase::Starting | Phase::Built) => return,
+            (_, Phase::Starting | Phase::Ready | Phase::Built) => return,
             (_, Phase::Running) => Some("the agent of its node was started again"),
             _ => Some("its unit has ended"),
         };
@@ -212,8 +269,22 @@ impl Agent {
             self.step_done(id, Step::Prepare);
             self.hear_step(incarnation, id, Step::Stop)?;
             front.say("stop")?;
-            front.await_step("stopped")?;
+            let (_, stopped) = front.await_one_of(&["stopped"], || true)?;
+            let connections = stopped.get("connections").cloned().unwrap_or_default();
+            let connections: Vec<ConnectionEnd> = serde_json::from_value(connections).map_err(|error| {
+                Error::new(ErrorKind::Internal, "connections are not understood").with_source(error)
+            })?;
+            self.state().connections.insert(id, connections);
             self.step_done(id, Step::Stop);
+            self.hear_step(incarnation, id, Step::Drain)?;
+            let channels = self.state().said.channels(id);
+            if !channels.is_empty() {
+                let channels = serde_json::to_string(&channels)
+                    .map_err(|error| Error::new(ErrorKind::Internal, "write down connections").with_source(error))?;
+                front.say(&format!("drain {channels}"))?;
+                front.await_step("drained")?;
+            }
+            self.step_done(id, Step::Drain);
             self.hear_step(incarnation, id, Step::Save)?;
             front.say("save")?;
             front.await_step("saved")?;

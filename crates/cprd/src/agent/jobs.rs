@@ -36,6 +36,9 @@ impl Agent {
         if self.state().built.contains(&incarnation) {
             return Phase::Built;
         }
+        if self.state().ready.contains(&incarnation) {
+            return Phase::Ready;
+        }
         if let Some((kind, message)) = &record.failed {
             return Phase::Failed {
                 kind: *kind,
@@ -339,7 +342,7 @@ impl Agent {
         match self.phase(incarnation, record, busy) {
             _ if made => {}
             Phase::Running => {}
-            Phase::Starting | Phase::Built => return,
+            Phase::Starting | Phase::Ready | Phase::Built => return,
             _ => {
                 let message = "its job has ended".to_string();
                 let result = CheckpointResult::Failed { message };

@@ -29,7 +29,7 @@ use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders
 use cpr_api::model::{NodeInfo, Step};
 use cpr_api::tls::ClientTls;
 use cpr_node::{grant_lease, lease_clock};
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{ConnectionEnd, Context, Error, ErrorKind, Result};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
@@ -96,8 +96,12 @@ struct State {
     said: Said,
     /// The last step that is done of checkpoints that are made step by step.
     done: BTreeMap<i64, Step>,
+    /// Connections that lead out of the units that stand still for them.
+    connections: BTreeMap<i64, Vec<ConnectionEnd>>,
     /// Units that take part in a checkpoint.
     conducting: BTreeSet<Incarnation>,
+    /// Units that wait for others to make the connections to them again.
+    ready: BTreeSet<Incarnation>,
     /// Units that have been made again and may not run so far.
     built: BTreeSet<Incarnation>,
 }
@@ -255,10 +259,15 @@ impl Agent {
         let (checkpoints, steps, bad_images, verified, fault, in_store) = {
             let mut state = self.state();
             let results: Vec<CheckpointReport> = state.results.values().cloned().collect();
-            let steps = state.done.iter().map(|(id, done)| StepReport { id: *id, done: *done });
+            let steps = state.done.iter().map(|(id, done)| StepReport {
+                id: *id,
+                done: *done,
+                connections: state.connections.get(id).cloned(),
+            });
+            let steps: Vec<StepReport> = steps.collect();
             (
                 results,
-                steps.collect(),
+                steps,
                 std::mem::take(&mut state.bad),
                 std::mem::take(&mut state.verified),
                 state.fault.clone(),
@@ -296,9 +305,16 @@ impl Agent {
                 .map(|image| (image.id, image.ticket.clone()))
                 .collect();
             state.said = Said::new(orders);
-            let State { said, done, told, .. } = &mut *state;
+            let State {
+                said,
+                done,
+                told,
+                connections,
+                ..
+            } = &mut *state;
             told.retain(|(incarnation, _)| orders.jobs.iter().any(|order| order.incarnation == *incarnation));
             done.retain(|id, _| said.step(*id).is_some());
+            connections.retain(|id, _| said.step(*id).is_some());
         }
         self.answered.notify_all();
         let held = self.layout.images();

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpr_api::model::Owner;
 use cpr_engines::CONFIG_VARIABLE;
@@ -22,6 +22,9 @@ use tokio::task::JoinHandle;
 
 /// PATH of jobs that bring none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// How often it is seen whether what is waited for is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Most bytes that are kept of what a process says on standard error.
 const MOST_TOLD: u64 = 64 << 10;
@@ -231,12 +234,21 @@ pub struct Front {
 impl Front {
     /// Waits until it has done a step.
     pub fn await_step(&mut self, step: &str) -> Result<()> {
-        let said = self.next()?;
-        match said.get("step").and_then(Value::as_str) {
-            Some(done) if done == step => Ok(()),
-            _ => Err(Error::new(
+        self.await_one_of(&[step], || true).map(drop)
+    }
+
+    /// Waits until it has done one of these steps, as long as that is `wanted`; gives which, and all that it says then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] where that is not wanted any more.
+    pub fn await_one_of<'s>(&mut self, steps: &[&'s str], wanted: impl Fn() -> bool) -> Result<(&'s str, Value)> {
+        let said = self.next_while(wanted)?;
+        let done = said.get("step").and_then(Value::as_str);
+        match steps.iter().find(|step| done == Some(step)) {
+            Some(step) => Ok((step, said)),
+            None => Err(Error::new(
                 ErrorKind::Internal,
-                format!("{}: it is not {step}", self.what),
+                format!("{}: it is not {}", self.what, steps.join(" or ")),
             )),
         }
     }
@@ -275,12 +287,22 @@ impl Front {
 
     /// The next thing that it says, or why it has ended.
     fn next(&mut self) -> Result<Value> {
+        self.next_while(|| true)
+    }
+
+    /// The same, as long as that is wanted.
+    fn next_while(&mut self, wanted: impl Fn() -> bool) -> Result<Value> {
         let (limit, what) = (self.limit, self.what.clone());
         let runtime = self.runtime.clone();
+        let begun = Instant::now();
         let said = runtime.block_on(async {
-            match tokio::time::timeout(limit, self.lines.next_line()).await {
-                Ok(line) => line.context(|| "read what it says"),
-                Err(_) => Err(took_too_long(limit)),
+            loop {
+                match tokio::time::timeout(LOOK.min(limit), self.lines.next_line()).await {
+                    Ok(line) => return line.context(|| "read what it says"),
+                    Err(_) if begun.elapsed() > limit => return Err(took_too_long(limit)),
+                    Err(_) if wanted() => {}
+                    Err(_) => return Err(Error::new(ErrorKind::Cancelled, "it is not wanted any more")),
+                }
             }
         });
         let said = said.context(|| what.clone())?;

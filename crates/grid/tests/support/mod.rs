@@ -256,6 +256,8 @@ impl FakeNode {
                 .map(|(id, taking)| StepReport {
                     id: *id,
                     done: taking.done,
+                    // They have none.
+                    connections: (taking.done >= Step::Stop).then(Vec::new),
                 })
                 .collect(),
             images: self.images.clone(),
@@ -319,7 +321,7 @@ impl FakeNode {
             None if upto == Step::Prepare && runs => Step::Prepare,
             None => return self.tell_failed(id),
             Some(Step::Prepare) => Step::Stop,
-            Some(Step::Stop) => Step::Save,
+            Some(Step::Stop | Step::Drain) => Step::Save,
             Some(Step::Save | Step::Resume) => Step::Resume,
         };
         if next > upto || (stop && next == Step::Resume) {
@@ -338,7 +340,8 @@ impl FakeNode {
         });
         taking.done = next;
         match next {
-            Step::Prepare => {}
+            // These units say nothing to each other.
+            Step::Prepare | Step::Drain => {}
             Step::Stop => {
                 taking.since = Some(now);
                 let stand = Stand {

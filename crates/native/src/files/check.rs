@@ -10,6 +10,7 @@ use cpr_kernel::proc::{FdInfo, FdInfoKind};
 use cpr_types::{Error, ErrorKind, Result};
 use rustix::fs::{FileType, Stat};
 
+use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
 use super::{Target, inet, mqueue, regular, save, socket, unix};
 use crate::networks::Networks;
@@ -50,6 +51,8 @@ pub struct Surroundings<'a> {
     pub own_ipc: bool,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// See [`super::SaveContext::channels`].
+    pub channels: Option<&'a Channels>,
     /// See [`super::SaveContext::requester`].
     pub requester: Option<i32>,
     /// Where sockets can be.
@@ -72,7 +75,6 @@ pub struct Found {
 pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
     let Surroundings {
         root_pid,
-        tcp,
         requester,
         networks,
         ..
@@ -135,7 +137,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
         }
     }
     elsewhere.extend(unix_sockets(&all, &scene, networks));
-    elsewhere.extend(inet_sockets(&all, &scene, tcp, networks));
+    elsewhere.extend(inet_sockets(&all, &scene, around));
     Found {
         themselves: blockers,
         elsewhere,
@@ -277,7 +279,8 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
 }
 
 /// IP sockets that cannot be saved.
-fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy, networks: &Networks) -> Vec<Blocker> {
+fn inet_sockets(all: &[Seen<'_>], scene: &Scene, around: Surroundings<'_>) -> Vec<Blocker> {
+    let networks = around.networks;
     let mut blockers = Vec::new();
     let (mut entries, mut sources) = (Vec::new(), Vec::new());
     let mut known = HashSet::new();
@@ -296,7 +299,7 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene, tcp: TcpPolicy, networks: &Netw
             Err(error) => blockers.push(blocker(seen, &error)),
         }
     }
-    for (index, error) in inet::blockers(&entries, tcp, networks) {
+    for (index, error) in inet::blockers(&entries, around.tcp, around.channels, networks) {
         if !(scene.is_stream(sources[index]) && entries[index].is_connected()) {
             blockers.push(blocker(sources[index], &error));
         }

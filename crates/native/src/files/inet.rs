@@ -22,6 +22,8 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 
+use super::drain::Channels;
+use super::meet::{self, Meeting};
 use super::sockopt::{self, Phase};
 use super::{Description, RestoreContext, SaveContext, netlink, tcp};
 use crate::networks::Networks;
@@ -224,7 +226,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
 pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     let entries = std::mem::take(&mut context.inet_state.entries);
     let networks = context.networks;
-    let links = tcp::links(&entries, context.tcp, networks)?;
+    let links = tcp::links(&entries, context.tcp, context.channels.as_ref(), networks)?;
     for (entry, link) in entries.iter().zip(&links) {
         networks.go(entry.network)?;
         let saved = match entry.kind {
@@ -237,11 +239,16 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
 }
 
 /// Everything that makes the sockets impossible to save, as far as it shows while the job runs.
-pub(super) fn blockers(entries: &[Entry], policy: crate::TcpPolicy, networks: &Networks) -> Vec<(usize, Error)> {
+pub(super) fn blockers(
+    entries: &[Entry],
+    policy: crate::TcpPolicy,
+    channels: Option<&Channels>,
+    networks: &Networks,
+) -> Vec<(usize, Error)> {
     let mut found = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let checked = networks.within(entry.network, || match entry.kind {
-            STREAM => tcp::link(index, entries, policy).map(drop),
+            STREAM => tcp::link(index, entries, policy, channels).map(drop),
             _ => refuse_datagrams(entry),
         });
         if let Err(error) = checked {
@@ -446,21 +453,32 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Makes, binds and connects all sockets.
+    /// Makes, binds and connects all sockets; `meeting` is with the jobs that connections of the image lead to.
     ///
     /// # Errors
+    /// As [`meet::meet`];
     /// [`ErrorKind::InUse`] when a port is taken, [`ErrorKind::Incompatible`] when this machine lacks an address,
     /// [`ErrorKind::Denied`] for what takes a privilege.
-    pub fn create(sockets: &[InetSocket], networks: &Networks) -> Result<Sockets> {
+    pub fn create(sockets: &[InetSocket], networks: &Networks, meeting: Option<&Meeting<'_>>) -> Result<Sockets> {
         let shared_ports = shared_ports(sockets);
+        let addresses = meet::new_addresses(sockets, meeting)?;
         let mut builder = tcp::Builder::new(sockets, networks);
         // Connections come before listening sockets, which nobody else shall find until they are complete.
         builder.connections()?;
+        networks.go(None)?;
+        for (index, end) in meet::meet(sockets, meeting)? {
+            builder.add(index, end);
+        }
         for (index, socket) in sockets.iter().enumerate() {
             if builder.is_made(index) {
                 continue;
             }
             networks.go(socket.network)?;
+            let moved = match socket.network {
+                None => meet::moved(socket, &addresses)?,
+                Some(_) => None,
+            };
+            let socket = moved.as_ref().unwrap_or(socket);
             let end = make(socket, port_of(socket).is_some_and(|port| shared_ports.contains(&port)))
                 .context(|| describe(index, socket))?;
             builder.add(index, end);
@@ -512,7 +530,7 @@ impl Sockets {
             if socket.kind != STREAM && socket.shutdown != 0 {
                 tcp::shut_down(end.as_fd(), socket.shutdown).context(what)?;
             }
-            sockopt::set(end.as_fd(), &socket.options, Phase::Late).context(what)?;
+            sockopt::set(end.as_fd(), &socket.options, Phase::Late, socket.received.0.len()).context(what)?;
             if port_of(socket).is_some_and(|port| shared_ports.contains(&port)) {
                 let own = sockopt::number(&socket.options, libc::SOL_SOCKET, libc::SO_REUSEPORT);
                 kernel::set_number(end.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, own).context(what)?;
@@ -597,7 +615,7 @@ impl Sockets {
 }
 
 /// Memory that a socket's receive queue takes, from SO_MEMINFO.
-fn held(socket: BorrowedFd<'_>) -> std::io::Result<u32> {
+pub(super) fn held(socket: BorrowedFd<'_>) -> std::io::Result<u32> {
     let info = kernel::option(socket, libc::SOL_SOCKET, SO_MEMINFO)?;
     let first = info.first_chunk::<4>().ok_or(std::io::ErrorKind::InvalidData)?;
     Ok(u32::from_ne_bytes(*first))
@@ -642,7 +660,7 @@ fn shared_ports(sockets: &[InetSocket]) -> HashSet<Port> {
 /// Makes and binds a socket that has no connection, and listens; `shares_port`: another one has its port, too.
 fn make(socket: &InetSocket, shares_port: bool) -> Result<OwnedFd> {
     let new = sockopt::new_socket(socket.family, socket.kind, socket.protocol)?;
-    sockopt::set(new.as_fd(), &socket.options, Phase::Early)?;
+    sockopt::set(new.as_fd(), &socket.options, Phase::Early, 0)?;
     if socket.kind == STREAM {
         // Its connections have the port already. The program's own setting comes last.
         kernel::set_number(new.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).context(|| "share the port")?;

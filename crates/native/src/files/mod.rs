@@ -7,10 +7,12 @@
 //! Descriptions that several descriptors or processes share are found with kcmp(2) among those that look alike, and
 //! shared again after restart.
 
+pub mod drain;
 pub mod epoll;
 pub mod eventfd;
 pub mod inet;
 pub mod inotify;
+pub mod meet;
 pub mod mqueue;
 pub mod netlink;
 pub mod pidfd;
@@ -44,6 +46,8 @@ use cpr_image::model::{
     Terminal, UnixSocket,
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
+use cpr_kernel::process::PidFd;
+use cpr_types::{Context, Result};
 
 use self::terminal::JobControl;
 use crate::TcpPolicy;
@@ -52,6 +56,8 @@ use crate::sink::PageSource;
 use crate::views::Views;
 
 pub use check::{Found, Surroundings, check};
+pub use drain::{Channels, Outward};
+pub use meet::{Meeting, channels};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_cwd};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
@@ -70,6 +76,32 @@ pub struct Target {
     pub proc: ProcDir,
     /// pidfd_open(2) of it.
     pub pidfd: OwnedFd,
+}
+
+impl Target {
+    /// A process; none for one that has ended.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(pid: i32) -> Result<Option<Target>> {
+        let Ok(proc) = ProcDir::open(pid) else {
+            return Ok(None);
+        };
+        match proc.stat() {
+            Ok(stat) if stat.state != b'Z' => {}
+            _ => return Ok(None),
+        }
+        let pidfd = match PidFd::open(pid) {
+            Ok(fd) => fd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error).context(|| format!("open process {pid}")),
+        };
+        let pidfd = pidfd
+            .fd()
+            .try_clone_to_owned()
+            .context(|| format!("copy the descriptor of process {pid}"))?;
+        Ok(Some(Target { pid, proc, pidfd }))
+    }
 }
 
 /// An open file description found in the tree.
@@ -123,6 +155,8 @@ pub struct SaveContext<'a> {
     pub inet_sockets: Vec<InetSocket>,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
+    /// Those that lead to jobs that are saved in the same stop.
+    pub channels: Option<Channels>,
     /// The job is ended when its image is complete.
     pub ends_job: bool,
     /// What to do with sockets just before that.
@@ -171,6 +205,7 @@ impl<'a> SaveContext<'a> {
             sockets: Vec::new(),
             inet_sockets: Vec::new(),
             tcp,
+            channels: None,
             ends_job,
             endings: Vec::new(),
             deaf: Vec::new(),
@@ -232,6 +267,8 @@ pub struct RestoreContext<'a> {
     pub networks: &'a Networks,
     /// Mount namespaces that paths can be of.
     pub views: Views,
+    /// With the jobs that its connections lead to.
+    pub meeting: Option<&'a Meeting<'a>>,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
@@ -269,6 +306,7 @@ impl<'a> RestoreContext<'a> {
             roots_own,
             networks,
             views: Views::default(),
+            meeting: None,
             streams,
             terminal,
             job_control: JobControl::None,

@@ -80,7 +80,7 @@ fn kernel_chose(port: u32, manifest: &Manifest) -> bool {
 /// [`ErrorKind::InUse`] when somebody else has its port number.
 pub fn restore(socket: &NetlinkSocket, manifest: &Manifest) -> Result<OwnedFd> {
     let new = sockopt::new_socket(libc::AF_NETLINK, socket.kind, socket.protocol)?;
-    sockopt::set(new.as_fd(), &socket.options, Phase::Early)?;
+    sockopt::set(new.as_fd(), &socket.options, Phase::Early, 0)?;
     if socket.port != 0 {
         let address = NetlinkAddress {
             port: socket.port,
@@ -104,6 +104,6 @@ pub fn restore(socket: &NetlinkSocket, manifest: &Manifest) -> Result<OwnedFd> {
         let address = NetlinkAddress { port, groups };
         kernel::netlink_connect(new.as_fd(), address).context(|| "connect a netlink socket")?;
     }
-    sockopt::set(new.as_fd(), &socket.options, Phase::Late)?;
+    sockopt::set(new.as_fd(), &socket.options, Phase::Late, 0)?;
     Ok(new)
 }

@@ -230,11 +230,11 @@ pub(super) fn number(options: &[SocketOption], level: i32, name: i32) -> i32 {
     value.map_or(0, |value| i32::from_ne_bytes(*value))
 }
 
-/// Sets the saved options of one phase.
+/// Sets the saved options of one phase; so many bytes wait to be read.
 ///
 /// # Errors
 /// [`ErrorKind::Denied`] for an option that takes a privilege, [`ErrorKind::Damaged`] for one that is never saved.
-pub(super) fn set(socket: BorrowedFd<'_>, options: &[SocketOption], phase: Phase) -> Result<()> {
+pub(super) fn set(socket: BorrowedFd<'_>, options: &[SocketOption], phase: Phase, held: usize) -> Result<()> {
     for (level, name, _) in options {
         if !KNOWN.iter().any(|(l, n, _)| (l, n) == (level, name)) {
             return Err(Error::new(
@@ -261,8 +261,11 @@ pub(super) fn set(socket: BorrowedFd<'_>, options: &[SocketOption], phase: Phase
             kernel::set_option(socket, *level, *name, value).context(what)?;
             continue;
         };
-        // The kernel doubles what it is given. More than the system allows is not given.
-        let size = number(options, *level, *name) / 2;
+        // The kernel doubles what it is given. More than the system allows is not given, nor less than has been filled.
+        let mut size = number(options, *level, *name) / 2;
+        if *name == libc::SO_RCVBUF && held.saturating_mul(2) > size as usize {
+            size = size.max(kernel::number(socket, SOCKET, *name).context(what)? / 2);
+        }
         if kernel::set_number(socket, SOCKET, force, size).is_err() {
             kernel::set_number(socket, SOCKET, *name, size).context(what)?;
         }
@@ -297,6 +300,16 @@ pub(super) fn enlarge_buffers(socket: BorrowedFd<'_>) -> Result<Enlarged> {
             }
         }
     }
+    // A stream whose reader waits for much gets a buffer for that, up to what the kernel may give one by itself
+    // (net.ipv4.tcp_rmem): more than who has no privilege may ask for.
+    let least = kernel::number(socket, SOCKET, libc::SO_RCVLOWAT).context(what)?;
+    for (name, value) in [
+        (SO_BUF_LOCK, SNDBUF_LOCK),
+        (libc::SO_RCVLOWAT, FILL_BUFFER),
+        (libc::SO_RCVLOWAT, least),
+    ] {
+        kernel::set_number(socket, SOCKET, name, value).context(what)?;
+    }
     Ok(Enlarged { sizes, locked })
 }
 
@@ -305,8 +318,21 @@ pub(super) fn enlarge_buffers(socket: BorrowedFd<'_>) -> Result<Enlarged> {
 /// # Errors
 /// The kernel refuses.
 pub(super) fn shrink_buffers(socket: BorrowedFd<'_>, enlarged: &Enlarged) -> Result<()> {
+    give_back(socket, enlarged, &enlarged.sizes)
+}
+
+/// The same, but leaves a stream the receive buffer in which much waits: the other side was told of its size, and what it
+/// sends into a smaller one is thrown away, and comes again later and later.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn shrink_send_buffer(socket: BorrowedFd<'_>, enlarged: &Enlarged) -> Result<()> {
+    give_back(socket, enlarged, &enlarged.sizes[..1])
+}
+
+fn give_back(socket: BorrowedFd<'_>, enlarged: &Enlarged, sizes: &[(i32, i32, i32)]) -> Result<()> {
     let what = || "give a socket its buffers back";
-    for (name, force, size) in &enlarged.sizes {
+    for (name, force, size) in sizes {
         if kernel::set_number(socket, SOCKET, *force, *size / 2).is_err() {
             kernel::set_number(socket, SOCKET, *name, *size / 2).context(what)?;
         }

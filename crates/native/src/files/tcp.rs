@@ -2,7 +2,8 @@
 //!
 //! A connection within the job is made again by connecting the same two addresses on this machine, and what either side
 //! had not read yet is sent again. That takes no privilege, and sequence numbers do not matter to anybody. A connection
-//! to the outside is refused, or saved as one that was reset, or continued with TCP_REPAIR, as [`TcpPolicy`] says.
+//! to the outside is refused, or saved as one that was reset, or continued with TCP_REPAIR, as [`TcpPolicy`] says. One to
+//! a job that is saved in the same stop is emptied by [`super::drain`] and made again by [`super::meet`].
 //!
 //! What was written and has not arrived (the reader's buffer is full) can be seen in repair mode only, which takes
 //! CAP_NET_ADMIN over the network namespace. Who lacks it cannot checkpoint a connection with such data.
@@ -17,10 +18,11 @@ use std::time::{Duration, Instant};
 
 use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, PeerEnd, TcpConnection};
 use cpr_kernel::inet::{self as kernel, Queue, Repair, TcpDiag, plain, state};
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 
+use super::drain::Channels;
 use super::inet::{Entry, LOCAL_LIMIT, STREAM, Sockets, address, describe, endpoint, in_use};
 use super::sockopt::{self, Enlarged, Phase};
 use super::{SaveContext, netlink, segment};
@@ -43,7 +45,8 @@ const HAS_TIMESTAMPS: u8 = 1;
 const HAS_SACK: u8 = 2;
 const HAS_WINDOW_SCALE: u8 = 4;
 /// IP_LOCAL_PORT_RANGE (Linux 6.3).
-const IP_LOCAL_PORT_RANGE: i32 = 51;
+pub(super) const IP_LOCAL_PORT_RANGE: i32 = 51;
+pub(super) const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 
 /// shutdown(2) of the receiving and of the sending side.
 pub(super) const RECEIVE: u32 = 1;
@@ -66,6 +69,8 @@ pub(super) enum Link {
     Connecting,
     /// It waits to be accepted from the listening socket at this position.
     Waiting(usize),
+    /// Another job that is saved in the same stop.
+    Channel,
     /// Nobody any more: the other side has closed.
     PeerClosed,
     /// It has ended in both directions, with an error or without.
@@ -90,9 +95,14 @@ fn knows_end(state: u8) -> bool {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what cannot be saved under this policy.
-pub(super) fn links(entries: &[Entry], policy: TcpPolicy, networks: &Networks) -> Result<Vec<Link>> {
+pub(super) fn links(
+    entries: &[Entry],
+    policy: TcpPolicy,
+    channels: Option<&Channels>,
+    networks: &Networks,
+) -> Result<Vec<Link>> {
     let all = (0..entries.len()).map(|index| match entries[index].kind {
-        STREAM => networks.within(entries[index].network, || link(index, entries, policy)),
+        STREAM => networks.within(entries[index].network, || link(index, entries, policy, channels)),
         _ => Ok(Link::Fresh),
     });
     all.collect()
@@ -102,7 +112,7 @@ pub(super) fn links(entries: &[Entry], policy: TcpPolicy, networks: &Networks) -
 ///
 /// # Errors
 /// As [`links`].
-pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result<Link> {
+pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy, channels: Option<&Channels>) -> Result<Link> {
     let entry = &entries[index];
     let handle = entry.handle.as_fd();
     let again = "try again a little later";
@@ -157,6 +167,10 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
     {
         return Ok(Link::Inner(peer));
     }
+    let connection = Connection { local, remote };
+    if entry.network.is_none() && channels.is_some_and(|channels| channels.has(connection)) {
+        return Ok(Link::Channel);
+    }
     if let Some(listener) = waits_for(entry, entries) {
         let other = reverse(entry)?;
         if other.is_some_and(|other| other.receive_queue > 0) || kernel::unacknowledged(handle).is_ok_and(|n| n > 1) {
@@ -179,7 +193,9 @@ pub(super) fn link(index: usize, entries: &[Entry], policy: TcpPolicy) -> Result
             return Ok(Link::PeerClosed);
         }
     }
-    if policy == TcpPolicy::Refuse {
+    // Before the job is stopped nobody knows where it leads.
+    let may_be_channel = channels.is_some_and(|channels| !channels.are_known());
+    if policy == TcpPolicy::Refuse && !may_be_channel {
         return Err(entry.refuse(
             "whose other end is outside the job",
             "--tcp close saves it as a connection that was reset; --tcp keep continues it, as far as the network allows",
@@ -338,6 +354,12 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
             let remote = remote?;
             (InetState::Inner { peer, remote }, received)
         }
+        Link::Channel => {
+            if kernel::unacknowledged(handle).context(what)? > 0 {
+                return Err(entry.refuse("has written data that have not arrived", "try again"));
+            }
+            (InetState::Channel { remote: remote? }, peek(entry).context(what)?)
+        }
         Link::PeerClosed => (InetState::PeerClosed { remote: remote? }, peek(entry).context(what)?),
         Link::Ended { reset } => (InetState::Ended { reset }, peek(entry).context(what)?),
         Link::Outside if context.tcp == TcpPolicy::Keep => {
@@ -353,7 +375,7 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
         Link::Outside => (InetState::Ended { reset: true }, peek(entry).context(what)?),
     };
     let ends = match *link {
-        Link::Inner(_) | Link::PeerClosed | Link::Waiting(_) => true,
+        Link::Inner(_) | Link::Channel | Link::PeerClosed | Link::Waiting(_) => true,
         Link::Outside => silent,
         _ => false,
     };
@@ -378,6 +400,16 @@ pub(super) fn save(entry: &Entry, link: &Link, entries: &[Entry], context: &mut 
 fn peek(entry: &Entry) -> Result<Vec<u8>> {
     let handle = entry.handle.as_fd();
     let total = cpr_kernel::socket::queued(handle).context(|| "ask for the length of its queue")?;
+    let data = peek_first(handle, total)?;
+    if data.len() < total {
+        return Err(Error::new(ErrorKind::Unsupported, "it holds out-of-band data")
+            .with_hint("try again when the program has read it"));
+    }
+    Ok(data)
+}
+
+/// So much from the beginning of the receive queue, taking nothing.
+pub(super) fn peek_first(handle: BorrowedFd<'_>, length: usize) -> Result<Vec<u8>> {
     let set = |offset: i32| match kernel::set_number(handle, SOCKET, libc::SO_PEEK_OFF, offset) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
         other => other.context(|| "set the peek offset"),
@@ -386,16 +418,11 @@ fn peek(entry: &Entry) -> Result<Vec<u8>> {
     if before >= 0 {
         set(-1)?;
     }
-    let result = kernel::peek_stream(handle, total).context(|| "look at its queue");
+    let result = kernel::peek_stream(handle, length).context(|| "look at its queue");
     if before >= 0 {
         set(before)?;
     }
-    let data = result?;
-    if data.len() < total {
-        return Err(Error::new(ErrorKind::Unsupported, "it holds out-of-band data")
-            .with_hint("try again when the program has read it"));
-    }
-    Ok(data)
+    result
 }
 
 /// What `reader` has not read: its queue, and what `writer` wrote that has not arrived there.
@@ -706,7 +733,7 @@ impl<'a> Builder<'a> {
 fn begin_to_connect(socket: &InetSocket, remote: SocketAddr) -> Result<OwnedFd> {
     let what = || format!("connect to {remote}");
     let end = sockopt::new_socket(socket.family, STREAM, 0)?;
-    sockopt::set(end.as_fd(), &socket.options, Phase::Early)?;
+    sockopt::set(end.as_fd(), &socket.options, Phase::Early, 0)?;
     if let Some(local) = &socket.local {
         share_port(end.as_fd())?;
         rustix::net::bind(&end, &address(local)?)
@@ -729,7 +756,7 @@ fn blocking(end: BorrowedFd<'_>, on: bool) -> Result<()> {
         .context(|| "set the flags of a socket")
 }
 
-fn share_port(end: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn share_port(end: BorrowedFd<'_>) -> Result<()> {
     kernel::set_number(end, SOCKET, libc::SO_REUSEADDR, 1).context(|| "share the port")
 }
 
@@ -744,7 +771,7 @@ fn connect(
     cross: impl FnOnce() -> Result<()>,
 ) -> Result<Pair> {
     let listener = sockopt::new_socket(at.0, STREAM, 0)?;
-    sockopt::set(listener.as_fd(), server_options, Phase::Early)?;
+    sockopt::set(listener.as_fd(), server_options, Phase::Early, 0)?;
     share_port(listener.as_fd())?;
     let what = || format!("connect within this machine to {}", at.1);
     rustix::net::bind(&listener, &at.1)
@@ -800,7 +827,7 @@ fn client(
     };
     let attempt = |bound: bool| -> Result<OwnedFd> {
         let end = sockopt::new_socket(family, STREAM, 0)?;
-        sockopt::set(end.as_fd(), options, Phase::Early)?;
+        sockopt::set(end.as_fd(), options, Phase::Early, 0)?;
         if let Some(mut from) = from {
             if bound {
                 share_port(end.as_fd())?;
@@ -808,7 +835,7 @@ fn client(
                 // The kernel chooses the port when it connects, from a range of one. It shares a port that other
                 // clients have, and can use one again whose last connection has just ended.
                 let range = u32::from(from.port()) | u32::from(from.port()) << 16;
-                kernel::set_number(end.as_fd(), libc::IPPROTO_IP, 24, 1).context(what)?; // IP_BIND_ADDRESS_NO_PORT
+                kernel::set_number(end.as_fd(), libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1).context(what)?;
                 kernel::set_number(end.as_fd(), libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range as i32).context(what)?;
                 from.set_port(0);
             }
@@ -820,7 +847,7 @@ fn client(
         blocking(end.as_fd(), false)?;
         kernel::limit_blocking(end.as_fd(), Duration::ZERO).context(what)?;
         if let Some(from) = from.filter(|_| !bound) {
-            for (option, none) in [(IP_LOCAL_PORT_RANGE, 0), (24, 0)] {
+            for (option, none) in [(IP_LOCAL_PORT_RANGE, 0), (IP_BIND_ADDRESS_NO_PORT, 0)] {
                 kernel::set_number(end.as_fd(), libc::IPPROTO_IP, option, none).context(what)?;
             }
             let name = rustix::net::getsockname(&end).map_err(io::Error::from).context(what)?;
@@ -971,7 +998,7 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket], networks: &Networ
                     hear().context(what)?;
                 }
             }
-            (InetState::Inner { .. }, _) => {
+            (InetState::Inner { .. } | InetState::Channel { .. }, _) => {
                 shut_down(end, socket.shutdown).context(what)?;
             }
             _ => {}
@@ -1028,7 +1055,7 @@ fn continue_outer(socket: &InetSocket, connection: &TcpConnection) -> Result<Own
     let (local, remote) = (address(local)?, address(&connection.remote)?);
     let end = sockopt::new_socket(socket.family, STREAM, 0)?;
     let handle = end.as_fd();
-    sockopt::set(handle, &socket.options, Phase::Early)?;
+    sockopt::set(handle, &socket.options, Phase::Early, 0)?;
     let repair = Repair::enter(handle)
         .context(what)
         .map_err(|e| e.with_hint("it takes CAP_NET_ADMIN over the network namespace"))?;

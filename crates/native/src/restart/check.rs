@@ -6,7 +6,7 @@ use cpr_image::Image;
 use cpr_image::model::{ByteString, FileContent, Manifest, Object, Seccomp};
 use cpr_kernel::arch;
 use cpr_kernel::proc;
-use cpr_types::{Context, Error, ErrorKind, Result};
+use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 
 use super::{log, numbers, vdso};
 use crate::views::Views;
@@ -136,6 +136,15 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
                 add(process.pid, format!("descriptor {} ({path})", descriptor.fd), error);
             }
         }
+    }
+    for end in files::channels(&manifest.inet_sockets)? {
+        let Connection { local, remote } = end.connection;
+        let error = Error::new(
+            ErrorKind::Incompatible,
+            "it leads to another job of the set that the image is of",
+        )
+        .with_hint("restart the set");
+        add(0, format!("TCP connection from {local} to {remote}"), error);
     }
     let needed: u64 = manifest.extents().map(|extent| extent.length).sum();
     if let Some(free) = available_memory()

@@ -47,7 +47,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::terminal::JobControl;
-use crate::files::{self, RestoreContext, SharedMemory};
+use crate::files::{self, Meeting, RestoreContext, SharedMemory};
 use crate::views::Views;
 use crate::{cgroups, freeze, mapped};
 use identity::{Rights, Share};
@@ -101,6 +101,8 @@ pub struct RestartRequest<'a> {
     pub lazy: Option<LazyRequest>,
     /// Called when all is there, before files are changed and anything runs. Where it fails nothing is left.
     pub hold: Option<&'a dyn Fn() -> Result<()>>,
+    /// With the jobs that connections of the image lead to; they are restarted at the same time.
+    pub meeting: Option<Meeting<'a>>,
 }
 
 /// What runs again.
@@ -193,6 +195,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             &spaces.networks,
         );
         context.job_control = request.job_control;
+        context.meeting = request.meeting.as_ref();
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);

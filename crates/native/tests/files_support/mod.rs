@@ -117,6 +117,7 @@ impl Program {
             root_pid: self.root(),
             own_ipc: false,
             tcp: TcpPolicy::Refuse,
+            channels: None,
             requester: None,
             networks: &Networks::home(),
             ipc: &Visits::new(Place::Ipc),

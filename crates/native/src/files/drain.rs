@@ -1,0 +1,189 @@
+//! TCP connections to other jobs that are saved in the same stop: they are emptied before anything is saved.
+//!
+//! When all jobs stand still nobody writes any more, so that what was written only has to arrive. A receiver whose buffer
+//! is full gets a larger one for that time; nothing is taken from anybody, and whoever dies meanwhile harms nobody. What
+//! has arrived is in one place then, the receiver's queue, and is saved with the receiver.
+//!
+//! This needs no engine and no privilege: it works on copies of the descriptors.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use cpr_kernel::inet::{self as kernel, plain, state};
+use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Result};
+
+use super::{Target, inet, save, socket, sockopt, tcp};
+
+/// How long it may take until something more arrives. Jobs on other hosts may be told later to make room.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// How often queues are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Which connections lead to jobs that are saved in the same stop. It is known when all of them stand still.
+#[derive(Debug, Clone, Default)]
+pub struct Channels(Arc<OnceLock<HashSet<Connection>>>);
+
+impl Channels {
+    /// Tells which they are; only the first time counts.
+    pub fn tell(&self, connections: &[Connection]) {
+        // Whoever tells it tells it once.
+        let _ = self.0.set(connections.iter().copied().collect());
+    }
+
+    pub(super) fn are_known(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    pub(super) fn has(&self, connection: Connection) -> bool {
+        self.0.get().is_some_and(|known| known.contains(&connection))
+    }
+}
+
+/// A connection of a stopped process.
+#[derive(Debug)]
+struct End {
+    label: String,
+    handle: OwnedFd,
+    end: ConnectionEnd,
+    /// It has got a larger receive buffer.
+    enlarged: bool,
+}
+
+/// TCP connections of stopped processes that lead to others.
+#[derive(Debug)]
+pub struct Outward(Vec<End>);
+
+impl Outward {
+    /// Looks at these processes, which must be stopped. Connections in network namespaces that a job has made are left
+    /// out.
+    ///
+    /// # Errors
+    /// A descriptor cannot be looked at.
+    pub fn of(pids: &[i32]) -> Result<Outward> {
+        let home = kernel::create(libc::AF_INET, libc::SOCK_DGRAM, 0).context(|| "make a socket")?;
+        let home = kernel::network_cookie(home.as_fd()).context(|| "ask for our network namespace")?;
+        let mut found: Vec<End> = Vec::new();
+        let mut known = HashSet::new();
+        for pid in pids {
+            let Some(target) = Target::open(*pid)? else { continue };
+            let what = || format!("look at the descriptors of process {pid}");
+            for fd in target.proc.descriptors().context(what)? {
+                if !target.proc.fd_link(fd).context(what)?.starts_with(b"socket:") {
+                    continue;
+                }
+                let handle = save::get(&target, fd)?;
+                let inode = rustix::fs::fstat(&handle).map_err(std::io::Error::from).context(what)?;
+                if !known.insert(inode.st_ino) || kernel::network_cookie(handle.as_fd()).ok() != Some(home) {
+                    continue;
+                }
+                if let Some(end) = look(handle.as_fd()) {
+                    let label = format!("process {pid}, descriptor {fd}");
+                    let enlarged = false;
+                    found.push(End {
+                        label,
+                        handle,
+                        end,
+                        enlarged,
+                    });
+                }
+            }
+        }
+        let all: HashSet<Connection> = found.iter().map(|end| end.end.connection).collect();
+        found.retain(|end| !all.contains(&end.end.connection.reversed()));
+        Ok(Outward(found))
+    }
+
+    /// What they are.
+    pub fn ends(&self) -> Vec<ConnectionEnd> {
+        self.0.iter().map(|end| end.end).collect()
+    }
+
+    /// Waits until nothing is on its way in these. The other ends must be drained at the same time. A receive buffer that had
+    /// to be enlarged stays so, for what is in it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the other end has no room for what was written.
+    pub fn drain(self, which: &[Connection]) -> Result<()> {
+        let wanted: HashSet<Connection> = which.iter().copied().collect();
+        let mut ends = self.0;
+        ends.retain(|end| wanted.contains(&end.end.connection));
+        let mut left = usize::MAX;
+        let mut deadline = Instant::now() + PROGRESS;
+        loop {
+            let mut now = 0;
+            let mut late = None;
+            for end in &mut ends {
+                end.make_room()
+                    .context(|| format!("{}: make room for what is on its way", end.label))?;
+                let queued = kernel::unacknowledged(end.handle.as_fd());
+                let queued = queued.context(|| format!("{}: ask for the length of the send queue", end.label))?;
+                if queued > 0 {
+                    now += queued;
+                    late = Some((&end.label, end.end.connection));
+                }
+            }
+            let Some((label, Connection { local, remote })) = late else {
+                return Ok(());
+            };
+            if now < left {
+                (left, deadline) = (now, Instant::now() + PROGRESS);
+            }
+            if Instant::now() > deadline {
+                let text = format!(
+                    "{label}: the TCP socket {local}, connected to {remote}, has written data for which the other end has no room",
+                );
+                return Err(Error::new(ErrorKind::Unsupported, text)
+                    .with_hint("try again when the program has read them, or raise the sysctl net.ipv4.tcp_rmem"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl End {
+    /// Enlarges a receive buffer that is half full, and lets the other side know at once rather than when it asks: looking at
+    /// a queue has the kernel tell where there is much more room than it has told before.
+    fn make_room(&mut self) -> Result<()> {
+        let handle = self.handle.as_fd();
+        let size = kernel::number(handle, libc::SOL_SOCKET, libc::SO_RCVBUF).context(|| "ask for its size")?;
+        let held = inet::held(handle).context(|| "ask how full it is")?;
+        if !self.enlarged && held as usize * 2 > size as usize {
+            let enlarged = sockopt::enlarge_buffers(handle)?;
+            sockopt::shrink_send_buffer(handle, &enlarged)?;
+            self.enlarged = true;
+        }
+        let queued = cpr_kernel::socket::queued(handle).context(|| "ask for the length of its queue")?;
+        tcp::peek_first(handle, queued.min(1)).map(drop)
+    }
+}
+
+/// The end of a connection, if a socket is one.
+fn look(handle: BorrowedFd<'_>) -> Option<ConnectionEnd> {
+    if socket::classify(handle).ok()? != socket::Class::Inet || inet::identity(handle).ok()?.1 != inet::STREAM {
+        return None;
+    }
+    let connected = [
+        state::ESTABLISHED,
+        state::FIN_WAIT1,
+        state::FIN_WAIT2,
+        state::CLOSE_WAIT,
+        state::CLOSING,
+        state::LAST_ACK,
+    ];
+    if !connected.contains(&kernel::tcp_info(handle).ok()?.state) {
+        return None;
+    }
+    let local = rustix::net::getsockname(handle).ok()?;
+    let remote = rustix::net::getpeername(handle).ok()??;
+    let shares_port = kernel::number(handle, libc::SOL_SOCKET, libc::SO_REUSEADDR).ok()? != 0;
+    Some(ConnectionEnd {
+        connection: Connection {
+            local: plain(SocketAddr::try_from(local).ok()?),
+            remote: plain(SocketAddr::try_from(remote).ok()?),
+        },
+        shares_port,
+    })
+}
