@@ -51,6 +51,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
         streams: [None, None, None],
         terminal: None,
         job_control: JobControl::None,
+        meeting: None,
         own_pid_namespace: false,
         rebirth: Default::default(),
         log: None,
