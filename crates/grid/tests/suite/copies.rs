@@ -121,8 +121,8 @@ fn what_users_have_done_and_what_they_take_is_counted_for_each_of_them() {
         // Images are of 7 bytes, and each is copied to the other node.
         let of_ada = usage("ada", 3, 2, 14, 14, 28);
         let of_eve = usage("eve", 2, 1, 7, 7, 14);
-        assert_eq!(grid.usage(&ada).await.unwrap(), [of_ada.clone()]);
-        assert_eq!(grid.usage(&eve).await.unwrap(), [of_eve.clone()]);
+        assert_eq!(grid.usage(&ada).await.unwrap(), std::slice::from_ref(&of_ada));
+        assert_eq!(grid.usage(&eve).await.unwrap(), std::slice::from_ref(&of_eve));
         assert_eq!(grid.usage(&admin()).await.unwrap(), [of_ada, of_eve.clone()]);
         // What is freed is not held any more, and was stored all the same.
         grid.cancel(&ada, first).await.unwrap();

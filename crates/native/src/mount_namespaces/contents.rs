@@ -148,8 +148,8 @@ impl Contents<'_> {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            atime_ns: time(stat.st_atime, stat.st_atime_nsec as u64),
-            mtime_ns: time(stat.st_mtime, stat.st_mtime_nsec as u64),
+            atime_ns: time(stat.st_atime, stat.st_atime_nsec),
+            mtime_ns: time(stat.st_mtime, stat.st_mtime_nsec),
             attributes,
             kind,
         });
