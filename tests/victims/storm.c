@@ -300,6 +300,22 @@ static void many_descriptors(int count) {
     for (int i = 0; i < count; i++) SAME(lseek(fds[i], 0, SEEK_CUR), i);
 }
 
+static void many_sockets(int count) {
+    int (*pairs)[2] = calloc(count, sizeof *pairs);
+    for (int i = 0; i < count; i++) {
+        CHECK(socketpair(AF_UNIX, i % 2 ? SOCK_STREAM : SOCK_DGRAM, 0, pairs[i]) == 0);
+        CHECK(write(pairs[i][0], &i, sizeof i) == sizeof i);
+    }
+    ready();
+    for (int i = 0, got; i < count; i++) {
+        CHECK(read(pairs[i][1], &got, sizeof got) == sizeof got);
+        SAME(got, i);
+        CHECK(write(pairs[i][1], &i, sizeof i) == sizeof i);
+        CHECK(read(pairs[i][0], &got, sizeof got) == sizeof got);
+        SAME(got, i);
+    }
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     int count = argc > 3 ? atoi(argv[3]) : 0;
@@ -314,6 +330,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(mode, "many threads")) many_threads(count);
     else if (!strcmp(mode, "many mappings")) many_mappings(count);
     else if (!strcmp(mode, "many descriptors")) many_descriptors(count);
+    else if (!strcmp(mode, "many sockets")) many_sockets(count);
     else fail(__LINE__, "no such mode: %s", mode);
     ok();
 }

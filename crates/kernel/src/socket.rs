@@ -1,5 +1,6 @@
 //! UNIX sockets from outside: sock_diag, peeking at queues with the descriptors in them, names as raw bytes.
 
+use std::collections::HashMap;
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -7,11 +8,14 @@ use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::netlink::Netlink;
+
 /// TCP_ESTABLISHED, which the kernel uses for connected UNIX sockets, too.
 pub const STATE_CONNECTED: u8 = 1;
 /// TCP_LISTEN.
 pub const STATE_LISTENING: u8 = 10;
 
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Most descriptors a message can carry (SCM_MAX_FD).
 const MAX_RIGHTS: usize = 253;
 /// SO_PASSPIDFD's message, SCM_PIDFD.
@@ -46,18 +50,29 @@ pub struct SocketInfo {
 
 /// Asks about the socket with this inode number in the caller's network namespace; none if there is no such.
 pub fn info(inode: u32) -> io::Result<Option<SocketInfo>> {
+    diagnose(&question(inode))?.as_deref().map(parse_info).transpose()
+}
+
+/// All sockets of the caller's network namespace by their inode numbers.
+pub fn infos() -> io::Result<HashMap<u32, SocketInfo>> {
+    let netlink = Netlink::open(libc::NETLINK_SOCK_DIAG)?;
+    let all = netlink.list(SOCK_DIAG_BY_FAMILY, &question(0))?;
+    let infos = all.iter().map(|body| parse_info(body).map(|info| (info.inode, info)));
+    infos.collect()
+}
+
+fn question(inode: u32) -> Vec<u8> {
     const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10; // name, file, peer, pending connections, queue lengths
     let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0]; // unix_diag_req
     body.extend_from_slice(&u32::MAX.to_ne_bytes()); // states
     body.extend_from_slice(&inode.to_ne_bytes());
     body.extend_from_slice(&SHOW.to_ne_bytes());
     body.extend_from_slice(&[0xff; 8]); // any cookie
-    diagnose(&body)?.as_deref().map(parse_info).transpose()
+    body
 }
 
 /// Asks sock_diag(7) about one socket; gives the body of the answer, or nothing where there is no such socket.
 pub(crate) fn diagnose(body: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST: u16 = 1;
     const NLMSG_ERROR: usize = 2;
     let netlink = rustix::net::socket_with(

@@ -251,7 +251,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
         if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Unix) {
             continue;
         }
-        match scene.ends.is_external_socket(&seen.stat, handle.as_fd()) {
+        match scene.ends.is_external_socket(&seen.stat, handle.as_fd(), networks) {
             Ok(true) if scene.is_stream(seen) => {}
             Ok(true) => blockers.push(seen.blocker(
                 "the UNIX socket is connected to a process outside the job",

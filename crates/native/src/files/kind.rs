@@ -9,7 +9,9 @@ use cpr_types::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags, Stat};
 
+use super::unix_infos::UnixInfos;
 use super::{socket, terminal};
+use crate::networks::Networks;
 
 const PROC_MAGIC: u64 = 0x9fa0;
 const MQUEUE_MAGIC: u64 = 0x1980_0202;
@@ -274,6 +276,7 @@ pub(super) struct Ends {
     writers: HashSet<(u64, u64)>,
     masters: HashSet<u32>,
     sockets: HashSet<u32>,
+    infos: UnixInfos,
 }
 
 impl Ends {
@@ -350,7 +353,7 @@ impl Ends {
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn is_external_socket(&self, stat: &Stat, handle: BorrowedFd<'_>) -> Result<bool> {
+    pub fn is_external_socket(&self, stat: &Stat, handle: BorrowedFd<'_>, networks: &Networks) -> Result<bool> {
         let class = socket::classify(handle).context(|| "ask for the family of a socket")?;
         match class {
             socket::Class::Unix => {}
@@ -359,7 +362,7 @@ impl Ends {
             socket::Class::Netlink => return Ok(false),
             socket::Class::Other(_) => return Ok(true),
         }
-        let info = cpr_kernel::socket::info(stat.st_ino as u32).context(|| "ask the kernel about a UNIX socket")?;
+        let info = self.infos.of(None, stat.st_ino as u32, networks)?;
         let peer = info.and_then(|info| info.peer);
         Ok(peer.is_some_and(|peer| peer != 0 && !self.sockets.contains(&peer)))
     }

@@ -23,6 +23,7 @@ pub mod tcp;
 pub mod terminal;
 pub mod timerfd;
 pub mod unix;
+mod unix_infos;
 
 mod check;
 mod device;

@@ -311,7 +311,11 @@ fn save_socket(index: usize, context: &mut SaveContext<'_>) -> Result<()> {
     };
     let handle = description.handle.as_fd();
     let stream = context.streams.find(description.fd, &description.stat);
-    if stream.is_some() && context.ends.is_external_socket(&description.stat, handle)? {
+    if stream.is_some()
+        && context
+            .ends
+            .is_external_socket(&description.stat, handle, context.networks)?
+    {
         context.entries[index].stream = stream;
         return Ok(());
     }

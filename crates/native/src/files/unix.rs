@@ -23,6 +23,7 @@ use cpr_kernel::socket::{self as kernel, SocketInfo};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
+use super::unix_infos::UnixInfos;
 use super::{Description, RestoreContext, SaveContext};
 use crate::networks::Networks;
 
@@ -66,6 +67,7 @@ const DATAGRAM: usize = 256 << 10;
 pub struct SaveState {
     entries: Vec<Entry>,
     by_inode: HashMap<u32, SocketId>,
+    infos: UnixInfos,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,20 @@ impl SaveState {
         self.entries.is_empty()
     }
 
+    fn info(&self, entry: &Entry, networks: &Networks) -> Result<SocketInfo> {
+        self.infos
+            .of(entry.network, entry.inode, networks)
+            .context(|| entry.label.clone())
+            .map_err(|e| e.with_hint("the kernel needs CONFIG_UNIX_DIAG"))?
+            .ok_or_else(|| {
+                let text = format!(
+                    "{}: UNIX socket {} is in another network namespace",
+                    entry.label, entry.inode
+                );
+                Error::new(ErrorKind::Unsupported, text)
+            })
+    }
+
     /// Looks at the queue of a socket, leaving it as it is.
     ///
     /// # Errors
@@ -133,7 +149,7 @@ impl SaveState {
         let Some(entry) = self.entries.get(id.index()) else {
             return Ok(Vec::new());
         };
-        let info = entry.info(networks)?;
+        let info = self.info(entry, networks)?;
         if info.state == kernel::STATE_LISTENING {
             return Ok(Vec::new());
         }
@@ -158,7 +174,7 @@ impl SaveState {
     /// [`ErrorKind::Unsupported`] for a connection to outside and for connections that wait to be accepted and already
     /// carry data.
     pub fn resolve(&self, networks: &Networks) -> Result<Vec<UnixSocket>> {
-        let infos = self.entries.iter().map(|entry| entry.info(networks));
+        let infos = self.entries.iter().map(|entry| self.info(entry, networks));
         let infos: Vec<SocketInfo> = infos.collect::<Result<_>>()?;
         let mut waiting: HashMap<u32, SocketId> = HashMap::new();
         let mut listeners: HashMap<usize, Vec<SocketId>> = HashMap::new();
@@ -229,20 +245,6 @@ impl SaveState {
 }
 
 impl Entry {
-    fn info(&self, networks: &Networks) -> Result<SocketInfo> {
-        let what = || format!("{}: ask the kernel about UNIX socket {}", self.label, self.inode);
-        networks
-            .within(self.network, || kernel::info(self.inode).context(what))
-            .map_err(|e| e.with_hint("the kernel needs CONFIG_UNIX_DIAG"))?
-            .ok_or_else(|| {
-                let text = format!(
-                    "{}: UNIX socket {} is in another network namespace",
-                    self.label, self.inode
-                );
-                Error::new(ErrorKind::Unsupported, text)
-            })
-    }
-
     fn image(&self, info: &SocketInfo, state: SocketState) -> Result<UnixSocket> {
         let handle = self.handle.as_fd();
         let what = || format!("{}: read the settings of the UNIX socket", self.label);
