@@ -203,6 +203,12 @@ fn expect(
                 faults += 1;
                 go_on(tracee)?;
             }
+            Stop::Signal(libc::SIGSYS) => {
+                return Err(io::Error::other(
+                    "the program answers system calls itself (seccomp, or prctl PR_SET_SYSCALL_USER_DISPATCH), also those \
+                     that are made in it for us, which is not supported",
+                ));
+            }
             Stop::Signal(signal) => {
                 return Err(io::Error::other(format!(
                     "the process got signal {signal} while it made a system call for us"
