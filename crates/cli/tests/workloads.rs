@@ -7,7 +7,8 @@
 //! Progress is measured by how much the workload has written, so a loaded machine changes nothing. All programs are
 //! in `tests/workloads`; each was shown to give the same bytes twice before it was entered here. A workload whose
 //! programs are missing is skipped and says so. `GRIDCPR_WORKLOAD_SCALE=PERCENT` makes all of them longer or shorter, and
-//! `GRIDCPR_SLOW=1` restarts each of them ten times instead of once.
+//! `GRIDCPR_SLOW=1` restarts each of them ten times instead of once, and runs all variants: without it each is restarted as a
+//! user and has ten checkpoints as root.
 
 mod support;
 
@@ -235,13 +236,24 @@ fn assert_same(name: &str, expected: &[u8], actual: &[u8]) {
     );
 }
 
+fn slow() -> bool {
+    std::env::var_os("GRIDCPR_SLOW").is_some()
+}
+
 /// How often a workload is restarted in its own test: once in the quick suite.
 fn usual_restarts() -> u64 {
-    if std::env::var_os("GRIDCPR_SLOW").is_some() {
-        10
-    } else {
-        1
+    if slow() { 10 } else { 1 }
+}
+
+/// Whether a test is left to the slow suite: the quick one restarts as a user and makes ten checkpoints as root.
+fn is_for_the_slow_suite() -> bool {
+    if !slow() {
+        support::note_skip(
+            "workloads restarted as root, and with ten checkpoints as a user",
+            "GRIDCPR_SLOW=1 runs them, too",
+        );
     }
+    !slow()
 }
 
 /// Saved, ended and restarted that many times, evenly over the run; once is at 40 %.
@@ -284,6 +296,9 @@ macro_rules! workloads {
 
             #[test]
             fn restart_as_root() {
+                if is_for_the_slow_suite() {
+                    return;
+                }
                 restarts(&WORKLOAD, "restart_as_root", As::Root, usual_restarts());
             }
 
@@ -299,6 +314,9 @@ macro_rules! workloads {
 
             #[test]
             fn ten_checkpoints_as_user() {
+                if is_for_the_slow_suite() {
+                    return;
+                }
                 ten_checkpoints(&WORKLOAD, "ten_checkpoints_as_user", As::User);
             }
         }
