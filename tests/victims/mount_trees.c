@@ -1,38 +1,12 @@
 /* A mount namespace that shares little with the job's own: a root in memory that pivot_root(2) went to, with bind mounts of
  * directories and files, a /proc and terminals of its own, mounts on and over each other, read-only and without set-user-id,
  * files open, mapped and deleted in them, and a process below another root directory. */
-#include "victim.h"
+#include "mounts.h"
 
 #include <sys/mount.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
-
-static int there, go_on;
-
-static void wait_for_word(void) {
-    char byte = 'x';
-    CHECK(write(there, &byte, 1) == 1 && read(go_on, &byte, 1) == 1);
-}
-
-static void finish(pid_t pid) {
-    int status;
-    CHECK(waitpid(pid, &status, 0) == pid);
-    SAME(status, 0);
-}
-
-/* What is mounted, without the numbers that the kernel gives. */
-static void mounted(char *to, size_t size) {
-    static char text[1 << 18];
-    slurp("/proc/self/mountinfo", text, sizeof text);
-    to[0] = 0;
-    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
-        char root[4096], point[4096], options[256], tag[64];
-        CHECK(sscanf(line, "%*d %*d %*s %4095s %4095s %255s %63s", root, point, options, tag) == 4);
-        CHECK(strlen(to) + strlen(point) + strlen(root) + strlen(options) + 16 < size);
-        sprintf(to + strlen(to), "%s %s %s %d\n", root, point, options, tag[0] != '-');
-    }
-}
 
 /* What is in a directory, sorted by name, but not what is mounted on others in it. */
 static void listed(const char *directory, char *to, size_t size) {

@@ -150,27 +150,40 @@ static void creation(void) {
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
-/* Faults that the program repairs, one after the other: each is told to it once. */
-static volatile long *page;
-static volatile long repaired;
+/* Threads that fault all the time, each on a page of its own, and repair it: each fault is told once. There are more of them
+ * than processors, so that some wait for one just when they have faulted. */
+enum { FAULTING = 16 };
+static volatile long *pages;
+static volatile long repaired[FAULTING];
+static long place(volatile void *address) {
+    return ((char *)address - (char *)pages) / 4096;
+}
 static void repair(int signal, siginfo_t *info, void *context) {
     (void)context;
-    if (signal != SIGSEGV || info->si_addr != (void *)page) _exit(3);
-    if (mprotect((void *)page, 4096, PROT_READ | PROT_WRITE) != 0) _exit(4);
-    repaired++;
+    long number = place(info->si_addr);
+    if (signal != SIGSEGV || number < 0 || number >= FAULTING) _exit(3);
+    if (mprotect((char *)pages + number * 4096, 4096, PROT_READ | PROT_WRITE) != 0) _exit(4);
+    repaired[number]++;
 }
-static void faults(void) {
-    page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(page != MAP_FAILED);
-    struct sigaction action = {.sa_sigaction = repair, .sa_flags = SA_SIGINFO};
-    CHECK(sigaction(SIGSEGV, &action, NULL) == 0);
-    CHECK(write(1, "READY\n", 6) == 6);
+static void *faulting(void *number) {
+    volatile long *page = pages + (long)number * 512;
     for (long round = 0; round % 64 || !over(); round++) {
         CHECK(mprotect((void *)page, 4096, PROT_NONE) == 0);
         *page = round;
-        SAME(repaired, round + 1);
+        SAME(repaired[(long)number], round + 1);
         SAME(*page, round);
     }
+    return NULL;
+}
+static void faults(void) {
+    pages = mmap(NULL, FAULTING * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(pages != MAP_FAILED);
+    struct sigaction action = {.sa_sigaction = repair, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGSEGV, &action, NULL) == 0);
+    pthread_t threads[FAULTING];
+    for (long i = 0; i < FAULTING; i++) CHECK(pthread_create(&threads[i], NULL, faulting, (void *)i) == 0);
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (long i = 0; i < FAULTING; i++) CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
 /* A pipe that one process writes to at a time, which has ended by the time anybody has looked at it. */
