@@ -28,6 +28,11 @@ fn unknown_node(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("the grid has no node {name:?}")).with_hint("`cpr nodes` lists them")
 }
 
+fn named(nodes: Vec<Node>, name: &str) -> Result<Node> {
+    let found = nodes.into_iter().find(|node| node.info.name == name);
+    found.ok_or_else(|| unknown_node(name))
+}
+
 fn require_checkpoint(caller: &Caller, id: i64, found: Option<Checkpoint>) -> Result<Checkpoint> {
     found
         .filter(|checkpoint| caller.may_use(&checkpoint.owner))
@@ -236,8 +241,7 @@ impl Grid {
             return Err(Error::new(ErrorKind::Gone, format!("checkpoint {id} is {state}")));
         }
         let nodes = db::nodes(&mut write.tx).await?;
-        let node = nodes.iter().find(|node| node.info.name == request.to);
-        let node = node.ok_or_else(|| unknown_node(&request.to))?;
+        let node = named(nodes, &request.to)?;
         if node.state == NodeState::Lost && !request.cancel {
             let text = format!("node {} is lost; it gets no copies", request.to);
             return Err(Error::new(ErrorKind::Busy, text));
@@ -431,10 +435,7 @@ impl Grid {
         caller.require_operator()?;
         let mut write = self.db.write().await?;
         let nodes = db::nodes(&mut write.tx).await?;
-        let mut node = nodes
-            .into_iter()
-            .find(|node| node.info.name == name)
-            .ok_or_else(|| unknown_node(name))?;
+        let mut node = named(nodes, name)?;
         if node.drain != undo {
             return Ok(node);
         }
@@ -476,10 +477,7 @@ impl Grid {
         }
         let mut write = self.db.write().await?;
         let nodes = db::nodes(&mut write.tx).await?;
-        let mut node = nodes
-            .into_iter()
-            .find(|node| node.info.name == name)
-            .ok_or_else(|| unknown_node(name))?;
+        let mut node = named(nodes, name)?;
         if node.state == NodeState::Ready {
             node.state = NodeState::Draining;
         }

@@ -246,10 +246,7 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         image: Arc::clone(image),
         keeper,
     });
-    let terminal = match setting.terminal {
-        Some(terminal) => JobTerminal::Given(terminal),
-        None => JobTerminal::OfStreams(setting.job_control),
-    };
+    let terminal = JobTerminal::choose(setting.terminal, setting.job_control);
     let restarted = start_image(image, terminal, true, setting.about.clone(), lazy, setting.gate)?;
     if restarted.pages.is_none() {
         tie_to_supervisor(true)?;
@@ -266,6 +263,12 @@ pub(crate) enum JobTerminal<'a> {
     Given(BorrowedFd<'a>),
     /// That of our standard streams, if one is.
     OfStreams(JobControl),
+}
+
+impl<'a> JobTerminal<'a> {
+    pub(crate) fn choose(given: Option<BorrowedFd<'a>>, job_control: JobControl) -> JobTerminal<'a> {
+        given.map_or(JobTerminal::OfStreams(job_control), JobTerminal::Given)
+    }
 }
 
 /// Restarts from an image; this process becomes the parent of the root process.

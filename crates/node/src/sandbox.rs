@@ -167,9 +167,7 @@ fn inside(
     let pair = pair.context(|| "make a terminal")?;
     let root = start_image(
         image,
-        pair.as_ref().map_or(JobTerminal::OfStreams(JobControl::None), |pair| {
-            JobTerminal::Given(pair.slave.as_fd())
-        }),
+        JobTerminal::choose(pair.as_ref().map(|pair| pair.slave.as_fd()), JobControl::None),
         true,
         Rebirth::default(),
         None,

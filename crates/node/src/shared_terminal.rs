@@ -4,7 +4,7 @@
 //! go with an image: a restart in the foreground gives the group the terminal again (LBNL-3.3.5). When the job has ended
 //! without having put them back, as one does that a checkpoint ended, we do.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use cpr_kernel::terminal::{self, Attributes};
 use rustix::process::getpgrp;
@@ -21,7 +21,7 @@ pub(crate) fn of_streams() -> Option<OwnedFd> {
 }
 
 /// What we are to a terminal.
-pub(crate) fn job_control(terminal: BorrowedFd<'_>) -> JobControl {
+pub(crate) fn job_control(terminal: &OwnedFd) -> JobControl {
     match tcgetpgrp(terminal) {
         Ok(group) if group == getpgrp() => JobControl::Foreground,
         Ok(_) => JobControl::Background,
@@ -37,12 +37,8 @@ pub(crate) struct SharedTerminal {
 }
 
 impl SharedTerminal {
-    /// That of our standard streams.
-    pub(crate) fn find() -> Option<SharedTerminal> {
-        let terminal = of_streams()?;
-        if job_control(terminal.as_fd()) != JobControl::Foreground {
-            return None;
-        }
+    /// With the settings it has now.
+    pub(crate) fn note(terminal: OwnedFd) -> Option<SharedTerminal> {
         let settings = terminal::attributes(terminal.as_fd()).ok()?;
         Some(SharedTerminal { terminal, settings })
     }

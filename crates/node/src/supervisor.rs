@@ -165,12 +165,11 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
     };
     let terminal = relay.as_ref().map(|r| r.pair.slave.as_fd());
     let shares = relay.is_none() && !launch.detached;
-    let shared_terminal = shares.then(SharedTerminal::find).flatten();
-    let job_control = shared_terminal::of_streams()
-        .filter(|_| shares)
-        .map_or(JobControl::None, |terminal| {
-            shared_terminal::job_control(terminal.as_fd())
-        });
+    let outer = shared_terminal::of_streams().filter(|_| shares);
+    let job_control = outer.as_ref().map_or(JobControl::None, shared_terminal::job_control);
+    let shared_terminal = outer
+        .filter(|_| job_control == JobControl::Foreground)
+        .and_then(SharedTerminal::note);
     requests::remove_answers(job)?;
     let requests = Requests::listen(job)?;
     let own = OwnCheckpoints::watch(job)?;
@@ -228,10 +227,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         rustix::process::set_child_subreaper(own)
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
-        let terminal = match terminal {
-            Some(terminal) => JobTerminal::Given(terminal),
-            None => JobTerminal::OfStreams(job_control),
-        };
+        let terminal = JobTerminal::choose(terminal, job_control);
         let root = init::start_image(image, terminal, false, about(job), None, launch.gate)
             .inspect_err(|_| reap_the_dead())?
             .root_pid;

@@ -245,8 +245,11 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
     let mut state = unix::SaveState::default();
     let mut inner: Vec<&Seen<'_>> = Vec::new();
     for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
-        let Ok(handle) = save::get(seen.target, seen.fd) else {
-            continue;
+        let handle = match save::get(seen.target, seen.fd) {
+            Ok(handle) => handle,
+            // Without it others seem to lead out of the job.
+            Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],
+            Err(_) => continue,
         };
         if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Unix) {
             continue;
@@ -263,6 +266,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
                 match state.note(handle.as_fd(), &label(seen), &cwd, networks) {
                     Ok(_) => inner.push(seen),
                     Err(error) if error.kind() == ErrorKind::Unsupported => blockers.push(blocker(seen, &error)),
+                    Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],
                     Err(_) => {}
                 }
             }
@@ -285,8 +289,11 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene, around: Surroundings<'_>) -> Ve
     let (mut entries, mut sources) = (Vec::new(), Vec::new());
     let mut known = HashSet::new();
     for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
-        let Ok(handle) = save::get(seen.target, seen.fd) else {
-            continue;
+        let handle = match save::get(seen.target, seen.fd) {
+            Ok(handle) => handle,
+            // Without it others seem to lead out of the job.
+            Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],
+            Err(_) => continue,
         };
         if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Inet) || !known.insert(seen.stat.st_ino) {
             continue;
