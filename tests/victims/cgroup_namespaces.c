@@ -24,6 +24,7 @@ static void require_root(void) {
 
 int main(int argc, char **argv) {
     begin(argc, argv);
+    be_root_somewhere();
     int out[2], in[2];
     char home[64], theirs[2][64];
     CHECK(pipe(out) == 0 && pipe(in) == 0);

@@ -1,6 +1,6 @@
 /* A mount namespace that shares little with the job's own: a root in memory that pivot_root(2) went to, with bind mounts of
  * directories and files, a /proc and terminals of its own, mounts on and over each other, read-only and without set-user-id,
- * files open, mapped and deleted in them, and a process below another root directory. */
+ * files open, mapped and deleted in them, FIFOs and UNIX sockets with data, and a process below another root directory. */
 #include "mounts.h"
 
 #include <sys/mount.h>
@@ -63,6 +63,64 @@ static void map_users(void) {
     }
 }
 
+static struct sockaddr_un named(const char *name) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", name);
+    return address;
+}
+
+/* Names in the file system in memory, of which the job's own namespace knows nothing. */
+struct names {
+    int fifo, listening, client, server, datagrams, relative;
+};
+
+static struct names make_names(void) {
+    struct names n;
+    struct sockaddr_un listening = named("/d/listening"), datagrams = named("/datagrams"), relative = named("relative");
+    n.fifo = open("/d/fifo", O_RDWR | O_NONBLOCK);
+    CHECK(n.fifo >= 0 && write(n.fifo, "fifo", 4) == 4);
+    n.listening = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(bind(n.listening, (void *)&listening, sizeof listening) == 0 && listen(n.listening, 5) == 0);
+    n.client = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(connect(n.client, (void *)&listening, sizeof listening) == 0);
+    CHECK((n.server = accept(n.listening, NULL, NULL)) >= 0 && write(n.client, "stream", 6) == 6);
+    n.datagrams = socket(AF_UNIX, SOCK_DGRAM, 0);
+    CHECK(bind(n.datagrams, (void *)&datagrams, sizeof datagrams) == 0 && chmod("/datagrams", 0624) == 0);
+    CHECK(sendto(n.datagrams, "datagram", 8, 0, (void *)&datagrams, sizeof datagrams) == 8);
+    CHECK(chdir("/d/inner") == 0);
+    n.relative = socket(AF_UNIX, SOCK_DGRAM, 0);
+    CHECK(bind(n.relative, (void *)&relative, sizeof relative) == 0 && chdir("/") == 0);
+    /* One that nobody is bound to any more. */
+    struct sockaddr_un unused = named("/d/unused");
+    int end = socket(AF_UNIX, SOCK_DGRAM, 0);
+    CHECK(bind(end, (void *)&unused, sizeof unused) == 0 && close(end) == 0);
+    return n;
+}
+
+static void check_names(struct names n) {
+    char text[64];
+    SAME(read(n.fifo, text, sizeof text), 4);
+    int writer = open("/d/fifo", O_WRONLY | O_NONBLOCK);
+    CHECK(writer >= 0 && write(writer, "x", 1) == 1 && read(n.fifo, text, 1) == 1);
+    SAME(read(n.server, text, sizeof text), 6);
+    struct sockaddr_un listening = named("/d/listening"), datagrams = named("/datagrams"), unused = named("/d/unused");
+    struct sockaddr_un bound;
+    socklen_t length = sizeof bound;
+    CHECK(getpeername(n.client, (void *)&bound, &length) == 0 && strcmp(bound.sun_path, "/d/listening") == 0);
+    int more = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(connect(more, (void *)&listening, sizeof listening) == 0 && accept(n.listening, NULL, NULL) >= 0);
+    SAME(recv(n.datagrams, text, sizeof text, 0), 8);
+    CHECK(sendto(n.datagrams, "again", 5, 0, (void *)&datagrams, sizeof datagrams) == 5);
+    SAME(recv(n.datagrams, text, sizeof text, 0), 5);
+    struct sockaddr_un relative = named("/d/inner/relative");
+    CHECK(sendto(n.datagrams, "there", 5, 0, (void *)&relative, sizeof relative) == 5);
+    SAME(recv(n.relative, text, sizeof text, 0), 5);
+    length = sizeof bound;
+    CHECK(getsockname(n.relative, (void *)&bound, &length) == 0 && strcmp(bound.sun_path, "relative") == 0);
+    CHECK(sendto(n.datagrams, "gone", 4, 0, (void *)&unused, sizeof unused) == -1);
+    SAME(errno, ECONNREFUSED);
+}
+
 /* In a root directory of its own below the namespace's. */
 static void below(void) {
     CHECK(chroot("/d") == 0 && chdir("/inner") == 0);
@@ -107,6 +165,7 @@ static void contained(void) {
     CHECK(truncate("f", 3 << 20) == 0 && chmod("f", 04755) == 0 && link("f", "d/other") == 0);
     CHECK(symlink("../f", "d/link") == 0 && mkfifo("d/fifo", 0604) == 0);
     make("d/inner/leaf", "leaf");
+    struct names names = make_names();
     int has_attributes = setxattr("d/inner", "user.kept", "value", 5, 0) == 0;
     CHECK(user != 0 || mknod("null", S_IFCHR | 0666, makedev(1, 3)) == 0);
     struct timespec times[2] = {{1000000, 5}, {2000000, 7}};
@@ -168,6 +227,7 @@ static void contained(void) {
     struct statvfs size;
     CHECK(statvfs("/", &size) == 0);
     SAME(size.f_blocks * size.f_frsize, 8 << 20);
+    check_names(names);
     finish(child);
     /* It has power over its mounts, and what is below them. */
     CHECK(umount2("/over", MNT_DETACH) == 0 && access("/over/given", F_OK) == 0);

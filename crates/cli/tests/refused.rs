@@ -20,8 +20,6 @@ const GONE: i32 = 68;
 /// Numbers in the file `beat`.
 const BEATS: usize = 8;
 const CLONE_NEWTIME: u32 = 0x80;
-const CLONE_NEWCGROUP: u32 = 0x200_0000;
-const CLONE_NEWNET: u32 = 0x4000_0000;
 
 /// Compiles `tests/victims/NAME.c` into the test's directory; none where the compiler cannot.
 fn compile(cpr: &Cpr, name: &str, options: &[&str]) -> Option<PathBuf> {
@@ -342,8 +340,6 @@ refused! {
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(ramfs) is mounted in it";
     mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
-    network_namespace [user]: ["namespace", &CLONE_NEWNET.to_string()]; "network namespace", "of its own";
-    cgroup_namespace [user]: ["namespace", &CLONE_NEWCGROUP.to_string()]; "cgroup namespace", "of its own";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     time_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "for its children";
 }

@@ -119,6 +119,7 @@ survive! {
     // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;
     user_namespaces;
+    cgroup_namespaces;
     mount_namespaces;
     mount_trees;
 }
@@ -143,6 +144,38 @@ fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
 }
 
+/// Root saves a user's program with filters, and one that has them in namespaces of its own; the user restarts both, who
+/// cannot suspend what he has put into force.
+#[test]
+fn filters_of_a_user_that_root_has_saved() {
+    const TEST: &str = "filters_of_a_user_that_root_has_saved";
+    let Some(root) = Cpr::new(TEST, As::Root) else { return };
+    let Some(user) = Cpr::new(TEST, As::User) else { return };
+    let program = compile(&user, "filters");
+    let script = user.work.join("unshared.sh");
+    let options = "--user --map-root-user --pid --fork --ipc --net --cgroup --kill-child";
+    let text = format!("#!/bin/sh\nexec unshare {options} {} \"$@\"\n", program.display());
+    fs::write(&script, text).expect("the test's directory can be written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    for (job, program) in [("plain", &program), ("unshared", &script)] {
+        Victim::start(&user, program, job, &[]);
+        let listed = user.cpr(["ps", "--json"]).good().stdout;
+        let listed: serde_json::Value = serde_json::from_slice(&listed).expect("JSON");
+        let jobs = listed["jobs"].as_array().expect("a list of jobs").iter();
+        let pid = jobs
+            .filter(|listed| listed["name"] == job)
+            .find_map(|listed| listed["pid"].as_i64());
+        let image = user.work.join(format!("{job}.cpr")).display().to_string();
+        let pid = pid.expect("the job runs").to_string();
+        root.cpr(["checkpoint", "--stop", "-o", &image, &pid]).good();
+        let again = format!("{job}-again");
+        user.cpr(["restart", "--detach", "--name", &again, &image]).good();
+        fs::write(user.work.join(format!("go-{job}")), "").expect("the test's directory can be written");
+        assert_eq!(user.wait(&again), 0);
+        assert_eq!(String::from_utf8_lossy(&user.logs(job)), "READY\nOK\n");
+    }
+}
+
 /// Ordinary users get namespaces for host names only with user namespaces: see `user_namespaces`.
 #[test]
 fn host_names_as_root() {
@@ -155,24 +188,21 @@ fn pid_namespaces_as_root() {
     survives_as("pid_namespaces_as_root", As::Root, "pid_namespaces", "");
 }
 
-#[test]
-fn cgroup_namespaces_as_root() {
-    survives_as("cgroup_namespaces_as_root", As::Root, "cgroup_namespaces", "");
-}
-
 /// Ordinary users get IPC namespaces only with user namespaces.
 #[test]
 fn ipc_namespaces_as_root() {
     survives_as("ipc_namespaces_as_root", As::Root, "ipc_namespaces", "");
 }
 
+/// Networks with cables between them: those of an ordinary user belong to a user namespace that the job has made.
 #[test]
-fn networks_as_root() {
-    let tools = std::process::Command::new("ip").arg("-V").output();
-    if tools.is_err() {
-        skip!("networks_as_root", "ip(8) not found");
+fn networks() {
+    if std::process::Command::new("ip").arg("-V").output().is_err() {
+        skip!("networks", "ip(8) not found");
     }
-    survives_as("networks_as_root", As::Root, "networks", "");
+    for user in [As::Root, As::User] {
+        survives_as("networks", user, "networks", "");
+    }
 }
 
 /// Programs in sandboxes of bubblewrap: with the job's files to read only, and with a root directory of their own.
@@ -181,11 +211,6 @@ fn sandboxes() {
     for user in [As::Root, As::User] {
         let Some(cpr) = Cpr::new("sandboxes", user) else {
             continue;
-        };
-        // A user's job shares networks and control groups with the machine.
-        let kinds: &[&str] = match user {
-            As::Root => &["--unshare-all"],
-            As::User => &["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"],
         };
         let work = cpr.work.display();
         let tail = format!("--proc /proc --dev /dev --tmpfs /tmp --bind {work} {work} --chdir {work}");
@@ -205,7 +230,7 @@ fn sandboxes() {
             (&mut part, "signals", "/programs"),
         ] {
             root.extend(tail.split(' ').map(str::to_owned));
-            let options = [kinds.join(" "), root.join(" ")].join(" ");
+            let options = ["--unshare-all".to_owned(), root.join(" ")].join(" ");
             compile(&cpr, name);
             let works = cpr.command("bwrap").args(options.split(' ')).arg("/bin/true").output();
             if !works.is_ok_and(|output| output.status.success()) {
@@ -225,21 +250,26 @@ fn sandboxes() {
 /// Programs that are started with unshare(1) in namespaces of all kinds.
 #[test]
 fn unshared_programs() {
-    let tools = std::process::Command::new("unshare").arg("--version").output();
-    if tools.is_err() {
-        skip!("unshared_programs", "unshare(1) not found");
+    for tool in ["unshare", "ip"] {
+        if std::process::Command::new(tool).arg("-V").output().is_err() {
+            skip!("unshared_programs", "unshare(1) or ip(8) not found");
+        }
     }
     for user in [As::Root, As::User] {
         let Some(cpr) = Cpr::new("unshared_programs", user) else {
             continue;
         };
-        for name in ["threads", "signals"] {
+        // What is about networks is shown where it is harder: of a user's, which he cannot come back from.
+        let names: &[&str] = match user {
+            As::Root => &["threads", "signals"],
+            As::User => &["threads", "sockets", "tcp", "udp"],
+        };
+        for &name in names {
             let program = compile(&cpr, name);
             let script = cpr.work.join(format!("{name}.sh"));
-            // A user's job shares these with the machine.
-            let more = if user == As::Root { "--net --cgroup" } else { "" };
-            let options = format!("--user --map-root-user --pid --fork --mount-proc --ipc --uts {more}");
-            let text = format!("#!/bin/sh\nexec unshare {options} {} \"$@\"\n", program.display());
+            let options = "--user --map-root-user --pid --fork --mount-proc --ipc --uts --net --cgroup";
+            let inner = format!("ip link set lo up && exec {} \"$@\"", program.display());
+            let text = format!("#!/bin/sh\nexec unshare {options} sh -c '{inner}' - \"$@\"\n");
             fs::write(&script, text).expect("the test's directory can be written");
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
             restarts(&cpr, &script, "");

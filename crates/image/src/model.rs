@@ -511,6 +511,8 @@ pub enum MemoryFileKind {
     },
     /// A FIFO.
     Fifo,
+    /// The file of a UNIX socket, which may be bound to it or gone.
+    Socket,
     /// A device.
     Device {
         /// A block device; a character device else.
@@ -1598,6 +1600,9 @@ pub struct UnixSocket {
     /// Bound address as in sun_path (an abstract name starts with a zero byte); empty when unbound.
     #[serde(default)]
     pub address: ByteString,
+    /// The mount namespace that its address is a path of, where that is not the job's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<MountNamespaceId>,
     /// Working directory that a relative address was bound in.
     #[serde(default)]
     pub bind_directory: ByteString,

@@ -760,7 +760,7 @@ impl Check<'_> {
                     self.extents(extents, &(0..size.next_multiple_of(PAGE)))?;
                 }
                 MemoryFileKind::Link { target } => path(target)?,
-                MemoryFileKind::Fifo | MemoryFileKind::Device { .. } => {}
+                MemoryFileKind::Fifo | MemoryFileKind::Socket | MemoryFileKind::Device { .. } => {}
                 MemoryFileKind::Same { as_file } => {
                     let other = files[..index].get(*as_file as usize).map(|other| &other.kind);
                     let sound = !matches!(
@@ -972,7 +972,7 @@ impl Check<'_> {
         self.place(file.mount_namespace)?;
         let elsewhere = matches!(
             file.object,
-            Object::Regular(_) | Object::Directory { .. } | Object::Device { node: None, .. }
+            Object::Regular(_) | Object::Directory { .. } | Object::Fifo(_) | Object::Device { node: None, .. }
         );
         within(file.mount_namespace.is_none() || elsewhere, "mount namespace of a file")?;
         for (_, start, length) in &file.ofd_locks {
@@ -1228,6 +1228,11 @@ impl Check<'_> {
     fn socket(&self, index: usize, socket: &UnixSocket, waiting: &mut HashSet<SocketId>) -> Verdict {
         let sockets = &self.manifest.sockets;
         self.network(socket.network)?;
+        self.place(socket.mount_namespace)?;
+        within(
+            socket.mount_namespace.is_none() || socket.node.is_some(),
+            "mount namespace of a socket without a file",
+        )?;
         within([SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].contains(&socket.kind), "type")?;
         within(socket.address.0.len() <= MAX_SOCKET_NAME, "address")?;
         path(&socket.bind_directory)?;

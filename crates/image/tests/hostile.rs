@@ -874,4 +874,10 @@ fn files_of_a_mount_namespace() {
         let other = m.files.iter_mut().find(|file| matches!(file.object, Object::Pipe(_)));
         other.unwrap().mount_namespace = Some(MountNamespaceId(0));
     });
+    check("there is no mount namespace 0", |m| {
+        m.sockets[0].mount_namespace = Some(MountNamespaceId(0))
+    });
+    check_in(mounted(), "impossible mount namespace of a socket", |m| {
+        m.sockets[0].mount_namespace = Some(MountNamespaceId(0));
+    });
 }

@@ -36,6 +36,8 @@ pub struct SocketInfo {
     pub name: Vec<u8>,
     /// Inode number of the socket's file, 0 if it has none. Only the low 32 bits.
     pub file_inode: u32,
+    /// The device that its file is on, by major and minor number.
+    pub file_device: (u32, u32),
     /// Inode number of the peer: none without one, 0 for one that is closed or not yet accepted.
     pub peer: Option<u32>,
     /// For a listening socket: the client ends that wait to be accepted, 0 for those closed again.
@@ -47,6 +49,9 @@ pub struct SocketInfo {
     /// shutdown(2): bit 0 receive side, bit 1 send side.
     pub shutdown: u8,
 }
+
+/// MINORBITS of the kernel's own device numbers.
+const MINOR_BITS: u32 = 20;
 
 /// Asks about the socket with this inode number in the caller's network namespace; none if there is no such.
 pub fn info(inode: u32) -> io::Result<Option<SocketInfo>> {
@@ -129,7 +134,11 @@ fn parse_info(body: &[u8]) -> io::Result<SocketInfo> {
         let value = body.get(at + 4..at + length.max(4)).ok_or(INVALID)?;
         match kind {
             0 => info.name = without_final_zero(value).to_vec(),
-            1 => info.file_inode = u32_at(value, 0)?,
+            1 => {
+                info.file_inode = u32_at(value, 0)?;
+                let device = u32_at(value, 4)?;
+                info.file_device = (device >> MINOR_BITS, device & ((1 << MINOR_BITS) - 1));
+            }
             2 => info.peer = Some(u32_at(value, 0)?),
             3 => {
                 info.pending = (0..value.len() / 4)
@@ -222,6 +231,25 @@ pub fn bind_in(socket: BorrowedFd<'_>, name: &[u8], directory: &Path) -> io::Res
             // SAFETY: CLONE_FS gives this thread, which ends below, a working directory of its own; no memory or
             // descriptor table is affected.
             checked(unsafe { libc::unshare(libc::CLONE_FS) })?;
+            std::env::set_current_dir(directory)?;
+            bind(socket, name)
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that binds a socket ended early")))
+    })
+}
+
+/// [`bind`] to a path as if the root directory were `root`, and the working directory, for a relative one, `directory` in
+/// that; other threads do not notice. It takes CAP_SYS_CHROOT.
+pub fn bind_below(socket: BorrowedFd<'_>, name: &[u8], root: BorrowedFd<'_>, directory: &Path) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: CLONE_FS gives this thread, which ends below, directories of its own; no memory or descriptor table
+            // is affected.
+            checked(unsafe { libc::unshare(libc::CLONE_FS) })?;
+            rustix::process::fchdir(root)?;
+            rustix::process::chroot(".")?;
             std::env::set_current_dir(directory)?;
             bind(socket, name)
         });

@@ -51,10 +51,12 @@ pub struct Home {
     depth: usize,
     /// We can enter namespaces that belong to the job's user namespace.
     may_visit: bool,
+    /// We are not in that: paths there are whatever its owner likes, and not for us to follow.
+    is_outside: bool,
     /// We can see and suspend system call filters.
     may_suspend_filters: bool,
-    /// Kinds of namespaces that a thread of ours could not come back from, by their names.
-    one_way: Vec<&'static str>,
+    /// A thread of ours could not come back from another IPC namespace.
+    ipc_is_one_way: bool,
     /// Mount namespaces that were looked at.
     mounted: crate::mount_namespaces::Looks,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
@@ -97,10 +99,10 @@ impl Home {
         self.depth
     }
 
-    /// Whether a namespace of a process can be entered, and left again: a user's job can have made one of a kind of which
-    /// its own is the machine's.
+    /// Whether a namespace of a process can be entered, and left again where that is needed.
     pub fn may_visit_kind(&self, process: &ProcDir, kind: &str) -> bool {
-        !self.one_way.contains(&kind) && self.may_visit(process)
+        let never = kind == "mnt" && self.is_outside || kind == Place::Ipc.file() && self.ipc_is_one_way;
+        !never && self.may_visit(process)
     }
 
     /// Whether namespaces of a process can be entered: it is in the job's user namespace, or in one within that.
@@ -148,28 +150,40 @@ impl Home {
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
         });
         let user = |dir: &std::io::Result<ProcDir>| dir.as_ref().ok().and_then(|dir| dir.read_link("ns/user").ok());
-        // Users of another namespace have other numbers.
-        let same_users = user(&proc) == user(&own);
+        let is_outside = user(&proc) != user(&own);
+        // Users of another namespace have other numbers, but where it has only users with the numbers that they have here.
+        let same_users = !is_outside || proc.as_ref().is_ok_and(keeps_numbers);
         let own_status = own.and_then(|dir| dir.status());
         let may_suspend_filters =
             cpr_kernel::namespace::is_admin_of_machine() && own_status.as_ref().is_ok_and(|status| status.seccomp == 0);
         let depth = own_status.map_or(1, |status| status.ns_pid.len());
-        let may_return = |place: &Place| {
-            let here = place.here();
-            here.and_then(|here| cpr_kernel::namespace::owner(here.as_fd())).is_ok()
-        };
-        let places = [Place::Network, Place::Ipc, Place::Cgroup];
-        let one_way = places.into_iter().filter(|place| !may_return(place));
+        let ipc = Place::Ipc.here();
+        let ipc_is_one_way = ipc.and_then(|here| cpr_kernel::namespace::owner(here.as_fd())).is_err();
         Home {
             init,
             mounted: crate::mount_namespaces::Looks::default(),
-            one_way: one_way.map(Place::file).collect(),
+            ipc_is_one_way,
             depth,
             may_visit: cpr_kernel::namespace::is_admin() && same_users,
+            is_outside,
             may_suspend_filters,
             namespaces,
         }
     }
+}
+
+/// Whether all users and groups of a process's user namespace have the same numbers in ours, which must be around it.
+fn keeps_numbers(proc: &ProcDir) -> bool {
+    let keeps = |name: &str| {
+        let text = proc.read(name).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let same = |line: &str| {
+            let mut words = line.split_whitespace();
+            words.next().is_some_and(|inside| words.next() == Some(inside))
+        };
+        !text.is_empty() && text.lines().all(same)
+    };
+    cpr_kernel::namespace::is_admin_of_machine() && keeps("uid_map") && keeps("gid_map")
 }
 
 /// Everything about one process.

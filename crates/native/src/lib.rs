@@ -34,7 +34,7 @@ mod snapshot;
 mod state;
 mod user_namespaces;
 mod userfault;
-mod views;
+pub mod views;
 pub mod visits;
 
 pub use callbacks::{Rebirth, tell};

@@ -1,7 +1,7 @@
 //! Mount namespaces that paths of a job can be of: its own, and those that it has filled with mounts of their own.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -33,6 +33,11 @@ impl Views {
     /// The namespace of a process, where paths in that lead elsewhere than in the job's own.
     pub fn of_process(&self, namespace: Option<MountNamespaceId>) -> Option<MountNamespaceId> {
         namespace.filter(|id| self.roots.contains_key(id))
+    }
+
+    /// The root directory of a namespace that is not the job's own.
+    pub fn root(&self, view: MountNamespaceId) -> Option<BorrowedFd<'_>> {
+        self.roots.get(&view).map(AsFd::as_fd)
     }
 
     /// Opens a path of a namespace.

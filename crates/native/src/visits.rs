@@ -1,18 +1,19 @@
 //! Going into namespaces that a job has made, and coming back.
 //!
-//! Only the calling thread goes. What it asks the kernel then, and the sockets and queues it makes, are of the namespace
-//! it is in. It is at home again when the last of this is dropped.
+//! Only one thread goes. What it asks the kernel then, and the sockets and queues it makes, are of the namespace it is in.
+//! Where it could not come back, because home belongs to others (a user's job shares the machine's network), a thread goes
+//! that ends there; otherwise it is the calling one, at home again when the last of this is dropped.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cpr_kernel::namespace::Place;
 use cpr_kernel::proc::{self, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use crate::blockers::Home;
+use crate::blockers;
 use crate::freeze::Process;
 
 /// Namespaces of one kind: home, which is the job's and this thread's, and others.
@@ -20,9 +21,19 @@ use crate::freeze::Process;
 pub struct Visits {
     place: Place,
     /// None while there are no others.
-    home: Option<File>,
+    home: Option<Home>,
     others: Vec<Other>,
-    at: Cell<Option<usize>>,
+    /// Where the calling thread is; [`AT_HOME`] or an index.
+    at: AtomicUsize,
+}
+
+const AT_HOME: usize = usize::MAX;
+
+#[derive(Debug)]
+struct Home {
+    namespace: File,
+    /// No thread of ours could come back to it.
+    one_way: bool,
 }
 
 #[derive(Debug)]
@@ -41,7 +52,7 @@ impl Visits {
             place,
             home: None,
             others: Vec::new(),
-            at: Cell::new(None),
+            at: AtomicUsize::new(AT_HOME),
         }
     }
 
@@ -50,7 +61,7 @@ impl Visits {
     ///
     /// # Errors
     /// The process has gone, or may not be looked at.
-    pub fn of(&mut self, process: &ProcDir, home: &Home) -> Result<Option<usize>> {
+    pub fn of(&mut self, process: &ProcDir, home: &blockers::Home) -> Result<Option<usize>> {
         let file = format!("ns/{}", self.place.file());
         let what = || {
             format!(
@@ -72,7 +83,10 @@ impl Visits {
 
     fn add(&mut self, namespace: File, link: Vec<u8>, pid: i32) -> Result<usize> {
         if self.home.is_none() {
-            self.home = Some(self.place.here().context(|| "look at our own namespaces")?);
+            let namespace = self.place.here().context(|| "look at our own namespaces")?;
+            // It belongs to a user namespace that we do not see, and that we have no power over.
+            let one_way = cpr_kernel::namespace::owner(namespace.as_fd()).is_err();
+            self.home = Some(Home { namespace, one_way });
         }
         self.others.push(Other { namespace, link, pid });
         Ok(self.others.len() - 1)
@@ -82,7 +96,7 @@ impl Visits {
     ///
     /// # Errors
     /// As [`Visits::of`]; the process has left its namespace.
-    pub fn known(&self, process: &ProcDir, home: &Home) -> Result<Option<usize>> {
+    pub fn known(&self, process: &ProcDir, home: &blockers::Home) -> Result<Option<usize>> {
         let link = process.read_link(&format!("ns/{}", self.place.file()));
         let link = link.context(|| format!("look at the namespaces of process {}", process.pid()))?;
         match self.others.iter().position(|other| other.link == link) {
@@ -99,70 +113,64 @@ impl Visits {
     ///
     /// # Errors
     /// As [`Visits::of`].
-    pub fn of_process(&mut self, process: &Process, home: &Home) -> Result<Option<usize>> {
+    pub fn of_process(&mut self, process: &Process, home: &blockers::Home) -> Result<Option<usize>> {
         match process.threads.is_empty() {
             true => Ok(None),
             false => self.of(&process.proc, home),
         }
     }
 
-    /// Makes a new namespace, and goes there.
-    ///
-    /// # Errors
-    /// The kernel makes none.
-    pub fn make(&mut self) -> Result<usize> {
-        let what = || format!("make a namespace ({})", self.place.file());
-        self.go(None)?;
-        let home = self.place.here().context(what)?;
-        self.place.leave().context(what)?;
-        let index = self.others.len();
-        // Now there is a way back, whatever fails.
-        self.home.get_or_insert(home);
-        self.at.set(Some(index));
-        let namespace = self.place.here().context(what)?;
-        self.add(namespace, Vec::new(), 0)
-    }
-
     /// Adds a namespace that somebody else has made for us.
     ///
     /// # Errors
-    /// There is no way back from it.
+    /// Our own cannot be looked at.
     pub fn adopt(&mut self, namespace: File) -> Result<usize> {
-        self.go(None)?;
         self.add(namespace, Vec::new(), 0)
     }
 
-    /// Goes to a namespace; none is home.
-    ///
-    /// # Errors
-    /// It takes CAP_SYS_ADMIN over the namespace.
-    pub fn go(&self, to: Option<usize>) -> Result<()> {
-        if self.at.get() == to {
-            return Ok(());
-        }
-        let namespace = match to {
-            None => self.home.as_ref(),
-            Some(index) => self.others.get(index).map(|other| &other.namespace),
-        };
+    fn enter(&self, to: Option<usize>) -> Result<()> {
         let what = || match to.and_then(|index| self.others.get(index)) {
             Some(other) if other.pid != 0 => {
                 format!("enter the {} namespace of process {}", self.place.file(), other.pid)
             }
             _ => format!("enter a namespace ({})", self.place.file()),
         };
-        let Some(namespace) = namespace else {
+        let Some(namespace) = self.namespace(to) else {
             return Err(Error::new(ErrorKind::Internal, "there is no such namespace"));
         };
-        self.place.enter(namespace.as_fd()).context(what)?;
-        self.at.set(to);
+        self.place.enter(namespace.as_fd()).context(what)
+    }
+
+    fn is_one_way(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| home.one_way)
+    }
+
+    /// Has the calling thread go to a namespace that it can come back from; none is home.
+    ///
+    /// # Errors
+    /// It takes CAP_SYS_ADMIN over the namespace, and over home.
+    pub fn go(&self, to: Option<usize>) -> Result<()> {
+        let number = to.unwrap_or(AT_HOME);
+        if self.at.load(Ordering::Relaxed) == number {
+            return Ok(());
+        }
+        if self.is_one_way() {
+            let text = format!("there is no way back from a namespace ({})", self.place.file());
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
+        self.enter(to)?;
+        self.at.store(number, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Does something in a namespace, and comes home.
+    /// Does something in a namespace, and comes home. Where there is no way home, another thread does it.
     ///
     /// # Errors
-    /// As [`Visits::go`], and what `act` gives.
-    pub fn within<T>(&self, to: Option<usize>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// It takes CAP_SYS_ADMIN over the namespace; what `act` gives.
+    pub fn within<T: Send>(&self, to: Option<usize>, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if to.is_some() && self.is_one_way() {
+            return aside(|| self.enter(to).and_then(|()| act()));
+        }
         self.go(to)?;
         let result = act();
         self.go(None)?;
@@ -172,7 +180,7 @@ impl Visits {
     /// The descriptor of a namespace; home where none is given.
     pub fn namespace(&self, of: Option<usize>) -> Option<&File> {
         match of {
-            None => self.home.as_ref(),
+            None => self.home.as_ref().map(|home| &home.namespace),
             Some(index) => self.others.get(index).map(|other| &other.namespace),
         }
     }
@@ -210,6 +218,33 @@ impl Visits {
             })
             .collect()
     }
+}
+
+/// Does something in a new namespace, which is gone then.
+///
+/// # Errors
+/// The kernel makes none; what `act` gives.
+pub fn within_new<T: Send>(place: Place, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    aside(|| {
+        let what = || format!("make a namespace ({})", place.file());
+        place.leave().context(what).and_then(|()| act())
+    })
+}
+
+/// Does something in a thread of its own, with the same user and capabilities.
+fn aside<T: Send>(act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("visit".to_owned())
+            .spawn_scoped(scope, act);
+        let ended = thread.context(|| "start a thread for another namespace")?.join();
+        ended.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "a thread in another namespace panicked",
+            ))
+        })
+    })
 }
 
 impl Drop for Visits {

@@ -16,6 +16,7 @@ use cpr_kernel::proc::{FdInfoKind, ProcDir};
 use cpr_kernel::{event, socket as raw, terminal as tty};
 use cpr_native::files::{epoll, eventfd, inotify, socket, terminal, timerfd, unix};
 use cpr_native::networks::Networks;
+use cpr_native::views::Views;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -266,9 +267,9 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
     let mut state = unix::SaveState::default();
     for fd in sockets {
         assert_eq!(socket::classify(fd.as_fd()).unwrap(), socket::Class::Unix);
-        let id = state.note(fd.as_fd(), "test", cwd, &networks)?;
+        let id = state.note(fd.as_fd(), "test", (cwd, None), &networks)?;
         assert_eq!(
-            state.note(rustix::io::dup(fd).unwrap().as_fd(), "test", cwd, &networks)?,
+            state.note(rustix::io::dup(fd).unwrap().as_fd(), "test", (cwd, None), &networks)?,
             id
         );
     }
@@ -292,7 +293,7 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
             });
         queues.push(queue.collect());
     }
-    let mut images = state.resolve(&networks)?;
+    let mut images = state.resolve(&networks, &Views::default())?;
     for (image, queue) in images.iter_mut().zip(queues) {
         image.queue = queue;
     }
@@ -301,7 +302,7 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
 
 fn restore(images: &[UnixSocket], files: &[OwnedFd]) -> cpr_types::Result<Vec<OwnedFd>> {
     let networks = Networks::home();
-    let sockets = unix::Sockets::create(images, &networks)?;
+    let sockets = unix::Sockets::create(images, &networks, &Views::default())?;
     let opened = (0..images.len())
         .map(|index| sockets.open(SocketId(index as u32), OFlags::NONBLOCK.bits() as i32))
         .collect::<cpr_types::Result<Vec<_>>>()?;

@@ -216,6 +216,7 @@ pub fn manifest() -> Manifest {
         })
         .collect();
     let socket = |kind, state| UnixSocket {
+        mount_namespace: None,
         network: None,
         kind,
         state,

@@ -14,6 +14,7 @@ use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
 use super::{Target, inet, mqueue, regular, save, socket, unix};
 use crate::networks::Networks;
+use crate::views::Views;
 use crate::visits::Visits;
 use crate::{Blocker, TcpPolicy};
 
@@ -263,7 +264,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
             Ok(false) | Err(_) => {
                 let cwd = seen.target.proc.read_link("cwd").unwrap_or_default();
                 let cwd = PathBuf::from(std::ffi::OsString::from_vec(cwd));
-                match state.note(handle.as_fd(), &label(seen), &cwd, networks) {
+                match state.note(handle.as_fd(), &label(seen), (&cwd, None), networks) {
                     Ok(_) => inner.push(seen),
                     Err(error) if error.kind() == ErrorKind::Unsupported => blockers.push(blocker(seen, &error)),
                     Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],
@@ -329,5 +330,5 @@ fn label(seen: &Seen<'_>) -> String {
 }
 
 fn resolve(state: &unix::SaveState, networks: &Networks) -> Result<(), Error> {
-    state.resolve(networks).map(drop)
+    state.resolve(networks, &Views::default()).map(drop)
 }

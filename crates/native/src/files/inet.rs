@@ -228,14 +228,13 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
     let networks = context.networks;
     let links = tcp::links(&entries, context.tcp, context.channels.as_ref(), networks)?;
     for (entry, link) in entries.iter().zip(&links) {
-        networks.go(entry.network)?;
-        let saved = match entry.kind {
-            STREAM => tcp::save(entry, link, &entries, context)?,
-            _ => save_datagrams(entry, &entries)?,
-        };
+        let saved = networks.within(entry.network, || match entry.kind {
+            STREAM => tcp::save(entry, link, &entries, context),
+            _ => save_datagrams(entry, &entries),
+        })?;
         context.inet_sockets.push(saved);
     }
-    networks.go(None)
+    Ok(())
 }
 
 /// Everything that makes the sockets impossible to save, as far as it shows while the job runs.
@@ -465,7 +464,6 @@ impl Sockets {
         let mut builder = tcp::Builder::new(sockets, networks);
         // Connections come before listening sockets, which nobody else shall find until they are complete.
         builder.connections()?;
-        networks.go(None)?;
         for (index, end) in meet::meet(sockets, meeting)? {
             builder.add(index, end);
         }
@@ -473,18 +471,16 @@ impl Sockets {
             if builder.is_made(index) {
                 continue;
             }
-            networks.go(socket.network)?;
             let moved = match socket.network {
                 None => meet::moved(socket, &addresses)?,
                 Some(_) => None,
             };
             let socket = moved.as_ref().unwrap_or(socket);
-            let end = make(socket, port_of(socket).is_some_and(|port| shared_ports.contains(&port)))
-                .context(|| describe(index, socket))?;
+            let shares_port = port_of(socket).is_some_and(|port| shared_ports.contains(&port));
+            let end = make(socket, shares_port, networks).context(|| describe(index, socket))?;
             builder.add(index, end);
         }
         builder.waiting()?;
-        networks.go(None)?;
         builder.finish()
     }
 
@@ -513,12 +509,11 @@ impl Sockets {
         tcp::fill(&mut self, sockets, networks)?;
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             if !socket.queue.is_empty() {
-                networks.go(socket.network)?;
-                self.fill_datagrams(end.as_fd(), socket, sockets)
+                networks
+                    .within(socket.network, || self.fill_datagrams(end.as_fd(), socket, sockets))
                     .context(|| format!("put back the datagrams of {}", describe(index, socket)))?;
             }
         }
-        networks.go(None)?;
         let shared_ports = shared_ports(sockets);
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             let what = || describe(index, socket);
@@ -658,8 +653,8 @@ fn shared_ports(sockets: &[InetSocket]) -> HashSet<Port> {
 }
 
 /// Makes and binds a socket that has no connection, and listens; `shares_port`: another one has its port, too.
-fn make(socket: &InetSocket, shares_port: bool) -> Result<OwnedFd> {
-    let new = sockopt::new_socket(socket.family, socket.kind, socket.protocol)?;
+fn make(socket: &InetSocket, shares_port: bool, networks: &Networks) -> Result<OwnedFd> {
+    let new = networks.socket(socket.network, socket.family, socket.kind, socket.protocol)?;
     sockopt::set(new.as_fd(), &socket.options, Phase::Early, 0)?;
     if socket.kind == STREAM {
         // Its connections have the port already. The program's own setting comes last.

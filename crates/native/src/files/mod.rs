@@ -24,6 +24,7 @@ pub mod terminal;
 pub mod timerfd;
 pub mod unix;
 mod unix_infos;
+mod unix_names;
 
 mod check;
 mod device;
@@ -67,6 +68,18 @@ pub use saved::{
     ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, fill_extents, open_saved, seal_last,
 };
 pub use shared_memory::{SharedMemory, find as find_shared_memory, has as has_shared_memory};
+
+/// The times of a file, to be set again.
+pub(crate) fn times_of(stat: &rustix::fs::Stat) -> rustix::fs::Timestamps {
+    let time = |tv_sec, tv_nsec: u64| rustix::fs::Timespec {
+        tv_sec,
+        tv_nsec: tv_nsec as i64,
+    };
+    rustix::fs::Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    }
+}
 
 /// A process being saved (zombies excluded).
 #[derive(Debug)]

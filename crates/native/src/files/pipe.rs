@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use cpr_image::model::{ByteString, Bytes, Fifo, Object, OpenFile, Pipe, PipeId};
+use cpr_image::model::{ByteString, Bytes, Fifo, MountNamespaceId, Object, OpenFile, Pipe, PipeId};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use super::{Description, RestoreContext, SaveContext, kind};
+use crate::views::Views;
 
 const CAPACITY_HINT: &str = "raise the sysctls fs.pipe-max-size and fs.pipe-user-pages-soft, or run as root";
 
@@ -41,8 +42,8 @@ pub fn save_fifo(description: &Description, context: &mut SaveContext<'_>) -> Re
     let pipe = intern(description, context)?;
     let path = ByteString(description.link.clone());
     let stat = &description.stat;
-    let named =
-        rustix::fs::lstat(path.as_path()).is_ok_and(|there| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino));
+    let there = context.views.lstat(description.view, &path.0);
+    let named = there.is_ok_and(|there| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino));
     if !named {
         return Ok(Object::Pipe(pipe));
     }
@@ -238,13 +239,22 @@ pub fn restore(file: &OpenFile, id: PipeId, context: &mut RestoreContext<'_>) ->
 pub fn restore_fifo(file: &OpenFile, fifo: &Fifo, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     let pipe = image_pipe(fifo.pipe, context)?;
     if !context.fifos.contains_key(&fifo.pipe) {
-        let helper = open_node(fifo)?;
+        let helper = open_node(fifo, file.mount_namespace, &context.views)?;
+        let before = rustix::fs::fstat(&helper)
+            .map_err(io)
+            .context(|| format!("look at FIFO {}", fifo.path))?;
         let queued = rustix::io::ioctl_fionread(&helper)
             .map_err(io)
             .context(|| format!("look at FIFO {}", fifo.path))?;
         if queued == 0 {
             fill(helper.as_fd(), pipe, has_packets(pipe, fifo.pipe, context))
                 .context(|| format!("restore FIFO {}", fifo.path))?;
+            if file.mount_namespace.is_some() {
+                // It was made with its times, which writing to it has changed.
+                rustix::fs::futimens(&helper, &super::times_of(&before))
+                    .map_err(io)
+                    .context(|| format!("set the times of FIFO {}", fifo.path))?;
+            }
         } else if !pipe.data.is_empty() {
             return Err(Error::new(
                 ErrorKind::InUse,
@@ -261,17 +271,18 @@ pub fn restore_fifo(file: &OpenFile, fifo: &Fifo, context: &mut RestoreContext<'
 }
 
 /// The FIFO opened for both directions, which does not block.
-fn open_node(fifo: &Fifo) -> Result<OwnedFd> {
-    let path = fifo.path.as_path();
+fn open_node(fifo: &Fifo, view: Option<MountNamespaceId>, views: &Views) -> Result<OwnedFd> {
     let what = || format!("open FIFO {}", fifo.path);
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let node = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(node) => node,
-        Err(Errno::NOENT) => {
+    let open = || views.open(view, &fifo.path.0, OFlags::PATH | OFlags::NOFOLLOW);
+    let node = match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && view.is_none() => {
             make_node(fifo)?;
-            rustix::fs::open(path, flags, Mode::empty()).map_err(io).context(what)?
+            open().context(what)?
         }
-        Err(error) => return Err(io(error)).context(what),
+        other => other.context(what).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => error.with_kind(ErrorKind::Incompatible).with_hint("put the FIFO back"),
+            _ => error,
+        })?,
     };
     let stat = rustix::fs::fstat(&node).map_err(io).context(what)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {

@@ -7,7 +7,7 @@ use std::path::Path;
 use cpr_image::model::{
     ByteString, FileContent, Manifest, MountNamespaceId, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind,
 };
-use cpr_kernel::proc::{FdInfo, ProcDir};
+use cpr_kernel::proc::{FdInfo, Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -32,10 +32,26 @@ fn io(error: Errno) -> std::io::Error {
 fn has_path(description: &Description, views: &Views) -> Result<bool> {
     let Description { link, stat, view, .. } = description;
     match views.lstat(*view, link) {
-        Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
+        Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) || is_proc(description)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(false),
         Err(error) => Err(error).context(|| format!("{}: look for it under its path", description.label())),
     }
+}
+
+/// Whether it is the top of the /proc that the job's processes see. Where root saves a user's job it has mounted another one,
+/// of the same PID namespace.
+fn is_proc(description: &Description) -> bool {
+    let Description { link, stat, view, .. } = description;
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let is_top = |mount: &Mount| {
+        let seen = mount.mount_point == *link && mount.root == b"/" && mount.fs_type == b"proc";
+        seen && mount.dev == device
+    };
+    // The first process is there, and may see more.
+    let mut mounts = [description.pid, 1]
+        .into_iter()
+        .filter_map(|pid| ProcDir::open(pid).ok()?.mountinfo().ok());
+    view.is_none() && link == b"/proc" && mounts.any(|mounts| mounts.iter().any(is_top))
 }
 
 fn described(stat: &Stat, link: &[u8]) -> RegularFile {

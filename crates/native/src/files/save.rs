@@ -319,45 +319,9 @@ fn save_socket(index: usize, context: &mut SaveContext<'_>) -> Result<()> {
         context.entries[index].stream = stream;
         return Ok(());
     }
-    refuse_hidden(&description, context)?;
     let object = socket::save(&description, context)?;
     context.entries[index].object = Some(object);
     Ok(())
-}
-
-/// Refuses a socket with a name in the file system that only a mount namespace of the job's own shows: it would be given
-/// none again.
-fn refuse_hidden(description: &Description, context: &SaveContext<'_>) -> Result<()> {
-    let Some(view) = context.apart.get(&description.pid).copied() else {
-        return Ok(());
-    };
-    let name = rustix::net::getsockname(&description.handle).ok();
-    let name = name.and_then(|name| rustix::net::SocketAddrUnix::try_from(name).ok());
-    let Some(name) = name.as_ref().and_then(|name| name.path_bytes()) else {
-        return Ok(());
-    };
-    let target = context.targets.iter().find(|target| target.pid == description.pid);
-    let mut path = name.to_vec();
-    if !name.starts_with(b"/") {
-        let cwd = target.and_then(|target| target.proc.read_link("cwd").ok());
-        path = [cwd.unwrap_or_default().as_slice(), b"/", name].concat();
-    }
-    let look = |view| {
-        let stat = context.views.lstat(view, &path).ok()?;
-        let is_socket = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket;
-        is_socket.then_some((stat.st_dev, stat.st_ino))
-    };
-    let inside = look(Some(view));
-    if inside.is_none() || inside == look(None) {
-        return Ok(());
-    }
-    let text = format!(
-        "{}: {} is a name in a mount namespace of the job's own, and elsewhere or not at all in that it lives in",
-        description.label(),
-        String::from_utf8_lossy(&path)
-    );
-    Err(Error::new(ErrorKind::Unsupported, text)
-        .with_hint("give the socket an abstract name, or show the directory at the same path"))
 }
 
 /// Finds descriptions that lead out of the job: they must be standard streams.
@@ -456,9 +420,9 @@ fn save_objects(context: &mut SaveContext<'_>, wanted: impl Fn(&Kind) -> bool) -
 }
 
 fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext<'_>) -> Result<Object> {
-    if description.view.is_some() && matches!(kind, Kind::Fifo | Kind::Proc(..) | Kind::MessageQueue) {
+    if description.view.is_some() && matches!(kind, Kind::Proc(..) | Kind::MessageQueue) {
         let text = format!(
-            "{}: of what is mounted in a mount namespace of the job's own, only files, directories and devices that are open are saved",
+            "{}: of what is mounted in a mount namespace of the job's own, only files, directories, FIFOs and devices that are open are saved",
             description.label()
         );
         return Err(Error::new(ErrorKind::Unsupported, text));
@@ -512,7 +476,7 @@ fn is_of_other_terminals(description: &Description, context: &SaveContext<'_>) -
 fn has_view(object: &Object) -> bool {
     matches!(
         object,
-        Object::Regular(_) | Object::Directory { .. } | Object::Device { node: None, .. }
+        Object::Regular(_) | Object::Directory { .. } | Object::Fifo(_) | Object::Device { node: None, .. }
     )
 }
 

@@ -89,7 +89,11 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
 /// # Errors
 /// As [`unix::Sockets::create`] and [`inet::Sockets::create`].
 pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
-    context.sockets = Some(unix::Sockets::create(&context.manifest.sockets, context.networks)?);
+    context.sockets = Some(unix::Sockets::create(
+        &context.manifest.sockets,
+        context.networks,
+        &context.views,
+    )?);
     let meeting = context.meeting;
     let inet = inet::Sockets::create(&context.manifest.inet_sockets, context.networks, meeting)?;
     context.inet_sockets = Some(inet);

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, PeerEnd, TcpConnection};
+use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, NetworkId, PeerEnd, TcpConnection};
 use cpr_kernel::inet::{self as kernel, Queue, Repair, TcpDiag, plain, state};
 use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -599,7 +599,6 @@ impl<'a> Builder<'a> {
     pub(super) fn connections(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
             let what = || describe(index, socket);
-            self.networks.go(socket.network)?;
             match &socket.state {
                 InetState::Inner { peer, .. } if peer.index() > index => {
                     self.pair(index, peer.index()).context(what)?;
@@ -611,18 +610,13 @@ impl<'a> Builder<'a> {
                 }
                 InetState::Ended { .. } => {
                     let anywhere = SocketAddr::new(kernel::loopback(socket.family), 0);
-                    let pair = connect(
-                        (socket.family, anywhere),
-                        (socket.family, None, anywhere.ip()),
-                        &[],
-                        &socket.options,
-                        || Ok(()),
-                    )
-                    .context(what)?;
+                    let at = Place(self.networks, socket.network, socket.family);
+                    let pair =
+                        connect((at, anywhere), (at, None, anywhere.ip()), &[], &socket.options).context(what)?;
                     (self.ends[index], self.temporary[index]) = (Some(pair.client), Some(pair.accepted));
                 }
                 InetState::Outer(connection) => {
-                    let end = continue_outer(socket, connection).context(what)?;
+                    let end = continue_outer(socket, connection, self.networks).context(what)?;
                     self.ends[index] = Some(end);
                 }
                 _ => {}
@@ -671,36 +665,24 @@ impl<'a> Builder<'a> {
         let InetState::Inner { remote, .. } = &from.state else {
             return Err(Error::new(ErrorKind::Internal, "not a connection"));
         };
-        self.networks.go(at.network)?;
+        let place = |socket: &InetSocket| Place(self.networks, socket.network, socket.family);
         connect(
-            (at.family, self.local(server)?),
-            (from.family, Some(self.local(client)?), address(remote)?.ip()),
+            (place(at), self.local(server)?),
+            (place(from), Some(self.local(client)?), address(remote)?.ip()),
             &at.options,
             &from.options,
-            || self.networks.go(from.network),
         )
     }
 
     fn closed_pair(&self, index: usize, remote: SocketAddr) -> Result<Pair> {
         let socket = &self.sockets[index];
         let local = self.local(index)?;
-        let made = connect(
-            (socket.family, remote),
-            (socket.family, Some(local), remote.ip()),
-            &[],
-            &socket.options,
-            || Ok(()),
-        );
+        let place = Place(self.networks, socket.network, socket.family);
+        let made = connect((place, remote), (place, Some(local), remote.ip()), &[], &socket.options);
         match made {
             Err(error) if error.kind() == ErrorKind::InUse => {
-                let turned = connect(
-                    (socket.family, local),
-                    (socket.family, Some(remote), local.ip()),
-                    &socket.options,
-                    &[],
-                    || Ok(()),
-                )
-                .map_err(|_| error)?;
+                let turned = connect((place, local), (place, Some(remote), local.ip()), &socket.options, &[])
+                    .map_err(|_| error)?;
                 Ok(Pair {
                     client: turned.accepted,
                     accepted: turned.client,
@@ -713,15 +695,15 @@ impl<'a> Builder<'a> {
     /// Connects those that wait to be accepted, and begins with those that wait for an answer.
     pub(super) fn waiting(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
-            self.networks.go(socket.network)?;
+            let place = Place(self.networks, socket.network, socket.family);
             if let InetState::Connecting { remote } = &socket.state {
                 let what = || describe(index, socket);
-                self.ends[index] = Some(begin_to_connect(socket, address(remote)?).context(what)?);
+                self.ends[index] = Some(begin_to_connect(socket, address(remote)?, place).context(what)?);
             }
             if let InetState::Waiting { remote, .. } = &socket.state {
                 let what = || describe(index, socket);
                 let local = Some(self.local(index)?);
-                let end = client(socket.family, local, address(remote)?, &socket.options).context(what)?;
+                let end = client(place, local, address(remote)?, &socket.options).context(what)?;
                 self.ends[index] = Some(end);
             }
         }
@@ -730,9 +712,9 @@ impl<'a> Builder<'a> {
 }
 
 /// A socket whose connect(2) is under way.
-fn begin_to_connect(socket: &InetSocket, remote: SocketAddr) -> Result<OwnedFd> {
+fn begin_to_connect(socket: &InetSocket, remote: SocketAddr, place: Place<'_>) -> Result<OwnedFd> {
     let what = || format!("connect to {remote}");
-    let end = sockopt::new_socket(socket.family, STREAM, 0)?;
+    let end = place.socket()?;
     sockopt::set(end.as_fd(), &socket.options, Phase::Early, 0)?;
     if let Some(local) = &socket.local {
         share_port(end.as_fd())?;
@@ -760,17 +742,25 @@ pub(super) fn share_port(end: BorrowedFd<'_>) -> Result<()> {
     kernel::set_number(end, SOCKET, libc::SO_REUSEADDR, 1).context(|| "share the port")
 }
 
-/// Makes a connection within this machine: between `at`, a family and address to listen at, and a client of a family,
-/// from an address, which sees the other end at an address. `cross` goes from where the listener is to where the client
-/// is.
+/// Where TCP sockets are made: one of these networks (none is this thread's own), and the address family.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a>(&'a Networks, Option<NetworkId>, i32);
+
+impl Place<'_> {
+    fn socket(&self) -> Result<OwnedFd> {
+        self.0.socket(self.1, self.2, STREAM, 0)
+    }
+}
+
+/// Makes a connection within this machine: between `at`, a place and address to listen at, and a client at a place, from
+/// an address, which sees the other end at an address.
 fn connect(
-    at: (i32, SocketAddr),
-    from: (i32, Option<SocketAddr>, std::net::IpAddr),
+    at: (Place<'_>, SocketAddr),
+    from: (Place<'_>, Option<SocketAddr>, std::net::IpAddr),
     server_options: &[cpr_image::model::SocketOption],
     client_options: &[cpr_image::model::SocketOption],
-    cross: impl FnOnce() -> Result<()>,
 ) -> Result<Pair> {
-    let listener = sockopt::new_socket(at.0, STREAM, 0)?;
+    let listener = at.0.socket()?;
     sockopt::set(listener.as_fd(), server_options, Phase::Early, 0)?;
     share_port(listener.as_fd())?;
     let what = || format!("connect within this machine to {}", at.1);
@@ -793,7 +783,6 @@ fn connect(
     if let (SocketAddr::V6(to), SocketAddr::V6(at)) = (&mut to, at.1) {
         to.set_scope_id(at.scope_id());
     }
-    cross()?;
     let client = client(from.0, from.1, to, client_options)?;
     let own = rustix::net::getsockname(&client)
         .map_err(io::Error::from)
@@ -816,7 +805,7 @@ fn connect(
 
 /// A socket of a family connected from an address (if it matters) to a local one.
 fn client(
-    family: i32,
+    place: Place<'_>,
     from: Option<SocketAddr>,
     to: SocketAddr,
     options: &[cpr_image::model::SocketOption],
@@ -826,7 +815,7 @@ fn client(
         None => format!("connect to {to}"),
     };
     let attempt = |bound: bool| -> Result<OwnedFd> {
-        let end = sockopt::new_socket(family, STREAM, 0)?;
+        let end = place.socket()?;
         sockopt::set(end.as_fd(), options, Phase::Early, 0)?;
         if let Some(mut from) = from {
             if bound {
@@ -987,8 +976,7 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket], networks: &Networ
                 shut_down(end, socket.shutdown).context(what)?;
             }
             (InetState::Outer(connection), _) => {
-                networks.go(socket.network)?;
-                let hear = || end_of_peer(end, socket, connection).context(|| "repeat the other side's end");
+                let hear = || end_of_peer(end, socket, connection, networks).context(|| "repeat the other side's end");
                 match connection.peer_end {
                     PeerEnd::First => hear().context(what)?,
                     PeerEnd::Open | PeerEnd::Crossed => {}
@@ -1004,7 +992,6 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket], networks: &Networ
             _ => {}
         }
     }
-    networks.go(None)?;
     for ((end, socket), enlarged) in made.ends.iter().zip(sockets).zip(&enlarged) {
         if let Some(enlarged) = enlarged {
             sockopt::shrink_buffers(end.as_fd(), enlarged)?;
@@ -1019,7 +1006,12 @@ pub(super) fn fill(made: &mut Sockets, sockets: &[InetSocket], networks: &Networ
 
 /// Lets a connection to outside hear once more that the other side has ended: that side's segment, sent by this machine
 /// to itself. The other side gets an acknowledgement that it has had before.
-fn end_of_peer(end: BorrowedFd<'_>, socket: &InetSocket, connection: &TcpConnection) -> Result<()> {
+fn end_of_peer(
+    end: BorrowedFd<'_>,
+    socket: &InetSocket,
+    connection: &TcpConnection,
+    networks: &Networks,
+) -> Result<()> {
     let damaged = || Error::new(ErrorKind::Damaged, "it has no address");
     let local = plain(address(socket.local.as_ref().ok_or_else(damaged)?)?);
     let remote = plain(address(&connection.remote)?);
@@ -1035,7 +1027,8 @@ fn end_of_peer(end: BorrowedFd<'_>, socket: &InetSocket, connection: &TcpConnect
     let packet = end_segment.packet().ok_or_else(damaged)?;
     let what = || "send a packet as the other side";
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let raw = kernel::create(family, libc::SOCK_RAW, libc::IPPROTO_RAW)
+    let raw = networks
+        .socket(socket.network, family, libc::SOCK_RAW, libc::IPPROTO_RAW)
         .context(what)
         .map_err(|e| e.with_hint("it takes CAP_NET_RAW over the network namespace"))?;
     let mut to = local;
@@ -1047,13 +1040,13 @@ fn end_of_peer(end: BorrowedFd<'_>, socket: &InetSocket, connection: &TcpConnect
 }
 
 /// Makes a connection to outside as if it had never been gone. The other side is told nothing.
-fn continue_outer(socket: &InetSocket, connection: &TcpConnection) -> Result<OwnedFd> {
+fn continue_outer(socket: &InetSocket, connection: &TcpConnection, networks: &Networks) -> Result<OwnedFd> {
     let what = || "continue the connection";
     let Some(local) = &socket.local else {
         return Err(Error::new(ErrorKind::Damaged, "it has no address"));
     };
     let (local, remote) = (address(local)?, address(&connection.remote)?);
-    let end = sockopt::new_socket(socket.family, STREAM, 0)?;
+    let end = Place(networks, socket.network, socket.family).socket()?;
     let handle = end.as_fd();
     sockopt::set(handle, &socket.options, Phase::Early, 0)?;
     let repair = Repair::enter(handle)

@@ -12,23 +12,26 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use cpr_image::model::{
-    ByteString, Bytes, FileId, NetworkId, Object, OpenFile, SocketId, SocketMessage, SocketState, UnixSocket,
+    ByteString, Bytes, FileId, MountNamespaceId, NetworkId, Object, OpenFile, SocketId, SocketMessage, SocketState,
+    UnixSocket,
 };
 use cpr_kernel::socket::{self as kernel, SocketInfo};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, OFlags, Stat};
 
 use super::unix_infos::UnixInfos;
+use super::unix_names::{Hidden, HiddenFiles, Reach, bind, full_path, is_path, show, stranger};
 use super::{Description, RestoreContext, SaveContext};
 use crate::networks::Networks;
+use crate::views::Views;
 
 const STREAM: i32 = 1;
-const DGRAM: i32 = 2;
+pub(super) const DGRAM: i32 = 2;
 const SEQPACKET: i32 = 5;
 
 // Options of level SOL_SOCKET, <asm-generic/socket.h>.
@@ -79,15 +82,24 @@ struct Entry {
     label: String,
     /// Working directory of the process it was found in.
     cwd: PathBuf,
+    /// What that process's paths are of.
+    view: Option<MountNamespaceId>,
 }
 
 impl SaveState {
-    /// Notes a socket; the same one gets the same number again. `label` says where it was found, `cwd` is the working
-    /// directory of that process.
+    /// Notes a socket; the same one gets the same number again. `label` says where it was found, `place` is the working
+    /// directory of that process and the mount namespace that its paths are of, where that is not the job's own.
     ///
     /// # Errors
     /// Copying the descriptor or asking for its inode number fails.
-    pub fn note(&mut self, handle: BorrowedFd<'_>, label: &str, cwd: &Path, networks: &Networks) -> Result<SocketId> {
+    pub fn note(
+        &mut self,
+        handle: BorrowedFd<'_>,
+        label: &str,
+        place: (&Path, Option<MountNamespaceId>),
+        networks: &Networks,
+    ) -> Result<SocketId> {
+        let (cwd, view) = place;
         let stat = rustix::fs::fstat(handle)
             .map_err(std::io::Error::from)
             .context(|| format!("{label}: look at the UNIX socket"))?;
@@ -107,6 +119,7 @@ impl SaveState {
             },
             label: label.to_owned(),
             cwd: cwd.to_owned(),
+            view,
         });
         self.by_inode.insert(inode, id);
         Ok(id)
@@ -173,7 +186,7 @@ impl SaveState {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a connection to outside and for connections that wait to be accepted and already
     /// carry data.
-    pub fn resolve(&self, networks: &Networks) -> Result<Vec<UnixSocket>> {
+    pub fn resolve(&self, networks: &Networks, views: &Views) -> Result<Vec<UnixSocket>> {
         let infos = self.entries.iter().map(|entry| self.info(entry, networks));
         let infos: Vec<SocketInfo> = infos.collect::<Result<_>>()?;
         let mut waiting: HashMap<u32, SocketId> = HashMap::new();
@@ -216,7 +229,7 @@ impl SaveState {
                     },
                     None => self.peer_state(entry, info, &waiting)?,
                 };
-                entry.image(info, state)
+                entry.image(info, state, views)
             })
             .collect()
     }
@@ -245,21 +258,35 @@ impl SaveState {
 }
 
 impl Entry {
-    fn image(&self, info: &SocketInfo, state: SocketState) -> Result<UnixSocket> {
+    /// The file that the socket is bound to, and the mount namespace it was found in. What two of them show counts as the
+    /// job's own.
+    fn find(&self, path: &Path, info: &SocketInfo, views: &Views) -> Option<(Option<MountNamespaceId>, Stat)> {
+        let places = [None, self.view];
+        let places = &places[..if self.view.is_some() { 2 } else { 1 }];
+        let look = |view: Option<MountNamespaceId>| {
+            let stat = views.stat(view, path.as_os_str().as_bytes()).ok()?;
+            let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+            (is_socket && stat.st_ino as u32 == info.file_inode).then_some((view, stat))
+        };
+        let found: Vec<_> = places.iter().filter_map(|view| look(*view)).collect();
+        let device = |stat: &Stat| (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let exact = found.iter().find(|(_, stat)| device(stat) == info.file_device);
+        // Some file systems tell programs of other devices than the kernel.
+        exact.or(found.first()).copied()
+    }
+
+    fn image(&self, info: &SocketInfo, state: SocketState, views: &Views) -> Result<UnixSocket> {
         let handle = self.handle.as_fd();
         let what = || format!("{}: read the settings of the UNIX socket", self.label);
         let address = kernel::name(handle).context(what)?;
         let mut bind_directory = Vec::new();
-        let mut node = None;
+        let (mut node, mut mount_namespace) = (None, None);
         if is_path(&address) {
             if !address.starts_with(b"/") {
                 bind_directory = self.cwd.as_os_str().as_bytes().to_vec();
             }
-            if let Ok(stat) = rustix::fs::stat(full_path(&bind_directory, &address)) {
-                let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
-                if is_socket && stat.st_ino as u32 == info.file_inode {
-                    node = Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
-                }
+            if let Some((view, stat)) = self.find(&full_path(&bind_directory, &address), info, views) {
+                (node, mount_namespace) = (Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)), view);
             }
             if node.is_none() {
                 // Deleted, or the process went elsewhere after binding; only the name can be kept.
@@ -292,6 +319,7 @@ impl Entry {
             kind: info.kind,
             state,
             address: ByteString(address),
+            mount_namespace,
             bind_directory: ByteString(bind_directory),
             shutdown: u32::from(info.shutdown),
             options,
@@ -316,7 +344,10 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         .note(
             description.handle.as_fd(),
             &description.label(),
-            Path::new(&OsString::from_vec(cwd)),
+            (
+                Path::new(&OsString::from_vec(cwd)),
+                context.apart.get(&description.pid).copied(),
+            ),
             context.networks,
         )
         .map(Object::Socket)
@@ -349,7 +380,7 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
         }
         queues.push(queue);
     }
-    context.sockets = context.socket_state.resolve(context.networks)?;
+    context.sockets = context.socket_state.resolve(context.networks, &context.views)?;
     for (socket, queue) in context.sockets.iter_mut().zip(queues) {
         socket.queue = queue;
     }
@@ -474,63 +505,6 @@ fn describe(info: &SocketInfo) -> String {
     }
 }
 
-/// A name in words: abstract names with an `@`.
-fn show(name: &[u8]) -> String {
-    match name {
-        [0, rest @ ..] => format!("@{}", String::from_utf8_lossy(rest)),
-        path => String::from_utf8_lossy(path).into_owned(),
-    }
-}
-
-fn is_path(name: &[u8]) -> bool {
-    matches!(name.first(), Some(byte) if *byte != 0)
-}
-
-fn full_path(directory: &[u8], name: &[u8]) -> PathBuf {
-    let name = Path::new(std::ffi::OsStr::from_bytes(name));
-    Path::new(std::ffi::OsStr::from_bytes(directory)).join(name)
-}
-
-/// A socket's file that exists only while sockets are restored, with the directories made for it.
-#[derive(Debug)]
-struct Hidden {
-    file: PathBuf,
-    directories: Vec<PathBuf>,
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // What cannot be removed stays behind as an unused file; there is nobody left to tell.
-        let _ = std::fs::remove_file(&self.file);
-        for directory in self.directories.iter().rev() {
-            let _ = std::fs::remove_dir(directory);
-        }
-    }
-}
-
-/// Such files, the last of which goes first: it may be in a directory that was made for an earlier one.
-#[derive(Debug, Default)]
-struct HiddenFiles(Vec<Hidden>);
-
-impl HiddenFiles {
-    fn remove(&mut self) {
-        while self.0.pop().is_some() {}
-    }
-}
-
-impl Drop for HiddenFiles {
-    fn drop(&mut self) {
-        self.remove();
-    }
-}
-
-/// How to connect to a bound socket: by its abstract name, or by its file through the directory.
-#[derive(Debug)]
-struct Reach {
-    address: Vec<u8>,
-    _directory: Option<OwnedFd>,
-}
-
 /// The sockets of an image, made again.
 #[derive(Debug)]
 pub struct Sockets {
@@ -547,6 +521,8 @@ struct Builder<'a> {
     sockets: &'a [UnixSocket],
     /// Where a socket is made is where it is.
     networks: &'a Networks,
+    /// Where the paths that they are bound to are.
+    views: &'a Views,
     ends: Vec<Option<OwnedFd>>,
     temporary: Vec<Option<OwnedFd>>,
     paired: Vec<Option<usize>>,
@@ -559,12 +535,13 @@ impl Sockets {
     ///
     /// # Errors
     /// [`ErrorKind::InUse`] when a name is taken, [`ErrorKind::Damaged`] when the image contradicts itself.
-    pub fn create(sockets: &[UnixSocket], networks: &Networks) -> Result<Sockets> {
+    pub fn create(sockets: &[UnixSocket], networks: &Networks, views: &Views) -> Result<Sockets> {
         validate(sockets)?;
         let count = sockets.len();
         let mut builder = Builder {
             sockets,
             networks,
+            views,
             ends: (0..count).map(|_| None).collect(),
             temporary: (0..count).map(|_| None).collect(),
             paired: vec![None; count],
@@ -577,12 +554,10 @@ impl Sockets {
         builder.datagrams()?;
         for (index, socket) in sockets.iter().enumerate() {
             if builder.ends[index].is_none() {
-                networks.go(socket.network)?;
-                builder.ends[index] = Some(new_socket(socket.kind)?);
+                builder.ends[index] = Some(new_socket(socket, networks)?);
             }
             builder.bind_end(index)?;
         }
-        networks.go(None)?;
         Ok(Sockets {
             ends: builder.ends.into_iter().flatten().collect(),
             temporary: builder.temporary,
@@ -615,12 +590,9 @@ impl Sockets {
     /// A queue does not take its messages, or an option cannot be set.
     pub fn fill(mut self, sockets: &[UnixSocket], files: &[OwnedFd], networks: &Networks) -> Result<()> {
         for (index, socket) in sockets.iter().enumerate() {
-            // Senders that are not in the image are made for the moment.
-            networks.go(socket.network)?;
-            self.fill_queue(index, socket, sockets, files)
+            self.fill_queue(index, sockets, files, networks)
                 .context(|| format!("put back the messages queued at {}", label(index, socket)))?;
         }
-        networks.go(None)?;
         let mut done = vec![false; sockets.len()];
         for index in 0..sockets.len() {
             self.connect_datagram(index, sockets, &mut done)?;
@@ -643,7 +615,8 @@ impl Sockets {
         Ok(())
     }
 
-    fn fill_queue(&self, index: usize, socket: &UnixSocket, sockets: &[UnixSocket], files: &[OwnedFd]) -> Result<()> {
+    fn fill_queue(&self, index: usize, sockets: &[UnixSocket], files: &[OwnedFd], networks: &Networks) -> Result<()> {
+        let socket = &sockets[index];
         let mut strangers: HashMap<&[u8], (OwnedFd, Option<Hidden>)> = HashMap::new();
         for message in &socket.queue {
             let rights: Vec<BorrowedFd<'_>> = message
@@ -670,7 +643,8 @@ impl Sockets {
                 (None, Some(peer)) if sender.is_empty() => peer,
                 _ => {
                     if !strangers.contains_key(sender) {
-                        strangers.insert(sender, stranger(sender)?);
+                        // Senders that are not in the image are made for the moment.
+                        strangers.insert(sender, stranger(sender, socket.network, networks)?);
                     }
                     strangers[sender].0.as_fd()
                 }
@@ -733,8 +707,7 @@ impl Builder<'_> {
     fn listeners(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
             if matches!(socket.state, SocketState::Listening { .. }) {
-                self.networks.go(socket.network)?;
-                self.ends[index] = Some(new_socket(socket.kind)?);
+                self.ends[index] = Some(new_socket(socket, self.networks)?);
                 self.bind_end(index)?;
                 if let Some(end) = &self.ends[index] {
                     // The real backlog comes last.
@@ -773,7 +746,7 @@ impl Builder<'_> {
         let mut gone: HashMap<Name<'_>, (OwnedFd, Reach)> = HashMap::new();
         for (one, other) in all {
             // An accepted connection is in the network of who has connected.
-            self.networks.go(sockets[one].network)?;
+            let network = sockets[one].network;
             let ends = [Some(one), other];
             let named_end = |wanted: &dyn Fn(&UnixSocket) -> bool| {
                 ends.into_iter()
@@ -783,12 +756,12 @@ impl Builder<'_> {
             let server = named_end(&|s| real.contains_key(&name_key(s)))
                 .or_else(|| named_end(&|s| named.get(&name_key(s)).is_some_and(|n| *n > 1)));
             let (first, second) = match server {
-                None => new_pair(sockets[one].kind)?,
+                None => new_pair(&sockets[one], self.networks)?,
                 Some(server) => {
                     let key = name_key(&sockets[server]);
                     let what = || format!("connect {}", label(server, &sockets[server]));
                     if !real.contains_key(&key) && !gone.contains_key(&key) {
-                        let listener = new_socket(sockets[server].kind)?;
+                        let listener = new_socket_in(network, sockets[server].kind, self.networks)?;
                         let reach = self.bind(listener.as_fd(), server)?;
                         kernel::listen(listener.as_fd(), u16::MAX.into()).context(what)?;
                         gone.insert(key, (listener, reach));
@@ -800,7 +773,7 @@ impl Builder<'_> {
                     let (Some(listener), Some(address)) = (listener, address) else {
                         return Err(contradiction(server, "listens without a name"));
                     };
-                    let client = new_socket(sockets[server].kind)?;
+                    let client = new_socket_in(network, sockets[server].kind, self.networks)?;
                     kernel::connect(client.as_fd(), &address.address).context(what)?;
                     let accepted = kernel::accept(listener.as_fd()).context(what)?;
                     if server == one {
@@ -834,8 +807,7 @@ impl Builder<'_> {
             };
             for client in pending {
                 let network = self.sockets.get(client.index()).and_then(|client| client.network);
-                self.networks.go(network)?;
-                let end = new_socket(socket.kind)?;
+                let end = new_socket_in(network, socket.kind, self.networks)?;
                 self.ends[client.index()] = Some(end);
                 self.bind_end(client.index())?;
                 let (Some(end), Some(reach)) = (&self.ends[client.index()], &self.reach[index]) else {
@@ -867,8 +839,7 @@ impl Builder<'_> {
                     && self.ends[index].is_none()
                     && self.ends[peer].is_none()
                 {
-                    self.networks.go(socket.network)?;
-                    let (one, other) = new_pair(DGRAM)?;
+                    let (one, other) = new_pair(socket, self.networks)?;
                     (self.ends[index], self.ends[peer]) = (Some(one), Some(other));
                     (self.paired[index], self.paired[peer]) = (Some(peer), Some(index));
                 }
@@ -876,8 +847,7 @@ impl Builder<'_> {
         }
         for (index, socket) in sockets.iter().enumerate() {
             if socket.kind == DGRAM && socket.state == SocketState::PeerClosed {
-                self.networks.go(socket.network)?;
-                let (one, other) = new_pair(DGRAM)?;
+                let (one, other) = new_pair(socket, self.networks)?;
                 (self.ends[index], self.temporary[index]) = (Some(one), Some(other));
             }
         }
@@ -899,7 +869,7 @@ impl Builder<'_> {
     }
 
     fn bind(&mut self, end: BorrowedFd<'_>, index: usize) -> Result<Reach> {
-        let (reach, hidden) = bind(end, &self.sockets[index])?;
+        let (reach, hidden) = bind(end, &self.sockets[index], self.views)?;
         self.hidden.0.extend(hidden);
         Ok(reach)
     }
@@ -938,12 +908,19 @@ fn no_file(id: FileId) -> Error {
     Error::new(ErrorKind::Damaged, format!("the image has no open file {}", id.0))
 }
 
-fn new_socket(kind: i32) -> Result<OwnedFd> {
-    kernel::create(kind).context(|| "make a UNIX socket")
+/// Makes a socket of the kind that one is, where that is.
+fn new_socket(like: &UnixSocket, networks: &Networks) -> Result<OwnedFd> {
+    new_socket_in(like.network, like.kind, networks)
 }
 
-fn new_pair(kind: i32) -> Result<(OwnedFd, OwnedFd)> {
-    kernel::pair(kind).context(|| "make a pair of UNIX sockets")
+pub(super) fn new_socket_in(network: Option<NetworkId>, kind: i32, networks: &Networks) -> Result<OwnedFd> {
+    networks.within(network, || kernel::create(kind).context(|| "make a UNIX socket"))
+}
+
+fn new_pair(like: &UnixSocket, networks: &Networks) -> Result<(OwnedFd, OwnedFd)> {
+    networks.within(like.network, || {
+        kernel::pair(like.kind).context(|| "make a pair of UNIX sockets")
+    })
 }
 
 /// Checks what the rest relies on.
@@ -986,204 +963,6 @@ fn validate(sockets: &[UnixSocket]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A name nobody else has while we run.
-fn unique_name() -> OsString {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(".cpr-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)).into()
-}
-
-/// A datagram socket with the name of a sender that is not in the image, or without name.
-fn stranger(name: &[u8]) -> Result<(OwnedFd, Option<Hidden>)> {
-    let socket = new_socket(DGRAM)?;
-    if name.is_empty() {
-        return Ok((socket, None));
-    }
-    let image = UnixSocket {
-        network: None,
-        kind: DGRAM,
-        state: SocketState::Unconnected,
-        address: ByteString(name.to_vec()),
-        bind_directory: ByteString::default(),
-        shutdown: 0,
-        options: Vec::new(),
-        queue: Vec::new(),
-        node: None,
-    };
-    let (_, hidden) = bind(socket.as_fd(), &image)?;
-    Ok((socket, hidden))
-}
-
-/// Binds a socket to its name, and makes its file as it was. A name without a file is bound to a file that is hidden
-/// and removed in the end.
-fn bind(end: BorrowedFd<'_>, socket: &UnixSocket) -> Result<(Reach, Option<Hidden>)> {
-    let name = socket.address.0.as_slice();
-    let what = || format!("bind UNIX socket {}", show(name));
-    if !is_path(name) {
-        kernel::bind(end, name).context(what).map_err(in_use)?;
-        let reach = Reach {
-            address: name.to_vec(),
-            _directory: None,
-        };
-        return Ok((reach, None));
-    }
-    match socket.node {
-        Some(node) => bind_visible(end, socket, node).context(what).map(|reach| (reach, None)),
-        None => bind_hidden(end, name)
-            .context(what)
-            .map(|(reach, hidden)| (reach, Some(hidden))),
-    }
-}
-
-/// EADDRINUSE is an identifier held by somebody else.
-fn in_use(error: Error) -> Error {
-    use std::error::Error as _;
-    let taken = error
-        .source()
-        .and_then(|e| e.downcast_ref::<std::io::Error>())
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::AddrInUse);
-    if taken {
-        error
-            .with_kind(ErrorKind::InUse)
-            .with_hint("another process has this name; end it, or restart in a network namespace of its own")
-    } else {
-        error
-    }
-}
-
-/// The directory of `path`, opened, and how to name the socket in it whatever the length of the path.
-fn reach(path: &Path) -> Result<(OwnedFd, OsString, Reach)> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let file = path
-        .file_name()
-        .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("{} names no file", path.display())))?
-        .to_owned();
-    let open = || {
-        rustix::fs::open(
-            parent,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-    };
-    let directory = open()
-        .map_err(std::io::Error::from)
-        .context(|| format!("open directory {}", parent.display()))
-        .map_err(|e| {
-            if e.kind() == ErrorKind::NotFound {
-                e.with_kind(ErrorKind::Incompatible)
-            } else {
-                e
-            }
-        })?;
-    let keep = directory.try_clone().context(|| "copy a descriptor")?;
-    let mut address = format!("/proc/self/fd/{}/", keep.as_raw_fd()).into_bytes();
-    address.extend_from_slice(file.as_bytes());
-    let reach = Reach {
-        address,
-        _directory: Some(keep),
-    };
-    Ok((directory, file, reach))
-}
-
-fn bind_at(end: BorrowedFd<'_>, name: &[u8], directory: &Path) -> Result<()> {
-    if name.starts_with(b"/") {
-        kernel::bind(end, name).context(|| "bind")
-    } else {
-        kernel::bind_in(end, name, directory).context(|| format!("bind in {}", directory.display()))
-    }
-    .map_err(in_use)
-}
-
-fn bind_visible(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32)) -> Result<Reach> {
-    let path = full_path(&socket.bind_directory.0, &socket.address.0);
-    let (directory, file, reach) = reach(&path)?;
-    let io = std::io::Error::from;
-    if let Ok(stat) = rustix::fs::statat(&directory, &file, AtFlags::SYMLINK_NOFOLLOW) {
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-            return Err(Error::new(
-                ErrorKind::Incompatible,
-                format!("{} exists and is no socket", path.display()),
-            )
-            .with_hint("move it away"));
-        }
-        if kernel::in_use(&reach.address, socket.kind).context(|| format!("look at {}", path.display()))? {
-            return Err(Error::new(
-                ErrorKind::InUse,
-                format!("{} belongs to a running process", path.display()),
-            )
-            .with_hint("end that process first"));
-        }
-        rustix::fs::unlinkat(&directory, &file, AtFlags::empty())
-            .map_err(io)
-            .context(|| format!("remove the unused socket file {}", path.display()))?;
-    }
-    bind_at(end, &socket.address.0, socket.bind_directory.as_path())?;
-    let (mode, uid, gid) = node;
-    let stat = rustix::fs::statat(&directory, &file, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(io)
-        .context(|| format!("look at {}", path.display()))?;
-    if (stat.st_uid, stat.st_gid) != (uid, gid) {
-        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        rustix::fs::chownat(&directory, &file, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(io)
-            .context(|| format!("give {} to user {uid} and group {gid}", path.display()))?;
-    }
-    rustix::fs::chmodat(&directory, &file, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
-        .map_err(io)
-        .context(|| format!("set the mode of {}", path.display()))?;
-    Ok(reach)
-}
-
-/// Makes `directory` and what is missing above it; gives what was made, outermost first.
-fn make_directories(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut missing: Vec<PathBuf> = directory
-        .ancestors()
-        .take_while(|d| !d.as_os_str().is_empty() && !d.exists())
-        .map(Path::to_owned)
-        .collect();
-    missing.reverse();
-    for directory in &missing {
-        std::fs::create_dir(directory).context(|| format!("make directory {} for a while", directory.display()))?;
-    }
-    Ok(missing)
-}
-
-fn bind_hidden(end: BorrowedFd<'_>, name: &[u8]) -> Result<(Reach, Hidden)> {
-    let relative = !name.starts_with(b"/");
-    let base = if relative {
-        std::env::temp_dir().join(unique_name())
-    } else {
-        PathBuf::new()
-    };
-    let path = full_path(base.as_os_str().as_bytes(), name);
-    if relative && path.components().any(|c| c == std::path::Component::ParentDir) {
-        return Err(Error::new(
-            ErrorKind::Incompatible,
-            "its file is gone, and the name is relative to a directory that is not known",
-        ));
-    }
-    let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut hidden = Hidden {
-        file: parent.join(unique_name()),
-        directories: Vec::new(),
-    };
-    hidden.directories = make_directories(&parent)?;
-    // Somebody else's file of that name steps aside for a moment.
-    let aside = parent.join(unique_name());
-    let moved = std::fs::rename(&path, &aside).is_ok();
-    let bound = bind_at(end, name, &base)
-        .and_then(|()| std::fs::rename(&path, &hidden.file).context(|| format!("hide {}", path.display())));
-    if moved {
-        std::fs::rename(&aside, &path).context(|| format!("rename {} back", aside.display()))?;
-    }
-    bound?;
-    let (_, _, reach) = reach(&hidden.file)?;
-    Ok((reach, hidden))
 }
 
 /// Sends one message, or, on a stream, all bytes however many calls it takes.

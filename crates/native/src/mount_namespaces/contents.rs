@@ -25,7 +25,7 @@ fn io(error: Errno) -> std::io::Error {
 /// where it is, for messages.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for sockets and for more than an image holds; something cannot be read.
+/// [`ErrorKind::Unsupported`] for more than an image holds; something cannot be read.
 pub fn save(root: &File, place: &str, sink: &mut dyn PageSink) -> Result<Vec<MemoryFile>> {
     let stat = rustix::fs::fstat(root)
         .map_err(io)
@@ -130,7 +130,8 @@ impl Contents<'_> {
                 block: kind == FileType::BlockDevice,
                 rdev: stat.st_rdev,
             },
-            _ => return refuse("a UNIX socket in a file system in memory of a mount namespace is not saved"),
+            FileType::Socket => MemoryFileKind::Socket,
+            FileType::Unknown => return refuse("what it is is not known"),
         };
         self.add(parent, name, &stat, saved, &own)
     }

@@ -65,6 +65,9 @@ impl Saved {
             return Ok(None);
         }
         let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
+        if !home.may_visit_kind(process, "mnt") {
+            return Err(refuse("it is not ours to enter".to_owned()));
+        }
         let id = match self.by_link.get(&link) {
             Some(known) => *known,
             None => {
@@ -159,7 +162,10 @@ pub type Looks = Mutex<HashMap<Vec<u8>, std::result::Result<HashSet<i32>, String
 pub fn blocker(process: &ProcDir, home: &Home) -> Option<String> {
     // What has gone is no hindrance.
     let link = process.read_link("ns/mnt").ok()?;
-    if home.has("mnt", &link) || !home.may_visit(process) || differences(process, &home.mounts().ok()?).is_ok() {
+    if home.has("mnt", &link)
+        || !home.may_visit_kind(process, "mnt")
+        || differences(process, &home.mounts().ok()?).is_ok()
+    {
         return None;
     }
     let mut looks = home.mounted().lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,9 +12,9 @@ mod messages;
 pub mod restore;
 mod save;
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use cpr_image::model::NetworkId;
 use cpr_kernel::inet as kernel;
@@ -30,7 +30,7 @@ pub use save::save;
 pub struct Networks {
     visits: Visits,
     /// By the kernel's number for a namespace, once one is asked for.
-    by_cookie: OnceCell<HashMap<u64, Option<NetworkId>>>,
+    by_cookie: OnceLock<HashMap<u64, Option<NetworkId>>>,
 }
 
 /// The kernel's number of the namespace this thread is in.
@@ -48,7 +48,7 @@ impl Networks {
     pub fn new(visits: Visits) -> Self {
         Networks {
             visits,
-            by_cookie: OnceCell::new(),
+            by_cookie: OnceLock::new(),
         }
     }
 
@@ -86,20 +86,23 @@ impl Networks {
         })
     }
 
-    /// Goes to a network; none is home. Sockets are made where their maker is.
-    ///
-    /// # Errors
-    /// It takes CAP_SYS_ADMIN over the namespace.
-    pub fn go(&self, to: Option<NetworkId>) -> Result<()> {
-        self.visits.go(number(to))
-    }
-
     /// Does something in a network, and comes home.
     ///
     /// # Errors
-    /// As [`Networks::go`], and what `act` gives.
-    pub fn within<T>(&self, to: Option<NetworkId>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// It takes CAP_SYS_ADMIN over the namespace; what `act` gives.
+    pub fn within<T: Send>(&self, to: Option<NetworkId>, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.visits.within(number(to), act)
+    }
+
+    /// Makes a socket in a network; none is home. A socket stays in the network it was made in, whoever uses it.
+    ///
+    /// # Errors
+    /// As [`Networks::within`].
+    pub fn socket(&self, to: Option<NetworkId>, family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+        self.within(to, || {
+            kernel::create(family, kind, protocol)
+                .context(|| format!("make a socket of family {family}, type {kind}, protocol {protocol}"))
+        })
     }
 
     /// The namespaces.

@@ -14,16 +14,18 @@ use crate::visits::Visits;
 /// Longest wait for a cable whose ends are both up.
 const CARRIER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Fills the network namespaces of the image, which are new.
+/// Fills the network namespaces of the image, which are new. Threads of ours may be made for it, so all processes must
+/// have their numbers.
 ///
 /// # Errors
 /// The kernel refuses what is in one.
-pub fn fill_all(manifest: &Manifest, visits: Visits) -> Result<Networks> {
+pub fn fill_all(manifest: &Manifest, networks: &Networks) -> Result<()> {
+    let visits = networks.visits();
     let what = |index: usize| move || format!("make network namespace {index} again");
     let each = || manifest.networks.iter().enumerate();
     for (index, network) in each() {
         visits
-            .within(Some(index), || interfaces(index, network, &manifest.networks, &visits))
+            .within(Some(index), || interfaces(index, network, &manifest.networks, visits))
             .context(what(index))?;
     }
     for (index, network) in each() {
@@ -37,7 +39,7 @@ pub fn fill_all(manifest: &Manifest, visits: Visits) -> Result<Networks> {
         let wait = || await_cables(network, &manifest.networks);
         visits.within(Some(index), wait).context(what(index))?;
     }
-    Ok(Networks::new(visits))
+    Ok(())
 }
 
 /// Waits until the cables carry packets that have both ends up: what is sent before that is lost.

@@ -11,7 +11,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use super::links::{self, Found};
 use super::messages::Kind;
 use crate::settings::{self, Values};
-use crate::visits::Visits;
+use crate::visits::{Visits, within_new};
 
 const GET_QUEUEING: u16 = 38;
 const GET_NEIGHBOUR: u16 = 30;
@@ -45,13 +45,13 @@ impl Fresh {
     }
 
     fn look() -> Result<Fresh> {
-        let mut visits = Visits::new(Place::Network);
-        visits.make()?;
-        let route = route()?;
-        Ok(Fresh {
-            links: links::list(&route)?,
-            settings: settings::below("net")?,
-            rules: Kind::Rule.list(&route)?,
+        within_new(Place::Network, || {
+            let route = route()?;
+            Ok(Fresh {
+                links: links::list(&route)?,
+                settings: settings::below("net")?,
+                rules: Kind::Rule.list(&route)?,
+            })
         })
     }
 }

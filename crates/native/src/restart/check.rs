@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use cpr_image::Image;
-use cpr_image::model::{ByteString, FileContent, Manifest, Object, Seccomp};
+use cpr_image::model::{ByteString, FileContent, Manifest, Object, Seccomp, Thread};
 use cpr_kernel::arch;
 use cpr_kernel::proc;
 use cpr_types::{Connection, Context, Error, ErrorKind, Result};
@@ -84,9 +84,10 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
         if process.threads.is_empty() {
             continue;
         }
-        let filtered = process.threads.iter().any(|thread| thread.seccomp != Seccomp::Off);
+        let takes_root = |thread: &Thread| thread.seccomp != Seccomp::Off && !thread.credentials.no_new_privs;
+        let filtered = process.threads.iter().any(takes_root) && process.user_namespace.is_none();
         if filtered && !cpr_kernel::namespace::is_admin_of_machine() {
-            let error = Error::new(ErrorKind::Denied, "only root can restore them");
+            let error = Error::new(ErrorKind::Denied, "without no_new_privs, only root can restore them");
             add(process.pid, "seccomp filters".to_owned(), error);
         }
         let namespace = process

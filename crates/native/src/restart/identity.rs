@@ -1,10 +1,8 @@
 //! Threads: everything that is a thread's own, credentials last.
 
-use cpr_image::model::{ByteString, Credentials, Directories, Process, Seccomp, Thread};
+use cpr_image::model::{ByteString, Credentials, Directories, Process, Thread};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::process::{CapabilitySets, capset_arguments};
-use cpr_kernel::ptrace::{SeizeOptions, Tracee};
-use cpr_types::{Error, ErrorKind, Result};
 
 const PR_SET_IO_FLUSHER: u64 = 57;
 const PR_SET_SPECULATION_CTRL: u64 = 53;
@@ -190,106 +188,6 @@ pub fn enter(cwd: &ByteString, deleted: Option<i32>, root: &ByteString, owner: O
     if owner.is_some() {
         batch.call(libc::SYS_setfsuid, &[Arg::from(0)]);
     }
-}
-
-/// Whether threads share system call filters: one can later give all of them another (SECCOMP_FILTER_FLAG_TSYNC) only
-/// if they do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Share {
-    /// The thread has filters of its own.
-    Alone,
-    /// Its filters are those of all threads of the process, and it is the first to get them.
-    Gives,
-    /// It has been given them.
-    Given,
-}
-
-/// Whether all threads of a process have the same filters.
-pub fn share_filters(threads: &[Thread]) -> bool {
-    let same = |thread: &Thread| {
-        threads.first().is_some_and(|first| {
-            thread.seccomp == first.seccomp && thread.credentials.no_new_privs == first.credentials.no_new_privs
-        })
-    };
-    threads.iter().all(same)
-}
-
-/// Installs the system call filters of a thread (LBNL-3.9.1.M16). They are suspended until the thread is let go.
-///
-/// # Errors
-/// [`ErrorKind::Denied`] where we may not suspend them, or where the image's owner could not have installed them.
-pub fn seccomp(
-    thread: &Thread,
-    tracee: Tracee,
-    rights: Rights,
-    share: Share,
-    run: &mut dyn FnMut(&Batch) -> Result<()>,
-) -> Result<()> {
-    const SECCOMP_SET_MODE_FILTER: i32 = 1;
-    /// SECCOMP_FILTER_FLAG_TSYNC and SECCOMP_FILTER_FLAG_TSYNC_ESRCH: an error, and not a number, where a thread cannot
-    /// have it.
-    const FOR_ALL_THREADS: u64 = 1 | 1 << 4;
-    /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation is restored by itself.
-    const SPEC_ALLOW: u64 = 4;
-    /// SECCOMP_FILTER_FLAG_LOG.
-    const LOG: u64 = 2;
-    let tid = thread.tid;
-    if thread.seccomp == Seccomp::Off {
-        return Ok(());
-    }
-    if !thread.credentials.no_new_privs && !rights.may_administer() {
-        // A filter made by somebody without privileges must not reach programs that have some.
-        return Err(Error::new(
-            ErrorKind::Denied,
-            format!("thread {tid} has a seccomp filter without no_new_privs, which takes root's rights"),
-        ));
-    }
-    let options = SeizeOptions {
-        kill_on_exit: true,
-        follow: false,
-    };
-    tracee.suspend_seccomp(options).map_err(|error| {
-        Error::new(
-            ErrorKind::Denied,
-            format!("restore the seccomp filters of thread {tid}"),
-        )
-        .with_source(error)
-        .with_hint("only root can, outside of containers")
-    })?;
-    let Seccomp::Filters(filters) = &thread.seccomp else {
-        let mut batch = Batch::new();
-        batch.must(
-            libc::SYS_prctl,
-            &[libc::PR_SET_SECCOMP.into(), libc::SECCOMP_MODE_STRICT.into()],
-            "enter strict seccomp mode",
-        );
-        return run(&batch);
-    };
-    let sync = match share {
-        Share::Given => return Ok(()),
-        Share::Gives => FOR_ALL_THREADS,
-        Share::Alone => 0,
-    };
-    for filter in filters {
-        let mut batch = Batch::new();
-        // struct sock_fprog: length in instructions, pointer.
-        let mut raw = [0u8; 16];
-        raw[..2].copy_from_slice(&((filter.program.0.len() / 8) as u16).to_ne_bytes());
-        let header = batch.data(&raw);
-        let program = batch.data(&filter.program.0);
-        batch.point(header, 8, program);
-        batch.must(
-            libc::SYS_seccomp,
-            &[
-                SECCOMP_SET_MODE_FILTER.into(),
-                (filter.flags & LOG | SPEC_ALLOW | sync).into(),
-                header,
-            ],
-            format!("install a seccomp filter in thread {tid}"),
-        );
-        run(&batch)?;
-    }
-    Ok(())
 }
 
 /// The signal number in a siginfo_t.

@@ -189,6 +189,8 @@ impl Filling<'_> {
                 rustix::fs::openat(directory, name, flags, own).map(Some)
             }
             MemoryFileKind::Link { target } => rustix::fs::symlinkat(target.as_path(), directory, name).map(|()| None),
+            // Whatever is bound to it comes later.
+            MemoryFileKind::Socket => rustix::fs::mknodat(directory, name, FileType::Socket, own, 0).map(|()| None),
             MemoryFileKind::Fifo => rustix::fs::mknodat(directory, name, FileType::Fifo, own, 0).map(|()| None),
             MemoryFileKind::Device { block, rdev } => {
                 let kind = match block {

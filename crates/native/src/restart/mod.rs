@@ -11,6 +11,7 @@
 
 mod aio;
 mod check;
+mod filters;
 mod host_names;
 mod huge;
 mod identity;
@@ -49,8 +50,9 @@ use crate::callbacks::{Rebirth, tell_restart};
 use crate::files::terminal::JobControl;
 use crate::files::{self, Meeting, RestoreContext, SharedMemory};
 use crate::views::Views;
-use crate::{cgroups, freeze, mapped};
-use identity::{Rights, Share};
+use crate::{cgroups, freeze, mapped, networks};
+use filters::When;
+use identity::Rights;
 use plan::Step;
 use space::Sources;
 use spaces::{Inside, Spaces};
@@ -209,6 +211,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         hand_out(&workshop, manifest, &mapped)?;
         context.views = views;
         foreground(&workshop, manifest, &context)?;
+        networks::restore::fill_all(manifest, &spaces.networks)?;
         // Threads of ours take numbers of the job's PID namespace: only now are all that the job needs taken.
         let later = match &lazy {
             Some(_) => built.untouched(manifest),
@@ -268,7 +271,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             Err(_) => return Err(Error::new(ErrorKind::Internal, "the verifying thread panicked")),
         }
         for (process, plan) in living(manifest).zip(&mut plans) {
-            prepare(&workshop, process, plan)?;
+            prepare(&workshop, manifest, process, plan)?;
         }
         let rebirth = Rebirth {
             image: image.id().to_string(),
@@ -593,6 +596,8 @@ fn foreground(workshop: &Workshop, manifest: &Manifest, context: &RestoreContext
 struct Plan {
     /// The thread handles with their final registers, the first thread first.
     threads: Vec<(Tracee, Registers)>,
+    /// When their system call filters come.
+    filters: When,
 }
 
 /// Has a process enter its directories and take over its executable, the vdso and the bounds of its memory. Needs
@@ -672,17 +677,16 @@ fn rebuild(
             .chain(stub.threads.iter().copied())
             .collect()
     };
-    let mut plan = Plan { threads: Vec::new() };
-    let shares_filters = identity::share_filters(&process.threads);
+    let mut plan = Plan {
+        threads: Vec::new(),
+        filters: When::Now,
+    };
     for (index, (thread, (tracee, base))) in process.threads.iter().zip(handles).enumerate() {
         let stub = workshop.stub(pid)?;
         let mut run = |batch: &Batch| workshop.run_thread(stub, tracee, &base, batch).map(drop);
-        let share = match index {
-            _ if !shares_filters => Share::Alone,
-            0 => Share::Gives,
-            _ => Share::Given,
-        };
-        identity::seccomp(thread, tracee, rights, share, &mut run).context(what)?;
+        if filters::install(process, index, tracee, rights, &mut run).context(what)? == When::Last {
+            plan.filters = When::Last;
+        }
         let mut batch = Batch::new();
         if let Some(own) = &thread.directories {
             identity::directories(own, owner, &mut batch);
@@ -956,21 +960,27 @@ fn limits(process: &Process, batch: &mut Batch) -> Result<()> {
 }
 
 /// Removes the arena and gives all threads their registers and masks: the process is as it was, but stopped.
-fn prepare(workshop: &Workshop, process: &Process, plan: &mut Plan) -> Result<()> {
+fn prepare(workshop: &Workshop, manifest: &Manifest, process: &Process, plan: &mut Plan) -> Result<()> {
     let pid = process.pid;
     let what = || format!("finish process {pid}");
     let stub = workshop.stub(pid)?;
     let instruction = final_instruction(workshop, process, stub)?;
     let mut deferred = Deferred::default();
-    for (thread, (tracee, registers)) in process.threads.iter().zip(&mut plan.threads) {
+    let space = address_space(manifest, process)?;
+    let comes_last = plan.filters == When::Last;
+    for (index, (thread, (tracee, registers))) in process.threads.iter().zip(&mut plan.threads).enumerate() {
         if let Some(sleep) = &thread.sleep
             && prime(workshop, stub, *tracee, instruction, sleep)?
         {
             // The kernel knows the rest of the sleep: let it restart that.
             registers.set_syscall_result(-516);
         }
-        if tracee.tid() == pid {
+        if index == 0 {
             continue;
+        }
+        if comes_last {
+            let base = tracee.registers().context(what)?;
+            filters::install_last(workshop, process, index, *tracee, &base, instruction, space).context(what)?;
         }
         set_thread(*tracee, thread, registers).context(what)?;
     }
@@ -996,6 +1006,9 @@ fn prepare(workshop: &Workshop, process: &Process, plan: &mut Plan) -> Result<()
         .unmap(stub.tracee, &stub.base, instruction, workshop.deadline, &mut deferred)
         .context(what)?;
     if let (Some(thread), Some((tracee, registers))) = (process.threads.first(), plan.threads.first()) {
+        if comes_last {
+            filters::install_last(workshop, process, 0, *tracee, &stub.base, instruction, space).context(what)?;
+        }
         freeze::park(*tracee, workshop.deadline).context(what)?;
         set_thread(*tracee, thread, registers).context(what)?;
     }

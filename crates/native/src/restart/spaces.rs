@@ -1,8 +1,8 @@
 //! Having processes live in the network, IPC and cgroup namespaces they were in.
 //!
-//! The namespaces are made, and filled, by ourselves before there is any process. A process goes into its own as soon as
-//! it is made: before it has memory, some of which can be segments of its IPC namespace, and threads, which would stay
-//! behind.
+//! The namespaces are made before there is any process, and networks are filled before there is any socket. A process goes
+//! into its own as soon as it is made: before it has memory, some of which can be segments of its IPC namespace, and
+//! threads, which would stay behind.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::Workshop;
 use super::{living, users, with_descriptor};
-use crate::networks::{self, Networks};
+use crate::networks::Networks;
 use crate::settings;
 use crate::visits::Visits;
 
@@ -73,26 +73,23 @@ impl Spaces {
         }
         users::make(workshop, manifest)?;
         let mut networks = Visits::new(Place::Network);
-        let one = |visits: &mut Visits, place: Place, owner: Option<UserNamespaceId>| match owner {
-            None => visits.make(),
-            Some(owner) => visits.adopt(users::new_namespace(workshop, owner, place.flag(), place.file())?),
+        let mut one = |visits: &mut Visits, place: Place, owner: Option<UserNamespaceId>| {
+            visits.adopt(users::new_namespace(workshop, owner, place.flag(), place.file())?)
         };
         for index in 0..manifest.cgroup_namespaces as usize {
             let owner = manifest.cgroup_namespace_owners.get(index).copied().flatten();
             one(&mut groups, Place::Cgroup, owner)?;
         }
-        groups.go(None)?;
         for network in &manifest.networks {
             one(&mut networks, Place::Network, network.owner)?;
         }
-        networks.go(None)?;
         for namespace in &manifest.ipc_namespaces {
             let index = one(&mut ipc, Place::Ipc, namespace.owner)?;
             ipc.within(Some(index), || settings::set(&namespace.settings, settings::is_of_ipc))
                 .context(|| format!("make IPC namespace {index} again"))?;
         }
         Ok(Spaces {
-            networks: networks::restore::fill_all(manifest, networks)?,
+            networks: Networks::new(networks),
             ipc,
             groups,
         })

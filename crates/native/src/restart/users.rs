@@ -187,22 +187,33 @@ fn some_group(namespaces: &[UserNamespace], of: UserNamespaceId) -> Option<u32> 
     Some(group)
 }
 
-/// Makes a new namespace of another kind that belongs to a user namespace. `flag` is its CLONE_NEW*, `file` its name below
-/// /proc/PID/ns.
+/// Makes a new namespace of another kind that belongs to a user namespace, which is the restarter's if none is given.
+/// `flag` is its CLONE_NEW*, `file` its name below /proc/PID/ns.
 ///
 /// # Errors
 /// The kernel makes none.
-pub fn new_namespace(workshop: &Workshop, owner: UserNamespaceId, flag: i32, file: &str) -> Result<File> {
-    let holder = workshop.users.holder(owner)?;
+pub fn new_namespace(workshop: &mut Workshop, owner: Option<UserNamespaceId>, flag: i32, file: &str) -> Result<File> {
+    let maker = match owner {
+        Some(owner) => workshop.users.holder(owner)?,
+        None => {
+            let spare = workshop.spare();
+            workshop.spawn(spare)?;
+            spare
+        }
+    };
     let mut batch = Batch::new();
     batch.must(
         libc::SYS_unshare,
         &[Arg::from(flag)],
         format!("make a namespace ({file})"),
     );
-    workshop.run(holder, &batch)?;
-    let path = format!("/proc/{holder}/ns/{file}");
-    File::open(&path).context(|| format!("open {path}"))
+    workshop.run(maker, &batch)?;
+    let path = format!("/proc/{maker}/ns/{file}");
+    let namespace = File::open(&path).context(|| format!("open {path}"))?;
+    if owner.is_none() {
+        workshop.end(maker, None)?;
+    }
+    Ok(namespace)
 }
 
 /// Lets others of the same user look at a process whose user has changed.
