@@ -468,7 +468,7 @@ fn libraries(test: &str, user: As) {
 }
 
 // LBNL-3.5.3, LBNL-3.5.3.1, LBNL-3.6.8.1, LBNL-3.6.8.5, LBNL-3.6.8.5.1, LBNL-3.8.3, LBNL-3.8.3.1, LBNL-3.8.3.2, LBNL-3.9.10.1.2, LBNL-3.9.10.5.3A,
-// LBNL-3.9.10.5.3B
+// LBNL-3.9.10.5.3B, XGCP-EVAL-13, XGCP-SEC-3
 #[test]
 fn saved_libraries_are_not_needed_at_restart_root() {
     libraries("saved_libraries_are_not_needed_at_restart_root", As::Root);

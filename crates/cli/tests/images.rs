@@ -221,7 +221,7 @@ fn increments_as_root() {
 }
 
 /// `--sequence` makes full images and increments in turn, and `--keep` removes none that another one needs.
-// GCA-CTS-12
+// GCA-CTS-12, XGCP-FILE-7
 #[test]
 fn a_sequence_of_full_images_and_increments() {
     let test = "a_sequence_of_full_images_and_increments";
@@ -279,7 +279,7 @@ fn counted(cpr: &Cpr, job: &str) -> (String, Vec<u64>) {
 }
 
 /// A copy of what a job was, beside the job and under the same PID, where it can be looked at.
-// XGCP-USE-5, XGCP-RES-4
+// XGCP-USE-5, XGCP-RES-1, XGCP-RES-4
 #[test]
 fn an_older_generation_runs_again_under_a_debugger_while_the_job_goes_on() {
     let test = "an_older_generation_runs_again_under_a_debugger";

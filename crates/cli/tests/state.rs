@@ -109,7 +109,7 @@ survive! {
     threads;
     // LBNL-3.9.1.M2
     vectors;
-    // LBNL-2.2.4B.6, LBNL-3.9.1.M12
+    // LBNL-2.2.4B.6, LBNL-3.9.1.M12, XGCP-RES-1
     sysv;
     // LBNL-3.9.1.M12
     mqueue;
