@@ -298,6 +298,54 @@ fn a_solver_with_its_own_checkpoints_is_a_job_like_any_other() {
     assert_eq!(again.stdout, undisturbed.stdout);
 }
 
+/// What libgridcpr has written here is read on a machine of another kind, by a program that knows the format's description
+/// alone, and the solver ends there with the same result.
+// GFD93-SCOPE-1
+#[test]
+fn a_solver_goes_on_to_the_same_result_on_a_machine_of_another_kind() {
+    let test = "a_solver_goes_on_to_the_same_result_on_a_machine_of_another_kind";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let (compiler, machine) = ("aarch64-linux-gnu-gcc", "qemu-aarch64");
+    for program in [compiler, machine] {
+        if Command::new(program).arg("--version").output().is_err() {
+            skip!(test, "there is no {program}");
+        }
+    }
+    let program = cpr.work.join("elsewhere");
+    let status = Command::new(compiler)
+        // Neither processor is to round less often than the other.
+        .args([
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-ffp-contract=off",
+            "-static",
+            "-o",
+        ])
+        .arg(&program)
+        .arg(format!("{ROOT}/tests/languages/heat_elsewhere.c"))
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "it does not compile");
+    let solver = Solver::c(&cpr);
+    let undisturbed = solver.run("undisturbed", "600");
+    // It ends early here, and goes on there.
+    assert!(solver.run("base", "350").status.success());
+    let elsewhere = Command::new(machine)
+        .arg(&program)
+        .args(["base", "600"])
+        .current_dir(&cpr.work)
+        .output()
+        .expect("it can be started");
+    let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(
+        elsewhere.status.success() && said.contains("going on at step 300"),
+        "{said}"
+    );
+    assert!(!undisturbed.stdout.is_empty());
+    assert_eq!(elsewhere.stdout, undisturbed.stdout);
+}
+
 /// What the C program has written is seen by the command, and by numpy.
 // GFD93-INT-CPRquery, GFD93-INT-SMvalidate, GFD93-INT-CPRfree, GFD93-WF-2.1
 #[test]
