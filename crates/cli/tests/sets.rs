@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::steps::Steps;
 use support::{As, Cpr, Ended, PATIENCE, copy_tree, finish, note_skip, poll, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -445,48 +446,6 @@ fn jobs_that_are_built_have_their_processes_and_stand_still_until_all_are_there(
     lab.grows("last");
 }
 
-/// A command that is told step by step what to do.
-struct Steps {
-    child: std::process::Child,
-    words: Option<std::process::ChildStdin>,
-    said: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
-}
-
-impl Steps {
-    fn new(lab: &Lab, arguments: &[&str]) -> Steps {
-        let mut command = lab.cpr.command(lab.cpr.binary());
-        command
-            .args(arguments)
-            .current_dir(&lab.cpr.work)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let said = std::io::BufReader::new(child.stdout.take().unwrap());
-        Steps {
-            words: child.stdin.take(),
-            said: std::io::BufRead::lines(said),
-            child,
-        }
-    }
-
-    /// What it says next.
-    #[track_caller]
-    fn says(&mut self, step: &str) {
-        assert_eq!(self.said.next().unwrap().unwrap(), step);
-    }
-
-    fn say(&mut self, word: &str) {
-        std::io::Write::write_all(self.words.as_mut().unwrap(), format!("{word}\n").as_bytes()).unwrap();
-    }
-
-    /// Nobody tells it anything any more; gives its exit code.
-    fn end(mut self) -> i32 {
-        self.words = None;
-        self.child.wait().unwrap().code().unwrap()
-    }
-}
-
 /// What is said and heard for a checkpoint.
 const SAID: [&str; 3] = ["prepared", "stopped", "saved"];
 const HEARD: [&str; 3] = ["stop", "save", "resume"];
@@ -499,7 +458,7 @@ fn a_job_is_saved_step_by_step_and_goes_on_by_itself_when_nobody_says_so() {
     };
     lab.start("lead", "native", LEAD);
     let image = lab.cpr.work.join("lead.cpr");
-    let begin = |patience: &str| Steps::new(&lab, &["checkpoint", "--steps", patience, "-o", "lead.cpr", "lead"]);
+    let begin = |patience: &str| Steps::new(&lab.cpr, &["checkpoint", "--steps", patience, "-o", "lead.cpr", "lead"]);
     for (given_up, last) in SAID.iter().enumerate() {
         let mut steps = begin("60s");
         for (said, heard) in SAID.iter().zip(HEARD).take(given_up) {
@@ -561,7 +520,7 @@ fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not
     };
     lab.start("lead", "native", LEAD);
     // One that is kept stays whatever becomes of the job.
-    let mut steps = Steps::new(&lab, &["checkpoint", "--steps", "60s", "-o", "lead.cpr", "lead"]);
+    let mut steps = Steps::new(&lab.cpr, &["checkpoint", "--steps", "60s", "-o", "lead.cpr", "lead"]);
     for (said, heard) in SAID.iter().zip(["stop", "save", "keep"]) {
         steps.says(said);
         steps.say(heard);
@@ -571,11 +530,11 @@ fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not
     assert_ne!(steps.end(), 0);
     let had = lab.numbers("lead").len();
     let restart = ["restart", "-d", "--name", "again", "--steps", "60s", "./lead.cpr"];
-    let mut refused = Steps::new(&lab, &restart);
+    let mut refused = Steps::new(&lab.cpr, &restart);
     refused.says("built");
     assert_ne!(refused.end(), 0);
     assert_eq!(lab.phase("again"), Value::Null, "nothing is left");
-    let mut steps = Steps::new(&lab, &restart);
+    let mut steps = Steps::new(&lab.cpr, &restart);
     steps.says("built");
     std::thread::sleep(Duration::from_millis(50));
     assert!(lab.numbers("again").is_empty(), "it has not run");

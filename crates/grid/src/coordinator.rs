@@ -261,6 +261,7 @@ mod tests {
         ConnectionEnd {
             connection,
             shares_port: local.port() == 5000,
+            traffic: None,
         }
     }
 

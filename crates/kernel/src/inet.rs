@@ -139,12 +139,25 @@ pub struct TcpInfo {
     pub waiting: u32,
     /// For a listening socket: how many may wait.
     pub backlog: u32,
+    /// Bytes written since the connection was made, each once, whether or not they have been sent so far.
+    pub written: u64,
+    /// Bytes received since then, whether or not they have been read.
+    pub received: u64,
 }
 
 /// Asks for TCP_INFO.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let info = option(socket, libc::IPPROTO_TCP, TCP_INFO)?;
     let byte = |at: usize| info.get(at).copied().ok_or(INVALID);
+    // Not there in kernels before 4.19, which count less.
+    let long = |at: usize| {
+        info.get(at..at + 8)
+            .map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+    };
+    let unsent = u64::from(u32_at(&info, 144).unwrap_or(0));
+    let (sent, again) = (long(200), long(208));
+    // The end that the other side has announced counts as a byte.
+    let ended = [state::CLOSE_WAIT, state::LAST_ACK, state::CLOSING].contains(&byte(0)?);
     Ok(TcpInfo {
         state: byte(0)?,
         options: byte(5)?,
@@ -152,6 +165,8 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         receive_scale: byte(6)? >> 4,
         waiting: u32_at(&info, 24)?,
         backlog: u32_at(&info, 28)?,
+        written: sent.saturating_sub(again).saturating_add(unsent),
+        received: long(128).saturating_sub(u64::from(ended)),
     })
 }
 
@@ -543,6 +558,52 @@ mod tests {
         assert_eq!(tcp_diag(there, other).unwrap(), None);
         let name = tcp_info(listener.as_fd()).unwrap();
         assert_eq!((name.state, name.waiting), (state::LISTEN, 0));
+    }
+
+    // XGCP-CHAN-7
+    #[test]
+    fn what_was_written_and_what_was_received_differ_by_what_is_on_its_way() {
+        use std::io::{Read, Write};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let count = |of: &TcpStream| {
+            let info = tcp_info(of.as_fd()).unwrap();
+            (info.written, info.received)
+        };
+        assert_eq!((count(&client), count(&server)), ((0, 0), (0, 0)));
+        client.write_all(b"hello").unwrap();
+        let mut heard = [0; 3];
+        server.read_exact(&mut heard).unwrap();
+        assert_eq!((count(&client).0, count(&server).1), (5, 5), "whether read or not");
+        // Until nothing more goes in.
+        client.set_nonblocking(true).unwrap();
+        let mut written = 5;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            match client.write(&[7; 65536]) {
+                Ok(some) => written += some as u64,
+                Err(_) => break,
+            }
+            assert!(std::time::Instant::now() < deadline);
+        }
+        // The kernel may still be passing on what it can.
+        let on_its_way = loop {
+            let before = unacknowledged(client.as_fd()).unwrap() as u64;
+            let (sent, got) = (count(&client).0, count(&server).1);
+            if unacknowledged(client.as_fd()).unwrap() as u64 == before {
+                assert_eq!(sent, written);
+                break (sent - got, before);
+            }
+            assert!(std::time::Instant::now() < deadline);
+        };
+        assert_eq!(on_its_way.0, on_its_way.1);
+        assert!(on_its_way.0 > 0, "nobody reads it");
+        // Neither end's end is a byte.
+        drop(client);
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).unwrap();
+        assert_eq!((count(&server).1, rest.len() as u64 + 3), (written, written));
     }
 
     #[test]

@@ -38,6 +38,19 @@ pub struct ConnectionEnd {
     /// Its socket shares its port (SO_REUSEADDR), as those do that a server has accepted.
     #[serde(default)]
     pub shares_port: bool,
+    /// What went through it so far, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+}
+
+/// What went through one end of a connection since it was made, or made again, bytes. What one end has written and the
+/// other has not received is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Written by the program.
+    pub written: u64,
+    /// Received by the kernel, whether or not the program has read it.
+    pub received: u64,
 }
 
 /// One end of a connection that is made again.
@@ -132,6 +145,7 @@ mod tests {
                 remote: at(remote),
             },
             shares_port,
+            traffic: None,
         }
     }
 

@@ -8,5 +8,5 @@
 mod connection;
 mod error;
 
-pub use connection::{Connection, ConnectionEnd, Links, Renewal, inner_connections};
+pub use connection::{Connection, ConnectionEnd, Links, Renewal, Traffic, inner_connections};
 pub use error::{Context, Error, ErrorKind, Result};

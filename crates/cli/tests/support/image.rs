@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use cpr_image::model::Manifest;
-use cpr_image::{Image, ImageWriter, PendingImage};
+use gridcpr::image::model::Manifest;
+use gridcpr::image::{Image, ImageWriter, PendingImage};
 
 /// The same image after `edit`, sealed again beside it; it belongs to `owner`, if anybody is named.
 pub fn edited(from: &Path, owner: Option<(u32, u32)>, edit: impl FnOnce(&mut Manifest)) -> PathBuf {

@@ -20,6 +20,7 @@ pub mod guest;
 pub mod image;
 pub mod library;
 pub mod net;
+pub mod steps;
 pub mod victim;
 
 use std::ffi::{OsStr, OsString};

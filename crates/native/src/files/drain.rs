@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cpr_kernel::inet::{self as kernel, plain, state};
-use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Result};
+use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Result, Traffic};
 
 use super::{Target, inet, save, socket, sockopt, tcp};
 
@@ -173,7 +173,8 @@ fn look(handle: BorrowedFd<'_>) -> Option<ConnectionEnd> {
         state::CLOSING,
         state::LAST_ACK,
     ];
-    if !connected.contains(&kernel::tcp_info(handle).ok()?.state) {
+    let info = kernel::tcp_info(handle).ok()?;
+    if !connected.contains(&info.state) {
         return None;
     }
     let local = rustix::net::getsockname(handle).ok()?;
@@ -185,5 +186,9 @@ fn look(handle: BorrowedFd<'_>) -> Option<ConnectionEnd> {
             remote: plain(SocketAddr::try_from(remote).ok()?),
         },
         shares_port,
+        traffic: Some(Traffic {
+            written: info.written,
+            received: info.received,
+        }),
     })
 }

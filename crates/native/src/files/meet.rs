@@ -59,6 +59,7 @@ pub fn channels(sockets: &[InetSocket]) -> Result<Vec<ConnectionEnd>> {
         Some(connection.map(|connection| ConnectionEnd {
             connection,
             shares_port,
+            traffic: None,
         }))
     });
     ends.collect()
