@@ -91,7 +91,35 @@ cases() {
     echo "no such generation: -$code"
 }
 
+# What the job's checkpoints are seen as by a script: it is listened to beside it.
+job() {
+    local event number times image name code=0
+    coproc LISTEN { exec "$CPR" listen; }
+    heard() { read -r event number times image name <&"${LISTEN[0]}"; }
+    heard
+    [[ $event == listening ]]
+    "$CPR" checkpoint --quiet --restarted-code 9 "$GRIDCPR_JOB" || code=$?
+    if ((code == 9)); then
+        # What was said before the checkpoint was not read so far.
+        while [[ $event != restart ]]; do heard; done
+        echo restart
+        echo "restarted $times $number $image $name"
+    else
+        ((code == 0))
+        heard
+        echo "$event"
+        heard
+        echo "$event"
+        echo "continued 0 0"
+    fi
+    heard
+    [[ $event == told ]]
+    echo "told: $number $times $image $name"
+    echo end
+}
+
 case "$1:$#" in
+job:1) job ;;
 write:3) write_one "$2" ;;
 read:3) read_one "$2" ;;
 cases:2) mkdir -p "$2" && cases "$2" ;;

@@ -11,7 +11,8 @@ use cpr_node::{Compression, Sequence};
 use cpr_node::{FileRule, Keep};
 
 use crate::grid_args::{
-    Cancel, Checkpoints, Context, Drain, Events, Fault, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer, Usage,
+    Cancel, Checkpoints, Context, Drain, Events, Fault, Free, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer,
+    Usage,
 };
 use crate::signal::parse_signal;
 
@@ -81,6 +82,8 @@ pub enum Verb {
     Resume(Stand),
     /// Tell the programs of a job that something has happened, if they use libgridcpr
     Notify(Notify),
+    /// Tell a script what happens to the job that it runs in: checkpoints, restarts and what somebody says
+    Listen(Listen),
     /// Use the terminal of a job in the background; Ctrl-] leaves it
     Attach(JobName),
     /// Show what a job in the background has printed
@@ -126,6 +129,8 @@ pub enum Verb {
     Checkpoints(Checkpoints),
     /// Bring a copy of a checkpoint of a grid to a node
     Transfer(Transfer),
+    /// Let checkpoints of a grid go that are not needed any more
+    Free(Free),
     /// Show what a user has had a grid do, and what their checkpoints take
     Usage(Usage),
     /// List the nodes of a grid
@@ -713,6 +718,17 @@ pub struct Notify {
     /// How long callbacks may take
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
     pub timeout: Duration,
+}
+
+/// `cpr listen`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It is started by a script of a job and runs beside it, as long as the script does: it is saved and restarted with it, and prints \
+a line for whatever happens.")]
+pub struct Listen {
+    /// Before a checkpoint wait for a line on standard input: `ready`, `later` or `refuse`, and why
+    #[arg(long)]
+    pub ask: bool,
 }
 
 /// Commands whose only argument is a job.

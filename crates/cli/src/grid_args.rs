@@ -286,6 +286,14 @@ pub struct Transfer {
     pub wait: bool,
 }
 
+/// `cpr free`
+#[derive(Debug, Args)]
+pub struct Free {
+    /// Numbers of checkpoints, as `cpr checkpoints` lists them
+    #[arg(value_name = "CHECKPOINT", required = true)]
+    pub checkpoints: Vec<i64>,
+}
+
 /// `cpr usage`
 #[derive(Debug, Args)]
 pub struct Usage {}

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::ValueEnum;
-use cpr_image::Image;
-use cpr_image::model::{
+use gridcpr::image::Image;
+use gridcpr::image::model::{
     AddressSpace, Credentials, Descriptor, Extent, FileContent, FileId, InetSocket, InetState, Limit, Manifest,
     Mapping, MappingKind, Object, OpenFile, Process, ProcessState, SavedFile, SavedFileKind, Scheduling, SocketState,
     SysvIdentity, Thread,
@@ -758,7 +758,7 @@ fn signal_set(mask: u64) -> String {
 }
 
 /// Names of the signals in a list of siginfo_t, which begin with the number.
-fn pending(list: &[cpr_image::model::Bytes]) -> String {
+fn pending(list: &[gridcpr::image::model::Bytes]) -> String {
     let numbers = list.iter().filter_map(|info| info.0.first_chunk::<4>());
     let names: Vec<String> = numbers.map(|bytes| signal_name(i32::from_le_bytes(*bytes))).collect();
     names.join(" ")

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cpr_image::Image;
 use cpr_node::{Bare, Job, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::image::Image;
 
 /// What runs.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use cpr_image::ImageWriter;
-use cpr_image::model::*;
 use cpr_types::ErrorKind;
+use gridcpr::image::ImageWriter;
+use gridcpr::image::model::*;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);

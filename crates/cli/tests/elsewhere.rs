@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use cpr_image::model::{Manifest, MappingKind};
+use gridcpr::image::model::{Manifest, MappingKind};
 use support::image::{edited, edited_with_pages};
 use support::{As, Cpr, PATIENCE, skip, wait_until};
 
@@ -294,7 +294,7 @@ fn a_job_goes_on_under_a_kernel_with_another_vdso() {
         wait_until(PATIENCE, "it reads clocks", || cpr.work.join("begun").exists());
         let image = cpr.work.join("image.cpr");
         cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
-        let good = cpr_image::Image::open(&image).expect("the image is good");
+        let good = gridcpr::image::Image::open(&image).expect("the image is good");
         let mut spaces = good.manifest().address_spaces.iter().flat_map(|space| &space.mappings);
         let vdso = spaces
             .find(|mapping| mapping.kind == MappingKind::Vdso)
@@ -319,7 +319,7 @@ fn a_job_goes_on_under_a_kernel_with_another_vdso() {
         let other = edited_with_pages(
             &image,
             None,
-            |manifest| manifest.checkpoint.vdso_hash.0 = cpr_image::hash(&code).to_vec(),
+            |manifest| manifest.checkpoint.vdso_hash.0 = gridcpr::image::hash(&code).to_vec(),
             |position, page| {
                 for extent in &vdso.extents {
                     if (extent.offset..extent.offset + extent.length).contains(&position) {

@@ -534,6 +534,52 @@ fn committed(kind: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
+/// Commands, those for administrators included, have no other way to images, checkpoints of programs and grids than the library
+/// that programs have.
+// GFD93-LIB-9
+#[test]
+fn commands_use_the_library_that_programs_use() {
+    let crates = Path::new(ROOT).join("crates");
+    let manifest = fs::read_to_string(crates.join("cli/Cargo.toml")).expect("cpr has a manifest");
+    let (own, _) = manifest.split_once("[dev-dependencies]").expect("tests need more");
+    let names: Vec<&str> = own
+        .lines()
+        .filter_map(|line| line.split_once(['.', ' ']).map(|(name, _)| name))
+        .collect();
+    assert!(names.contains(&"gridcpr"), "{names:?}");
+    for other in [
+        "cpr-api",
+        "cpr-app",
+        "cpr-image",
+        "cpr-grid",
+        "hyper",
+        "rustls",
+        "sqlx",
+        "ciborium",
+    ] {
+        assert!(!names.contains(&other), "cpr depends on {other}");
+    }
+    let mut waiting = vec![crates.join("cli/src")];
+    let mut files = 0;
+    while let Some(directory) = waiting.pop() {
+        for path in fs::read_dir(directory)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").path())
+        {
+            if path.is_dir() {
+                waiting.push(path);
+                continue;
+            }
+            files += 1;
+            let text = fs::read_to_string(&path).expect("a source");
+            for way in ["TcpStream", "UnixStream", "sqlite", "tests::"] {
+                assert!(!text.contains(way), "{} uses {way}", path.display());
+            }
+        }
+    }
+    assert!(files > 30);
+}
+
 #[test]
 fn the_abi_is_as_committed() {
     let Some(cpr) = Cpr::new("ABI", As::User) else { return };

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use cpr_image::model::{Network, NetworkId, Object, UserNamespace, UserNamespaceId};
+use gridcpr::image::model::{Network, NetworkId, Object, UserNamespace, UserNamespaceId};
 use support::image::edited;
 use support::{As, Cpr, PATIENCE, am_root, finish, skip, wait_until};
 

@@ -5,47 +5,9 @@
 mod support;
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 
+use support::s3::Server;
 use support::*;
-
-/// A server that keeps the bucket `images` in a directory, and ends with this.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    /// None where the program is not installed.
-    fn start(site: &Site) -> Option<Server> {
-        fs::create_dir_all(site.path("s3/images")).unwrap();
-        // A port that is free; whoever takes it before the server does makes the test fail, not pass.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new("s3s-fs")
-            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--access-key", "ACCESS", "--secret-key", "SECRET"])
-            .arg(site.path("s3"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let server = Server {
-            child,
-            address: format!("127.0.0.1:{port}"),
-        };
-        wait_until("the S3 server answers", || TcpStream::connect(&server.address).is_ok());
-        Some(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// A program that has so many MiB of memory that cannot be made smaller, and counts.
 fn heavy(mib: u32, last: u32) -> [String; 3] {
@@ -149,10 +111,9 @@ fn images_in_a_store_are_sealed_and_keys_can_be_replaced() {
     site.configure("all.toml", &format!("{config}store = 'DIR/store'\n{source}"));
     fs::write(site.path("keys"), &old).unwrap();
     site.start("all", "all");
-    assert_eq!(
-        site.json(&["nodes"])["nodes"][0]["info"]["properties"]["store-encrypted"],
-        "yes"
-    );
+    wait_until("the node says so", || {
+        site.json(&["nodes"])["nodes"][0]["info"]["properties"]["store-encrypted"] == "yes"
+    });
     // Whoever wants that asks for it.
     let id = site.submit("out", &["--require", "store-encrypted=yes"], &counter(150));
     site.wait_for_count("out", 5);

@@ -70,6 +70,9 @@ $ cpr policy 4 --every 5m --keep 3
 has '"every_s": *300' cpr jobs 4 --json
 cpr checkpoint @4
 $ cpr transfer 2 $(uname -n)
+cpr checkpoint @4
+$ cpr free 2
+has freed cpr checkpoints --all
 $ cpr checkpoints --json
 $ cprd schema
 has Checkpoint cprd schema

@@ -962,7 +962,7 @@ fn steps_of(lab: &Lab, id: &str) -> usize {
     events.lines().count()
 }
 
-// XGCP-COORD-11, XGCP-JCP-10, GFD93-SCOPE-4, XGCP-JOB-2
+// XGCP-COORD-11, XGCP-JCP-9, XGCP-JCP-10, GFD93-SCOPE-4, XGCP-JOB-2
 #[test]
 fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_is_lost() {
     let Some(mut lab) = lab(4, "", "") else { return };
@@ -974,6 +974,19 @@ fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_i
         lab.site.wait_for_count("u-1", 20 * round);
         let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
         assert_eq!(made["units"].as_array().unwrap().len(), 3, "{made}");
+        // The coordinator has told all of them to do each step, one after the other.
+        let steps = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.step"]);
+        let own = format!("checkpoint {} of job {id}: all units ", made["id"]);
+        let steps: Vec<&str> = steps
+            .lines()
+            .filter_map(|line| Some(line.split_once(&own)?.1))
+            .collect();
+        let words = ["are to stop", "are to be saved", "are to go on"];
+        assert_eq!(steps.len(), 3, "{steps:?}");
+        assert!(
+            steps.iter().zip(words).all(|(step, word)| step.contains(word)),
+            "{steps:?}"
+        );
         lab.site.wait_for_count("u-2", 20 * round + 10);
         // What each remembers is of one moment.
         let quiet = lab.site.path("work/quiet");
@@ -1303,7 +1316,7 @@ fn all_got(lab: &Lab) -> [u64; 3] {
     [0, 1, 2].map(|unit| got(lab, unit).0)
 }
 
-// XGCP-CHAN-1, XGCP-CHAN-13
+// XGCP-CHAN-1, XGCP-CHAN-8, XGCP-CHAN-13, XGCP-COORD-1
 #[test]
 fn units_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice_wherever_they_go_on() {
     let Some(mut lab) = lab(5, "", "") else { return };
@@ -1321,6 +1334,24 @@ fn units_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice_wherever_they_go
         assert_eq!(made["units"].as_array().unwrap().len(), 3, "{made}");
         let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.step"]);
         assert!(events.contains("empty their connections"), "{events}");
+        // The counters of all ends are known to whoever asks the grid.
+        let parts = lab.site.json(&["checkpoints", "--images-of", &made["id"].to_string()]);
+        let parts = parts["checkpoints"].as_array().unwrap().clone();
+        let ends: Vec<&serde_json::Value> = parts
+            .iter()
+            .flat_map(|part| part["part"]["connections"].as_array().unwrap())
+            .collect();
+        assert_eq!(ends.len(), 6, "{ends:?}");
+        for end in &ends {
+            let at = |end: &serde_json::Value, side: &str| end["connection"][side].clone();
+            let is_other = |other: &&&serde_json::Value| {
+                (at(other, "local"), at(other, "remote")) == (at(end, "remote"), at(end, "local"))
+            };
+            let other = ends.iter().find(is_other);
+            let count = |end: &serde_json::Value, what: &str| end["traffic"][what].as_u64().unwrap();
+            let (written, received) = (count(end, "written"), count(other.unwrap(), "received"));
+            assert!(written > received && received > 0, "all buffers were full: {ends:?}");
+        }
         let at = all_got(&lab);
         fs::remove_file(&slow).unwrap();
         // They go on as if nothing had been.

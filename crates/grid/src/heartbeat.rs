@@ -413,6 +413,15 @@ impl Grid {
         };
         write.account(&checkpoint.owner.name, more).await?;
         if let Some(job) = db::job(&mut write.tx, checkpoint.job).await? {
+            let about = About {
+                job: Some(&job),
+                node: Some(node).filter(|node| !node.is_empty()),
+            };
+            let holder = about.node.unwrap_or("the store");
+            let what = format!("{holder} holds a copy of checkpoint {id} of job {}", job.id);
+            write
+                .note(self.clock.wall_ms(), "checkpoint.copied", about, what)
+                .await?;
             self.settle_copies(write, &job, checkpoint).await?;
         }
         Ok(())

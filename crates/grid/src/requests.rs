@@ -2,8 +2,8 @@
 //! may not.
 
 use cpr_api::model::{
-    Array, ArrayRequest, Checkpoint, CopyRequest, Element, Intent, Job, JobSpec, JobState, MigrateRequest, Node,
-    NodeState, PolicyRequest, RecoverRequest,
+    Array, ArrayRequest, Checkpoint, CheckpointState, CopyRequest, Element, Intent, Job, JobSpec, JobState,
+    MigrateRequest, Node, NodeState, PolicyRequest, RecoverRequest,
 };
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, is_blocked};
 use crate::heartbeat::failing;
 use crate::lifecycle::Change;
+use crate::retention;
 
 /// Longest key of a request that may be repeated.
 const LONGEST_KEY: usize = 200;
@@ -283,6 +284,50 @@ impl Grid {
             drop(write);
         }
         self.checkpoint(caller, id).await
+    }
+
+    /// Lets a checkpoint go that its user has no need of any more, wherever its images are (GFD93-INT-CPRfree). What its
+    /// job may yet need stays.
+    pub async fn free_checkpoint(&self, caller: &Caller, id: i64) -> Result<Checkpoint> {
+        let mut write = self.db.write().await?;
+        let mut checkpoint = require_checkpoint(caller, id, db::checkpoint(&mut write.tx, id).await?)?;
+        if let Some(part) = &checkpoint.part {
+            let text = format!(
+                "checkpoint {id} is the image of unit {} in checkpoint {}, and goes with that",
+                part.unit, part.of
+            );
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        match checkpoint.state {
+            CheckpointState::Freed => return Ok(checkpoint),
+            CheckpointState::Pending => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("checkpoint {id} is being made yet"),
+                ));
+            }
+            state if !state.is_usable() => {
+                return Err(Error::new(
+                    ErrorKind::Gone,
+                    format!("checkpoint {id} is {}", state.name()),
+                ));
+            }
+            _ => {}
+        }
+        let job = caller.require_job(checkpoint.job, db::job(&mut write.tx, checkpoint.job).await?)?;
+        let all = db::checkpoints_of(&mut write.tx, job.id).await?;
+        if let Some(why) = retention::cannot_go(&job, &all, id) {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("checkpoint {id} cannot go: {why}"),
+            ));
+        }
+        let why = format!("{} has no need of it any more", caller.name);
+        self.end_checkpoint(&mut write, &job, &mut checkpoint, CheckpointState::Freed, why)
+            .await?;
+        write.account(&checkpoint.owner.name, Account::OPERATION).await?;
+        write.commit().await?;
+        Ok(checkpoint)
     }
 
     /// A job of the caller's, changed by `change`.

@@ -51,6 +51,16 @@ pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec
         .collect()
 }
 
+/// Why a checkpoint cannot go though its user wants that, given all of its job: the job may yet need it.
+pub(crate) fn cannot_go(job: &Job, checkpoints: &[Checkpoint], id: i64) -> Option<&'static str> {
+    if needed(job).contains(&Some(id)) {
+        return Some("its job runs from it, or is to go on from it");
+    }
+    let complete = checkpoints.iter().filter(|c| c.state == CheckpointState::Complete);
+    let is_newest = complete.map(|c| c.id).max() == Some(id);
+    (is_newest && !job.state.is_over()).then_some("it is the newest complete one of a job that is not over")
+}
+
 /// What a job runs from or is to go on from.
 fn needed(job: &Job) -> [Option<i64>; 2] {
     [job.from.filter(|_| job.state.is_placed()), job.next_from]

@@ -7,6 +7,8 @@
 //! - [`command()`]: checkpoints, restarts and whatever else `cpr` does, of other jobs, processes and sessions (LBNL-2.1.1).
 //! - [`image`]: images, to be read and edited (LBNL-3.6.3).
 //! - [`app`]: checkpoints that a program writes itself (GFD.93, section 2.3).
+//! - [`grid`]: the service of a grid. `cpr` reaches images, checkpoints of programs and grids through these modules, and in
+//!   no other way (GFD93-LIB-9).
 //!
 //! Nothing happens before the first call: that maps one page and starts one thread, which sleeps until a checkpointer
 //! wakes it. The library uses no descriptor, no file and no daemon, and a signal only for callbacks that ask for one.
@@ -39,5 +41,10 @@ pub mod app {
 /// Images: opened, looked into, and edited into new ones.
 pub mod image {
     pub use cpr_image::edit::Edit;
-    pub use cpr_image::{Image, model};
+    pub use cpr_image::*;
+}
+
+/// Grids: jobs, checkpoints, nodes and events of a service, over its HTTP interface.
+pub mod grid {
+    pub use cpr_api::{Client, Endpoint, model, tls};
 }

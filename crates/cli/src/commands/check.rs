@@ -1,9 +1,9 @@
 //! `cpr check`
 
-use cpr_image::Image;
 use cpr_kernel::namespace;
 use cpr_node::Blocker;
 use cpr_types::{ErrorKind, Result};
+use gridcpr::image::Image;
 use serde_json::{Value, json};
 
 use crate::args::{Check, Namespace};

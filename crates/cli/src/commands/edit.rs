@@ -1,7 +1,7 @@
 //! `cpr edit`
 
-use cpr_image::edit::Edit as Changes;
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::image::edit::Edit as Changes;
 use serde_json::{Value, json};
 
 use crate::args::Edit;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpr_engines::NATIVE;
-use cpr_image::{Bundle, Image, ImageId};
 use cpr_node::{ImageEntry, ImageState, Job, StateDir};
 use cpr_types::{ErrorKind, Result};
+use gridcpr::image::{Bundle, Image, ImageId};
 use serde_json::json;
 
 use crate::args::Images;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use cpr_image::Bundle;
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::image::Bundle;
 use serde_json::json;
 
 use crate::args::Inspect;

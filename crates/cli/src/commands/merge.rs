@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-use cpr_image::{ImageWriter, PendingImage, WriteOptions, merge as merge_image};
 use cpr_types::{Context, Result};
+use gridcpr::image::{ImageWriter, PendingImage, WriteOptions, merge as merge_image};
 use serde_json::json;
 
 use crate::args::Merge;

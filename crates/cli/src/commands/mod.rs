@@ -14,6 +14,7 @@ mod grid;
 mod images;
 mod inspect;
 mod kill;
+mod listen;
 mod logs;
 mod man;
 mod merge;
@@ -79,6 +80,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Migrate(args) => migrate::migrate(output, args),
         Verb::Suspend(args) => suspend::suspend(output, &args),
         Verb::Resume(args) => resume::resume(output, &args),
+        Verb::Listen(args) => listen::listen(output, &args),
         Verb::Notify(args) => notify::notify(output, &args),
         Verb::Attach(args) => attach::attach(output, &args),
         Verb::Logs(args) => logs::logs(&args),
@@ -102,6 +104,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Policy(args) => grid::policy(output, &args),
         Verb::Checkpoints(args) => grid::checkpoints(output, &args),
         Verb::Transfer(args) => grid::transfer(output, &args),
+        Verb::Free(args) => grid::free(output, &args),
         Verb::Usage(_) => grid::usage(output),
         Verb::Nodes(_) => grid::nodes(output),
         Verb::Drain(args) => grid::drain(output, &args),

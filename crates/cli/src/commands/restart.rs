@@ -3,9 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use cpr_image::{Bundle, Image};
 use cpr_node::{Conductor, Job, NamespaceChoice, Outcome, Phase, Reached, RestartOptions, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::image::{Bundle, Image};
 use serde_json::json;
 
 use crate::args::Restart;

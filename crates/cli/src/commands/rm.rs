@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use cpr_image::{Bundle, Image};
 use cpr_node::StateDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use gridcpr::image::{Bundle, Image};
 use serde_json::json;
 
 use crate::args::Rm;

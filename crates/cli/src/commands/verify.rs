@@ -1,8 +1,8 @@
 //! `cpr verify`
 
-use cpr_image::Bundle;
 use cpr_node::{ImageState, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::image::Bundle;
 use serde_json::json;
 
 use crate::args::Verify;

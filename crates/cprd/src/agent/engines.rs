@@ -66,6 +66,14 @@ impl Published {
     }
 }
 
+impl Published {
+    /// Whether an engine copies memory while a job runs.
+    pub(super) fn is_live(&self, engine: &str) -> bool {
+        let words = self.abilities.get(engine).and_then(|able| able.properties.get("live"));
+        words.is_some_and(|words| words.iter().any(|word| word == "yes"))
+    }
+}
+
 impl Agent {
     /// The engines as they were last looked for.
     pub(super) fn engines(&self) -> Published {

@@ -29,6 +29,14 @@ fn not_whole(error: Error, source: &Source) -> Error {
     }
 }
 
+/// What a source is called.
+fn place(source: &Source) -> &str {
+    match source.node.as_str() {
+        "" => "the store",
+        node => node,
+    }
+}
+
 impl Agent {
     /// Begins to fetch an image, unless that was tried a moment ago.
     pub(super) fn begin_fetch(self: &Arc<Self>, image: &ImageOrder) {
@@ -78,14 +86,10 @@ impl Agent {
                 let _ = fs::remove_file(&path);
                 return true;
             }
-            let place = if source.node.is_empty() {
-                "the store"
-            } else {
-                &source.node
-            };
             log(format!(
-                "fetching checkpoint {} from {place}: {}",
+                "fetching checkpoint {} from {}: {}",
                 image.id,
+                place(source),
                 error.chain()
             ));
             // Another source, or another time, begins anew, unless the connection was cut.
@@ -156,7 +160,13 @@ impl Agent {
         self.layout.give(&path, &image.owner)?;
         let target = self.layout.image(image.owner.uid, image.id);
         fs::rename(&path, &target).context(|| format!("write {}", target.display()))?;
-        target.parent().map_or(Ok(()), sync_directory)
+        target.parent().map_or(Ok(()), sync_directory)?;
+        let place = place(source);
+        log(format!(
+            "image {} has come from {place}, has the hash that it should have, and is on disk",
+            image.id
+        ));
+        Ok(())
     }
 
     /// The image from its byte `offset` on.

@@ -352,8 +352,14 @@ impl Agent {
         }
         self.state().making.insert(id);
         let owner = order.owner.clone();
+        // What ends a job is copied while it runs, where its engine can.
+        let how: &[&str] = match stop {
+            true if self.engines().is_live(&order.engine) => &["--stop", "--live"],
+            true => &["--stop"],
+            false => &[],
+        };
         let begun = self.beside(move |agent| {
-            let result = agent.checkpoint(incarnation, &owner, id, stop, made);
+            let result = agent.checkpoint(incarnation, &owner, id, how, made);
             let result = result.unwrap_or_else(|error| {
                 log(format!("checkpoint {id} of job {incarnation}: {}", error.chain()));
                 CheckpointResult::Failed { message: error.chain() }
@@ -377,7 +383,7 @@ impl Agent {
         incarnation: Incarnation,
         owner: &Owner,
         id: i64,
-        stop: bool,
+        how: &[&str],
         made: bool,
     ) -> Result<CheckpointResult> {
         let path = self.layout.image(owner.uid, id);
@@ -386,9 +392,7 @@ impl Agent {
             let name = incarnation.to_string();
             let output = text(&path)?;
             let mut arguments = vec!["checkpoint", "--json", "-o", output.as_str()];
-            if stop {
-                arguments.extend(["--stop", "--live"]);
-            }
+            arguments.extend(how);
             arguments.push(name.as_str());
             told = self.cpr(owner, &arguments, LONG)?;
         }

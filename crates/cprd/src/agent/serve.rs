@@ -54,13 +54,13 @@ pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<
     Ok(())
 }
 
-/// With TLS, refuses who is no node.
-fn require_node(shared: &Shared, peer: &Peer) -> Result<()> {
+/// With TLS, refuses who is no node; gives its name, as far as that is known.
+fn require_node(shared: &Shared, peer: &Peer) -> Result<String> {
     let (Some(tls), Peer::Remote { certificates }) = (&shared.tls, peer) else {
-        return Ok(());
+        return Ok("a node".into());
     };
     match tls.get()?.identify(certificates)? {
-        Some((_, Role::Node)) => Ok(()),
+        Some((name, Role::Node)) => Ok(format!("node {name}")),
         _ => Err(Error::new(ErrorKind::Denied, "images are for nodes of the grid")),
     }
 }
@@ -90,7 +90,9 @@ async fn image(
     headers: HeaderMap,
 ) -> Response {
     let opened = match require_node(&shared, &peer) {
-        Ok(()) => open(&shared.agent, id, &headers).await,
+        Ok(reader) => open(&shared.agent, id, &headers)
+            .await
+            .inspect(|_| log(format!("audit: {reader} reads image {id} with a ticket for it"))),
         Err(error) => Err(error),
     };
     match opened {

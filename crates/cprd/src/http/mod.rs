@@ -51,6 +51,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/checkpoints", get(routes::checkpoints))
         .route("/checkpoints/{id}", get(routes::checkpoint))
         .route("/checkpoints/{id}/copies", post(routes::copy))
+        .route("/checkpoints/{id}/free", post(routes::free))
         .route("/nodes", get(routes::nodes))
         .route("/nodes/{name}/drain", post(routes::drain))
         .route("/nodes/{name}/fault", post(routes::fault))

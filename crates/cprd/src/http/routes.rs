@@ -199,6 +199,12 @@ pub async fn copy(State(service): Shared, Identified(caller): Identified, Path(i
     whole(&service.grid.copy(&caller, id, body(&bytes)?).await?)
 }
 
+/// Lets a checkpoint go; one that its job may yet need stays.
+#[utoipa::path(post, path = "/v1/checkpoints/{id}/free", params(("id" = i64, Path)), responses((status = 200, body = Checkpoint), (status = 404, body = Problem)))]
+pub async fn free(State(service): Shared, Identified(caller): Identified, Path(id): Path<i64>) -> Answer {
+    whole(&service.grid.free_checkpoint(&caller, id).await?)
+}
+
 /// Nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<Node>)))]
 pub async fn nodes(State(service): Shared, Identified(_): Identified) -> Answer {
@@ -333,6 +339,7 @@ pub async fn nothing() -> Failure {
         checkpoints,
         checkpoint,
         copy,
+        free,
         nodes,
         drain,
         fault,

@@ -136,6 +136,91 @@ fn what_is_known_of_checkpoints_is_as_the_published_schema_says() {
     assert_eq!(site.output("single-0"), counted(200));
 }
 
+/// Sends bodies to the service as a user, over its socket; the status and the message of each answer.
+fn sent(site: &Site, bodies: &[(&str, Value)]) -> Vec<(u64, String)> {
+    let script = "import http.client, json, socket, sys\nclass Unix(http.client.HTTPConnection):\n    \
+                  def connect(self):\n        self.sock = socket.socket(socket.AF_UNIX)\n        self.sock.connect(sys.argv[1])\n\
+                  for path, body in json.load(sys.stdin):\n    c = Unix('x')\n    \
+                  c.request('POST', path, json.dumps(body), {'content-type': 'application/json'})\n    \
+                  a = c.getresponse()\n    print(json.dumps([a.status, a.read().decode()]))\n";
+    let mut command = match am_root() {
+        true => {
+            let mut command = std::process::Command::new("setpriv");
+            command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+            command.args(["--clear-groups", "--", "python3"]);
+            command
+        }
+        false => std::process::Command::new("python3"),
+    };
+    let mut child = command
+        .args(["-c", script])
+        .arg(site.path("cprd.sock"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = serde_json::to_vec(bodies).unwrap();
+    child.stdin.take().unwrap().write_all(&text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+// GFD93-SM-11
+#[test]
+fn records_that_cannot_be_right_are_refused_and_it_is_said_why() {
+    let Some(site) = site() else { return };
+    let id = site.submit("out", &[], &counter(10_000));
+    site.wait_for_count("out", 3);
+    let mine = site.json(&["checkpoint", &format!("@{id}")])["id"].clone();
+    let another = site.submit("another", &[], &counter(10_000));
+    site.wait_for_state(&another, "running");
+    let number: i64 = id.parse().unwrap();
+    let job = serde_json::json!({"command": ["true"], "directory": "/", "environment": {}});
+    let with = |name: &str, value: Value| {
+        let mut job = job.clone();
+        job[name] = value;
+        job
+    };
+    let mut without = job.clone();
+    without.as_object_mut().unwrap().remove("command");
+    let recover = format!("/v1/jobs/{another}/recover");
+    let bodies = [
+        ("/v1/jobs", without, "command"),
+        ("/v1/jobs", with("command", "true".into()), "invalid type"),
+        ("/v1/jobs", with("slots", (-1).into()), "invalid value"),
+        (
+            "/v1/jobs",
+            with("after", serde_json::json!([number, 999_999])),
+            "999999",
+        ),
+        (recover.as_str(), serde_json::json!({"from": mine}), "is of job"),
+        (
+            recover.as_str(),
+            serde_json::json!({"from": 999_999}),
+            "no checkpoint 999999",
+        ),
+        (
+            "/v1/checkpoints/999999/copies",
+            serde_json::json!({"to": "n1"}),
+            "no checkpoint 999999",
+        ),
+    ];
+    let asked: Vec<(&str, Value)> = bodies.iter().map(|(path, body, _)| (*path, body.clone())).collect();
+    let before = site.json(&["jobs", "--all"])["jobs"].as_array().unwrap().len();
+    for ((status, message), (path, body, word)) in sent(&site, &asked).into_iter().zip(&bodies) {
+        assert!((400..500).contains(&status), "{path} {body}: {status} {message}");
+        assert!(message.contains(word), "{path} {body}: {message}");
+    }
+    assert_eq!(site.json(&["jobs", "--all"])["jobs"].as_array().unwrap().len(), before);
+    // What is right is taken.
+    assert_eq!(sent(&site, &[("/v1/jobs", job)])[0].0, 200);
+    for id in [id, another] {
+        site.text(&["cancel", &id]);
+    }
+}
+
 // XGCP-USE-3, GCA-UC-5.1.7, GCA-UC-5.2.6, GCA-UC-5.2.8, GCA-UC-5.2.10, GCA-UC-5.3.4, GCA-UC-5.3.9, GCA-UC-5.3.10
 // GFD93-SCOPE-2, GFD93-SM-5
 #[test]
@@ -489,7 +574,7 @@ fn a_job_ends_by_itself_when_nobody_renews_its_lease_and_goes_on_when_somebody_i
     assert!(job["from"].is_i64(), "{job}");
 }
 
-// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1, GFD93-API-4
+// GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1, GFD93-API-4, XGCP-JOB-3
 #[test]
 fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not() {
     let Some(site) = site() else { return };

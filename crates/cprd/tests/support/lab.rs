@@ -157,7 +157,13 @@ pub struct Lab {
 impl Lab {
     /// Starts it with so many nodes; `grid` is more configuration of the service, `node` of the agents.
     pub fn new(nodes: usize, grid: &str, node: &str) -> Lab {
+        Lab::with(nodes, grid, node, |_| {})
+    }
+
+    /// The same, when the site's directory has what it needs besides.
+    pub fn with(nodes: usize, grid: &str, node: &str, prepare: impl FnOnce(&Site)) -> Lab {
         let site = Site::new();
+        prepare(&site);
         let service = Host::new();
         service.ip("link add br0 type bridge");
         service.ip("addr add 10.98.0.254/24 dev br0");
@@ -251,6 +257,13 @@ impl Lab {
 
     /// `cpr` of the user, over the network, with the certificate of that name.
     pub fn cpr_on(&self, name: &str, certificate: &str, arguments: &[&str]) -> Command {
+        let mut command = self.user_on(name, certificate, &self.site.path("cpr"));
+        command.args(arguments);
+        command
+    }
+
+    /// A program of the user, which reaches the grid over the network, with the certificate of that name.
+    pub fn user_on(&self, name: &str, certificate: &str, program: &std::path::Path) -> Command {
         let mut command = self.node_command(name);
         command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
         // Users have no way into the directory of the CA.
@@ -260,8 +273,7 @@ impl Lab {
         }
         let issued = |end: &str| self.site.path(&format!("ca-issued/{certificate}.{end}"));
         command
-            .arg(self.site.path("cpr"))
-            .args(arguments)
+            .arg(program)
             .current_dir(self.site.path("work"))
             .env("GRIDCPR_GRID", format!("https://10.98.0.254:{SERVICE_PORT}"))
             .env("GRIDCPR_CA", issued_ca)

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub mod lab;
+pub mod s3;
 
 /// How long anything may take: machines are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(90);

@@ -102,6 +102,56 @@ fn units_are_placed_all_at_once_or_not_at_all() {
     });
 }
 
+// XGCP-JCP-1
+#[test]
+fn each_job_has_one_coordinator_and_no_second_one() {
+    with_each_database("each_job_has_one_coordinator", |place| async move {
+        let grid = place.open().await;
+        let mut nodes: Vec<FakeNode> = (0..10).map(|number| FakeNode::new(&format!("n{number}"))).collect();
+        beat(&place, &grid, &mut nodes).await;
+        let mut ids = Vec::new();
+        for _ in 0..20 {
+            ids.push(grid.submit(&ada(), units(1), None).await.unwrap().id);
+        }
+        beats(&place, &grid, &mut nodes, 5).await;
+        let mut coordinated = std::collections::BTreeMap::new();
+        for id in &ids {
+            assert_eq!(state(&grid, *id).await, JobState::Running);
+            let asked = grid.request_checkpoint(&ada(), *id, None).await.unwrap();
+            assert!(asked.coordination.is_some());
+            // Who asks meanwhile gets the same one.
+            let again = grid.request_checkpoint(&ada(), *id, None).await.unwrap();
+            assert_eq!(again.id, asked.id);
+            coordinated.insert(asked.id, *id);
+        }
+        assert_eq!(coordinated.len(), 20);
+        let pending = || async {
+            let query = CheckpointQuery {
+                state: Some("pending".into()),
+                ..Default::default()
+            };
+            let found = grid.checkpoints(&ada(), &query).await.unwrap().items;
+            found
+                .iter()
+                .map(|c| (c.id, c.job))
+                .collect::<std::collections::BTreeMap<_, _>>()
+        };
+        assert_eq!(pending().await, coordinated);
+        // One that ends its job takes the place of the one before.
+        grid.suspend(&ada(), ids[0]).await.unwrap();
+        let now = pending().await;
+        assert_eq!(now.values().filter(|job| **job == ids[0]).count(), 1);
+        assert!(!now.keys().any(|id| coordinated.get(id) == Some(&ids[0])));
+        beats(&place, &grid, &mut nodes, 14).await;
+        assert!(pending().await.is_empty());
+        for (id, job) in &coordinated {
+            if *job != ids[0] {
+                assert_eq!(checkpoint(&grid, *id).await.state, CheckpointState::Complete);
+            }
+        }
+    });
+}
+
 // XGCP-COORD-10, XGCP-JCP-11, XGCP-FILE-1
 #[test]
 fn a_checkpoint_is_of_all_units_step_by_step_and_all_go_on_from_it_together() {

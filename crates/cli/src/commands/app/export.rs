@@ -5,9 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use cpr_app::part::Part;
-use cpr_app::{ElementType, Store, VariableInfo, files, npy, npz};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use gridcpr::app::part::Part;
+use gridcpr::app::{ElementType, Store, VariableInfo, files, npy, npz};
 
 /// Bytes of a variable read at a time; of every element type a multiple.
 const PIECE: usize = 1 << 20;

@@ -3,8 +3,8 @@
 mod export;
 mod write;
 
-use cpr_app::{GenerationInfo, GenerationState, Options, Store};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::app::{GenerationInfo, GenerationState, Options, Store};
 use serde_json::json;
 
 use crate::args::{App, AppStore, AppVerb};

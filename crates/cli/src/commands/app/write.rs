@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cpr_app::{ElementType, Options, Order, Store, Variable, npy};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use gridcpr::app::{ElementType, Options, Order, Store, Variable, npy};
 use serde_json::json;
 
 use crate::args::AppStore;

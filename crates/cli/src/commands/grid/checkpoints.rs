@@ -1,14 +1,14 @@
-//! `cpr checkpoints` and `cpr transfer`
+//! `cpr checkpoints`, `cpr transfer` and `cpr free`
 
 use std::time::{Duration, SystemTime};
 
-use cpr_api::model::{Checkpoint, CopyRequest, Page};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::grid::model::{Checkpoint, CopyRequest, Page};
 use serde_json::json;
 
 use super::target::poll;
 use super::{all, client};
-use crate::grid_args::{Checkpoints, Transfer};
+use crate::grid_args::{Checkpoints, Free, Transfer};
 use crate::output::{Output, Table, ago, from_ms, size, to_json};
 
 /// `cpr checkpoints`
@@ -104,5 +104,26 @@ pub fn transfer(output: Output, args: &Transfer) -> Result<u8> {
         _ => "is being brought",
     };
     output.done(|| value, || format!("checkpoint {id} {how} to {node}\n"))?;
+    Ok(0)
+}
+
+/// `cpr free`
+pub fn free(output: Output, args: &Free) -> Result<u8> {
+    let client = client()?;
+    let mut freed = Vec::new();
+    for id in &args.checkpoints {
+        let one: Checkpoint = client.post(&format!("/v1/checkpoints/{id}/free"), &json!({}), None)?;
+        freed.push(one);
+    }
+    let list = to_json(&freed)?;
+    output.done(
+        || json!({"checkpoints": list}),
+        || {
+            let lines = freed.iter();
+            lines
+                .map(|one| format!("checkpoint {} of job {} is freed\n", one.id, one.job))
+                .collect()
+        },
+    )?;
     Ok(0)
 }

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use cpr_api::Endpoint;
 use cpr_types::{Context as _, Error, ErrorKind, Result};
+use gridcpr::grid::Endpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

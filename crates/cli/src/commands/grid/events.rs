@@ -1,7 +1,7 @@
 //! `cpr events`
 
-use cpr_api::model::Event;
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::grid::model::Event;
 
 use super::{all, client, query};
 use crate::grid_args::Events;

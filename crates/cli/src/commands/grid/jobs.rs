@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use cpr_api::Client;
-use cpr_api::model::{Array, ArrayRequest, Job, JobSpec, PolicyRequest, RecoverRequest, Unit, UnitSpec, Waiting};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use gridcpr::grid::Client;
+use gridcpr::grid::model::{Array, ArrayRequest, Job, JobSpec, PolicyRequest, RecoverRequest, Unit, UnitSpec, Waiting};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;

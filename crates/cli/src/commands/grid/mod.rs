@@ -11,13 +11,13 @@ mod usage;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cpr_api::tls::{self, ClientTls, Files};
-use cpr_api::{Client, Endpoint};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use gridcpr::grid::tls::{self, ClientTls, Files};
+use gridcpr::grid::{Client, Endpoint};
 
 use crate::grid_args::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
 
-pub use checkpoints::{checkpoints, transfer};
+pub use checkpoints::{checkpoints, free, transfer};
 pub use context::context;
 pub use events::events;
 pub use jobs::{cancel, jobs, policy, queue, recover, submit};
@@ -156,7 +156,7 @@ fn all<T: serde::de::DeserializeOwned>(
         let mut pairs = pairs.to_vec();
         pairs.push(("after", after));
         pairs.push(("limit", Some("1000".to_string())));
-        let page: cpr_api::model::Page<T> = client.get(&format!("{path}{}", query(&pairs)))?;
+        let page: gridcpr::grid::model::Page<T> = client.get(&format!("{path}{}", query(&pairs)))?;
         items.extend(page.items);
         after = page.next;
         if after.is_none() {

@@ -1,7 +1,7 @@
 //! `cpr nodes`, `cpr drain` and `cpr fault`
 
-use cpr_api::model::{DrainRequest, FaultRequest, Node, Page};
 use cpr_types::Result;
+use gridcpr::grid::model::{DrainRequest, FaultRequest, Node, Page};
 use serde_json::json;
 
 use super::{client, escape};

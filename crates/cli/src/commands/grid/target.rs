@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, MigrateRequest, RecoverRequest};
 use cpr_types::{Error, ErrorKind, Result};
+use gridcpr::grid::model::{Checkpoint, CheckpointState, Job, JobState, MigrateRequest, RecoverRequest};
 use serde_json::json;
 
 use super::client;

@@ -1,7 +1,7 @@
 //! `cpr usage`
 
-use cpr_api::model::{Page, Usage};
 use cpr_types::Result;
+use gridcpr::grid::model::{Page, Usage};
 use serde_json::json;
 
 use super::client;
