@@ -18,11 +18,49 @@ static int is_deleted_directory(const char *path) {
     return S_ISDIR(stat.st_mode) && stat.st_nlink == 0;
 }
 
+static int hide_in_proc(void *unused) {
+    CHECK(chroot("/proc/self/fdinfo/") == 0 && chdir("/") == 0);
+    _exit(unused != NULL);
+}
+
+/* Has a root directory that nothing is in: a deleted one, or one of a process that has ended. */
+static pid_t without_files(int of_dead, int go_on, int there) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child != 0) return child;
+    be_root_somewhere();
+    if (of_dead) {
+        static char stack[16384] __attribute__((aligned(16)));
+        pid_t helper = clone(hide_in_proc, stack + sizeof stack, CLONE_FS | SIGCHLD, NULL);
+        int status;
+        CHECK(helper > 0 && waitpid(helper, &status, 0) == helper);
+        SAME(status, 0);
+    } else {
+        CHECK(mkdir(named("root"), 0700) == 0 && chroot(named("root")) == 0 && rmdir(named("root")) != 0);
+        CHECK(chdir("/") == 0);
+    }
+    char byte = 'x';
+    CHECK(write(there, &byte, 1) == 1 && read(go_on, &byte, 1) == 1);
+    CHECK(open("/new", O_RDWR | O_CREAT, 0600) == -1 && access("/proc", F_OK) == -1);
+    CHECK(mkdir("below", 0700) == -1);
+    _exit(0);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     char start[256];
     CHECK(getcwd(start, sizeof start));
     snprintf(base, sizeof base, "%s/%s", start, strrchr(go, '/') + 1);
+
+    int there[2], go_on[2];
+    CHECK(pipe(there) == 0 && pipe(go_on) == 0);
+    pid_t without[2];
+    for (int i = 0; i < 2; i++) {
+        without[i] = without_files(i, go_on[0], there[1]);
+        char byte;
+        CHECK(read(there[0], &byte, 1) == 1);
+    }
+    CHECK(rmdir(named("root")) == 0);
 
     /* A file with two names, opened by the one that is deleted. */
     int linked = open(named("first"), O_RDWR | O_CREAT, 0600);
@@ -125,6 +163,12 @@ int main(int argc, char **argv) {
     CHECK(readlinkat(symbolic, "", text, sizeof text) == 14 && memcmp(text, "nowhere/at all", 14) == 0);
     CHECK(access(named("link"), F_OK) == -1);
 
+    CHECK(write(go_on[1], "xx", 2) == 2);
+    for (int i = 0; i < 2; i++) {
+        int status;
+        CHECK(waitpid(without[i], &status, 0) == without[i]);
+        SAME(status, 0);
+    }
     for (int i = 0; i < 3; i++) {
         struct pollfd ended = {.fd = dead[i], .events = POLLIN};
         SAME(poll(&ended, 1, 0), 1);

@@ -1,8 +1,11 @@
 /* A mount namespace that shares little with the job's own: a root in memory that pivot_root(2) went to, with bind mounts of
  * directories and files, a /proc and terminals of its own, mounts on and over each other, read-only and without set-user-id,
- * files open, mapped and deleted in them, FIFOs and UNIX sockets with data, and a process below another root directory. */
+ * files open, mapped and deleted in them, FIFOs and UNIX sockets with data, a session with a
+ * terminal of its own file system of terminals, message queues, and a process below another root directory. */
 #include "mounts.h"
 
+#include <mqueue.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
@@ -121,6 +124,53 @@ static void check_names(struct names n) {
     SAME(errno, ECONNREFUSED);
 }
 
+/* A session with a terminal of /pts. It has no /dev/pts/1, or another one. */
+struct terminal {
+    int master, slave;
+    pid_t leader;
+};
+
+static void lead(int slave) {
+    CHECK(setsid() == getpid() && ioctl(slave, TIOCSCTTY, 0) == 0);
+    wait_for_word();
+    char line[64] = "", name[64];
+    SAME(tcgetpgrp(slave), getpid());
+    CHECK(ttyname_r(slave, name, sizeof name) == 0 && strcmp(name, "/pts/1") == 0);
+    SAME(read(open("/dev/tty", O_RDWR), line, sizeof line), 6);
+    CHECK(strcmp(line, "typed\n") == 0 && write(slave, "out", 3) == 3);
+    _exit(0);
+}
+
+static struct terminal make_terminal(void) {
+    struct terminal t;
+    int unlocked = 0, first = open("/pts/ptmx", O_RDWR | O_NOCTTY);
+    t.master = open("/pts/ptmx", O_RDWR | O_NOCTTY);
+    CHECK(first >= 0 && t.master >= 0 && ioctl(t.master, TIOCSPTLCK, &unlocked) == 0);
+    t.slave = open("/pts/1", O_RDWR | O_NOCTTY);
+    struct winsize size = {.ws_row = 33, .ws_col = 77};
+    CHECK(t.slave >= 0 && close(first) == 0 && ioctl(t.master, TIOCSWINSZ, &size) == 0);
+    CHECK(write(t.master, "typed\n", 6) == 6);
+    CHECK((t.leader = fork()) >= 0);
+    if (t.leader == 0) lead(t.slave);
+    return t;
+}
+
+static void check_terminal(struct terminal t) {
+    char text[64];
+    struct winsize size;
+    finish(t.leader);
+    for (int length = 0; length < 10;) {
+        int more = read(t.master, text + length, sizeof text - length);
+        CHECK(more > 0);
+        length += more;
+    }
+    CHECK(memcmp(text, "typed\r\nout", 10) == 0 && ioctl(t.slave, TIOCGWINSZ, &size) == 0);
+    SAME(size.ws_row, 33);
+    int next = open("/pts/ptmx", O_RDWR | O_NOCTTY), number = -1;
+    CHECK(next >= 0 && ioctl(next, TIOCGPTN, &number) == 0);
+    SAME(number, 0);
+}
+
 /* In a root directory of its own below the namespace's. */
 static void below(void) {
     CHECK(chroot("/d") == 0 && chdir("/inner") == 0);
@@ -138,7 +188,7 @@ static void contained(void) {
     CHECK(mount("memory", "box", "tmpfs", MS_NOSUID, "size=8m,mode=750") == 0);
     char directory[512];
     CHECK(getcwd(directory, sizeof directory) != NULL && chdir("box") == 0);
-    const char *const directories[] = {"work", "proc", "old", "dev", "pts", "over", "d", "d/inner"};
+    const char *const directories[] = {"work", "proc", "old", "dev", "pts", "over", "d", "d/inner", "queues", "sealed"};
     for (size_t i = 0; i < sizeof directories / sizeof *directories; i++) CHECK(mkdir(directories[i], 0711) == 0);
     CHECK(mount(directory, "work", NULL, MS_BIND, NULL) == 0);
     int kept = open("work/given", O_WRONLY | O_CREAT, 0600);
@@ -158,6 +208,11 @@ static void contained(void) {
     CHECK(mount("none", "over", "tmpfs", MS_NOATIME, "mode=1777") == 0);
     make("over/top", "top");
     CHECK(mount("none", "over", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOATIME, NULL) == 0);
+    CHECK(mount("none", "queues", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0);
+    /* A file system, not only a mount of it, that cannot be written to. */
+    CHECK(mount("none", "sealed", "tmpfs", MS_NOSUID, "mode=751") == 0);
+    make("sealed/kept", "kept");
+    CHECK(mount("none", "sealed", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID, "mode=751") == 0);
     CHECK(syscall(SYS_pivot_root, ".", "old") == 0 && chdir("/") == 0);
     CHECK(umount2("old", MNT_DETACH) == 0);
 
@@ -166,6 +221,10 @@ static void contained(void) {
     CHECK(symlink("../f", "d/link") == 0 && mkfifo("d/fifo", 0604) == 0);
     make("d/inner/leaf", "leaf");
     struct names names = make_names();
+    mqd_t queue = mq_open("/queue", O_RDWR | O_CREAT, 0600, NULL);
+    int same_queue = open("/queues/queue", O_RDWR);
+    CHECK(queue >= 0 && same_queue >= 0 && mq_send(queue, "queued", 6, 3) == 0);
+    struct terminal terminal = make_terminal();
     int has_attributes = setxattr("d/inner", "user.kept", "value", 5, 0) == 0;
     CHECK(user != 0 || mknod("null", S_IFCHR | 0666, makedev(1, 3)) == 0);
     struct timespec times[2] = {{1000000, 5}, {2000000, 7}};
@@ -192,6 +251,7 @@ static void contained(void) {
     mounted(before, sizeof before);
     listed("/", files_before, sizeof files_before);
     listed("/over", files_before, sizeof files_before);
+    listed("/sealed", files_before, sizeof files_before);
     wait_for_word();
     mounted(after, sizeof after);
     if (strcmp(before, after) != 0) {
@@ -200,6 +260,7 @@ static void contained(void) {
     }
     listed("/", files_after, sizeof files_after);
     listed("/over", files_after, sizeof files_after);
+    listed("/sealed", files_after, sizeof files_after);
     if (strcmp(files_before, files_after) != 0) {
         dprintf(1, "%s\nwere\n%s", files_after, files_before);
         fail(__LINE__, "files");
@@ -228,6 +289,15 @@ static void contained(void) {
     CHECK(statvfs("/", &size) == 0);
     SAME(size.f_blocks * size.f_frsize, 8 << 20);
     check_names(names);
+    char message[8192];
+    unsigned priority;
+    SAME(mq_receive(same_queue, message, sizeof message, &priority), 6);
+    SAME(priority, 3);
+    CHECK(access("/queues/queue", F_OK) == 0 && mq_unlink("/queue") == 0 && access("/queues/queue", F_OK) != 0);
+    contains(open("/sealed/kept", O_RDONLY), "kept");
+    CHECK(mount("none", "/sealed", NULL, MS_REMOUNT | MS_BIND, NULL) == 0);
+    CHECK(open("/sealed/new", O_WRONLY | O_CREAT, 0600) == -1 && errno == EROFS);
+    check_terminal(terminal);
     finish(child);
     /* It has power over its mounts, and what is below them. */
     CHECK(umount2("/over", MNT_DETACH) == 0 && access("/over/given", F_OK) == 0);
@@ -243,19 +313,19 @@ int main(int argc, char **argv) {
     CHECK(pipe(arrived) == 0 && pipe(onward) == 0);
     there = arrived[1];
     go_on = onward[0];
-    int flags = CLONE_NEWNS | CLONE_NEWPID | (user != 0 ? CLONE_NEWUSER : 0);
+    int flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | (user != 0 ? CLONE_NEWUSER : 0);
     pid_t first = syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0);
     CHECK(first >= 0);
     if (first == 0) contained();
     char bytes[8];
-    for (int got = 0; got < 2;) {
+    for (int got = 0; got < 3;) {
         int more = read(arrived[0], bytes, sizeof bytes);
         CHECK(more > 0);
         got += more;
     }
     ready();
     CHECK(access("box/f", F_OK) != 0 && access("given", F_OK) == 0);
-    CHECK(write(onward[1], "xx", 2) == 2);
+    CHECK(write(onward[1], "xxx", 3) == 3);
     finish(first);
     ok();
 }

@@ -14,15 +14,30 @@ static void finish(pid_t pid) {
     SAME(status, 0);
 }
 
-/* What is mounted, without the numbers that the kernel gives. */
+struct mount_line {
+    char point[512], rest[512];
+};
+
+/* What is mounted, without the numbers that the kernel gives: by place, and at one place in the order they lie on each
+ * other. */
 static void mounted(char *to, size_t size) {
     static char text[1 << 18];
+    static struct mount_line lines[512];
+    int count = 0;
     slurp("/proc/self/mountinfo", text, sizeof text);
-    to[0] = 0;
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
-        char root[4096], point[4096], options[256], tag[64];
-        CHECK(sscanf(line, "%*d %*d %*s %4095s %4095s %255s %63s", root, point, options, tag) == 4);
-        CHECK(strlen(to) + strlen(point) + strlen(root) + strlen(options) + 16 < size);
-        sprintf(to + strlen(to), "%s %s %s %d\n", root, point, options, tag[0] != '-');
+        char root[256], options[200], tag[32];
+        struct mount_line new;
+        CHECK(sscanf(line, "%*d %*d %*s %255s %511s %199s %31s", root, new.point, options, tag) == 4);
+        snprintf(new.rest, sizeof new.rest, "%s %s %d", root, options, tag[0] != '-');
+        CHECK(count < 512);
+        int at = count++;
+        for (; at > 0 && strcmp(lines[at - 1].point, new.point) > 0; at--) lines[at] = lines[at - 1];
+        lines[at] = new;
+    }
+    to[0] = 0;
+    for (int i = 0; i < count; i++) {
+        size_t length = strlen(to);
+        CHECK((size_t)snprintf(to + length, size - length, "%s %s\n", lines[i].point, lines[i].rest) < size - length);
     }
 }

@@ -149,8 +149,6 @@ int main(int argc, char **argv) {
         CHECK(pipe(ends) == 0);
         snprintf(name, sizeof name, "/proc/self/fd/%d", ends[0]);
         CHECK(open(name, O_PATH) >= 0);
-    } else if (IS("root_directory")) {
-        CHECK(mkdir("gone", 0700) == 0 && chroot("gone") == 0 && rmdir("gone") == 0);
     } else if (IS("clone_vm")) {
         hold(child(CLONE_VM));
     } else if (IS("clone_fs")) {

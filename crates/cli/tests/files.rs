@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use support::{As, Cpr, PATIENCE, finish, wait_until};
+use support::{As, Cpr, PATIENCE, finish, skip, wait_until};
 
 /// The restart was refused because a file is not as it was.
 const INCOMPATIBLE: i32 = 78;
@@ -47,6 +47,11 @@ struct Holder<'a> {
 impl<'a> Holder<'a> {
     /// Runs the program on `files`, all of which have ten bytes.
     fn start(cpr: &'a Cpr, options: &[&str], files: &[&str]) -> Holder<'a> {
+        Holder::start_in(cpr, &[], options, files)
+    }
+
+    /// The same by a command that runs what follows it.
+    fn start_in(cpr: &'a Cpr, around: &[&str], options: &[&str], files: &[&str]) -> Holder<'a> {
         let script = cpr.work.join("holder.py");
         fs::write(&script, HOLDER).expect("the test's directory can be written");
         let holder = Holder {
@@ -54,7 +59,8 @@ impl<'a> Holder<'a> {
             go: cpr.work.join("go"),
             report: cpr.work.join("report"),
         };
-        let mut command = vec!["python3".to_owned()];
+        let mut command: Vec<String> = around.iter().map(|word| (*word).to_owned()).collect();
+        command.push("python3".to_owned());
         for path in [&script, &holder.go, &holder.report] {
             command.push(path.display().to_string());
         }
@@ -217,6 +223,60 @@ fn each_policy(test: &str, user: As) {
 // LBNL-3.6.8, LBNL-3.6.8.3, LBNL-3.6.8.4, LBNL-3.6.8.4.b, LBNL-3.6.8.4.c, LBNL-3.6.8.4.d, LBNL-3.6.8.4.e, LBNL-3.6.8.4.f,
 // LBNL-3.9.8.2, LBNL-3.9.8.2.1, LBNL-3.9.8.2.2, LBNL-3.9.8.2.3, LBNL-3.9.8.2.4, LBNL-3.9.8.2.5, LBNL-3.9.8.2.6,
 // LBNL-3.9.8.2.7
+/// What a sandbox shows of the job's files is treated as theirs; a rule about a file that is there only is refused.
+#[test]
+fn policies_are_about_what_a_sandbox_shows_of_the_jobs_files() {
+    const TEST: &str = "policies_are_about_what_a_sandbox_shows_of_the_jobs_files";
+    const UNSUPPORTED: i32 = 69;
+    let Some(cpr) = Cpr::new(TEST, As::User) else { return };
+    put(&cpr, "data", "0123456789");
+    let work = cpr.work.display().to_string();
+    let sandbox = [
+        "bwrap",
+        "--unshare-all",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--bind",
+    ];
+    let rest = [
+        &work,
+        &work,
+        "--tmpfs",
+        "/mnt",
+        "sh",
+        "-c",
+        "printf 9876543210 > /mnt/f && exec \"$@\"",
+        "-",
+    ];
+    let works = cpr
+        .command("bwrap")
+        .args(["--unshare-all", "--ro-bind", "/", "/", "true"])
+        .output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        skip!(TEST, "bwrap(1) not found, or it may not make namespaces");
+    }
+    let data = format!("{work}/data");
+    let holder = Holder::start_in(&cpr, &[&sandbox[..], &rest[..]].concat(), &[], &[&data, "/mnt/f"]);
+    let refused = cpr.cpr(["checkpoint", "--file", "/mnt/f=backup-restore", "held"]);
+    assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
+    assert!(refused.stderr.contains("/mnt/f"), "{refused:?}");
+    let rule = format!("{data}=backup-restore");
+    cpr.cpr(["checkpoint", "--stop", "--file", &rule, "held"]).good();
+    fs::write(&data, "something else").expect("the test's directory can be written");
+    cpr.restart("held");
+    let found = holder.report();
+    for (path, text) in [(data.as_str(), "0123456789"), ("/mnt/f", "9876543210")] {
+        assert_eq!(found[path]["held"], text);
+        assert_eq!(found[path]["named"], text);
+        assert_eq!(found[path]["position"], 4);
+    }
+}
+
 #[test]
 fn each_file_is_treated_by_its_policy_root() {
     each_policy("each_file_is_treated_by_its_policy_root", As::Root);

@@ -331,7 +331,6 @@ refused! {
     namespace_file [root user]: ["namespace_file"]; "net:[", "a namespace is held open";
     path_of_a_pipe [root user]: ["path"]; "pipe:[", "O_PATH of an object without a path";
     seccomp [user]: ["seccomp"]; "seccomp filter", "only root can read and suspend the filters";
-    deleted_root_directory [root]: ["root_directory"]; "root directory", "the root directory was deleted";
     shared_memory_space [root user]: ["clone_vm"]; "memory", "it shares its memory with process";
     shared_working_directory [root user]: ["clone_fs"]; "working directory", "it shares its working directory with process";
     main_thread_ended [root user]: ["leader"]; "main thread", "its main thread has ended while others run";

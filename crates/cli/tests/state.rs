@@ -241,6 +241,7 @@ fn sandboxes() {
             fs::write(&script, text).expect("the test's directory can be written");
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
             restarts(&cpr, &script, "");
+            cpr.cpr(["verify", "--restore", "again"]).good();
             fs::remove_file(cpr.work.join("go-again")).expect("the victim was told to go on");
             cpr.cpr(["rm", "--force", "again"]).good();
         }

@@ -454,6 +454,12 @@ pub enum Mounted {
         #[serde(default)]
         options: Vec<MountOption>,
     },
+    /// The file system of an IPC namespace's POSIX message queues (mqueue).
+    Queues {
+        /// Whose, where that is not the job's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipc_namespace: Option<IpcNamespaceId>,
+    },
     /// A new file system in memory (tmpfs).
     Memory {
         /// The directory of it that is mounted: a path from its root; empty for that itself.
@@ -763,6 +769,10 @@ pub struct Process {
     pub cwd_saved: Option<SavedFileId>,
     /// Root directory.
     pub root: ByteString,
+    /// The root directory where nothing is in it any more: an empty one, made again and removed. `root` then has its
+    /// former path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_saved: Option<SavedFileId>,
     /// The namespace for host names it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_names: Option<HostNamesId>,
@@ -1853,6 +1863,10 @@ pub struct NetlinkSocket {
 pub struct Terminal {
     /// Number below /dev/pts.
     pub index: u32,
+    /// The file system of terminals it is of, where that is not the job's own /dev/pts: a mount namespace, and what is
+    /// mounted there (an index into its `tree`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<(MountNamespaceId, u32)>,
     /// Of a console or a serial line: where it is, and its device number. It is opened where restart has no terminal.
     pub line: Option<(ByteString, u64)>,
     /// The master side is outside the job: restart supplies a terminal.

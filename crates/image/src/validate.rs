@@ -128,6 +128,7 @@ impl Manifest {
             blob(&terminal.attributes, "attributes")
                 .and_then(|()| within(terminal.input.0.len() <= MAX_TERMINAL, "input"))
                 .and_then(|()| within(terminal.output.0.len() <= MAX_TERMINAL, "output"))
+                .and_then(|()| check.terminal(terminal))
                 .map_err(|what| wrong(format!("terminal {index}: {what}")))?;
         }
         Ok(())
@@ -403,7 +404,7 @@ impl Check<'_> {
             )?;
         }
         within((-1000..=1000).contains(&process.oom_score_adj), "oom_score_adj")?;
-        if let Some(saved) = process.cwd_saved {
+        for saved in process.cwd_saved.iter().chain(&process.root_saved) {
             in_table(saved.index(), &self.manifest.saved_files, "saved file")?;
         }
         if let Some(names) = process.host_names {
@@ -709,6 +710,7 @@ impl Check<'_> {
                 inner_path(name)
             }
             Mounted::Processes { options, .. } => mount_options(options, &["hidepid", "subset", "gid"]),
+            Mounted::Queues { ipc_namespace } => self.ipc_namespace(*ipc_namespace),
             Mounted::Terminals { options } => mount_options(options, &["mode", "ptmxmode", "gid", "max"]),
             Mounted::Memory {
                 path: name,
@@ -716,7 +718,7 @@ impl Check<'_> {
                 files,
             } => {
                 inner_path(name)?;
-                mount_options(options, &["size", "nr_inodes", "huge", "noswap"])?;
+                mount_options(options, &["size", "nr_inodes", "huge", "noswap", "ro"])?;
                 self.memory_files(files)
             }
         }
@@ -964,6 +966,17 @@ impl Check<'_> {
             within(queue.messages.iter().all(fits), "message").map_err(this)?;
         }
         Ok(())
+    }
+
+    fn terminal(&self, terminal: &Terminal) -> Verdict {
+        let Some((namespace, index)) = terminal.file_system else {
+            return Ok(());
+        };
+        self.place(Some(namespace))?;
+        let tree = &self.manifest.mount_namespaces[namespace.index()].tree;
+        let mounted = tree.get(index as usize).map(|point| &point.mounted);
+        let sound = matches!(mounted, Some(Mounted::Terminals { .. })) && !terminal.external && terminal.line.is_none();
+        within(sound, "file system of a terminal")
     }
 
     fn open_file(&self, file: &OpenFile, pids: &HashSet<i32>) -> Verdict {

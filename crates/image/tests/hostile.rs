@@ -877,6 +877,9 @@ fn files_of_a_mount_namespace() {
     check("there is no mount namespace 0", |m| {
         m.sockets[0].mount_namespace = Some(MountNamespaceId(0))
     });
+    check_in(mounted(), "impossible file system of a terminal", |m| {
+        m.terminals[0].file_system = Some((MountNamespaceId(0), 0));
+    });
     check_in(mounted(), "impossible mount namespace of a socket", |m| {
         m.sockets[0].mount_namespace = Some(MountNamespaceId(0));
     });

@@ -232,9 +232,6 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
     if let Some(reason) = crate::mount_namespaces::blocker(proc, home) {
         add("mount namespace", &reason);
     }
-    if is_deleted(proc, "root") {
-        add("root directory", "the root directory was deleted");
-    }
     if proc.auxv().is_ok_and(|auxv| is_32_bit(&auxv)) {
         add("program", "32-bit programs are not supported");
     }

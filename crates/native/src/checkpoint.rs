@@ -21,8 +21,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{
-    ByteString, Bytes, CgroupNamespaceId, Checkpoint, IpcNamespaceId, Manifest, Network, NetworkId, Object, Process,
-    ProcessState, Thread, Uname,
+    ByteString, Bytes, CgroupNamespaceId, Checkpoint, IpcNamespaceId, Manifest, Mounted, Network, NetworkId, Object,
+    Process, ProcessState, Thread, Uname,
 };
 use cpr_image::{Compression, Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
@@ -920,6 +920,19 @@ fn collect(
     let places = Networks::new(places);
     let mut context = SaveContext::new(&targets, root_pid, request.tcp, request.after == After::Kill, &places);
     context.queue_state = files::mqueue::SaveState::of(&ipc_places, request.own_ipc_namespace, deadline)?;
+    for ((id, index), device) in views.queues() {
+        let point = manifest.mount_namespaces[id.index()].tree.get_mut(*index as usize);
+        if let Some(point) = point {
+            let ipc_namespace = context.queue_state.namespace_of(*device).ok_or_else(|| {
+                let text = format!(
+                    "what is mounted at {} of a mount namespace is of an IPC namespace outside the job",
+                    point.at
+                );
+                Error::new(ErrorKind::Unsupported, text)
+            })?;
+            point.mounted = Mounted::Queues { ipc_namespace };
+        }
+    }
     context.zombies = frozen
         .processes
         .iter()
@@ -940,8 +953,13 @@ fn collect(
     let descriptors = files::save(&mut context)?;
     for &index in &live {
         let view = context.views.of_process(manifest.processes[index].mount_namespace);
-        let directory = files::save_deleted_cwd(&frozen.processes[index].proc, view, &mut context.saved)?;
-        manifest.processes[index].cwd_saved = directory;
+        let (proc, saved) = (&frozen.processes[index].proc, &mut manifest.processes[index]);
+        let mut save = |name| files::save_deleted_directory(proc, name, view, &mut context.saved);
+        (saved.cwd_saved, saved.root_saved) = (save("cwd")?, save("root")?);
+        if saved.root_saved.is_some() {
+            let root = &saved.root.0;
+            saved.root = ByteString(root.strip_suffix(b" (deleted)").unwrap_or(root).to_vec());
+        }
     }
     for (&index, (descriptors, locks)) in live.iter().zip(descriptors) {
         manifest.processes[index].descriptors = descriptors;
@@ -950,7 +968,8 @@ fn collect(
         manifest.processes[index].shares_descriptors = context.table_of_parent.contains(&pid);
         let tty = frozen.processes[index].stat.tty_nr;
         if tty != 0 {
-            manifest.processes[index].controlling_terminal = context.terminal_state.find(tty);
+            manifest.processes[index].controlling_terminal =
+                context.terminal_state.find(tty, context.apart.get(&pid).copied());
         }
     }
     (manifest.ipc, manifest.ipc_namespaces) =

@@ -16,13 +16,41 @@ pub struct Views {
     roots: HashMap<MountNamespaceId, OwnedFd>,
     /// What is mounted in them, by the numbers of mounts.
     mounts: HashMap<i32, MountNamespaceId>,
+    /// Where file systems of message queues are mounted in them: a place in a tree, and their device numbers.
+    queues: Vec<((MountNamespaceId, u32), u64)>,
+    /// File systems of terminals that are mounted in them, by their device numbers.
+    terminals: HashMap<u64, TerminalSystem>,
 }
+
+/// A file system of terminals: the mount namespace, and what is mounted there (an index into its tree).
+pub type TerminalSystem = (MountNamespaceId, u32);
 
 impl Views {
     /// Adds a namespace with its root directory and the numbers of what is mounted in it.
     pub fn add(&mut self, id: MountNamespaceId, root: OwnedFd, mounts: impl Iterator<Item = i32>) {
         self.roots.insert(id, root);
         self.mounts.extend(mounts.map(|mount| (mount, id)));
+    }
+
+    /// Adds a file system of message queues of a namespace.
+    pub fn add_queues(&mut self, device: (u32, u32), place: (MountNamespaceId, u32)) {
+        self.queues.push((place, rustix::fs::makedev(device.0, device.1)));
+    }
+
+    /// Where file systems of message queues are mounted, and their device numbers.
+    pub fn queues(&self) -> &[((MountNamespaceId, u32), u64)] {
+        &self.queues
+    }
+
+    /// Adds a file system of terminals of a namespace.
+    pub fn add_terminals(&mut self, device: (u32, u32), system: TerminalSystem) {
+        let device = rustix::fs::makedev(device.0, device.1);
+        self.terminals.entry(device).or_insert(system);
+    }
+
+    /// The file system of terminals with this device number, where that is not the job's own.
+    pub fn terminals(&self, device: u64) -> Option<TerminalSystem> {
+        self.terminals.get(&device).copied()
     }
 
     /// The namespace that a mount is in, where that is not the job's own.

@@ -660,7 +660,7 @@ fn save_terminal(pty: &Pty) -> cpr_types::Result<Terminal> {
     let mut state = terminal::SaveState::default();
     for fd in [&pty.master, &pty.slave] {
         let stat = rustix::fs::fstat(fd).unwrap();
-        state.note(fd.as_fd(), &stat, "test")?.unwrap();
+        state.note(fd.as_fd(), &stat, "test", None)?.unwrap();
     }
     Ok(state.finish(&[])?.remove(0))
 }
@@ -682,7 +682,7 @@ fn restore_terminal(image: &Terminal) -> (terminal::Terminals, Pty) {
     let slave = file(Object::TerminalSlave(TerminalId(0)));
     let images = [image.clone()];
     let objects = [master.object.clone(), slave.object.clone()];
-    let mut terminals = terminal::Terminals::create(&images, objects.iter(), None, true).unwrap();
+    let mut terminals = terminal::Terminals::create(&images, objects.iter(), None, true, None).unwrap();
     let pty = Pty {
         master: terminals.open(&images, &master).unwrap().unwrap(),
         slave: terminals.open(&images, &slave).unwrap().unwrap(),
@@ -884,14 +884,15 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
     cpr_kernel::terminal_relay::set_window_size(job.master.as_fd(), [10, 10, 0, 0]).unwrap();
     let mut state = terminal::SaveState::default();
     let stat = rustix::fs::fstat(&job.slave).unwrap();
-    state.note(job.slave.as_fd(), &stat, "test").unwrap().unwrap();
+    state.note(job.slave.as_fd(), &stat, "test", None).unwrap().unwrap();
     let number = (136 << 8 | stat.st_rdev as i32 & 0xff) | (rustix::fs::minor(stat.st_rdev) as i32 & !0xff) << 12;
-    assert_eq!(state.find(number), Some(TerminalId(0)));
+    assert_eq!(state.find(number, None), Some(TerminalId(0)));
     let member = terminal::Member {
         pid: 5,
         session: 5,
         terminal: number,
         foreground: 6,
+        view: None,
     };
     let images = state.finish(&[member]).unwrap();
     assert_eq!(
@@ -913,7 +914,8 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         object: Object::TerminalSlave(TerminalId(0)),
     };
     let objects = [file.object.clone()];
-    let mut given = terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd()), true).unwrap();
+    let mut given =
+        terminal::Terminals::create(&images, objects.iter(), Some(other.slave.as_fd()), true, None).unwrap();
     let opened = given.open(&images, &file).unwrap().unwrap();
     given.fill(&images).unwrap();
     assert_eq!(tty::attributes(opened.as_fd()).unwrap(), settings);
@@ -922,7 +924,7 @@ fn external_terminals_get_the_settings_but_keep_their_window() {
         [25, 80, 0, 0]
     );
     assert!(given.slave_for(TerminalId(0)).is_some());
-    let none = terminal::Terminals::create(&images, objects.iter(), None, true).unwrap();
+    let none = terminal::Terminals::create(&images, objects.iter(), None, true, None).unwrap();
     assert!(none.open(&images, &file).unwrap().is_none());
 }
 

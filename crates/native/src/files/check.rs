@@ -90,7 +90,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
         match look(target) {
             Ok(seen) => {
                 for one in &seen {
-                    ends.add(&one.kind, &one.info, &one.stat);
+                    ends.add(&one.kind, &one.info, &one.stat, &Views::default());
                     if target.pid == root_pid {
                         streams.note(one.fd, &one.stat);
                     }

@@ -12,6 +12,7 @@ use rustix::fs::{FileType, OFlags, Stat};
 use super::unix_infos::UnixInfos;
 use super::{socket, terminal};
 use crate::networks::Networks;
+use crate::views::{TerminalSystem, Views};
 
 const PROC_MAGIC: u64 = 0x9fa0;
 const MQUEUE_MAGIC: u64 = 0x1980_0202;
@@ -274,14 +275,15 @@ fn device(rdev: u64) -> Kind {
 pub(super) struct Ends {
     readers: HashSet<(u64, u64)>,
     writers: HashSet<(u64, u64)>,
-    masters: HashSet<u32>,
+    /// By file system, where that is not the job's own, and number.
+    masters: HashSet<(Option<TerminalSystem>, u32)>,
     sockets: HashSet<u32>,
     infos: UnixInfos,
 }
 
 impl Ends {
     /// Counts a descriptor.
-    pub fn add(&mut self, kind: &Kind, info: &FdInfo, stat: &Stat) {
+    pub fn add(&mut self, kind: &Kind, info: &FdInfo, stat: &Stat, views: &Views) {
         match kind {
             Kind::Pipe => {
                 if readable(info.flags) {
@@ -293,7 +295,7 @@ impl Ends {
             }
             Kind::Terminal(terminal::Side::Master) => {
                 if let FdInfoKind::Tty { index } = info.kind {
-                    self.masters.insert(index as u32);
+                    self.masters.insert((views.terminals(stat.st_dev), index as u32));
                 }
             }
             Kind::Socket => {
@@ -313,16 +315,16 @@ impl Ends {
             };
             let kind = classify(pid, fd, &link, &info, &stat);
             if kind == Kind::Pipe {
-                self.add(&kind, &info, &stat);
+                self.add(&kind, &info, &stat, &Views::default());
             }
         }
     }
 
     /// Whether a terminal's master is outside the tree.
-    pub fn is_external_terminal(&self, side: terminal::Side) -> bool {
+    pub fn is_external_terminal(&self, side: terminal::Side, system: Option<TerminalSystem>) -> bool {
         match side {
             terminal::Side::Master => false,
-            terminal::Side::Slave(index) => !self.masters.contains(&index),
+            terminal::Side::Slave(index) => !self.masters.contains(&(system, index)),
             terminal::Side::Line(_) => true,
         }
     }

@@ -61,7 +61,7 @@ pub use check::{Found, Surroundings, check};
 pub use drain::{Channels, Outward};
 pub use meet::{Meeting, channels};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
-pub use regular::{dead_process, other_name, save_deleted_cwd};
+pub use regular::{dead_process, other_name, save_deleted_directory};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
 pub use save::save;
 pub use saved::{
@@ -291,6 +291,8 @@ pub struct RestoreContext<'a> {
     pub sockets: Option<unix::Sockets>,
     /// IP sockets, once made.
     pub inet_sockets: Option<inet::Sockets>,
+    /// File systems of terminals in mount namespaces of the job's own.
+    pub terminal_systems: Option<&'a terminal::TerminalSystems>,
     /// Terminals, once made.
     pub terminals: Option<terminal::Terminals>,
     pipes: HashMap<PipeId, pipe::Ends>,
@@ -321,6 +323,7 @@ impl<'a> RestoreContext<'a> {
             networks,
             views: Views::default(),
             meeting: None,
+            terminal_systems: None,
             streams,
             terminal,
             job_control: JobControl::None,

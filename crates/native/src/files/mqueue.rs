@@ -80,6 +80,11 @@ impl SaveState {
         Ok(state)
     }
 
+    /// The IPC namespace of the job's that a file system of queues is of; none for the job's own. None at all for others.
+    pub fn namespace_of(&self, device: u64) -> Option<Option<IpcNamespaceId>> {
+        self.namespaces.get(&device).copied()
+    }
+
     /// All that have a name in the namespace that this thread is in.
     fn add_all(&mut self, namespace: Option<IpcNamespaceId>) -> Result<()> {
         let Some(root) = file_system()? else { return Ok(()) };

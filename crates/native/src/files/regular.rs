@@ -12,6 +12,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::saved::UNKNOWN;
 use super::{Description, RestoreContext, SaveContext, SavedFiles, kind};
 use crate::views::{Views, deleted_kind};
 
@@ -73,7 +74,20 @@ fn described(stat: &Stat, link: &[u8]) -> RegularFile {
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     let Description { link, stat, view, .. } = description;
     let named = stat.st_nlink > 0 && has_path(description, &context.views)?;
-    if named && view.is_some() {
+    let is_ours = || {
+        let ours = context.views.lstat(None, link);
+        ours.is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    let has_rule = context.policies.verdict(link).is_some();
+    if named && view.is_some() && !(has_rule && is_ours()) {
+        if has_rule {
+            let text = format!(
+                "{}: --file is about a file that only a mount namespace of the job's own has at this path",
+                description.label()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text)
+                .with_hint("what is in a file system in memory is saved without it"));
+        }
         return Ok(Object::Regular(described(stat, link)));
     }
     if named {
@@ -165,23 +179,43 @@ pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
     dead_process(link).is_some() && kind::readable(info.flags) && !kind::writable(info.flags)
 }
 
-/// The working directory of a stopped process as a saved file, if it has been deleted.
+/// The working directory (`cwd`) or root directory (`root`) of a stopped process as a saved file, if it has been deleted.
+/// A root directory of a process that has ended, in /proc, is as good as that: programs that want to see no files go there.
 ///
 /// # Errors
 /// It cannot be looked at.
-pub fn save_deleted_cwd(
+pub fn save_deleted_directory(
     proc: &ProcDir,
+    name: &str,
     view: Option<MountNamespaceId>,
     saved: &mut SavedFiles,
 ) -> Result<Option<SavedFileId>> {
-    let what = || format!("look at the working directory of process {}", proc.pid());
-    let stat = rustix::fs::statat(proc, "cwd", AtFlags::empty())
-        .map_err(io)
-        .context(what)?;
-    if stat.st_nlink > 0 {
+    const PROC_MAGIC: u64 = 0x9fa0;
+    let what = || format!("look at the {name} directory of process {}", proc.pid());
+    let look = |name: &str| {
+        rustix::fs::statat(proc, name, AtFlags::empty())
+            .map_err(io)
+            .context(what)
+    };
+    let (mut stat, root) = (look(name)?, look("root")?);
+    let path = former(&proc.read_link(name).context(what)?);
+    if stat.st_nlink == 0 {
+        let path = within_reach(view, path);
+        return Ok(Some(
+            saved.intern_empty(&stat, SavedFileKind::DeletedDirectory { path }),
+        ));
+    }
+    if (stat.st_dev, stat.st_ino) != (root.st_dev, root.st_ino) || dead_process(&path.0).is_none() {
         return Ok(None);
     }
-    let path = within_reach(view, former(&proc.read_link("cwd").context(what)?));
+    let directory = proc.open_file(name, OFlags::PATH).context(what)?;
+    let system = rustix::fs::fstatfs(&directory).map_err(io).context(what)?;
+    if system.f_type as u64 != PROC_MAGIC {
+        return Ok(None);
+    }
+    // It belongs to nobody.
+    (stat.st_mode, stat.st_uid, stat.st_gid) = (0o500, UNKNOWN, UNKNOWN);
+    let path = ByteString(b"/tmp/gone".to_vec());
     Ok(Some(
         saved.intern_empty(&stat, SavedFileKind::DeletedDirectory { path }),
     ))
@@ -320,7 +354,8 @@ pub fn save_device(description: &Description, context: &mut SaveContext<'_>) -> 
 /// None now; for the sake of its siblings.
 pub fn save_controlling_terminal(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     let device = cpr_kernel::fd::terminal_device(description.handle.as_fd());
-    match device.ok().and_then(|device| context.terminal_state.find(device)) {
+    let view = context.apart.get(&description.pid).copied();
+    match device.ok().and_then(|device| context.terminal_state.find(device, view)) {
         Some(id) => Ok(Object::TerminalSlave(id)),
         None => save_device(description, context),
     }

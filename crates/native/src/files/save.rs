@@ -13,7 +13,7 @@ use rustix::process::PidfdGetfdFlags;
 
 use super::epoll::Holder;
 use super::kind::{self, Kind};
-use super::{Description, SaveContext, Target};
+use super::{Description, PolicyState, SaveContext, Target};
 use super::{epoll, eventfd, inotify, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal, timerfd};
 
 /// A description and what has become of it.
@@ -98,7 +98,9 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     save_objects(context, |kind| *kind == Kind::ControllingTerminal)?;
     terminal::finish(context)?;
     save_objects(context, |kind| *kind == Kind::Epoll)?;
-    context.files = context.entries.iter().map(open_file).collect::<Result<_>>()?;
+    let policies = &context.policies;
+    let files = context.entries.iter().map(|entry| open_file(entry, policies));
+    context.files = files.collect::<Result<_>>()?;
     Ok(processes)
 }
 
@@ -253,7 +255,8 @@ pub(super) fn get(target: &Target, fd: i32) -> Result<OwnedFd> {
 }
 
 fn add(context: &mut SaveContext<'_>, kind: Kind, description: Description) -> usize {
-    context.ends.add(&kind, &description.info, &description.stat);
+    let views = &context.views;
+    context.ends.add(&kind, &description.info, &description.stat, views);
     context.entries.push(Entry {
         description: Arc::new(description),
         kind,
@@ -339,7 +342,11 @@ fn find_streams(context: &mut SaveContext<'_>) -> Result<()> {
                     .context(|| description.label())?
             }
             Kind::Terminal(side) => {
-                context.ends.is_external_terminal(*side) && !terminal::is_hung_up(description.handle.as_fd())?
+                let system = context.views.terminals(description.stat.st_dev);
+                // One of another file system than the job's own is nobody's standard stream.
+                system.is_none()
+                    && context.ends.is_external_terminal(*side, system)
+                    && !terminal::is_hung_up(description.handle.as_fd())?
             }
             Kind::Unsupported(..) => rustix::fs::FileType::from_raw_mode(description.stat.st_mode).is_char_device(),
             _ => false,
@@ -420,7 +427,7 @@ fn save_objects(context: &mut SaveContext<'_>, wanted: impl Fn(&Kind) -> bool) -
 }
 
 fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext<'_>) -> Result<Object> {
-    if description.view.is_some() && matches!(kind, Kind::Proc(..) | Kind::MessageQueue) {
+    if description.view.is_some() && matches!(kind, Kind::Proc(..)) {
         let text = format!(
             "{}: of what is mounted in a mount namespace of the job's own, only files, directories, FIFOs and devices that are open are saved",
             description.label()
@@ -429,7 +436,7 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
     }
     if description.view.is_some() && matches!(kind, Kind::Terminal(_)) && is_of_other_terminals(description, context) {
         let text = format!(
-            "{}: a terminal of a file system of terminals in a mount namespace of the job's own",
+            "{}: a terminal of a file system of terminals that is mounted in no mount namespace of the job",
             description.label()
         );
         return Err(Error::new(ErrorKind::Unsupported, text));
@@ -469,7 +476,8 @@ fn is_of_other_terminals(description: &Description, context: &SaveContext<'_>) -
     const DEVPTS_MAGIC: u64 = 0x1cd1;
     let own = context.views.stat(None, b"/dev/pts").map(|stat| stat.st_dev);
     let is_any = rustix::fs::fstatfs(&description.handle).is_ok_and(|fs| fs.f_type as u64 == DEVPTS_MAGIC);
-    is_any && !own.is_ok_and(|own| own == description.stat.st_dev)
+    let device = description.stat.st_dev;
+    is_any && !own.is_ok_and(|own| own == device) && context.views.terminals(device).is_none()
 }
 
 /// Whether an object is opened again by a path.
@@ -480,7 +488,7 @@ fn has_view(object: &Object) -> bool {
     )
 }
 
-fn open_file(entry: &Entry) -> Result<OpenFile> {
+fn open_file(entry: &Entry, policies: &PolicyState) -> Result<OpenFile> {
     let description = &entry.description;
     let info = &description.info;
     let object = entry
@@ -496,6 +504,8 @@ fn open_file(entry: &Entry) -> Result<OpenFile> {
         _ => 0,
     };
     let inherited = matches!(object, Object::Inherited { .. });
+    // Rules are about files that the job's own namespace shows, too.
+    let has_rule = matches!(&object, Object::Regular(file) if policies.verdict(&file.path.0).is_some());
     Ok(OpenFile {
         flags: kind::flags(info),
         position,
@@ -504,7 +514,7 @@ fn open_file(entry: &Entry) -> Result<OpenFile> {
         locker: locks::locker(info),
         lease: locks::lease(info).filter(|_| !inherited),
         ofd_locks: locks::ofd_locks(info),
-        mount_namespace: description.view.filter(|_| has_view(&object)),
+        mount_namespace: description.view.filter(|_| has_view(&object) && !has_rule),
         object,
     })
 }

@@ -15,7 +15,7 @@ use crate::sink::{PAGE_SIZE, PageSink, PageSource};
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 /// Owner of a file that only its mappings are known of.
-const UNKNOWN: u32 = u32::MAX;
+pub(super) const UNKNOWN: u32 = u32::MAX;
 /// Name of the memfd that stands in for shared anonymous memory after a restart.
 pub const SHARED_ANONYMOUS_NAME: &[u8] = b"shared-anonymous";
 

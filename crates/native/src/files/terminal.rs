@@ -10,10 +10,11 @@
 //!
 //! The number below /dev/pts may be another one after restart.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{ByteString, Bytes, FileId, Object, OpenFile, Terminal, TerminalId};
+use cpr_image::model::{ByteString, Bytes, FileId, MountNamespaceId, Object, OpenFile, Terminal, TerminalId};
 use cpr_kernel::terminal::{self as kernel, Attributes};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags};
@@ -21,6 +22,10 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::termios::Winsize;
 
 use super::{Description, RestoreContext, SaveContext};
+use crate::views::TerminalSystem;
+
+/// File systems of terminals in mount namespaces of the job's own.
+pub type TerminalSystems = HashMap<TerminalSystem, OwnedFd>;
 
 /// The most unread input that is put back: above it, part of the input may not have reached the line discipline yet.
 const INPUT_LIMIT: usize = 3900;
@@ -75,6 +80,8 @@ pub struct SaveState {
 #[derive(Debug)]
 struct Entry {
     key: Side,
+    /// The file system it is of, where that is not the job's own.
+    system: Option<TerminalSystem>,
     /// Process and descriptor it was first seen at, for messages.
     label: String,
     master: Option<OwnedFd>,
@@ -96,14 +103,22 @@ pub struct Member {
     pub terminal: i32,
     /// The terminal's foreground group.
     pub foreground: i32,
+    /// The mount namespace it is in, where that has paths of its own.
+    pub view: Option<MountNamespaceId>,
 }
 
 impl SaveState {
-    /// Notes one side of a terminal; none if `stat` is not of a terminal.
+    /// Notes one side of a terminal of a file system (none for the job's own); none if `stat` is not of a terminal.
     ///
     /// # Errors
     /// The terminal cannot be asked for its number, or two of different /dev/pts have the same.
-    pub fn note(&mut self, handle: BorrowedFd<'_>, stat: &rustix::fs::Stat, label: &str) -> Result<Option<Object>> {
+    pub fn note(
+        &mut self,
+        handle: BorrowedFd<'_>,
+        stat: &rustix::fs::Stat,
+        label: &str,
+        system: Option<TerminalSystem>,
+    ) -> Result<Option<Object>> {
         let what = || format!("{label}: look at the terminal");
         let Some(side) = side(stat.st_rdev) else {
             return Ok(None);
@@ -112,11 +127,16 @@ impl SaveState {
             Side::Master => Side::Slave(kernel::slave_index(handle).context(what)?),
             other => other,
         };
-        let index = match self.entries.iter().position(|entry| entry.key == key) {
+        let index = match self
+            .entries
+            .iter()
+            .position(|entry| (entry.key, entry.system) == (key, system))
+        {
             Some(index) => index,
             None => {
                 self.entries.push(Entry {
                     key,
+                    system,
                     label: label.to_owned(),
                     master: None,
                     slave: None,
@@ -146,12 +166,13 @@ impl SaveState {
         Ok(Some(Object::TerminalSlave(id)))
     }
 
-    /// The terminal with this number in /proc/PID/stat, if it is open in the job.
-    pub fn find(&self, terminal: i32) -> Option<TerminalId> {
-        let index = self
-            .entries
-            .iter()
-            .position(|entry| entry.device_number() == terminal)?;
+    /// The terminal with this number in /proc/PID/stat of a process in a mount namespace, if it is open in the job. Where
+    /// several have it, it is that of the process's own file system.
+    pub fn find(&self, terminal: i32, view: Option<MountNamespaceId>) -> Option<TerminalId> {
+        let has_number = |(_, entry): &(usize, &Entry)| entry.device_number() == terminal;
+        let mut all = self.entries.iter().enumerate().filter(has_number);
+        let own = all.clone().find(|(_, entry)| entry.system.map(|(id, _)| id) == view);
+        let (index, _) = own.or_else(|| all.next())?;
         Some(TerminalId(index as u32))
     }
 
@@ -160,7 +181,14 @@ impl SaveState {
     /// # Errors
     /// [`ErrorKind::Unsupported`] when a queue cannot be put back as it was; then nothing was touched.
     pub fn finish(&self, members: &[Member]) -> Result<Vec<Terminal>> {
-        self.entries.iter().map(|entry| entry.image(members)).collect()
+        let owned = |index: usize| {
+            let is_of = |member: &&Member| {
+                member.terminal != 0 && self.find(member.terminal, member.view) == Some(TerminalId(index as u32))
+            };
+            members.iter().filter(is_of).copied().collect::<Vec<_>>()
+        };
+        let each = self.entries.iter().enumerate();
+        each.map(|(index, entry)| entry.image(&owned(index), members)).collect()
     }
 }
 
@@ -203,7 +231,12 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     let label = description.label();
     context
         .terminal_state
-        .note(description.handle.as_fd(), &description.stat, &label)?
+        .note(
+            description.handle.as_fd(),
+            &description.stat,
+            &label,
+            context.views.terminals(description.stat.st_dev),
+        )?
         .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{label}: no terminal")))
 }
 
@@ -225,6 +258,7 @@ pub fn finish(context: &mut SaveContext<'_>) -> Result<()> {
                 session: stat.session,
                 terminal: stat.tty_nr,
                 foreground: stat.tpgid,
+                view: context.apart.get(&target.pid).copied(),
             })
         })
         .collect::<Result<_>>()?;
@@ -259,6 +293,7 @@ pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
         objects,
         context.terminal.map(AsFd::as_fd),
         adopts,
+        context.terminal_systems,
     )?;
     context.terminals = Some(terminals);
     Ok(())
@@ -335,7 +370,8 @@ impl Entry {
         ((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)) as i32
     }
 
-    fn image(&self, members: &[Member]) -> Result<Terminal> {
+    /// `own`: those whose controlling terminal it is.
+    fn image(&self, own: &[Member], members: &[Member]) -> Result<Terminal> {
         let what = || format!("{}: save terminal {}", self.label, self.name());
         let Some(any) = self.slave.as_ref().or(self.master.as_ref()).map(AsFd::as_fd) else {
             return Err(Error::new(ErrorKind::Internal, what()));
@@ -346,6 +382,7 @@ impl Entry {
             // Nothing is left of it but that every use fails.
             return Ok(Terminal {
                 index,
+                file_system: self.system,
                 hung_up: true,
                 attributes: Bytes(Attributes::default().to_bytes().to_vec()),
                 ..Terminal::default()
@@ -356,8 +393,10 @@ impl Entry {
             .map_err(std::io::Error::from)
             .context(what)?;
         let stat = rustix::fs::fstat(any).map_err(std::io::Error::from).context(what)?;
-        let number = self.device_number();
-        let member = members.iter().find(|member| member.terminal == number);
+        if self.system.is_some() && self.master.is_none() {
+            return Err(self.refuse("is of a file system of the job's own, and its other side is outside the job"));
+        }
+        let member = own.first();
         let owned = |member: &&Member| members.iter().any(|leader| leader.pid == member.session);
         let mut image = Terminal {
             index: match self.key {
@@ -369,6 +408,7 @@ impl Entry {
                 Side::Line(rdev) => self.path.clone().map(|path| (path, rdev)),
                 _ => None,
             },
+            file_system: self.system,
             external: self.master.is_none(),
             attributes: Bytes(attributes.to_bytes().to_vec()),
             window: (window.ws_row, window.ws_col, window.ws_xpixel, window.ws_ypixel),
@@ -748,6 +788,7 @@ impl Terminals {
         objects: impl Iterator<Item = &'a Object>,
         external: Option<BorrowedFd<'_>>,
         adopts: bool,
+        systems: Option<&TerminalSystems>,
     ) -> Result<Terminals> {
         let mut has_slave = vec![false; terminals.len()];
         for object in objects {
@@ -774,7 +815,13 @@ impl Terminals {
             } else {
                 lines.push(None);
                 let open_slave = has_slave || terminal.slave_closed || terminal.hung_up;
-                pairs.push(Some(make(terminal, open_slave).context(|| describe(terminal, "make"))?));
+                let missing = || Error::new(ErrorKind::Damaged, "there is no such file system of terminals");
+                let system = match terminal.file_system {
+                    None => None,
+                    Some(system) => Some(systems.and_then(|all| all.get(&system)).ok_or_else(missing)?.as_fd()),
+                };
+                let pair = make(terminal, open_slave, system).context(|| describe(terminal, "make"))?;
+                pairs.push(Some(pair));
             }
         }
         let external = external
@@ -864,11 +911,29 @@ fn attributes(terminal: &Terminal) -> Result<Attributes> {
         .ok_or_else(|| Error::new(ErrorKind::Damaged, describe(terminal, "decode the settings of")))
 }
 
-fn make(terminal: &Terminal, has_slave: bool) -> Result<Pair> {
+/// A new terminal of a file system that is not the job's own, with the number it had: the kernel gives the lowest free one.
+fn numbered(system: BorrowedFd<'_>, index: u32) -> Result<OwnedFd> {
+    let mut lower = Vec::new();
+    loop {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let master = rustix::fs::openat(system, "ptmx", flags, Mode::empty())
+            .map_err(std::io::Error::from)
+            .context(|| "open ptmx in a file system of terminals")?;
+        if kernel::slave_index(master.as_fd()).context(|| "ask for its number")? >= index {
+            return Ok(master);
+        }
+        lower.push(master);
+    }
+}
+
+fn make(terminal: &Terminal, has_slave: bool, system: Option<BorrowedFd<'_>>) -> Result<Pair> {
     let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
-    let master = rustix::pty::openpt(flags)
-        .map_err(std::io::Error::from)
-        .context(|| "open /dev/ptmx")?;
+    let master = match system {
+        Some(system) => numbered(system, terminal.index)?,
+        None => rustix::pty::openpt(flags)
+            .map_err(std::io::Error::from)
+            .context(|| "open /dev/ptmx")?,
+    };
     kernel::set_locked(master.as_fd(), false).context(|| "unlock")?;
     let slave = if has_slave {
         let flags = (OFlags::RDWR | OFlags::NONBLOCK).bits() as i32;

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
-use cpr_image::model::{MountNamespace, MountNamespaceId, ProcMount};
+use cpr_image::model::{MountNamespace, MountNamespaceId, Mounted, ProcMount};
 use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
@@ -148,7 +148,14 @@ impl Saved {
     /// The namespaces found, and how paths of those are looked up that are no copies of the job's own.
     pub fn finish(self) -> (Vec<MountNamespace>, Views) {
         let mut views = Views::default();
-        for (id, Tree { root, mounts, .. }) in self.trees {
+        for (id, Tree { root, mounts, points }) in self.trees {
+            for (index, (mount, point)) in (0..).zip(mounts.iter().zip(&points)) {
+                match point.mounted {
+                    Mounted::Terminals { .. } => views.add_terminals(mount.dev, (id, index)),
+                    Mounted::Queues { .. } => views.add_queues(mount.dev, (id, index)),
+                    _ => {}
+                }
+            }
             views.add(id, root, mounts.iter().map(|mount| mount.id));
         }
         (self.namespaces, views)

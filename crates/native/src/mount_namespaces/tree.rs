@@ -127,7 +127,7 @@ impl Tree {
         let mounts = in_order(found)?;
         // First of all: no path leads through a file system that could keep us waiting.
         let known = |mount: &&Mount| {
-            let new = [&b"proc"[..], b"devpts", b"tmpfs"].contains(&mount.fs_type.as_slice());
+            let new = [&b"proc"[..], b"devpts", b"mqueue", b"tmpfs"].contains(&mount.fs_type.as_slice());
             new || base.mounts.iter().any(|other| other.dev == mount.dev)
         };
         if let Some(mount) = mounts.iter().find(|mount| !known(mount)) {
@@ -326,10 +326,12 @@ impl<'a> Finder<'a> {
             b"devpts" if mount.root == b"/" => Ok(Mounted::Terminals {
                 options: options(&["mode", "ptmxmode", "gid", "max"], &["newinstance"])?,
             }),
+            // Which namespace's it is shows later.
+            b"mqueue" if mount.root == b"/" => Ok(Mounted::Queues { ipc_namespace: None }),
             b"tmpfs" => Ok(Mounted::Memory {
                 path: ByteString(below(&mount.root, b"/").unwrap_or_default().to_vec()),
                 options: options(
-                    &["size", "nr_inodes", "huge", "noswap"],
+                    &["size", "nr_inodes", "huge", "noswap", "ro"],
                     &["mode", "uid", "gid", "inode32", "inode64"],
                 )?,
                 files: Vec::new(),

@@ -165,25 +165,42 @@ pub fn directories(own: &Directories, owner: Option<u32>, batch: &mut Batch) {
         "give the thread its own working directory",
     );
     batch.must(libc::SYS_umask, &[own.umask.into()], "set the umask");
-    enter(&own.cwd, None, &own.root, owner, batch);
+    enter((&own.cwd, None), (&own.root, None), owner, batch);
 }
 
-/// Adds entering a working directory, through a descriptor where it has been deleted, and a root directory.
-pub fn enter(cwd: &ByteString, deleted: Option<i32>, root: &ByteString, owner: Option<u32>, batch: &mut Batch) {
+/// Adds entering a working directory and a root directory: paths, or descriptors where they have been deleted.
+pub fn enter(cwd: (&ByteString, Option<i32>), root: (&ByteString, Option<i32>), owner: Option<u32>, batch: &mut Batch) {
     if let Some(owner) = owner {
         batch.call(libc::SYS_setfsuid, &[owner.into()]);
     }
-    let what = format!("enter directory {cwd}");
-    match deleted {
-        Some(directory) => batch.must(libc::SYS_fchdir, &[directory.into()], what),
+    let what = format!("enter directory {}", cwd.0);
+    let go = |batch: &mut Batch, directory: i32, what: &str| {
+        batch.must(libc::SYS_fchdir, &[directory.into()], what);
+    };
+    match cwd.1 {
+        Some(directory) => go(batch, directory, &what),
         None => {
-            let path = batch.string(&cwd.0);
-            batch.must(libc::SYS_chdir, &[path], what)
+            let path = batch.string(&cwd.0.0);
+            batch.must(libc::SYS_chdir, &[path], what.as_str());
         }
     };
-    if root.0 != b"/" {
-        let path = batch.string(&root.0);
-        batch.must(libc::SYS_chroot, &[path], format!("change root to {root}"));
+    let change = format!("change root to {}", root.0);
+    match (root.1, cwd.1) {
+        (Some(directory), Some(cwd)) => {
+            go(batch, directory, &change);
+            let here = batch.string(b".");
+            batch.must(libc::SYS_chroot, &[here], change.as_str());
+            go(batch, cwd, &what);
+        }
+        (Some(directory), None) => {
+            let path = batch.string(format!("/proc/self/fd/{directory}").as_bytes());
+            batch.must(libc::SYS_chroot, &[path], change.as_str());
+        }
+        (None, _) if root.0.0 != b"/" => {
+            let path = batch.string(&root.0.0);
+            batch.must(libc::SYS_chroot, &[path], change.as_str());
+        }
+        (None, _) => {}
     }
     if owner.is_some() {
         batch.call(libc::SYS_setfsuid, &[Arg::from(0)]);

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
-use cpr_image::model::{AddressSpace, Manifest, MappedFile, Mapping, MappingKind, Process, ProcessState};
+use cpr_image::model::{AddressSpace, Manifest, MappedFile, Mapping, MappingKind, Process, ProcessState, SavedFileId};
 use cpr_kernel::arch::Registers;
 use cpr_kernel::batch::{Arg, Batch, OutId};
 use cpr_kernel::memory::PAGE;
@@ -163,7 +163,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         drop(identity);
         let mut workshop = Workshop::new(manifest, rights, deadline)?;
         workshop.keeps_vdso = renewal.is_some();
-        let spaces = Spaces::make(manifest, rights.may_administer(), &mut workshop)?;
+        let spaces = Spaces::make(manifest, rights.may_administer(), &mut workshop, image)?;
         let bodies = image
             .bodies()
             .map(|file| file.try_clone().map(OwnedFd::from))
@@ -197,6 +197,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             &spaces.networks,
         );
         context.job_control = request.job_control;
+        context.terminal_systems = Some(&spaces.terminals);
         context.meeting = request.meeting.as_ref();
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
@@ -506,7 +507,7 @@ fn make_processes(
         }
     }
     host_names::enter(workshop, manifest, rights.may_administer())?;
-    let views = mounts::enter_all(workshop, manifest, sources.image)?;
+    let views = mounts::enter_all(workshop, manifest, sources.image, spaces)?;
     users::enter_all(workshop, manifest)?;
     for process in living(manifest) {
         let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
@@ -619,11 +620,13 @@ fn enter(
     // In a user namespace of its own it is who it was already.
     let owned = rights.privileged && process.user_namespace.is_none();
     let owner = owned.then_some(manifest.checkpoint.owner_uid);
-    let deleted = process.cwd_saved.map(|id| {
-        let missing = || Error::new(ErrorKind::Damaged, format!("process {pid} has no working directory"));
-        sources.saved.get(id.index()).map(stub::number).ok_or_else(missing)
-    });
-    identity::enter(&process.cwd, deleted.transpose()?, &process.root, owner, &mut batch);
+    let number = |id: Option<SavedFileId>| {
+        let missing = || Error::new(ErrorKind::Damaged, format!("process {pid} has no directory"));
+        id.map(|id| sources.saved.get(id.index()).map(stub::number).ok_or_else(missing))
+            .transpose()
+    };
+    let (cwd, root) = (number(process.cwd_saved)?, number(process.root_saved)?);
+    identity::enter((&process.cwd, cwd), (&process.root, root), owner, &mut batch);
     space::finish(workshop, space, sources, &mut batch)?;
     workshop.run(pid, &batch).context(what).map(drop)
 }

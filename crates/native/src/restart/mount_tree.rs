@@ -4,14 +4,18 @@
 //! up once, from the directory it is of, and never leads out of that. Whoever builds is in the user namespace that the
 //! mount namespace belongs to, so that the kernel allows what it allowed the job, and locks what was locked.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cpr_image::model::{ByteString, MountNamespace, MountOption, MountPoint, Mounted, Propagation, UserNamespaceId};
 use cpr_kernel::batch::{Arg, Batch, CallId};
+use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::process::PidfdGetfdFlags;
 
-use super::memory_files;
-use super::stub::Workshop;
+use super::stub::{self, Workshop};
+use super::{memory_files, users};
 use crate::sink::PageSource;
 
 const OPEN_TREE_CLONE: i32 = 1;
@@ -37,16 +41,69 @@ const NO_LINKS: u64 = 4;
 const IN_ROOT: u64 = 0x10;
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
-/// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in it.
+/// Makes a file system of terminals of a mount namespace, before there is one to mount it in: sessions need theirs when they
+/// are made.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn make_terminals(
+    workshop: &mut Workshop,
+    namespace: &MountNamespace,
+    index: usize,
+    source: &dyn PageSource,
+) -> Result<OwnedFd> {
+    let missing = || Error::new(ErrorKind::Damaged, "there is no such file system of terminals");
+    let point = namespace.tree.get(index).ok_or_else(missing)?;
+    let Mounted::Terminals { options } = &point.mounted else {
+        return Err(missing());
+    };
+    let maker = workshop.spare();
+    workshop.spawn(maker)?;
+    if let Some(owner) = namespace.owner {
+        users::enter(workshop, maker, owner)?;
+    }
+    let none = HashMap::new();
+    let work = Work {
+        workshop,
+        builder: maker,
+        owner: namespace.owner,
+        source,
+        given: &none,
+        home: 0,
+        mounts: Vec::new(),
+    };
+    work.call(|batch| {
+        let flags = [Arg::from(libc::CLONE_NEWNS)];
+        batch.must(libc::SYS_unshare, &flags, "make a mount namespace")
+    })?;
+    let made = work.new_file_system(b"devpts", options, point.attributes)?;
+    let what = || "get a file system of terminals";
+    let process = PidFd::open(maker).context(what)?;
+    let system = rustix::process::pidfd_getfd(process.fd(), made, PidfdGetfdFlags::empty())
+        .map_err(std::io::Error::from)
+        .context(what)?;
+    workshop.end(maker, None)?;
+    Ok(system)
+}
+
+/// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in it;
+/// `given` is what has been made already, by the place in the tree.
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] where what it needs is missing; the kernel refuses a mount.
-pub fn build(workshop: &Workshop, builder: i32, namespace: &MountNamespace, source: &dyn PageSource) -> Result<()> {
+pub fn build(
+    workshop: &Workshop,
+    builder: i32,
+    namespace: &MountNamespace,
+    source: &dyn PageSource,
+    given: &HashMap<usize, BorrowedFd<'_>>,
+) -> Result<()> {
     let mut work = Work {
         workshop,
         builder,
         owner: namespace.owner,
         source,
+        given,
         home: 0,
         mounts: Vec::new(),
     };
@@ -102,6 +159,8 @@ struct Work<'a> {
     builder: i32,
     owner: Option<UserNamespaceId>,
     source: &'a dyn PageSource,
+    /// What has been made already, by the place in the tree.
+    given: &'a HashMap<usize, BorrowedFd<'a>>,
     /// The root directory of the copy of the job's own namespace.
     home: i32,
     /// Descriptors of what is mounted, by index; none for what is missing of what came along.
@@ -136,6 +195,16 @@ impl Work<'_> {
             ErrorKind::NotFound => error.with_kind(ErrorKind::Incompatible),
             _ => error,
         })
+    }
+
+    /// Hands the builder a descriptor.
+    fn take(&self, descriptor: BorrowedFd<'_>) -> Result<i32> {
+        self.workshop.send(descriptor)?;
+        let mut batch = Batch::new();
+        let channel = stub::number(&self.workshop.channel_stub);
+        let out = self.workshop.receive(&mut batch, channel, true);
+        let outcome = self.workshop.run(self.builder, &batch)?;
+        Ok(stub::received(&outcome, out))
     }
 
     fn close(&self, fd: i32) -> Result<()> {
@@ -194,7 +263,21 @@ impl Work<'_> {
                 }
             }
             Mounted::Processes { options, .. } => self.new_file_system(b"proc", options, point.attributes)?,
-            Mounted::Terminals { options } => self.new_file_system(b"devpts", options, point.attributes)?,
+            Mounted::Queues { .. } => {
+                if let Some(namespace) = self.given.get(&self.mounts.len()) {
+                    let namespace = self.take(*namespace)?;
+                    self.call(|batch| {
+                        let arguments = [namespace.into(), libc::CLONE_NEWIPC.into()];
+                        batch.must(libc::SYS_setns, &arguments, "enter an IPC namespace")
+                    })?;
+                    self.close(namespace)?;
+                }
+                self.new_file_system(b"mqueue", &[], point.attributes)?
+            }
+            Mounted::Terminals { options } => match self.given.get(&self.mounts.len()) {
+                Some(system) => self.take(*system)?,
+                None => self.new_file_system(b"devpts", options, point.attributes)?,
+            },
             Mounted::Memory { path, options, files } => {
                 let attributes = point.attributes & !ATTRIBUTE_READ_ONLY;
                 let whole = self.new_file_system(b"tmpfs", options, attributes)?;
@@ -202,6 +285,9 @@ impl Work<'_> {
                 let top = File::open(&top).context(|| "open the new file system")?;
                 let inner = memory_files::descend(&top, path)?;
                 memory_files::fill(&inner, files, self.source)?;
+                if options.iter().any(|(key, _)| key == "ro") {
+                    self.close_for_writing(whole)?;
+                }
                 if path.0.is_empty() {
                     whole
                 } else {
@@ -273,7 +359,8 @@ impl Work<'_> {
             )
         })?;
         let mut all = vec![("source".to_owned(), name.clone().into_owned())];
-        for (key, value) in options {
+        // It is filled before it is for reading only.
+        for (key, value) in options.iter().filter(|(key, _)| key != "ro") {
             let value = match (key.as_str(), value.parse()) {
                 // Groups of an image are numbered as in the job's own user namespace.
                 ("gid", Ok(group)) => self.workshop.users.group_inside(self.owner, group)?.to_string(),
@@ -308,6 +395,39 @@ impl Work<'_> {
         })?;
         self.close(context)?;
         Ok(mount)
+    }
+
+    /// Has a new file system take no more changes, wherever it is mounted.
+    fn close_for_writing(&self, mount: i32) -> Result<()> {
+        const FSPICK_EMPTY_PATH: i32 = 8;
+        const FSPICK_CLOEXEC: i32 = 1;
+        const FSCONFIG_CMD_RECONFIGURE: i32 = 7;
+        let what = "make a file system read-only";
+        let context = self.call(|batch| {
+            let empty = batch.string(b"");
+            let flags = FSPICK_EMPTY_PATH | FSPICK_CLOEXEC;
+            batch.must(libc::SYS_fspick, &[mount.into(), empty, flags.into()], what)
+        })?;
+        self.call(|batch| {
+            let key = batch.string(b"ro");
+            let flag = [
+                context.into(),
+                FSCONFIG_SET_FLAG.into(),
+                key,
+                Arg::from(0),
+                Arg::from(0),
+            ];
+            batch.must(libc::SYS_fsconfig, &flag, what);
+            let change = [
+                context.into(),
+                FSCONFIG_CMD_RECONFIGURE.into(),
+                Arg::from(0),
+                Arg::from(0),
+                Arg::from(0),
+            ];
+            batch.must(libc::SYS_fsconfig, &change, what)
+        })?;
+        self.close(context)
     }
 
     /// Gives a mount its attributes. When times of access are noted may be locked by who owns the machine, and stays then.

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cpr_image::model::{Manifest, MountNamespace, MountNamespaceId, Mounted};
+use cpr_image::model::{IpcNamespaceId, Manifest, MountNamespace, MountNamespaceId, Mounted};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::spaces::Spaces;
 use super::stub::Workshop;
 use super::{living, mount_tree, users, with_descriptor};
 use crate::sink::PageSource;
@@ -20,7 +21,12 @@ use crate::views::Views;
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest, source: &dyn PageSource) -> Result<Views> {
+pub fn enter_all(
+    workshop: &mut Workshop,
+    manifest: &Manifest,
+    source: &dyn PageSource,
+    spaces: &Spaces,
+) -> Result<Views> {
     let mut made: HashMap<MountNamespaceId, File> = HashMap::new();
     let mut views = Views::default();
     for process in living(manifest) {
@@ -34,7 +40,19 @@ pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest, source: &dyn Page
                 let missing = || Error::new(ErrorKind::Damaged, "there is no such mount namespace");
                 let namespace = manifest.mount_namespaces.get(id.index()).ok_or_else(missing)?;
                 let what = || format!("make mount namespace {} again", id.0);
-                let (file, root) = make(workshop, namespace, source).context(what)?;
+                let given = spaces.terminals.iter().filter(|((of, _), _)| *of == id);
+                let mut given: HashMap<usize, BorrowedFd<'_>> = given
+                    .map(|((_, index), system)| (*index as usize, system.as_fd()))
+                    .collect();
+                // What shows the queues of an IPC namespace is mounted from in there.
+                for (index, point) in namespace.tree.iter().enumerate() {
+                    if let Mounted::Queues { ipc_namespace } = &point.mounted
+                        && let Some(of) = spaces.ipc.namespace(ipc_namespace.map(IpcNamespaceId::index))
+                    {
+                        given.insert(index, of.as_fd());
+                    }
+                }
+                let (file, root) = make(workshop, namespace, source, &given).context(what)?;
                 if !namespace.tree.is_empty() {
                     views.add(id, root, std::iter::empty());
                 }
@@ -50,8 +68,14 @@ pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest, source: &dyn Page
     Ok(views)
 }
 
-/// Makes one, by a process in the PID namespace that its /proc is of. Gives its root directory, too.
-fn make(workshop: &mut Workshop, namespace: &MountNamespace, source: &dyn PageSource) -> Result<(File, OwnedFd)> {
+/// Makes one, by a process in the PID namespace that its /proc is of. `given` is what has been made already, by the place
+/// in its tree: file systems of terminals, and the namespaces whose queues are shown. Gives its root directory, too.
+fn make(
+    workshop: &mut Workshop,
+    namespace: &MountNamespace,
+    source: &dyn PageSource,
+    given: &HashMap<usize, BorrowedFd<'_>>,
+) -> Result<(File, OwnedFd)> {
     let builder = workshop.spare();
     let shown = namespace.tree.iter().find_map(|point| match &point.mounted {
         Mounted::Processes { pid_namespace, .. } => *pid_namespace,
@@ -64,7 +88,7 @@ fn make(workshop: &mut Workshop, namespace: &MountNamespace, source: &dyn PageSo
     }
     match namespace.tree.is_empty() {
         true => copy(workshop, builder, namespace)?,
-        false => mount_tree::build(workshop, builder, namespace, source)?,
+        false => mount_tree::build(workshop, builder, namespace, source, given)?,
     }
     let path = format!("/proc/{builder}/ns/mnt");
     let file = File::open(&path).context(|| format!("open {path}"))?;

@@ -5,6 +5,7 @@
 //! threads, which would stay behind.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::AsFd;
 
 use cpr_image::model::{CgroupNamespaceId, IpcNamespaceId, Manifest, NetworkId, Process, UserNamespaceId};
@@ -12,9 +13,11 @@ use cpr_kernel::namespace::Place;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::stub::Workshop;
-use super::{living, users, with_descriptor};
+use super::{living, mount_tree, users, with_descriptor};
+use crate::files::terminal::TerminalSystems;
 use crate::networks::Networks;
 use crate::settings;
+use crate::sink::PageSource;
 use crate::visits::Visits;
 
 /// The namespaces of an image.
@@ -26,6 +29,8 @@ pub struct Spaces {
     pub ipc: Visits,
     /// Cgroup namespaces.
     groups: Visits,
+    /// File systems of terminals in mount namespaces, where terminals of theirs are in use.
+    pub terminals: TerminalSystems,
 }
 
 /// The number of the network, the IPC and the cgroup namespace.
@@ -48,7 +53,12 @@ impl Spaces {
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] where it may not; the kernel refuses what is in one.
-    pub fn make(manifest: &Manifest, allowed: bool, workshop: &mut Workshop) -> Result<Spaces> {
+    pub fn make(
+        manifest: &Manifest,
+        allowed: bool,
+        workshop: &mut Workshop,
+        source: &dyn PageSource,
+    ) -> Result<Spaces> {
         let strange = |process: &&Process| {
             let pid = process.pid_namespace.is_some() || process.pid_namespace_of_children.is_some();
             pid || process.user_namespace.is_some()
@@ -69,6 +79,7 @@ impl Spaces {
                 networks: Networks::home(),
                 ipc,
                 groups,
+                terminals: TerminalSystems::new(),
             });
         }
         users::make(workshop, manifest)?;
@@ -88,7 +99,17 @@ impl Spaces {
             ipc.within(Some(index), || settings::set(&namespace.settings, settings::is_of_ipc))
                 .context(|| format!("make IPC namespace {index} again"))?;
         }
+        let mut terminals = TerminalSystems::new();
+        for system in manifest.terminals.iter().filter_map(|terminal| terminal.file_system) {
+            if let Entry::Vacant(place) = terminals.entry(system) {
+                let (id, index) = system;
+                let missing = || Error::new(ErrorKind::Damaged, "there is no such mount namespace");
+                let namespace = manifest.mount_namespaces.get(id.index()).ok_or_else(missing)?;
+                place.insert(mount_tree::make_terminals(workshop, namespace, index as usize, source)?);
+            }
+        }
         Ok(Spaces {
+            terminals,
             networks: Networks::new(networks),
             ipc,
             groups,
