@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use support::victim::{Victim, compile, compile_with};
-use support::{As, Cpr, skip};
+use support::{As, Cpr, PATIENCE, skip, wait_until};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
@@ -144,6 +144,36 @@ fn filters_as_root() {
     survives_as("filters_as_root", As::Root, "filters", "");
 }
 
+/// The process of a job, as numbered here.
+fn pid_of(cpr: &Cpr, job: &str) -> String {
+    let listed = cpr.cpr(["ps", "--json"]).good().stdout;
+    let listed: serde_json::Value = serde_json::from_slice(&listed).expect("JSON");
+    let mut jobs = listed["jobs"].as_array().expect("a list of jobs").iter();
+    let found = jobs.find(|listed| listed["name"] == job).expect("the job is listed");
+    found["pid"].as_i64().expect("it runs").to_string()
+}
+
+/// Root does not go where a user may have mounted anything.
+#[test]
+fn root_enters_no_mount_namespace_of_a_users_job() {
+    const TEST: &str = "root_enters_no_mount_namespace_of_a_users_job";
+    let Some(root) = Cpr::new(TEST, As::Root) else { return };
+    let Some(user) = Cpr::new(TEST, As::User) else { return };
+    let command = ["unshare", "--user", "--map-root-user", "--mount", "sleep", "1000"];
+    user.run_detached("mounted", &[], &command);
+    let pid = pid_of(&user, "mounted");
+    let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    wait_until(PATIENCE, "it sleeps", || name() == "sleep\n");
+    let image = user.work.join("image.cpr").display().to_string();
+    let refused = root.cpr(["checkpoint", "-o", &image, &pid]);
+    assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
+    assert!(
+        refused.stderr.contains("in a mount namespace of its own"),
+        "{refused:?}"
+    );
+    user.cpr(["checkpoint", "--stop", "mounted"]).good();
+}
+
 /// Root saves a user's program with filters, and one that has them in namespaces of its own; the user restarts both, who
 /// cannot suspend what he has put into force.
 #[test]
@@ -159,14 +189,8 @@ fn filters_of_a_user_that_root_has_saved() {
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
     for (job, program) in [("plain", &program), ("unshared", &script)] {
         Victim::start(&user, program, job, &[]);
-        let listed = user.cpr(["ps", "--json"]).good().stdout;
-        let listed: serde_json::Value = serde_json::from_slice(&listed).expect("JSON");
-        let jobs = listed["jobs"].as_array().expect("a list of jobs").iter();
-        let pid = jobs
-            .filter(|listed| listed["name"] == job)
-            .find_map(|listed| listed["pid"].as_i64());
+        let pid = pid_of(&user, job);
         let image = user.work.join(format!("{job}.cpr")).display().to_string();
-        let pid = pid.expect("the job runs").to_string();
         root.cpr(["checkpoint", "--stop", "-o", &image, &pid]).good();
         let again = format!("{job}-again");
         user.cpr(["restart", "--detach", "--name", &again, &image]).good();
