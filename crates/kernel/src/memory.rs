@@ -176,7 +176,8 @@ impl Pagemap {
         /// As many as the kernel collects in one go. With room for more it may report where it was when it emptied its
         /// own buffer for the last time, instead of where it stopped (do_pagemap_scan in fs/proc/task_mmu.c).
         const REGIONS: usize = 512;
-        let mut buffer = vec![ScanRegion::default(); REGIONS];
+        let room = REGIONS.min(((end.saturating_sub(start)) / PAGE).max(1) as usize);
+        let mut buffer = vec![ScanRegion::default(); room];
         let mut at = start;
         while at < end {
             let mut argument = ScanArgument {
@@ -210,7 +211,7 @@ impl Pagemap {
                 categories: r.categories,
             }));
             // The kernel stops before `end` only when the vector is full.
-            if (got as usize) < REGIONS || argument.walk_end <= at {
+            if (got as usize) < room || argument.walk_end <= at {
                 break;
             }
             at = argument.walk_end;

@@ -245,29 +245,35 @@ fn is_inhabited(namespace: &[u8]) -> bool {
     pids.into_iter().any(|pid| link(pid).as_deref() == Some(namespace))
 }
 
-/// Threads in namespaces other than their process's, which a thread can enter or make by itself.
+/// Threads in namespaces other than their process's, which a thread can enter or make by itself. (User namespaces and
+/// those of time are entered by processes of one thread, and no thread changes its own PID namespace: setns(2).)
 pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
     let pid = proc.pid();
-    let links = |dir: &ProcDir| NAMESPACES.map(|(file, _)| dir.read_link(&format!("ns/{file}")).ok());
-    let own = links(proc);
-    let others = proc.tasks().unwrap_or_default().into_iter().filter(|tid| *tid != pid);
+    let kinds: Vec<(&str, &str)> = NAMESPACES
+        .into_iter()
+        .filter(|(file, _)| !["pid", "user", "time"].contains(file))
+        .collect();
+    let link = |directory: &str, file: &str| proc.read_link(&format!("{directory}ns/{file}")).ok();
+    let others: Vec<i32> = proc.tasks().unwrap_or_default();
+    let others = others.into_iter().filter(|tid| *tid != pid);
+    let mut own: Option<(Vec<Option<Vec<u8>>>, Option<Vec<u8>>)> = None;
     let mut found = Vec::new();
     for tid in others {
-        let Ok(task) = ProcDir::open_task(pid, tid) else {
-            continue;
-        };
-        for (((_, name), own), thread) in NAMESPACES.iter().zip(&own).zip(links(&task)) {
+        let (own, own_pids) = own.get_or_insert_with(|| {
+            let links = kinds.iter().map(|(file, _)| link("", file));
+            (links.collect(), link("", "pid"))
+        });
+        let directory = format!("task/{tid}/");
+        for ((file, name), own) in kinds.iter().zip(own) {
+            let thread = link(&directory, file);
             if own.is_some() && thread.is_some() && *own != thread {
                 let reason = format!("thread {tid} is in a {name} namespace of its own");
                 found.push((format!("{name} namespace"), reason));
             }
         }
         // A process that has made one for its children can start no threads.
-        let later = task.read_link("ns/pid_for_children");
-        if later
-            .as_ref()
-            .is_ok_and(|later| own[0].as_ref().is_some_and(|own| own != later))
-        {
+        let later = link(&directory, "pid_for_children");
+        if own_pids.is_some() && later.is_some() && *own_pids != later {
             let reason = format!("thread {tid} has made a PID namespace for its children");
             found.push(("PID namespace".to_owned(), reason));
         }

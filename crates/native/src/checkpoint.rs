@@ -41,7 +41,7 @@ use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
 use crate::cgroups;
 use crate::files::{self, Channels, PolicyState, SaveContext, Target};
-use crate::freeze::{self, Frozen, Members, Scope};
+use crate::freeze::{self, Frozen, Members, Purpose, Scope};
 use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known, Tracked};
 use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
@@ -436,7 +436,7 @@ pub fn checkpoint(
     refuse_blocked(blocked)?;
     let mut own = HashMap::new();
     for pid in freeze::members(scope)? {
-        if let Ok(status) = ProcDir::open(pid).and_then(|proc| proc.status()) {
+        if let Ok(status) = cpr_kernel::proc::status_of(pid) {
             own.insert(pid, status.rss_own_kib * 1024);
         }
     }
@@ -492,7 +492,7 @@ pub fn checkpoint(
             .into_iter()
             .any(|pid| !tracked(pid) && is_large(pid) && !is_zombie(pid))
         {
-            let mut frozen = freeze::freeze(scope, request.stop_timeout)?;
+            let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout)?;
             let deadline = frozen.deadline();
             live::track(&mut frozen, &mut copied, is_large, deadline);
             frozen.resume()?;
@@ -721,9 +721,7 @@ fn await_verdict(word: &OwnedFd, observer: &mut Observer<'_>) -> Result<Verdict>
 }
 
 fn is_zombie(pid: i32) -> bool {
-    ProcDir::open(pid)
-        .and_then(|proc| proc.stat())
-        .is_ok_and(|stat| stat.state == b'Z')
+    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z')
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -748,7 +746,7 @@ fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mu
     let deadline = Instant::now() + request.stop_timeout;
     loop {
         asked.close(scope, go_on)?;
-        let frozen = freeze::freeze(scope, request.stop_timeout)?;
+        let frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout)?;
         if asked.holds(&frozen) {
             return Ok(frozen);
         }

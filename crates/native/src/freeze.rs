@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cpr_kernel::arch::{self, Registers};
 use cpr_kernel::batch::{Batch, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
-use cpr_kernel::proc::{MapEntry, ProcDir, Stat, Status};
+use cpr_kernel::proc::{self, MapEntry, ProcDir, Stat, Status};
 use cpr_kernel::process::PidFd;
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK, Runner};
@@ -24,7 +24,8 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 const EINTR: i64 = -4;
 
 /// With at most this many threads, the time each fell asleep is read just before it is stopped (tens of microseconds
-/// each); with more, relative timeouts start anew after a restart.
+/// each); with more, relative timeouts start anew after a restart. The same holds, for each process, for where in the
+/// kernel they sleep: with more, that is looked at for those of which nothing else tells.
 const SLEEPERS: usize = 64;
 
 /// How long a thread that is woken from a call may take to sleep in it again.
@@ -174,7 +175,7 @@ fn session(sid: i32) -> Result<Vec<i32>> {
     let mut parents: HashMap<i32, i32> = HashMap::new();
     let mut inside: Vec<i32> = Vec::new();
     for pid in cpr_kernel::proc::pids().context(|| "list /proc")? {
-        if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
+        if let Ok(stat) = proc::stat_of(pid) {
             parents.insert(pid, stat.ppid);
             if stat.session == sid && !is_zombie(&stat) {
                 inside.push(pid);
@@ -228,7 +229,7 @@ fn inhabitants() -> Result<Vec<i32>> {
     let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in pids {
-        if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
+        if let Ok(stat) = proc::stat_of(pid) {
             children.entry(stat.ppid).or_default().push(pid);
         }
     }
@@ -253,7 +254,7 @@ fn inhabitants() -> Result<Vec<i32>> {
 
 /// Why a process whose main thread is dead cannot be saved; none for others, and for those that are wholly dead.
 pub fn without_leader(pid: i32) -> Option<String> {
-    let stat = ProcDir::open(pid).and_then(|dir| dir.stat()).ok()?;
+    let stat = proc::stat_of(pid).ok()?;
     (is_zombie(&stat) && stat.num_threads > 1).then(|| "its main thread has ended while others run".to_owned())
 }
 
@@ -270,25 +271,34 @@ fn is_zombie(stat: &Stat) -> bool {
     stat.state == b'Z'
 }
 
+/// What a job is stopped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read its state.
+    Save,
+    /// To have its processes make a system call or two: of sleeping threads it need not be known what they sleep in.
+    Call,
+}
+
 /// Stops all processes of `scope`. The calling thread becomes their tracer and must have SIGCHLD blocked.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
 /// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
-pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
+pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration) -> Result<Frozen> {
     let mut seized: HashMap<i32, Seized> = HashMap::new();
     let mut order: Vec<i32> = Vec::new();
     let mut dead: HashSet<i32> = HashSet::new();
     // All threads are attached while they run, so that the stop itself is short.
     for pid in members(scope)? {
-        seize_process(pid, &mut seized, &mut order)?;
+        seize_process(pid, purpose, &mut seized, &mut order)?;
     }
     let since = Instant::now();
     let deadline = since + timeout;
     let mut stopped: HashMap<i32, Stopped> = HashMap::new();
     let all = loop {
         let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
-        let few = pending.len() <= SLEEPERS;
+        let few = purpose == Purpose::Save && pending.len() <= SLEEPERS;
         for tid in &pending {
             if let Some(thread) = seized.get_mut(tid) {
                 if few && let Ok(dir) = ProcDir::open_task(thread.pid, *tid) {
@@ -330,10 +340,10 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         // Everything known stands still: whatever else there is was started meanwhile. One that has ended may have
         // started another one before, after that could have been seen.
         let known = order.len() + dead.len();
-        catch(scope, &mut seized, &mut order, &mut dead)?;
+        catch(scope, purpose, &mut seized, &mut order, &mut dead)?;
         let all = members(scope)?;
         for &pid in &all {
-            seize_process(pid, &mut seized, &mut order)?;
+            seize_process(pid, purpose, &mut seized, &mut order)?;
             if !seized.contains_key(&pid) {
                 dead.insert(pid);
             }
@@ -355,12 +365,20 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
         scope,
         deadline,
     };
+    let mut threads: HashMap<i32, Vec<i32>> = HashMap::new();
+    for tid in &order {
+        if let Some(thread) = seized.get(tid) {
+            threads.entry(thread.pid).or_default().push(*tid);
+        }
+    }
     for pid in all {
-        let process = describe(pid, &seized, &order, &stopped)?;
+        let process = describe(pid, &seized, threads.remove(&pid).unwrap_or_default(), &stopped)?;
         frozen.processes.extend(process);
     }
-    for process in &mut frozen.processes {
-        process.settle_restarts(deadline)?;
+    if purpose == Purpose::Save {
+        for process in &mut frozen.processes {
+            process.settle_restarts(deadline)?;
+        }
     }
     Ok(frozen)
 }
@@ -368,12 +386,18 @@ pub fn freeze(scope: Scope, timeout: Duration) -> Result<Frozen> {
 /// Attaches to processes that have come since, the youngest first and without looking at anything else before: a process
 /// that only lives until it has started the next one has ended by the time that all have been looked at. Everybody in
 /// the job's own PID namespace who came not from outside is the job's; elsewhere orphans are not.
-fn catch(scope: Scope, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>, dead: &mut HashSet<i32>) -> Result<()> {
+fn catch(
+    scope: Scope,
+    purpose: Purpose,
+    seized: &mut HashMap<i32, Seized>,
+    order: &mut Vec<i32>,
+    dead: &mut HashSet<i32>,
+) -> Result<()> {
     if !matches!(scope.members, Members::Namespace) {
         return Ok(());
     }
     let spared = [Some(1), Some(std::process::id() as i32), scope.live_requester()];
-    let look = |pid| ProcDir::open(pid).and_then(|dir| dir.stat());
+    let look = proc::stat_of;
     let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
     for pid in pids.into_iter().rev() {
         if seized.contains_key(&pid) || dead.contains(&pid) || spared.contains(&Some(pid)) {
@@ -399,7 +423,7 @@ fn catch(scope: Scope, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>, 
             seized.insert(pid, thread);
             order.push(pid);
         }
-        seize_process(pid, seized, order)?;
+        seize_process(pid, purpose, seized, order)?;
     }
     Ok(())
 }
@@ -419,7 +443,7 @@ enum Stopped {
     Gone,
 }
 
-fn seize_process(pid: i32, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>) -> Result<()> {
+fn seize_process(pid: i32, purpose: Purpose, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i32>) -> Result<()> {
     let Ok(dir) = ProcDir::open(pid) else {
         return Ok(());
     };
@@ -428,16 +452,14 @@ fn seize_process(pid: i32, seized: &mut HashMap<i32, Seized>, order: &mut Vec<i3
         let Ok(tasks) = dir.tasks() else {
             return Ok(());
         };
+        let few = purpose == Purpose::Save && tasks.len() <= SLEEPERS;
         for tid in tasks {
             if seized.contains_key(&tid) {
                 continue;
             }
             match Tracee::seize(tid, ATTACHED) {
                 Ok(tracee) => {
-                    let asleep_in = ProcDir::open_task(pid, tid)
-                        .and_then(|task| task.wchan())
-                        .ok()
-                        .flatten();
+                    let asleep_in = few.then(|| dir.task_wchan(tid).ok().flatten()).flatten();
                     let thread = Seized {
                         pid,
                         tracee,
@@ -609,12 +631,12 @@ pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
     }
 }
 
-/// Everything about a process that is stopped, or dead; none for one that was dead already, and has been reaped
+/// Everything about a process that is stopped, or dead, with these threads; none for one that was dead already, and has been reaped
 /// meanwhile by a parent outside the job.
 fn describe(
     pid: i32,
     seized: &HashMap<i32, Seized>,
-    order: &[i32],
+    mut tids: Vec<i32>,
     stopped: &HashMap<i32, Stopped>,
 ) -> Result<Option<Process>> {
     let look = || -> Result<(ProcDir, Stat, Status)> {
@@ -623,13 +645,12 @@ fn describe(
         let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
         Ok((proc, stat, status))
     };
-    let belongs = |tid: &i32| seized.get(tid).is_some_and(|thread| thread.pid == pid);
     let (proc, stat, status) = match look() {
         Ok(found) => found,
         Err(_)
-            if !order
+            if !tids
                 .iter()
-                .any(|tid| belongs(tid) && matches!(stopped.get(tid), Some(Stopped::Here { .. }))) =>
+                .any(|tid| matches!(stopped.get(tid), Some(Stopped::Here { .. }))) =>
         {
             return Ok(None);
         }
@@ -637,7 +658,6 @@ fn describe(
     };
     let mut threads = Vec::new();
     let mut stopped_by = None;
-    let mut tids: Vec<i32> = order.iter().copied().filter(belongs).collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
     for tid in tids {
         let Some(Stopped::Here { group }) = stopped.get(&tid) else {

@@ -28,6 +28,7 @@ mod pipeline;
 mod places;
 pub mod policy;
 mod restart;
+mod scans;
 mod settings;
 mod sink;
 mod snapshot;

@@ -23,7 +23,7 @@ use cpr_kernel::memory::{
     Memory, PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN,
     PageRegion, Pagemap, ScanFilter,
 };
-use cpr_kernel::proc::{MapKind, ProcDir};
+use cpr_kernel::proc::{MapEntry, MapKind, ProcDir};
 use cpr_kernel::write_tracking::{self, WriteTracker};
 use cpr_types::{Context, Result};
 
@@ -40,12 +40,10 @@ const ROUNDS: usize = 6;
 const FEW: u64 = 64;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
-/// Pages that a look at all of a mapping passes in the time that a look at one run of written pages takes.
-const PAGES_A_LOOK: u64 = 128;
 /// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page tables,
 /// gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is found to
 /// be written.
-const HERE: u64 = PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD;
+pub const HERE: u64 = PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD;
 
 /// A mapping that is tracked, and where the last copies of its pages are.
 #[derive(Debug)]
@@ -177,16 +175,6 @@ pub struct Copied {
     pub keep: bool,
 }
 
-/// Pages that may have been written.
-#[derive(Debug)]
-pub struct Written {
-    /// All of them, also those that are there no longer.
-    pub runs: Vec<PageRegion>,
-    /// Those that are there, with their categories, where they were looked for: one look for each of many runs would take
-    /// longer.
-    pub here: Option<Vec<PageRegion>>,
-}
-
 /// Where the copy of a page is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -252,28 +240,44 @@ impl Copied {
             memory: &self.memory,
             pagemap: &self.pagemap,
         };
-        for (&start, area) in &mut self.areas {
-            let filter = ScanFilter {
-                all: PAGE_WRITTEN | PAGE_WPALLOWED,
-                any: HERE,
-                protect: true,
-                ..ScanFilter::default()
-            };
+        let filter = ScanFilter {
+            all: PAGE_WRITTEN | PAGE_WPALLOWED,
+            any: HERE,
+            protect: true,
+            ..ScanFilter::default()
+        };
+        for (from, to) in spans(&self.areas) {
             let mut regions = Vec::new();
             // A mapping that has gone or was replaced is found not to be tracked when the job has stopped.
-            if self.pagemap.scan(start, area.end, filter, &mut regions).is_err() {
-                area.places.forget();
+            if self.pagemap.scan(from, to, filter, &mut regions).is_err() {
+                self.areas
+                    .range_mut(from..to)
+                    .for_each(|(_, area)| area.places.forget());
                 continue;
             }
             for region in regions {
-                if region.categories & (PAGE_FILE | PAGE_PFNZERO | PAGE_GUARD) != 0 {
-                    let guarded = region.categories & PAGE_GUARD != 0;
-                    let (first, count) = ((region.start - start) / PAGE, (region.end - region.start) / PAGE);
-                    area.places.fill(first, count, if guarded { UNKNOWN } else { NONE });
-                    continue;
+                let mut at = region.start;
+                // One that begins before this region may reach into it.
+                let first = self.areas.range(..=at).next_back().map_or(at, |(&start, _)| start);
+                for (&start, area) in self.areas.range_mut(first..region.end) {
+                    let piece = PageRegion {
+                        start: at.max(start),
+                        end: region.end.min(area.end),
+                        ..region
+                    };
+                    if piece.start >= piece.end {
+                        continue;
+                    }
+                    at = piece.end;
+                    if region.categories & (PAGE_FILE | PAGE_PFNZERO | PAGE_GUARD) != 0 {
+                        let guarded = region.categories & PAGE_GUARD != 0;
+                        let (first, count) = ((piece.start - start) / PAGE, (piece.end - piece.start) / PAGE);
+                        area.places.fill(first, count, if guarded { UNKNOWN } else { NONE });
+                        continue;
+                    }
+                    pages += (piece.end - piece.start) / PAGE;
+                    copy(&reader, start, area, piece, &mut buffer, sink)?;
                 }
-                pages += (region.end - region.start) / PAGE;
-                copy(&reader, start, area, region, &mut buffer, sink)?;
             }
         }
         Ok(pages)
@@ -300,52 +304,6 @@ impl Copied {
             }
         }
         Ok(())
-    }
-
-    /// Pages of a mapping of the stopped process that may have been written since they were copied; none where it is not
-    /// tracked. With `keep`, they are protected again.
-    ///
-    /// # Errors
-    /// The page table cannot be read.
-    pub fn written(&self, start: u64, end: u64) -> Result<Option<Written>> {
-        // A mapping that was put in the place of another one is not tracked.
-        if !self.pagemap.is_tracked(start).unwrap_or(false) {
-            return Ok(None);
-        }
-        let scan = |start: u64, end: u64, filter: ScanFilter, regions: &mut Vec<PageRegion>| {
-            let scanned = self.pagemap.scan(start, end, filter, regions);
-            scanned.context(|| "look which pages were written")
-        };
-        // The kernel is fastest at this.
-        let fast = ScanFilter {
-            all: PAGE_WRITTEN,
-            written_only: true,
-            ..ScanFilter::default()
-        };
-        let mut runs = Vec::new();
-        scan(start, end, fast, &mut runs)?;
-        let few = runs.len() as u64 <= (end - start) / PAGE / PAGES_A_LOOK;
-        let here = if self.keep || !few {
-            let filter = ScanFilter {
-                all: PAGE_WRITTEN,
-                any: HERE,
-                protect: self.keep,
-                ..ScanFilter::default()
-            };
-            let whole = [PageRegion {
-                start,
-                end,
-                categories: 0,
-            }];
-            let mut here = Vec::new();
-            for run in if few { runs.as_slice() } else { &whole } {
-                scan(run.start, run.end, filter, &mut here)?;
-            }
-            Some(here)
-        } else {
-            None
-        };
-        Ok(Some(Written { runs, here }))
     }
 
     /// Lets the tracking go on after the checkpoint.
@@ -510,10 +468,10 @@ pub fn written_since(tracked: &[Copied]) -> u64 {
     };
     let mut bytes = 0;
     for copied in tracked {
-        for (&start, area) in &copied.areas {
+        for (start, end) in spans(&copied.areas) {
             let mut regions = Vec::new();
             // A mapping that has gone is seen when the job has stopped.
-            if copied.pagemap.scan(start, area.end, filter, &mut regions).is_ok() {
+            if copied.pagemap.scan(start, end, filter, &mut regions).is_ok() {
                 bytes += regions.iter().map(|region| region.end - region.start).sum::<u64>();
             }
         }
@@ -521,37 +479,67 @@ pub fn written_since(tracked: &[Copied]) -> u64 {
     bytes
 }
 
-/// Registers all private mappings of a process.
+/// Registers all private mappings of a process: those that lie one after another at once, where that can be done.
 fn register_process(copied: &mut Copied, known: &Known) -> std::io::Result<()> {
     let maps = ProcDir::open(copied.pid)?.maps()?;
-    let mut refused = None;
-    for map in maps.iter().filter(|m| !m.shared) {
-        let ours = matches!(
+    let is_ours = |map: &&MapEntry| {
+        let anonymous = matches!(
             map.kind(),
             MapKind::Anonymous | MapKind::Heap | MapKind::Stack | MapKind::AnonNamed(_)
-        ) || (map.kind() == MapKind::File && !map.deleted);
-        if !ours || copied.areas.contains_key(&map.start) {
-            continue;
-        }
-        // Looked at first: a mapping that takes the place of a tracked one only now has all its pages written.
-        let tracked = copied.pagemap.is_tracked(map.start)?;
-        match copied.tracker.register(map.start, map.end) {
-            Ok(()) => {}
-            Err(error) => {
-                refused = Some(error);
-                continue;
-            }
-        }
-        let places = if tracked {
-            known.places(copied.pid, map.start, map.end)
-        } else {
-            Places::new(UNKNOWN)
+        );
+        !map.shared && (anonymous || map.kind() == MapKind::File && !map.deleted)
+    };
+    let fresh = |map: &&MapEntry| !copied.areas.contains_key(&map.start);
+    let mut fresh: Vec<(u64, u64, Places)> = maps
+        .iter()
+        .filter(is_ours)
+        .filter(fresh)
+        .map(|map| {
+            // Looked at first: a mapping that takes the place of a tracked one only now has all its pages written.
+            let places = match known.spaces.is_empty() || !copied.pagemap.is_tracked(map.start)? {
+                true => Places::new(UNKNOWN),
+                false => known.places(copied.pid, map.start, map.end),
+            };
+            Ok((map.start, map.end, places))
+        })
+        .collect::<std::io::Result<_>>()?;
+    let mut refused = None;
+    while !fresh.is_empty() {
+        let adjacent = |pair: &[(u64, u64, Places)]| pair[0].1 == pair[1].0;
+        let mut count = 1 + fresh.windows(2).take_while(|pair| adjacent(pair)).count();
+        let register = |count: usize| {
+            let end = fresh.get(count - 1).map_or(0, |last| last.1);
+            copied.tracker.register(fresh[0].0, end)
         };
-        copied.areas.insert(map.start, Area { end: map.end, places });
+        let mut result = register(count);
+        // One of them may be of a kind that cannot be tracked, or the program's own to track.
+        if result.is_err() && count > 1 {
+            count = 1;
+            result = register(count);
+        }
+        let registered = fresh
+            .drain(..count)
+            .map(|(start, end, places)| (start, Area { end, places }));
+        match result {
+            Ok(()) => copied.areas.extend(registered),
+            Err(error) => refused = Some(error),
+        }
     }
     // Nothing of it: it has ended, or runs another program.
     match refused {
         Some(error) if copied.areas.is_empty() => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Areas that lie one after another, joined: a look at many small ones takes about as long as at one of them.
+fn spans(areas: &BTreeMap<u64, Area>) -> Vec<(u64, u64)> {
+    let mut spans: Vec<(u64, u64)> = Vec::new();
+    for (&start, area) in areas {
+        match spans.last_mut() {
+            Some((_, end)) if *end == start => *end = area.end,
+            _ => spans.push((start, area.end)),
+        }
+    }
+    spans
 }

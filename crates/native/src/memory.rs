@@ -5,9 +5,7 @@ use std::os::fd::OwnedFd;
 
 use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
 use cpr_image::model::{ByteString, IpcNamespaceId, MountNamespaceId, SavedFileId, SavedFileKind};
-use cpr_kernel::memory::{
-    Memory, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PageRegion, Pagemap, ScanFilter,
-};
+use cpr_kernel::memory::{Memory, PAGE_GUARD, PAGE_PRESENT, PageRegion, Pagemap};
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +15,7 @@ use crate::freeze::{Process, Space};
 use crate::libraries::{Libraries, overlay};
 use crate::live::{Copied, Place};
 use crate::mapped;
+use crate::scans::{Found, Scans};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::views::{Views, deleted_kind};
 
@@ -25,9 +24,6 @@ const CHUNK: u64 = 1 << 20;
 
 /// So many bytes are worth a look whether they can be read in the faster way.
 const WORTH_ASKING: usize = 64 << 10;
-
-/// Memory that one page table of the kernel's last level maps: 512 pages of 4 KiB on x86_64. Smaller is right, too.
-const TABLE_SPAN: u64 = 2 << 20;
 
 /// VmFlags of /proc/PID/smaps that a restart sets again.
 const KEPT_FLAGS: [&[u8; 2]; 14] = [
@@ -298,6 +294,7 @@ pub fn save(
         shared.flags.add(&process.proc);
     }
     let (executable, saved_executable) = executable(process, shared)?;
+    let mut scans = Scans::new(space, copied).context(|| format!("look at the memory of process {pid}"))?;
     let mut mappings = Vec::new();
     for map in &space.maps {
         let Some(plan) = plan(process, map, shared)? else {
@@ -319,7 +316,16 @@ pub fn save(
             _ => None,
         };
         let behind = size.map(|size| size.saturating_sub(map.offset));
-        copy(process, &mut mapping, pages, (library, behind), copied, put_off, sink).context(what)?;
+        copy(
+            process,
+            &mut mapping,
+            pages,
+            (library, behind),
+            &mut scans,
+            put_off,
+            sink,
+        )
+        .context(what)?;
         if library {
             let file = shared.libraries.save(map, sink).context(what)?;
             mapping.extents = overlay(file, &mapping.extents, map.start, map.end, map.offset);
@@ -601,64 +607,25 @@ fn copy(
     mapping: &mut Mapping,
     pages: Pages,
     (library, behind): (bool, Option<u64>),
-    copied: Option<&Copied>,
+    scans: &mut Scans<'_>,
     put_off: Option<(&mut Vec<Later>, usize)>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
     let Some(space) = &process.space else {
         return Ok(());
     };
-    let mut regions = Vec::new();
-    let mut known: Vec<(u64, u64, Place)> = Vec::new();
-    match pages {
+    let Found { regions, known } = match pages {
         Pages::None => return Ok(()),
-        Pages::All => regions.push(PageRegion {
-            start: mapping.start,
-            end: mapping.end,
-            categories: PAGE_PRESENT,
-        }),
-        Pages::Own => {
-            let mut look = |start: u64, end: u64| {
-                let filter = ScanFilter {
-                    none: PAGE_FILE | PAGE_PFNZERO,
-                    any: PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD,
-                    ..ScanFilter::default()
-                };
-                let scanned = space.pagemap.scan(start, end, filter, &mut regions);
-                scanned.context(|| "look which pages are used")
-            };
-            let written = match copied {
-                Some(copied) => copied
-                    .written(mapping.start, mapping.end)?
-                    .map(|written| (copied, written)),
-                None => None,
-            };
-            match written {
-                None => look(mapping.start, mapping.end)?,
-                Some((copied, written)) => {
-                    // What has not been written since it was copied; all else is looked at closely.
-                    let mut copies = Unwritten {
-                        copied,
-                        pagemap: &space.pagemap,
-                        table: None,
-                        known: &mut known,
-                    };
-                    let mut at = mapping.start;
-                    for run in &written.runs {
-                        copies.note(at, run.start, &mut look)?;
-                        if written.here.is_none() {
-                            look(run.start, run.end)?;
-                        }
-                        at = run.end;
-                    }
-                    copies.note(at, mapping.end, &mut look)?;
-                    let own = |region: &PageRegion| region.categories & (PAGE_FILE | PAGE_PFNZERO) == 0;
-                    regions.extend(written.here.into_iter().flatten().filter(own));
-                    regions.sort_unstable_by_key(|region| region.start);
-                }
-            }
-        }
-    }
+        Pages::All => Found {
+            regions: vec![PageRegion {
+                start: mapping.start,
+                end: mapping.end,
+                categories: PAGE_PRESENT,
+            }],
+            known: Vec::new(),
+        },
+        Pages::Own => scans.own_pages(mapping.start, mapping.end)?,
+    };
     // A page of zeros hides what the file has there.
     let skip_zeros = !library
         && matches!(
@@ -759,54 +726,6 @@ impl Reader<'_> {
 /// pages away as well (truncate_pagecache in mm/truncate.c), so that nothing can be behind it.
 fn file_end(mapping: &Mapping, behind: Option<u64>) -> Option<u64> {
     Some(mapping.start + behind?.next_multiple_of(PAGE_SIZE as u64))
-}
-
-/// Finds the copies of pages that have not been written since they were made.
-struct Unwritten<'a> {
-    copied: &'a Copied,
-    pagemap: &'a Pagemap,
-    /// The page table that was looked for last (its first address), and whether it is there.
-    table: Option<(u64, bool)>,
-    known: &'a mut Vec<(u64, u64, Place)>,
-}
-
-impl Unwritten<'_> {
-    /// Notes the copies of unwritten pages from `start` to `end`, and looks at those that were never copied.
-    fn note(&mut self, start: u64, end: u64, look: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
-        let mut at = start;
-        while at < end {
-            let (to, place) = self.copied.find(at, end);
-            match place {
-                Place::Untouched => {}
-                Place::Unknown => look(at, to)?,
-                Place::Zeros => self.known.push((at, to, place)),
-                Place::At(offset) => self.note_copy(at, to, offset)?,
-            }
-            at = to;
-        }
-        Ok(())
-    }
-
-    /// Pages that the program gave back (madvise, with all others of their page table) are not reported as written
-    /// when the kernel has removed the table as well. They are empty now.
-    fn note_copy(&mut self, start: u64, end: u64, offset: u64) -> Result<()> {
-        let mut at = start;
-        while at < end {
-            let table = at / TABLE_SPAN * TABLE_SPAN;
-            let to = end.min(table + TABLE_SPAN);
-            let here = match self.table {
-                Some((address, here)) if address == table => here,
-                // Where the table is, a page that is not written is protected, and so it is there.
-                _ => self.pagemap.has(at).context(|| "look for a page table")?,
-            };
-            self.table = Some((table, here));
-            if here {
-                self.known.push((at, to, Place::At(offset + (at - start))));
-            }
-            at = to;
-        }
-        Ok(())
-    }
 }
 
 /// Extents in ascending order, neighbours joined.

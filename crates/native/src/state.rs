@@ -157,8 +157,9 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
     };
     let tids: Vec<i32> = process.threads.iter().map(|thread| thread.tracee.tid()).collect();
     let look = || {
+        let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
         tids.iter()
-            .map(|&tid| Task::look(pid, tid))
+            .map(|&tid| Task::look(&proc, tid))
             .collect::<Result<Vec<Task>>>()
     };
     std::thread::scope(|scope| {
@@ -201,19 +202,16 @@ pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Sa
 /// What /proc tells of a thread.
 struct Task {
     status: Status,
-    name: Vec<u8>,
     directories: Option<Directories>,
 }
 
 impl Task {
-    fn look(pid: i32, tid: i32) -> Result<Task> {
-        let task = ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
-        let status = task.status().context(|| format!("read the status of thread {tid}"))?;
-        Ok(Task {
-            name: task.read("comm").unwrap_or_default(),
-            directories: own_directories(pid, &task, status.umask)?,
-            status,
-        })
+    fn look(proc: &ProcDir, tid: i32) -> Result<Task> {
+        let status = proc
+            .task_status(tid)
+            .context(|| format!("read the status of thread {tid}"))?;
+        let directories = own_directories(proc.pid(), tid, status.umask)?;
+        Ok(Task { status, directories })
     }
 }
 
@@ -253,11 +251,11 @@ fn working_directory(proc: &ProcDir) -> Result<ByteString> {
 }
 
 /// What a thread has that does not share the process's directories.
-fn own_directories(pid: i32, task: &ProcDir, umask: Option<u32>) -> Result<Option<Directories>> {
-    let tid = task.pid();
+fn own_directories(pid: i32, tid: i32, umask: Option<u32>) -> Result<Option<Directories>> {
     if tid == pid || process::shares(process::KCMP_FS, pid, tid) != Some(false) {
         return Ok(None);
     }
+    let task = &ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;
     if ["cwd", "root"].iter().any(|name| blockers::is_deleted(task, name)) {
         return Err(unsupported(
             pid,
@@ -563,7 +561,8 @@ fn thread_state(
             None => {}
         }
     }
-    if rseq.address != 0 {
+    // A critical section makes no system calls.
+    if rseq.address != 0 && thread.registers.interrupted_syscall().is_none() {
         abort_critical_section(process, rseq.address, &mut registers)?;
     }
     let length = outcome
@@ -572,7 +571,7 @@ fn thread_state(
         .min(CPU_MASK_SIZE as u64) as usize;
     Ok(SavedThread {
         tid,
-        name: ByteString(task.name.trim_ascii_end().to_vec()),
+        name: ByteString(status.name),
         cpu: Cpu {
             general: Bytes(registers.to_bytes()),
             extended: Bytes(extended),

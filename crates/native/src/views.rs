@@ -1,5 +1,6 @@
 //! Mount namespaces that paths of a job can be of: its own, and those that it has filled with mounts of their own.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +21,8 @@ pub struct Views {
     queues: Vec<((MountNamespaceId, u32), u64)>,
     /// File systems of terminals that are mounted in them, by their device numbers.
     terminals: HashMap<u64, TerminalSystem>,
+    /// What stat(2) gave: many mappings are of the same few files.
+    looked_at: RefCell<HashMap<(Option<MountNamespaceId>, Vec<u8>), Stat>>,
 }
 
 /// A file system of terminals: the mount namespace, and what is mounted there (an index into its tree).
@@ -86,12 +89,18 @@ impl Views {
         }
     }
 
-    /// stat(2) of a path of a namespace, following symbolic links.
+    /// stat(2) of a path of a namespace, following symbolic links; what was there when it was first asked for.
     ///
     /// # Errors
     /// As [`Views::open`].
     pub fn stat(&self, view: Option<MountNamespaceId>, path: &[u8]) -> std::io::Result<Stat> {
-        self.look(view, path, OFlags::PATH)
+        let key = (view, path.to_vec());
+        if let Some(stat) = self.looked_at.borrow().get(&key) {
+            return Ok(*stat);
+        }
+        let stat = self.look(view, path, OFlags::PATH)?;
+        self.looked_at.borrow_mut().insert(key, stat);
+        Ok(stat)
     }
 
     /// lstat(2) of a path of a namespace.

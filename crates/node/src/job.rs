@@ -502,8 +502,9 @@ impl Job {
             root.filter(lives).map(|m| m.pid)
         };
         let find = || -> Result<Option<i32>> {
-            if let Some(pid) = root(&target::below(init.pid)) {
-                return Ok(Some(pid));
+            let root_itself = |member: target::Member| !ended && member.inner == inner;
+            if let Some(member) = target::find_below(init.pid, root_itself).filter(|member| lives(&member)) {
+                return Ok(Some(member.pid));
             }
             let mut members = target::members(init.pid)?;
             members.retain(|m| m.pid != init.pid);

@@ -113,7 +113,7 @@ mod libc_errno {
 
 fn read(pid: i32, name: &str) -> Result<String> {
     let path = format!("/proc/{pid}/{name}");
-    match std::fs::read(&path) {
+    match cpr_kernel::proc::record_of(pid, name) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if matches!(error.raw_os_error(), Some(2 | libc_errno::ESRCH)) => {
             Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")))
@@ -296,27 +296,31 @@ pub(crate) fn members(init: i32) -> Result<Vec<Member>> {
     Ok(members)
 }
 
-/// The processes below `init`, as far as a look at running processes tells: one may be missed while others end. Quicker
-/// than [`members`], and does not see who has entered the namespace from outside.
-pub(crate) fn below(init: i32) -> Vec<Member> {
+/// The first `wanted` process below `init`, as far as a look at running processes tells: it may be missed while others
+/// end. Quicker than [`members`], and does not see who has entered the namespace from outside.
+pub(crate) fn find_below(init: i32, mut wanted: impl FnMut(Member) -> bool) -> Option<Member> {
     let depth = namespace_pids(init).map_or(1, |pids| pids.len());
-    let mut found: Vec<Member> = Vec::new();
+    let mut found: Vec<i32> = vec![init];
     let mut seen = HashSet::from([init]);
-    let mut next = Some(init);
     let mut looked_at = 0;
-    while let Some(pid) = next {
-        let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
-        for pid in children {
-            if let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.get(depth - 1))
-                && seen.insert(pid)
-            {
-                found.push(Member { pid, inner });
-            }
-        }
-        next = found.get(looked_at).map(|member| member.pid);
+    while let Some(&above) = found.get(looked_at) {
         looked_at += 1;
+        let children = ProcDir::open(above).and_then(|dir| dir.children()).unwrap_or_default();
+        for pid in children {
+            let Some(&inner) = namespace_pids(pid).ok().as_ref().and_then(|pids| pids.get(depth - 1)) else {
+                continue;
+            };
+            if !seen.insert(pid) {
+                continue;
+            }
+            let member = Member { pid, inner };
+            if wanted(member) {
+                return Some(member);
+            }
+            found.push(pid);
+        }
     }
-    found
+    None
 }
 
 /// A process of a job with a tracer, such as a debugger.
@@ -334,19 +338,26 @@ pub(crate) struct Traced {
 /// Without `init`, those of our own PID namespace.
 pub(crate) fn traced(init: Option<i32>, worker_name: &str) -> Result<Vec<Traced>> {
     let members = match init {
-        Some(init) => below(init),
+        Some(init) => {
+            let mut members = Vec::new();
+            find_below(init, |member| {
+                members.push(member);
+                false
+            });
+            members
+        }
         None => all_pids()?.into_iter().map(|pid| Member { pid, inner: pid }).collect(),
     };
     let mut found = Vec::new();
     for member in members {
         // What ends meanwhile is traced no longer.
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", member.pid)) else {
+        let Ok(proc) = ProcDir::open(member.pid) else {
             continue;
         };
-        let tracers = tasks.flatten().filter_map(|task| {
-            let status = read(member.pid, &format!("task/{}/status", task.file_name().to_str()?)).ok()?;
-            let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
-            tracer.trim().parse::<i32>().ok().filter(|tracer| *tracer != 0)
+        let tasks = proc.tasks().unwrap_or_default();
+        let tracers = tasks.into_iter().filter_map(|tid| {
+            let tracer = proc.task_status(tid).ok()?.tracer_pid;
+            (tracer != 0).then_some(tracer)
         });
         let tracers: std::collections::BTreeSet<i32> = tracers.collect();
         for tracer in tracers {

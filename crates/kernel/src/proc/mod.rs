@@ -96,14 +96,25 @@ impl ProcDir {
         Ok(rustix::fs::readlinkat(&self.dir, relative(name)?, Vec::new())?.into_bytes())
     }
 
+    /// Reads the whole of `name`, which the kernel writes in one go ([`read_record`]).
+    fn record(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_record(self.open_file(name, OFlags::RDONLY)?)
+    }
+
     /// `/proc/PID/stat`.
     pub fn stat(&self) -> io::Result<Stat> {
-        stat::parse(&self.label("stat"), &self.read("stat")?)
+        stat::parse(&self.label("stat"), &self.record("stat")?)
     }
 
     /// `/proc/PID/status`.
     pub fn status(&self) -> io::Result<Status> {
-        status::parse(&self.label("status"), &self.read("status")?)
+        status::parse(&self.label("status"), &self.record("status")?)
+    }
+
+    /// `/proc/PID/task/TID/status`.
+    pub fn task_status(&self, tid: i32) -> io::Result<Status> {
+        let name = format!("task/{tid}/status");
+        status::parse(&self.label(&name), &self.record(&name)?)
     }
 
     /// `/proc/PID/maps`, in address order. Empty for a process without an address space.
@@ -207,7 +218,7 @@ impl ProcDir {
     /// When the task was last put on a processor, in nanoseconds of the scheduler's clock: `se.exec_start` of
     /// `/proc/PID/sched`. `None` where the kernel does not offer it.
     pub fn sched_exec_start_ns(&self) -> io::Result<Option<u64>> {
-        match self.read("sched") {
+        match self.record("sched") {
             Ok(text) => task::parse_exec_start(&self.label("sched"), &text),
             // Without the scheduler's debug files only `sched` is missing, not the process.
             Err(e) if e.kind() == io::ErrorKind::NotFound => self.read("stat").map(|_| None),
@@ -217,8 +228,12 @@ impl ProcDir {
 
     /// The kernel function the task sleeps in, from `wchan`; `None` for one that runs, or where it is kept secret.
     pub fn wchan(&self) -> io::Result<Option<String>> {
-        let name = String::from_utf8_lossy(&self.read("wchan")?).into_owned();
-        Ok(Some(name).filter(|name| !name.is_empty() && name != "0"))
+        Ok(wait_channel(&self.record("wchan")?))
+    }
+
+    /// The same of one of the process's threads.
+    pub fn task_wchan(&self, tid: i32) -> io::Result<Option<String>> {
+        Ok(wait_channel(&self.record(&format!("task/{tid}/wchan"))?))
     }
 
     fn label(&self, name: &str) -> String {
@@ -230,10 +245,36 @@ impl ProcDir {
     }
 }
 
+fn wait_channel(text: &[u8]) -> Option<String> {
+    let name = String::from_utf8_lossy(text).into_owned();
+    Some(name).filter(|name| !name.is_empty() && name != "0")
+}
+
 impl AsFd for ProcDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
+}
+
+/// `/proc/PID/stat` of a process that only one look is taken at: without opening its directory first.
+pub fn stat_of(pid: i32) -> io::Result<Stat> {
+    stat::parse(&format!("/proc/{pid}/stat"), &record_of(pid, "stat")?)
+}
+
+/// `/proc/PID/status`, as [`stat_of`].
+pub fn status_of(pid: i32) -> io::Result<Status> {
+    status::parse(&format!("/proc/{pid}/status"), &record_of(pid, "status")?)
+}
+
+/// `/proc/PID/NAME` as a whole, for a file that the kernel writes in one go (`stat`, `status`).
+pub fn record_of(pid: i32, name: &str) -> io::Result<Vec<u8>> {
+    let path = format!("/proc/{}/{}", positive(pid)?, relative(name)?);
+    read_record(rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// The number that the youngest process or thread of our PID namespace got (the end of /proc/loadavg).
@@ -268,12 +309,26 @@ fn numbers(dir: OwnedFd) -> io::Result<Vec<i32>> {
 }
 
 fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
+    read_until(file, |_| false)
+}
+
+/// Reads a file that the kernel writes in one go when it is first read (`single_open` in fs/seq_file.c): a read that
+/// leaves room was the last one, and none has to tell that there is no more.
+fn read_record(file: OwnedFd) -> io::Result<Vec<u8>> {
+    read_until(file, |got| got < BUFFER)
+}
+
+/// Bytes read at a time.
+const BUFFER: usize = 16 * 1024;
+
+fn read_until(file: OwnedFd, is_last: impl Fn(usize) -> bool) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    let mut buffer = [0u8; 16 * 1024];
+    let mut buffer = [0u8; BUFFER];
     loop {
-        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer))? {
-            0 => return Ok(text),
-            n => text.extend_from_slice(&buffer[..n]),
+        let got = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer))?;
+        text.extend_from_slice(&buffer[..got]);
+        if got == 0 || is_last(got) {
+            return Ok(text);
         }
     }
 }

@@ -124,7 +124,7 @@ pub(super) fn children(process: &ProcDir) -> io::Result<Vec<i32>> {
 fn search(process: &ProcDir) -> io::Result<Vec<i32>> {
     let mut children = Vec::new();
     for pid in super::pids()? {
-        match ProcDir::open(pid).and_then(|other| other.stat()) {
+        match super::stat_of(pid) {
             Ok(stat) if stat.ppid == process.pid => children.push(pid),
             Err(e) if !gone(&e) => return Err(e),
             _ => {}
