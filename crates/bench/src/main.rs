@@ -6,6 +6,7 @@
 
 mod cases;
 mod command;
+mod dmtcp;
 mod heartbeat;
 mod interrupt;
 mod limit;
@@ -27,6 +28,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use tempfile::TempDir;
 
 use crate::cases::Case;
+use crate::dmtcp::Dmtcp;
 use crate::machine::{FileSystem, Machine};
 use crate::measure::Measurement;
 use crate::report::{Outcome, Place, Report, ToolVersion};
@@ -58,9 +60,11 @@ struct Arguments {
     /// List the cases
     #[arg(long)]
     list: bool,
-    /// Measure the same cases with another tool in the same run
-    #[arg(long, value_name = "criu=PROGRAM", value_parser = parse_peer)]
-    peer: Option<PathBuf>,
+    /// Measure the same cases with another tool in the same run; may be given several times
+    ///
+    /// criu=PROGRAM, or dmtcp=PROGRAM with the path of dmtcp_launch.
+    #[arg(long = "peer", value_name = "NAME=PROGRAM", value_parser = parse_peer)]
+    peers: Vec<Peer>,
     /// Say this of the measured version, such as its commit
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
@@ -83,11 +87,41 @@ enum Hidden {
     Victim(victim::Victim),
 }
 
-fn parse_peer(text: &str) -> Result<PathBuf, String> {
-    match text.split_once('=') {
-        Some(("criu", program)) if !program.is_empty() => Ok(program.into()),
-        _ => Err("the peer that is known is criu=PROGRAM".to_owned()),
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Cpr,
+    Criu,
+    Dmtcp,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Cpr => "cpr",
+            Kind::Criu => "criu",
+            Kind::Dmtcp => "dmtcp",
+        }
     }
+}
+
+/// A tool and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Peer {
+    kind: Kind,
+    program: PathBuf,
+}
+
+fn parse_peer(text: &str) -> Result<Peer, String> {
+    let known = [Kind::Criu, Kind::Dmtcp];
+    let found = text.split_once('=').and_then(|(name, program)| {
+        let kind = known.into_iter().find(|kind| kind.name() == name)?;
+        (!program.is_empty()).then(|| Peer {
+            kind,
+            program: program.into(),
+        })
+    });
+    found.ok_or_else(|| "the peers that are known are criu=PROGRAM and dmtcp=PROGRAM".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -146,8 +180,14 @@ fn bench(arguments: &Arguments) -> Result<bool> {
         missing: Vec::new(),
     };
     say(&report.machine.line());
-    let peer = peer(arguments, &mut report);
-    let result = measure_all(arguments, &cases, &cpr, peer.as_deref(), &mut report);
+    let mut tools = vec![Peer {
+        kind: Kind::Cpr,
+        program: cpr,
+    }];
+    for wanted in &arguments.peers {
+        tools.extend(peer(wanted, &mut report));
+    }
+    let result = measure_all(arguments, &cases, &tools, &mut report);
     // What was measured before Ctrl-C is not thrown away.
     let finished = result.is_ok();
     print(&report.plain())?;
@@ -210,21 +250,27 @@ fn version(program: &Path) -> Result<String> {
     Ok(command::run(command, tool::PATIENCE)?.output.trim().to_owned())
 }
 
-/// The peer, where one is wanted and works here.
-fn peer(arguments: &Arguments, report: &mut Report) -> Option<PathBuf> {
-    let wanted = arguments.peer.as_ref()?;
-    let found = std::fs::canonicalize(wanted).context(|| format!("find {}", wanted.display()));
-    match found.and_then(|program| Criu::check(&program).map(|version| (program, version))) {
+/// The peer, where it works here.
+fn peer(wanted: &Peer, report: &mut Report) -> Option<Peer> {
+    let kind = wanted.kind;
+    let found = std::fs::canonicalize(&wanted.program).context(|| format!("find {}", wanted.program.display()));
+    let check = |program: PathBuf| {
+        let version = match kind {
+            Kind::Dmtcp => Dmtcp::check(&program),
+            Kind::Cpr | Kind::Criu => Criu::check(&program),
+        };
+        version.map(|version| (program, version))
+    };
+    match found.and_then(check) {
         Ok((program, version)) => {
-            let version = format!("criu {}", version.trim_start_matches("Version: "));
             report.tools.push(ToolVersion {
-                name: "criu".into(),
+                name: kind.name().into(),
                 version,
             });
-            Some(program)
+            Some(Peer { kind, program })
         }
         Err(error) => {
-            leave_out(report, format!("criu, in all cases: {}", error.chain()));
+            leave_out(report, format!("{}, in all cases: {}", kind.name(), error.chain()));
             None
         }
     }
@@ -236,13 +282,7 @@ fn leave_out(report: &mut Report, text: String) {
     report.missing.push(text);
 }
 
-fn measure_all(
-    arguments: &Arguments,
-    cases: &[Case],
-    cpr: &Path,
-    criu: Option<&Path>,
-    report: &mut Report,
-) -> Result<()> {
+fn measure_all(arguments: &Arguments, cases: &[Case], tools: &[Peer], report: &mut Report) -> Result<()> {
     let usual = [PathBuf::from("/dev/shm"), PathBuf::from("/var/tmp")];
     let given = &arguments.directories;
     let directories: &[PathBuf] = if given.is_empty() { &usual } else { given };
@@ -258,11 +298,10 @@ fn measure_all(
                 leave_out(report, format!("{} in {}: {lack}", case.title, directory.display()));
                 continue;
             }
-            for program in [Some(cpr), criu].into_iter().flatten() {
-                let is_own = program == cpr;
-                let name = if is_own { "cpr" } else { "criu" };
+            for tool in tools {
+                let name = tool.kind.name();
                 say(&format!("{} on {} with {name} …", case.title, file_system.kind));
-                let result = measure_one(arguments, case, directory, program, is_own);
+                let result = measure_one(arguments, case, directory, tool);
                 let (figures, error) = match result {
                     Ok(figures) => (Some(figures), None),
                     Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
@@ -304,13 +343,7 @@ fn lack(case: &Case, directory: &Path, file_system: &FileSystem) -> Option<Strin
     (found < space).then(|| format!("{} MiB of space needed, {} free", space >> 20, found >> 20))
 }
 
-fn measure_one(
-    arguments: &Arguments,
-    case: &Case,
-    directory: &Path,
-    program: &Path,
-    is_own: bool,
-) -> Result<measure::Figures> {
+fn measure_one(arguments: &Arguments, case: &Case, directory: &Path, measured: &Peer) -> Result<measure::Figures> {
     let place = temporary(directory)?;
     let memory = Path::new("/dev/shm");
     let memory_place = temporary(if FileSystem::of(memory).is_memory() {
@@ -318,14 +351,21 @@ fn measure_one(
     } else {
         directory
     })?;
-    let mut cpr;
-    let mut criu;
-    let tool: &mut dyn Tool = if is_own {
-        cpr = Cpr::new(program, place.path(), case);
-        &mut cpr
-    } else {
-        criu = Criu::new(program, place.path())?;
-        &mut criu
+    let program = &measured.program;
+    let (mut cpr, mut criu, mut dmtcp);
+    let tool: &mut dyn Tool = match measured.kind {
+        Kind::Cpr => {
+            cpr = Cpr::new(program, place.path(), case);
+            &mut cpr
+        }
+        Kind::Criu => {
+            criu = Criu::new(program, place.path())?;
+            &mut criu
+        }
+        Kind::Dmtcp => {
+            dmtcp = Dmtcp::new(program, place.path())?;
+            &mut dmtcp
+        }
     };
     let measurement = Measurement {
         case,
@@ -353,7 +393,9 @@ mod tests {
     fn the_definition_is_consistent() {
         Arguments::command().debug_assert();
         assert!(parse_peer("criu=/usr/sbin/criu").is_ok());
-        assert!(parse_peer("dmtcp=/usr/bin/dmtcp").is_err());
+        assert!(parse_peer("dmtcp=/usr/bin/dmtcp_launch").is_ok());
+        assert!(parse_peer("blcr=/usr/bin/cr_run").is_err());
+        assert!(parse_peer("criu=").is_err());
     }
 
     #[test]

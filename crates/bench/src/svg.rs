@@ -12,7 +12,7 @@ const PANELS: [(&str, Pick); 3] = [
     ("Checkpoint command, ms", |f| &f.checkpoint_ms),
     ("Restart to first heartbeat, ms", |f| &f.restart_ms),
 ];
-const COLORS: [&str; 2] = ["#2166ac", "#d6604d"];
+const COLORS: [&str; 3] = ["#2166ac", "#d6604d", "#4d9221"];
 
 /// Pixels.
 const LABEL: f64 = 330.0;
@@ -51,7 +51,8 @@ fn panel(report: &Report, title: &str, figure: Pick, top: f64, body: &mut String
         .filter_map(|outcome| {
             let found = figure(outcome.figures.as_ref()?);
             let place = &report.places[outcome.place].file_system.kind;
-            let color = COLORS[usize::from(outcome.tool != "cpr")];
+            let tool = report.tools.iter().position(|tool| tool.name == outcome.tool);
+            let color = COLORS[tool.unwrap_or_default() % COLORS.len()];
             let name = format!("{} · {place} · {}", outcome.title, outcome.tool);
             (found.median > 0.0).then_some((name, found, color))
         })

@@ -15,7 +15,7 @@ use crate::command::{Alive, run, run_regardless};
 /// How long any one command may take.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a victim may take to end.
-const FAREWELL: Duration = Duration::from_secs(20);
+pub const FAREWELL: Duration = Duration::from_secs(20);
 /// How often children are looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -162,6 +162,30 @@ impl Drop for Cpr {
     }
 }
 
+/// Whoever inherits a restarted victim has to reap it, or its PID stays taken: this process does from now on.
+///
+/// # Errors
+/// What prctl(2) gives.
+pub fn adopt_orphans() -> Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(std::io::Error::from)
+        .context(|| "become a subreaper")
+}
+
+/// Waits until no process of the victim is left, not even as a zombie that keeps its PID. To be called while no command
+/// of ours runs, so that all children of this process are the victim's.
+pub fn reap() {
+    let deadline = Instant::now() + FAREWELL;
+    while let Ok(found) = wait(WaitOptions::NOHANG) {
+        if Instant::now() > deadline {
+            return;
+        }
+        if found.is_none() {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
 /// CRIU, as root, on a process that leads its own session.
 #[derive(Debug)]
 pub struct Criu {
@@ -175,11 +199,7 @@ pub struct Criu {
 impl Criu {
     /// A victim with its images below `place`. Restarted victims become children of this process.
     pub fn new(program: &Path, place: &Path) -> Result<Criu> {
-        // Whoever inherits the victim has to reap it, or its PID stays taken.
-        let me = Some(rustix::process::getpid());
-        rustix::process::set_child_subreaper(me)
-            .map_err(std::io::Error::from)
-            .context(|| "become a subreaper")?;
+        adopt_orphans()?;
         Ok(Criu {
             program: program.to_owned(),
             place: place.join("criu"),
@@ -200,25 +220,12 @@ impl Criu {
         let mut command = Command::new(program);
         command.arg("check");
         run(command, PATIENCE)?;
-        Ok(version.lines().next().unwrap_or_default().trim().to_owned())
+        let version = version.lines().next().unwrap_or_default().trim();
+        Ok(format!("criu {}", version.trim_start_matches("Version: ")))
     }
 
     fn image(&self) -> PathBuf {
         self.place.join(self.images.to_string())
-    }
-
-    /// Waits until no process of the victim is left, not even as a zombie that keeps its PID. No command of ours runs
-    /// now, so that all children of this process are the victim's.
-    fn reap(&self) {
-        let deadline = Instant::now() + FAREWELL;
-        while let Ok(found) = wait(WaitOptions::NOHANG) {
-            if Instant::now() > deadline {
-                return;
-            }
-            if found.is_none() {
-                std::thread::sleep(LOOK);
-            }
-        }
     }
 }
 
@@ -266,7 +273,7 @@ impl Tool for Criu {
             if !self.victim()?.ended_within(FAREWELL) {
                 return Err(Error::new(ErrorKind::TimedOut, "the victim does not end"));
             }
-            self.reap();
+            reap();
         }
         Ok(self.image())
     }
@@ -289,7 +296,7 @@ impl Tool for Criu {
             // Its other processes end when they see that it is gone.
             victim.kill();
             victim.ended_within(FAREWELL);
-            self.reap();
+            reap();
         }
         let _ = std::fs::remove_dir_all(&self.place);
     }
