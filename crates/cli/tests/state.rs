@@ -272,6 +272,42 @@ fn sandboxes() {
     }
 }
 
+/// A program in a container that a user has made with runc(8), as `runc spec` would have it.
+#[test]
+fn containers() {
+    let Some(cpr) = Cpr::new("containers", As::User) else {
+        return;
+    };
+    let bundle = cpr.work.join("bundle");
+    fs::create_dir_all(bundle.join("rootfs")).expect("the test's directory can be written");
+    cpr.give(&bundle);
+    let spec = cpr
+        .command("runc")
+        .args(["spec", "--rootless"])
+        .current_dir(&bundle)
+        .output();
+    if !spec.is_ok_and(|output| output.status.success()) {
+        skip!("containers", "runc(8) not found");
+    }
+    // There is nothing else in there.
+    let program = compile_with(&cpr, "threads", "cc", &["-static"]).expect("a compiler");
+    fs::copy(&program, bundle.join("rootfs/threads")).expect("the test's directory can be written");
+    let place = bundle.join("config.json");
+    let text = fs::read(&place).expect("runc has written it");
+    let mut config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let work = cpr.work.display().to_string();
+    config["process"]["terminal"] = false.into();
+    config["process"]["args"] = serde_json::json!(["/threads", format!("{work}/go-again"), ""]);
+    let shown = serde_json::json!({"destination": work, "source": work, "type": "none", "options": ["bind"]});
+    config["mounts"].as_array_mut().expect("a list").push(shown);
+    fs::write(&place, config.to_string()).expect("the test's directory can be written");
+    let script = cpr.work.join("container.sh");
+    let text = format!("#!/bin/sh\ncd {work}/bundle && exec runc --root {work}/runc run cpr-container\n");
+    fs::write(&script, text).expect("the test's directory can be written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    restarts(&cpr, &script, "");
+}
+
 /// Programs that are started with unshare(1) in namespaces of all kinds.
 #[test]
 fn unshared_programs() {
