@@ -256,15 +256,16 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
     let link = |directory: &str, file: &str| proc.read_link(&format!("{directory}ns/{file}")).ok();
     let others: Vec<i32> = proc.tasks().unwrap_or_default();
     let others = others.into_iter().filter(|tid| *tid != pid);
-    let mut own: Option<(Vec<Option<Vec<u8>>>, Option<Vec<u8>>)> = None;
+    let mut others = others.peekable();
+    if others.peek().is_none() {
+        return Vec::new();
+    }
+    let own: Vec<Option<Vec<u8>>> = kinds.iter().map(|(file, _)| link("", file)).collect();
+    let own_pids = link("", "pid");
     let mut found = Vec::new();
     for tid in others {
-        let (own, own_pids) = own.get_or_insert_with(|| {
-            let links = kinds.iter().map(|(file, _)| link("", file));
-            (links.collect(), link("", "pid"))
-        });
         let directory = format!("task/{tid}/");
-        for ((file, name), own) in kinds.iter().zip(own) {
+        for ((file, name), own) in kinds.iter().zip(&own) {
             let thread = link(&directory, file);
             if own.is_some() && thread.is_some() && *own != thread {
                 let reason = format!("thread {tid} is in a {name} namespace of its own");
@@ -273,7 +274,7 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
         }
         // A process that has made one for its children can start no threads.
         let later = link(&directory, "pid_for_children");
-        if own_pids.is_some() && later.is_some() && *own_pids != later {
+        if own_pids.is_some() && later.is_some() && own_pids != later {
             let reason = format!("thread {tid} has made a PID namespace for its children");
             found.push(("PID namespace".to_owned(), reason));
         }

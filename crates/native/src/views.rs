@@ -22,8 +22,11 @@ pub struct Views {
     /// File systems of terminals that are mounted in them, by their device numbers.
     terminals: HashMap<u64, TerminalSystem>,
     /// What stat(2) gave: many mappings are of the same few files.
-    looked_at: RefCell<HashMap<(Option<MountNamespaceId>, Vec<u8>), Stat>>,
+    looked_at: RefCell<HashMap<PathOf, Stat>>,
 }
+
+/// A path, and the mount namespace it is looked up in.
+type PathOf = (Option<MountNamespaceId>, Vec<u8>);
 
 /// A file system of terminals: the mount namespace, and what is mounted there (an index into its tree).
 pub type TerminalSystem = (MountNamespaceId, u32);
