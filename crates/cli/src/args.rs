@@ -351,6 +351,9 @@ pub struct Run {
     /// Run in the background; `cpr logs` shows the output
     #[arg(short, long)]
     pub detach: bool,
+    /// Write what the job prints to the end of this file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "terminal")]
+    pub output: Option<PathBuf>,
     /// End the job when this lease lapses, which a node's agent renews
     #[arg(long, value_name = "FILE", hide = true)]
     pub lease: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! The conformance suite: what every engine has to do, with a job that it can save, and what becomes of a job when an
 //! engine hangs, crashes, lies or prints garbage.
 //!
-//! `CRIU=PATH` names a CRIU to test instead of the one that is found. What cannot be tested here is named as `SKIPPED`.
+//! `CRIU=PATH` names a CRIU to test instead of the one that is found, `DMTCP=PATH` a dmtcp_launch. What cannot be tested here is named as `SKIPPED`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -100,7 +100,7 @@ const EXTERNAL: Case = Case {
 const QEMU: Case = Case {
     engine: "qemu",
     user: As::User,
-    install: guest::install,
+    install: support::install_guest,
     job: &{
         let mut job = [""; 18];
         let mut at = 0;
@@ -116,6 +116,23 @@ const QEMU: Case = Case {
     // It is no virtual machine.
     unsupported: &["sh", "-c", "echo 1; exec sleep 1000"],
 };
+
+const DMTCP: Case = Case {
+    engine: "dmtcp",
+    user: As::User,
+    install: busybox,
+    job: &["sh", "-c", COUNT_IN_MEMORY],
+    // It is linked statically.
+    unsupported: &["busybox", "sh", "-c", "echo 1; busybox sleep 1000; true"],
+};
+
+fn busybox(_: &Cpr, test: &str) -> bool {
+    let found = Path::new("/bin/busybox").exists();
+    if !found {
+        note_skip(test, "needs busybox-static");
+    }
+    found
+}
 
 fn nothing(_: &Cpr, _: &str) -> bool {
     true
@@ -133,10 +150,7 @@ impl Lab {
         let cpr = Cpr::new(test, user)?;
         let config = cpr.work.join("config");
         fs::create_dir_all(config.join("engines.d")).unwrap();
-        let mut path = std::env::var("PATH").unwrap_or_default();
-        if let Some(criu) = std::env::var_os("CRIU") {
-            path = format!("{}:{path}", Path::new(&criu).parent().unwrap().display());
-        }
+        let path = support::path().into_string().unwrap();
         let lab = Lab { cpr, config, path };
         let example = Path::new(ROOT).join("examples/engine");
         for name in ["open-files.toml", "open_files.py"] {
@@ -174,6 +188,31 @@ impl Lab {
         all.extend(command);
         self.cpr(&all).good();
         self.wait_for(job, 0, 1);
+    }
+
+    /// Asks for a checkpoint of a job, and is killed as soon as somebody works at it.
+    fn asks_and_is_killed(&self, job: &str) {
+        let mut command = self.cpr.command(self.cpr.binary());
+        command
+            .env("GRIDCPR_CONFIG_DIRS", &self.config)
+            .args(["checkpoint", job]);
+        command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        let mut asking = command.spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", asking.id());
+        let works = || fs::read_to_string(&children).is_ok_and(|list| !list.is_empty());
+        wait_until(PATIENCE, "somebody works at it", || {
+            works() || asking.try_wait().unwrap().is_some()
+        });
+        let _ = asking.kill();
+        asking.wait().unwrap();
+        // What was begun comes to an end without it.
+        wait_until(PATIENCE, "another one can be asked for", || {
+            let asked = self.cpr(&["checkpoint", job]);
+            assert!(asked.code == 0 || asked.code == 75, "{}", asked.stderr);
+            asked.code == 0
+        });
     }
 
     /// Numbers that the job has printed.
@@ -241,6 +280,16 @@ fn conforms(test: &str, case: &Case) {
     lab.cpr(&["verify", &first]).good();
     lab.cpr(&["inspect", &first]).good();
     lab.cpr(&["inspect", "--json", "sim"]).good();
+    // Whoever asked is killed in the middle.
+    let before = lab.numbers("sim").len();
+    for _ in 0..3 {
+        lab.asks_and_is_killed("sim");
+    }
+    let all = lab.wait_for("sim", before, had + 10);
+    assert!(
+        all.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "it has lost a step: {all:?}"
+    );
     // Checkpoint and stop.
     let had_at_stop = last("sim");
     lab.cpr(&["checkpoint", "--stop", "sim"]).good();
@@ -325,6 +374,12 @@ fn programs_that_save_themselves_conform() {
 #[test]
 fn virtual_machines_conform() {
     conforms("virtual_machines_conform", &QEMU);
+}
+
+// GCA-CS-2
+#[test]
+fn dmtcp_conforms() {
+    conforms("dmtcp_conforms", &DMTCP);
 }
 
 // GCA-CTS-3, GCA-CTS-33

@@ -127,3 +127,29 @@ fn a_job_is_run_for_a_class_and_refused_by_the_name_of_a_limit() {
     assert!(!cpr.work.join("made").exists());
     assert_eq!(cpr.cpr(["run", "--class", "nowhere", "--", "true"]).code, 66);
 }
+
+/// Of a program that saves itself, one that an engine can save, and one that neither is: the system says which is which.
+// GCA-DEF-3
+#[test]
+fn it_is_said_whether_a_program_can_be_checkpointed_and_by_what() {
+    const HOLD_USERFAULTFD: &str = "import ctypes, time
+assert ctypes.CDLL(None).syscall(323, 1) >= 0
+print('ready', flush=True)
+time.sleep(1000)";
+    let Some(cpr) = Cpr::new("it_is_said_whether_a_program_can_be_checkpointed", As::User) else {
+        return;
+    };
+    let own = ["--need", "programs=own-checkpoints", "--need", "trigger=external"];
+    let explained = cpr.cpr([&["run", "--explain", "--json"][..], &own, &["--", "true"]].concat());
+    assert_eq!(explained.good().json()["engine"], "application");
+    cpr.run_detached("able", &[], &["sh", "-c", "echo ready; exec sleep 1000"]);
+    cpr.run_detached("unable", &[], &["python3", "-c", HOLD_USERFAULTFD]);
+    for job in ["able", "unable"] {
+        support::wait_until(support::PATIENCE, "it runs", || cpr.logs(job).starts_with(b"ready"));
+    }
+    cpr.cpr(["check", "able"]).good();
+    let refused = cpr.cpr(["check", "unable"]);
+    assert_eq!(refused.code, 69, "{}{}", refused.text(), refused.stderr);
+    let said = format!("{}{}", refused.text(), refused.stderr);
+    assert!(said.contains("userfaultfd"), "{said}");
+}

@@ -174,3 +174,99 @@ fn users_get_all_memory_at_once() {
     );
     ends_well(&cpr, "again");
 }
+
+/// Keeps 256 MiB that it knows, and says again and again that they are right.
+const KNOWS: &str = "
+import hashlib, itertools, time
+data = bytearray(256 << 20)
+for place in range(0, len(data), 4096): data[place:place + 8] = place.to_bytes(8, 'little')
+right = hashlib.sha256(data).digest()
+for number in itertools.count(1):
+    if number % 20 == 0: assert hashlib.sha256(data).digest() == right, 'other memory'
+    print(number, flush=True)
+    time.sleep(0.01)
+";
+
+/// Another engine brings memory later, too, and a checkpoint waits until it is there.
+#[test]
+fn criu_lets_a_job_run_before_its_memory_is_back() {
+    let test = "criu_lets_a_job_run_before_its_memory_is_back";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let shown = cpr.cpr(["engines", "show", "criu", "--json"]).good().json();
+    if shown["works"] != true {
+        support::skip!(test, "{}", shown["reason"]);
+    }
+    let numbers = || -> Vec<u64> {
+        let text = String::from_utf8_lossy(&cpr.logs("sim")).into_owned();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    };
+    cpr.run_detached("sim", &["--engine", "criu"], &["python3", "-c", KNOWS]);
+    wait_until(PATIENCE, "it counts", || numbers().last() > Some(&20));
+    // What CRIU can do elsewhere, and why not here.
+    let refused = cpr.cpr(["checkpoint", "--live", "sim"]);
+    assert_eq!(refused.code, 69, "{}", refused.stderr);
+    cpr.checkpoint("sim", &["--stop"]);
+    let had = *numbers().last().expect("it has counted");
+    let socket = cpr.state_dir.join("jobs/sim/engine-files/lazy-pages.socket");
+    let seen = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| support::poll(PATIENCE, || socket.exists().then_some(())).is_some());
+        let restarted = cpr.cpr(["restart", "-d", "--lazy", "sim"]);
+        if restarted.code == 69 && restarted.stderr.contains("userfaultfd") {
+            std::fs::create_dir_all(socket.parent().expect("it has one")).expect("a directory can be made");
+            fs::write(&socket, "").expect("a file can be written");
+            assert!(watch.join().expect("it has not panicked"));
+            return None;
+        }
+        restarted.good();
+        Some(watch.join().expect("it has not panicked"))
+    });
+    let Some(seen) = seen else {
+        support::skip!(test, "the kernel does not let CRIU answer page faults");
+    };
+    assert!(seen, "something brings memory");
+    // It waits for the memory, and is right.
+    cpr.checkpoint("sim", &["--stop"]);
+    assert!(!socket.exists(), "what brought it has ended");
+    cpr.restart("sim");
+    wait_until(PATIENCE, "it goes on with the right memory", || {
+        numbers().last() > Some(&(had + 40))
+    });
+    assert!(cpr.is_running("sim"));
+    cpr.cpr(["kill", "-s", "KILL", "sim"]).good();
+}
+
+/// A job whose memory does not come any more ends, and reads no zeros instead.
+#[test]
+fn a_job_ends_when_criu_brings_its_memory_no_more() {
+    let test = "a_job_ends_when_criu_brings_its_memory_no_more";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let shown = cpr.cpr(["engines", "show", "criu", "--json"]).good().json();
+    if shown["works"] != true {
+        support::skip!(test, "{}", shown["reason"]);
+    }
+    let said = || String::from_utf8_lossy(&cpr.logs("sim")).into_owned();
+    cpr.run_detached("sim", &["--engine", "criu"], &["python3", "-c", KNOWS]);
+    wait_until(PATIENCE, "it counts", || said().contains("\n21\n"));
+    cpr.checkpoint("sim", &["--stop"]);
+    let restarted = cpr.cpr(["restart", "-d", "--lazy", "sim"]);
+    if restarted.code == 69 {
+        support::skip!(test, "{}", restarted.stderr);
+    }
+    restarted.good();
+    let files = cpr.state_dir.join("jobs/sim/engine-files");
+    let files = files.to_str().expect("it is UTF-8");
+    let pager = fs::read_dir("/proc").expect("there is one").flatten().find(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.contains(&&b"lazy-pages"[..]) && words.contains(&files.as_bytes())
+    });
+    let Some(pager) = pager else {
+        support::skip!(test, "all memory was there at once");
+    };
+    let killed = cpr.program(&["kill", "-KILL", &pager.file_name().to_string_lossy()]);
+    // It may have done its work just now.
+    if killed.code == 0 && cpr.wait("sim") == 0 {
+        panic!("it has ended well: {}", said());
+    }
+    assert!(!said().contains("other memory"), "{}", said());
+}

@@ -103,15 +103,8 @@ impl Lab {
     }
 
     fn cpr(&self, arguments: &[&str]) -> Ended {
-        let mut path = std::env::var("PATH").unwrap_or_default();
-        if let Some(criu) = std::env::var_os("CRIU") {
-            path = format!("{}:{path}", Path::new(&criu).parent().unwrap().display());
-        }
         let mut command = self.cpr.command(self.cpr.binary());
-        command
-            .env("GRIDCPR_CONFIG_DIRS", &self.config)
-            .env("PATH", path)
-            .args(arguments);
+        command.env("GRIDCPR_CONFIG_DIRS", &self.config).args(arguments);
         finish(&self.cpr.work, command, PATIENCE)
     }
 

@@ -238,7 +238,7 @@ fn identities(directory: &Path) -> Result<BTreeMap<PathBuf, Identity>> {
 }
 
 /// Copies the finished files of a directory and of those below it.
-fn copy(from: &Path, to: &Path, depth: usize) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path, depth: usize) -> Result<()> {
     let what = || format!("copy {} to {}", from.display(), to.display());
     if depth > DEEPEST {
         return Err(Error::new(

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -15,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::descriptor::{Deadlines, Descriptor};
 use crate::engine::{Engine, Group, GroupKind, Rebuilt, Unit};
+use crate::pager::Pager;
 use crate::program::{Program, poll, streams};
 use crate::protobuf::{Field, Message};
 
@@ -22,6 +24,9 @@ use crate::protobuf::{Field, Message};
 const OLDEST: u64 = 4;
 /// Longest packet.
 const LONGEST: usize = 64 << 10;
+
+/// `criu lazy-pages` makes it among the files when it is ready.
+const PAGES_SOCKET: &str = "lazy-pages.socket";
 
 /// Our own file among CRIU's.
 const STREAMS: &str = "gridcpr-streams.json";
@@ -34,6 +39,7 @@ mod request {
     pub(super) const RESTORE: u64 = 2;
     pub(super) const CHECK: u64 = 3;
     pub(super) const NOTIFY: u64 = 6;
+    pub(super) const FEATURES: u64 = 9;
     pub(super) const VERSION: u64 = 10;
 }
 
@@ -45,6 +51,9 @@ pub(crate) struct Criu {
     session: Option<Session>,
     /// The root process that was saved, and is built again.
     root: i32,
+    /// Memory comes when the job runs already.
+    later: bool,
+    pager: Option<Pager>,
 }
 
 /// A CRIU that runs, and the socket to it.
@@ -177,6 +186,8 @@ impl Criu {
             unit: None,
             session: None,
             root: 0,
+            later: false,
+            pager: None,
         }
     }
 
@@ -204,6 +215,49 @@ impl Criu {
             session.word(request::CHECK, limit).map(drop)
         });
         (Some(version), checked)
+    }
+
+    /// Whether writes can be tracked here (pre-dump), and memory can come later (lazy-pages).
+    fn features(&self) -> Result<(bool, bool)> {
+        let session = Session::start(&self.command)?;
+        let asked = vec![Field::Number(1, 1), Field::Number(2, 1)];
+        let request = [Field::Number(1, request::FEATURES), Field::Message(5, asked)];
+        session.send(&Message::encode(&request))?;
+        let Word::Done(answer) = session.word(request::FEATURES, self.deadlines.probe())? else {
+            return Err(Error::new(ErrorKind::Io, "CRIU has answered something else"));
+        };
+        let features = answer.message(8);
+        let has = |number| features.as_ref().and_then(|features| features.number(number)) == Some(1);
+        Ok((has(1), has(2)))
+    }
+
+    /// Requires that memory can come when a job runs already.
+    pub(crate) fn require_lazy(descriptor: &Descriptor) -> Result<()> {
+        match Criu::new(descriptor).features()? {
+            (_, true) => Ok(()),
+            (_, false) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "CRIU says that the kernel does not let it answer page faults (userfaultfd)",
+            )),
+        }
+    }
+
+    /// Why memory cannot be copied while a job runs.
+    pub(crate) fn not_live(descriptor: &Descriptor) -> Option<String> {
+        match Criu::new(descriptor).features() {
+            Ok((true, _)) => None,
+            Ok((false, _)) => Some("CRIU says that the kernel does not track writes for it (soft-dirty)".to_string()),
+            Err(error) => Some(error.chain()),
+        }
+    }
+
+    /// Starts what brings memory later, from the files of the unit.
+    fn start_pager(&self, unit: &Unit) -> Result<Pager> {
+        let mut command = self.command.clone();
+        command.extend(["lazy-pages", "-o", "lazy-pages.log", "-D"].map(OsString::from));
+        command.push(unit.files.clone().into_os_string());
+        let deadline = Instant::now() + self.deadlines.prepare();
+        Pager::start(&command, &unit.files.join(PAGES_SOCKET), deadline)
     }
 
     fn version(&self, limit: Duration) -> Result<(u64, u64)> {
@@ -248,6 +302,15 @@ impl Criu {
             .map_err(io::Error::from)
             .context(what)?;
         let mut options = self.options(unit, &files);
+        if let Some(group) = unit
+            .group
+            .as_deref()
+            .and_then(Path::to_str)
+            .filter(|_| kind == request::DUMP)
+        {
+            // So that nobody starts another process between being found and being stopped.
+            options.push(Field::Text(44, group.to_string()));
+        }
         options.append(&mut more);
         let session = Session::start(&self.command)?;
         let request = [Field::Number(1, kind), Field::Message(2, options)];
@@ -363,6 +426,10 @@ impl Engine for Criu {
                 let _ = session.word(request::DUMP, limit);
             }
         }
+        if let Some(group) = self.unit.as_ref().and_then(|unit| unit.group.as_ref()) {
+            // Where it was killed before it could; where it was not this changes nothing.
+            let _ = std::fs::write(group.join("cgroup.freeze"), "0");
+        }
     }
 
     fn rebuild(&mut self, unit: &Unit) -> Result<Rebuilt> {
@@ -380,8 +447,26 @@ impl Engine for Criu {
             };
             more.extend(key.map(inherited));
         }
-        self.begin(request::RESTORE, more)?;
+        if self.later {
+            self.pager = Some(self.start_pager(unit)?);
+            more.push(Field::Number(48, 1));
+        }
+        if let Err(error) = self.begin(request::RESTORE, more) {
+            if let Some(pager) = self.pager.take() {
+                pager.kill();
+            }
+            return Err(error);
+        }
         Ok(Rebuilt::Root(unit.root))
+    }
+
+    fn come_later(&mut self) -> Result<()> {
+        self.later = true;
+        Ok(())
+    }
+
+    fn pager(&mut self) -> Option<Pager> {
+        self.pager.take()
     }
 
     fn resume_after_restart(&mut self) -> Result<()> {

@@ -13,10 +13,11 @@ use crate::engine::Unit;
 use crate::property::{Properties, Values, first_bad, is_word};
 
 /// The engines compiled in, best first.
-const BUILT_IN: [&str; 5] = [
+const BUILT_IN: [&str; 6] = [
     include_str!("../builtin/native.toml"),
     include_str!("../builtin/criu.toml"),
     include_str!("../builtin/qemu.toml"),
+    include_str!("../builtin/dmtcp.toml"),
     include_str!("../builtin/application.toml"),
     include_str!("../builtin/self-checkpointing.toml"),
 ];
@@ -31,6 +32,8 @@ pub enum Driver {
     Criu,
     /// A virtual machine, by QEMU's monitor.
     Qemu,
+    /// DMTCP, by its coordinator.
+    Dmtcp,
     /// The program saves itself.
     Application,
     /// A program that speaks the protocol of `docs/engines.md`.
@@ -44,6 +47,7 @@ impl Driver {
             Driver::Native => "native",
             Driver::Criu => "criu",
             Driver::Qemu => "qemu",
+            Driver::Dmtcp => "dmtcp",
             Driver::Application => "application",
             Driver::External => "external",
         }
@@ -299,7 +303,7 @@ impl Descriptor {
             &descriptor.application,
         ) {
             (Driver::External, true, _) => return wrong(format!("engine {}: it has no program", descriptor.name)),
-            (Driver::Native | Driver::Application, false, _) => {
+            (Driver::Native | Driver::Application | Driver::Dmtcp, false, _) => {
                 return wrong(format!("engine {}: its driver runs no program", descriptor.name));
             }
             (Driver::Application, _, Some(asks)) => drop(asks.on(descriptor.trigger)?),

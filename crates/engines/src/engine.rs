@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::application::Application;
 use crate::criu::Criu;
 use crate::descriptor::{Descriptor, Driver};
+use crate::dmtcp::Dmtcp;
 use crate::external::External;
+use crate::pager::Pager;
 use crate::qemu::Qemu;
 
 /// SIGCONT.
@@ -37,6 +39,8 @@ pub struct Unit {
     pub job_directory: PathBuf,
     /// Where the engine's files are, or are to be.
     pub files: PathBuf,
+    /// The control group of version 2 that names all its processes, where there is one that may be frozen.
+    pub group: Option<PathBuf>,
 }
 
 /// The kind of group an engine takes a unit for (XGCP-PG-1).
@@ -133,6 +137,22 @@ pub trait Engine {
     /// It cannot be built.
     fn rebuild(&mut self, unit: &Unit) -> Result<Rebuilt>;
 
+    /// Before `rebuild`: has the unit go on before its memory is there, which a [`Pager`] brings then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the engine cannot.
+    fn come_later(&mut self) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "it reads all memory before the job runs",
+        ))
+    }
+
+    /// What brings the memory of the unit, once it goes on; none where all is there.
+    fn pager(&mut self) -> Option<Pager> {
+        None
+    }
+
     /// Lets the rebuilt unit go on (XGCP-API-6).
     ///
     /// # Errors
@@ -180,6 +200,7 @@ impl Steps {
             Driver::Application => Box::new(Application::new(descriptor)?),
             Driver::Criu => Box::new(Criu::new(descriptor)),
             Driver::Qemu => Box::new(Qemu::new(descriptor)),
+            Driver::Dmtcp => Box::new(Dmtcp::new(descriptor)),
         };
         Ok(Steps::with(
             &descriptor.name,
@@ -377,6 +398,21 @@ impl Steps {
         Ok(rebuilt)
     }
 
+    /// Has the unit go on before its memory is there.
+    ///
+    /// # Errors
+    /// As [`Engine::come_later`].
+    pub fn come_later(&mut self) -> Result<()> {
+        const STEP: &str = "rebuild";
+        self.turn(STEP, Stage::New)?;
+        self.engine.come_later().map_err(|error| self.fail(STEP, error))
+    }
+
+    /// What brings the rest of its memory.
+    pub fn pager(&mut self) -> Option<Pager> {
+        self.engine.pager()
+    }
+
     /// Lets the rebuilt unit go on.
     ///
     /// # Errors
@@ -541,6 +577,7 @@ mod tests {
                 processes: vec![pid],
                 job_directory: files.clone(),
                 files: files.clone(),
+                group: None,
             };
             let toy = Toy {
                 process: pid,

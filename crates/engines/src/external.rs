@@ -176,5 +176,6 @@ fn describe(unit: &Unit) -> Value {
         "processes": unit.processes,
         "files": unit.files,
         "job_directory": unit.job_directory,
+        "cgroup": unit.group,
     })
 }

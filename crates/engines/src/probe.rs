@@ -1,10 +1,12 @@
 //! Whether an engine works on this node, and why it does not.
 
 use cpr_kernel::namespace;
+use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::criu::Criu;
 use crate::descriptor::{Descriptor, Driver};
+use crate::dmtcp::Dmtcp;
 use crate::external::External;
 use crate::qemu::Qemu;
 
@@ -28,6 +30,29 @@ impl Probe {
 }
 
 impl Descriptor {
+    /// Requires that a job of this engine can go on here before its memory is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] saying why not.
+    pub fn require_lazy(&self) -> Result<()> {
+        let refused = Error::new(
+            ErrorKind::Unsupported,
+            format!("engine {} cannot do what is asked for: --lazy", self.name),
+        );
+        match self.driver {
+            Driver::Criu => Criu::require_lazy(self).map_err(|error| refused.with_source(error)),
+            _ => Err(refused),
+        }
+    }
+
+    /// Why a job of this engine cannot be copied while it runs, where the engine itself could do that elsewhere.
+    pub fn not_live(&self) -> Option<String> {
+        match self.driver {
+            Driver::Criu => Criu::not_live(self),
+            _ => None,
+        }
+    }
+
     /// Finds out whether the engine works on this node. Programs that are asked have a deadline.
     pub fn probe(&self) -> Probe {
         let (version, result) = match self.driver {
@@ -39,6 +64,10 @@ impl Descriptor {
             // Whether a program can save itself, it alone knows.
             Driver::Application => (None, Ok(())),
             Driver::Qemu => match Qemu::probe(self) {
+                Ok(version) => (version, Ok(())),
+                Err(error) => (None, Err(error.chain())),
+            },
+            Driver::Dmtcp => match Dmtcp::probe(self) {
                 Ok(version) => (version, Ok(())),
                 Err(error) => (None, Err(error.chain())),
             },
@@ -55,7 +84,7 @@ impl Descriptor {
 }
 
 /// What is missing for the native engine.
-fn native() -> Result<(), String> {
+fn native() -> std::result::Result<(), String> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release
         .split(['.', '-', '+'])

@@ -145,6 +145,60 @@ impl Program {
         }
     }
 
+    /// Runs a program to its end with nothing to read; gives the lines it prints.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] where it does not end in time; [`ErrorKind::Unsupported`] where it fails, with the last line
+    /// that it said.
+    pub(crate) fn run(command: &[OsString], deadline: Instant) -> Result<Vec<String>> {
+        let mut program = Program::spawn(command, Stdio::null(), Stdio::piped())?;
+        let mut lines = Vec::new();
+        while program.output.is_some() {
+            match program.line(deadline) {
+                Ok(line) => lines.push(line),
+                Err(_) if program.output.is_none() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        loop {
+            if let Some(status) = program
+                .child
+                .try_wait()
+                .context(|| format!("wait for {}", program.name))?
+            {
+                program.done = true;
+                if status.success() {
+                    return Ok(lines);
+                }
+                program.hear();
+                let last = lines.iter().rev().find(|line| !line.trim().is_empty());
+                if let Some(last) = last.filter(|_| program.told.is_empty()) {
+                    program.told = last.clone().into_bytes();
+                }
+                return Err(program.with_words(
+                    ErrorKind::Unsupported,
+                    format!("{} has failed ({status})", program.name),
+                ));
+            }
+            if !program.wait_end(deadline)? {
+                return Err(program.late());
+            }
+        }
+    }
+
+    /// Waits until it has ended; false when the deadline has passed.
+    fn wait_end(&mut self, deadline: Instant) -> Result<bool> {
+        let pid = Pid::from_child(&self.child);
+        let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
+        let ended = ended.context(|| format!("watch {}", self.name))?;
+        // Else a full pipe would keep it from ending.
+        let mut fds = vec![(ended.as_fd(), PollFlags::IN)];
+        fds.extend(self.errors.as_ref().map(|fd| (fd.as_fd(), PollFlags::IN)));
+        let ready = poll(&fds, deadline).context(|| format!("wait for {}", self.name))?;
+        self.hear();
+        Ok(ready)
+    }
+
     /// Waits for its pipes, and takes what it says on standard error; false when the deadline has passed.
     fn wait(&mut self, input: Option<PollFlags>, output: bool, deadline: Instant) -> Result<bool> {
         let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> = Vec::new();
@@ -186,15 +240,8 @@ impl Program {
     pub(crate) fn finish(mut self, deadline: Instant) -> Result<Option<ExitStatus>> {
         self.done = true;
         self.input = None;
-        let pid = Pid::from_child(&self.child);
-        let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
-        let ended = ended.context(|| format!("watch {}", self.name))?;
         loop {
-            // Else a full pipe would keep it from ending.
-            let mut fds = vec![(ended.as_fd(), PollFlags::IN)];
-            fds.extend(self.errors.as_ref().map(|fd| (fd.as_fd(), PollFlags::IN)));
-            let ready = poll(&fds, deadline).context(|| format!("wait for {}", self.name))?;
-            self.hear();
+            let ready = self.wait_end(deadline)?;
             if let Some(status) = self.child.try_wait().context(|| format!("wait for {}", self.name))? {
                 return Ok(Some(status));
             }

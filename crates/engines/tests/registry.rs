@@ -219,7 +219,7 @@ fn files_that_are_wrong_harm_nothing_else() {
     let registry = config.load();
     assert!(registry.engine("good").is_ok());
     // Besides it only those that are compiled in.
-    assert_eq!(registry.engines().len(), 6);
+    assert_eq!(registry.engines().len(), 7);
     assert_eq!(registry.problems.len(), 10, "{:?}", registry.problems);
     assert!(problem(&registry, "typo.toml").contains("clases"));
     assert!(problem(&registry, "open.toml").contains("others can write"));

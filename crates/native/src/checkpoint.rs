@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{
@@ -89,6 +90,8 @@ pub struct CheckpointRequest {
     pub mounts: Option<Vec<Mount>>,
     /// The job is everything in this POSIX session; `pid` is its leader, or any process of it.
     pub session: Option<i32>,
+    /// A control group of version 2 that names all processes of the job, and none of whoever saves it.
+    pub group: Option<PathBuf>,
     /// Our parent, which waits for us, where it may be a process of the job itself. It is left alone, and is in the image
     /// as a process that has just ended.
     pub requester: Option<Requester>,
@@ -492,7 +495,7 @@ pub fn checkpoint(
             .into_iter()
             .any(|pid| !tracked(pid) && is_large(pid) && !is_zombie(pid))
         {
-            let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout)?;
+            let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout, request.group.as_deref())?;
             let deadline = frozen.deadline();
             live::track(&mut frozen, &mut copied, is_large, deadline);
             frozen.resume()?;
@@ -746,7 +749,7 @@ fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mu
     let deadline = Instant::now() + request.stop_timeout;
     loop {
         asked.close(scope, go_on)?;
-        let frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout)?;
+        let frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
         if asked.holds(&frozen) {
             return Ok(frozen);
         }

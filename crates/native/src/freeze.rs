@@ -4,8 +4,11 @@
 //! it lets everything go on as if nothing had happened.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cpr_kernel::arch::{self, Registers};
@@ -282,10 +285,14 @@ pub enum Purpose {
 
 /// Stops all processes of `scope`. The calling thread becomes their tracer and must have SIGCHLD blocked.
 ///
+/// Where they start others meanwhile, `group`, a control group of version 2 that holds them all, is frozen until all are
+/// stopped: nobody in it starts another then (cgroups(7); XGCP-PG-7). To a program it is as if it was not.
+///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
 /// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
-pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration) -> Result<Frozen> {
+pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&Path>) -> Result<Frozen> {
+    let mut still: Option<Still> = None;
     let mut seized: HashMap<i32, Seized> = HashMap::new();
     let mut order: Vec<i32> = Vec::new();
     let mut dead: HashSet<i32> = HashSet::new();
@@ -322,6 +329,7 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration) -> Result<Froze
         }
         if late.iter().any(|&(_, pid, _)| in_vfork(pid)) {
             // A thread in vfork(2) cannot stop before its child has called exec, and we have stopped the child.
+            still = None;
             let here: Vec<i32> = stopped
                 .extract_if(|_, s| matches!(s, Stopped::Here { group: None }))
                 .map(|(tid, _)| tid)
@@ -358,7 +366,12 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration) -> Result<Froze
             )
             .with_hint("raise --timeout"));
         }
+        if still.is_none() {
+            still = group.and_then(Still::keep);
+        }
     };
+    // All are stopped by us now, and have to be able to run for us.
+    drop(still);
     let mut frozen = Frozen {
         processes: Vec::new(),
         since,
@@ -381,6 +394,29 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration) -> Result<Froze
         }
     }
     Ok(frozen)
+}
+
+/// A control group that is frozen, until it is dropped.
+#[derive(Debug)]
+struct Still {
+    switch: File,
+}
+
+impl Still {
+    /// Freezes a group; none where that cannot be done, and the stop has to do without. It is not waited for: who has not
+    /// come so far starts nobody all the same (kernel/cgroup/freezer.c).
+    fn keep(group: &Path) -> Option<Still> {
+        let mut switch = File::options().write(true).open(group.join("cgroup.freeze")).ok()?;
+        switch.write_all(b"1").ok()?;
+        Some(Still { switch })
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        // It was written to a moment ago; and who waits for us thaws it where we could not.
+        let _ = self.switch.write_all(b"0");
+    }
 }
 
 /// Attaches to processes that have come since, the youngest first and without looking at anything else before: a process

@@ -14,7 +14,8 @@ use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
     Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint,
 };
-use crate::foreign::Saving;
+use crate::foreign::{Addressed, Saving};
+use crate::group;
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, State, StopIntent, image_name};
 use crate::paging::await_pages;
 use crate::policies;
@@ -116,6 +117,8 @@ pub(crate) struct Ready<'a> {
     inner: i32,
     /// Its init, where it has one.
     init: Option<Target>,
+    /// Its control group, where it has one that we are not in ourselves.
+    group: Option<PathBuf>,
 }
 
 impl<'a> Ready<'a> {
@@ -141,6 +144,7 @@ impl<'a> Ready<'a> {
         let _ = job.remove_parts();
         let inner = state.root.unwrap_or(root.pid);
         let init = job.init_target(&state)?;
+        let group = job.group(&state).filter(|group| !group::is_around_us(group));
         Ok(Ready {
             job,
             state,
@@ -148,6 +152,7 @@ impl<'a> Ready<'a> {
             root,
             inner,
             init,
+            group,
         })
     }
 
@@ -160,7 +165,12 @@ impl<'a> Ready<'a> {
         let pids = target::namespace_pids(self.root.pid)?;
         let inner = pids.last().copied().unwrap_or(self.inner);
         let own_namespace = self.state.init.is_some();
-        Saving::new(self.job, engine, options, inner, own_namespace, after(options)).map(Some)
+        let unit = Addressed {
+            root: inner,
+            own_namespace,
+            group: self.group.clone(),
+        };
+        Saving::new(self.job, engine, options, unit, after(options)).map(Some)
     }
 
     /// For a job of ours.
@@ -174,6 +184,7 @@ impl<'a> Ready<'a> {
         request.keep.libraries |= spec.keep_files.libraries;
         request.keep.executables |= spec.keep_files.executables;
         request.mounts = self.job.mounts_outside(&self.state);
+        request.group = self.group.clone();
         request.log = std::fs::canonicalize(self.job.log_path())
             .map(|path| ByteString::from(&path))
             .unwrap_or_default();
@@ -214,6 +225,8 @@ pub(crate) struct Task<'a> {
     of_supervisor: bool,
     /// We are a process of the job ourselves.
     inside: bool,
+    /// The job's control group, which whoever saves it may have frozen.
+    group: Option<PathBuf>,
     result: Option<Result<CheckpointReport>>,
 }
 
@@ -285,6 +298,7 @@ impl<'a> Task<'a> {
             stop,
             of_supervisor: false,
             inside,
+            group: ready.group,
             result: None,
         })
     }
@@ -317,6 +331,7 @@ impl<'a> Task<'a> {
             stop: false,
             of_supervisor: true,
             inside: false,
+            group: None,
             result: None,
         })
     }
@@ -347,6 +362,7 @@ impl<'a> Task<'a> {
             stop: ends_job(options),
             of_supervisor: false,
             inside: false,
+            group: None,
             result: None,
         })
     }
@@ -391,6 +407,10 @@ impl<'a> Task<'a> {
         self.worker.reap();
         let lost = || Err(crate::wire::internal("the worker was killed before it could report"));
         let result = self.result.unwrap_or_else(lost);
+        if let Some(group) = self.group.filter(|_| result.is_err()) {
+            // Of a worker or an engine that was killed at such an instant. A group that is gone needs nothing.
+            let _ = group::thaw(&group);
+        }
         let Some(job) = self.job else {
             return result.map(|report| Checkpointed {
                 image: self.image,
@@ -498,6 +518,7 @@ fn request(
         own_ipc_namespace: false,
         mounts: None,
         session: None,
+        group: None,
         requester: None,
         stop_timeout: options.timeout,
         compression: options.compression,

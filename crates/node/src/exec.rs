@@ -118,6 +118,7 @@ fn register(job: &Job) -> Result<OwnedFd> {
         restarted_from: None,
         stopped_into: None,
         error: None,
+        no_cgroup: None,
     })?;
     Ok(lock)
 }

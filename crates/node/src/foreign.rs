@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cpr_engines::{Descriptor, Images, Place, Rebuilt, Registry, Steps, Trigger, Unit};
+use cpr_engines::{Descriptor, Images, Pager, Place, Rebuilt, Registry, Steps, Trigger, Unit};
 use cpr_image::{Bundle, BundleRecord, BundleSummary, ImageId, write_bundle};
 use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::CheckpointOptions;
 use crate::engine::{After, Basis, CheckpointReport, Destination, Event, Method, Observer};
 use crate::gate::Gate;
-use crate::job::{Job, KILL};
+use crate::job::{Job, KILL, redirection};
 use crate::target;
 
 /// How often the processes of a job that keep coming and going are looked for.
@@ -37,6 +37,16 @@ pub struct EngineUse {
     pub version: Option<String>,
 }
 
+/// What the processes of a job are known by.
+pub(crate) struct Addressed {
+    /// The root process, in the job's own namespace.
+    pub(crate) root: i32,
+    /// The job has a PID namespace to itself.
+    pub(crate) own_namespace: bool,
+    /// The control group that names them all.
+    pub(crate) group: Option<PathBuf>,
+}
+
 /// One checkpoint.
 pub(crate) struct Saving {
     descriptor: Descriptor,
@@ -45,6 +55,8 @@ pub(crate) struct Saving {
     job_directory: PathBuf,
     /// The job has a PID namespace to itself.
     own_namespace: bool,
+    /// The job's control group.
+    group: Option<PathBuf>,
     after: After,
 }
 
@@ -78,7 +90,8 @@ fn node_name() -> String {
 }
 
 /// Refuses what only the native engine can do.
-fn require_plain(engine: &str, options: &CheckpointOptions) -> Result<()> {
+fn require_plain(descriptor: &Descriptor, options: &CheckpointOptions) -> Result<()> {
+    let engine = &descriptor.name;
     let asked = if options.basis != Basis::Full {
         "an increment"
     } else if options.compare {
@@ -94,25 +107,29 @@ fn require_plain(engine: &str, options: &CheckpointOptions) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::new(
+    let refused = Error::new(
         ErrorKind::Unsupported,
         format!("engine {engine} cannot do what is asked for: {asked}"),
-    ))
+    );
+    let reason = descriptor.not_live().filter(|_| options.live);
+    Err(match reason {
+        Some(reason) => refused.with_source(Error::new(ErrorKind::Unsupported, reason)),
+        None => refused,
+    })
 }
 
 impl Saving {
-    /// Everything that has to be known before the job's namespaces are entered. `root` is its root process there.
+    /// Everything that has to be known before the job's namespaces are entered.
     pub(crate) fn new(
         job: &Job,
         engine: &EngineUse,
         options: &CheckpointOptions,
-        root: i32,
-        own_namespace: bool,
+        unit: Addressed,
         after: After,
     ) -> Result<Saving> {
-        require_plain(&engine.name, options)?;
         let registry = Registry::load()?;
         let descriptor = registry.engine(&engine.name)?.clone();
+        require_plain(&descriptor, options)?;
         if descriptor.trigger == Trigger::Own {
             let text = format!(
                 "checkpoints of engine {} are begun by the program itself only",
@@ -120,24 +137,22 @@ impl Saving {
             );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        Saving::with(job, engine, descriptor, root, own_namespace, after)
+        Saving::with(job, engine, descriptor, unit, after)
     }
 
     /// For what the program has saved itself.
     pub(crate) fn own(job: &Job, engine: &EngineUse, root: i32) -> Result<Saving> {
         let registry = Registry::load()?;
         let descriptor = registry.engine(&engine.name)?.clone();
-        Saving::with(job, engine, descriptor, root, false, After::Continue)
+        let unit = Addressed {
+            root,
+            own_namespace: false,
+            group: None,
+        };
+        Saving::with(job, engine, descriptor, unit, After::Continue)
     }
 
-    fn with(
-        job: &Job,
-        engine: &EngineUse,
-        descriptor: Descriptor,
-        root: i32,
-        own_namespace: bool,
-        after: After,
-    ) -> Result<Saving> {
+    fn with(job: &Job, engine: &EngineUse, descriptor: Descriptor, unit: Addressed, after: After) -> Result<Saving> {
         Ok(Saving {
             record: BundleRecord {
                 id: ImageId::random()?.to_string(),
@@ -149,14 +164,15 @@ impl Saving {
                 node: node_name(),
                 command: job.stored.command.clone(),
                 directory: job.stored.directory.clone(),
-                root,
+                root: unit.root,
                 processes: Vec::new(),
                 group: (String::new(), String::new()),
             },
             descriptor,
             files: fresh_files(job)?,
             job_directory: job.path().to_path_buf(),
-            own_namespace,
+            own_namespace: unit.own_namespace,
+            group: unit.group,
             after,
         })
     }
@@ -184,6 +200,7 @@ impl Saving {
             processes: self.record.processes.clone(),
             job_directory: self.job_directory.clone(),
             files: self.files.clone(),
+            group: self.group.clone(),
         }
     }
 
@@ -411,14 +428,36 @@ impl Building {
         self.record.command.iter().map(OsString::from).collect()
     }
 
-    /// In the job's init: builds the job again. `start` starts a program anew, with this command.
-    pub(crate) fn build(&self, gate: Option<&Gate>, start: impl FnOnce(&[OsString]) -> Result<i32>) -> Result<i32> {
+    /// Requires that the job can go on before its memory is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] saying why it cannot.
+    pub(crate) fn require_lazy(&self) -> Result<()> {
+        self.descriptor
+            .require_lazy()
+            .inspect_err(|_| remove_files(&self.files))
+    }
+
+    /// Removes the engine's files, which nobody needs any more.
+    pub(crate) fn tidy(&self) {
+        remove_files(&self.files);
+    }
+
+    /// In the job's init: builds the job again. `start` starts a program anew, with this command. With `later` the job goes
+    /// on before its memory is there; what brings that needs the engine's files until it ends.
+    pub(crate) fn build(
+        &self,
+        gate: Option<&Gate>,
+        later: bool,
+        start: impl FnOnce(&[OsString]) -> Result<i32>,
+    ) -> Result<(i32, Option<Pager>)> {
         let unit = Unit {
             job: self.record.job.clone(),
             root: self.record.root,
             processes: self.record.processes.clone(),
             job_directory: self.job_directory.clone(),
             files: self.files.clone(),
+            group: None,
         };
         let highest = unit.processes.iter().copied().max().unwrap_or(0);
         let mut steps = Steps::new(&self.descriptor, unit)?;
@@ -427,6 +466,9 @@ impl Building {
             "/proc/sys/kernel/ns_last_pid",
             highest.saturating_add(100).max(HIGH_PID).to_string(),
         );
+        if later {
+            steps.come_later()?;
+        }
         let rebuilt = steps.rebuild()?;
         if let Some(gate) = gate {
             gate.hold()?;
@@ -440,13 +482,20 @@ impl Building {
             Rebuilt::Start(command) => {
                 std::env::set_current_dir(&self.record.directory)
                     .context(|| format!("enter directory {}", self.record.directory.display()))?;
-                let root = start(&command.unwrap_or_else(|| self.command()))?;
+                let saved = self.command();
+                let root = match command {
+                    Some(command) => start(&[redirection(&saved), &command].concat())?,
+                    None => start(&saved)?,
+                };
                 steps.resume_after_restart()?;
                 root
             }
         };
-        remove_files(&self.files);
-        Ok(root)
+        let pager = steps.pager();
+        if pager.is_none() {
+            remove_files(&self.files);
+        }
+        Ok((root, pager))
     }
 
     /// Requires that the root process is our child, so that its end is seen; it may be one that has ended by now.

@@ -11,12 +11,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cpr_engines::Pager;
+use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
 use cpr_kernel::process::{clock_ns, kill_all_others};
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
 use cpr_kernel::{clocks, namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +140,55 @@ struct Started {
     /// PID of its root process.
     root: i32,
     /// Memory that is still missing.
-    pages: Option<Pages>,
+    coming: Option<Coming>,
+}
+
+/// Who brings memory that is missing. Readable when that has ended.
+enum Coming {
+    /// A thread of ours.
+    Thread(Pages),
+    /// A program of the engine's, a child of ours; how it has ended, once we have waited for it.
+    Program(Pager, Option<WaitStatus>),
+}
+
+impl AsFd for Coming {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Coming::Thread(pages) => pages.as_fd(),
+            Coming::Program(pager, _) => pager.as_fd(),
+        }
+    }
+}
+
+impl Coming {
+    /// It has ended.
+    ///
+    /// # Errors
+    /// Not all memory is there.
+    fn finish(self, start: &Start) -> Result<()> {
+        let (pager, status) = match self {
+            Coming::Thread(pages) => return pages.finish(),
+            Coming::Program(pager, status) => (pager, status),
+        };
+        let status = match status {
+            Some(status) => status,
+            None => {
+                rustix::process::waitpid(Some(pager.pid()), WaitOptions::empty())
+                    .map_err(std::io::Error::from)
+                    .context(|| "wait for what brings the job's memory")?
+                    .ok_or_else(|| crate::wire::internal("a process has ended and has not"))?
+                    .1
+            }
+        };
+        if let Start::Foreign(building) = start {
+            building.tidy();
+        }
+        if status.exit_status() == Some(0) {
+            return Ok(());
+        }
+        let text = "what brings the job's memory has ended before all was there";
+        Err(Error::new(ErrorKind::Gone, text))
+    }
 }
 
 /// Whether we die with our supervisor. While memory of the job is missing we must not: the kernel closes what we have
@@ -227,13 +277,28 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
 fn begin(setting: &Setting<'_>) -> Result<Started> {
     let image = match setting.start {
         Start::Command(command) => {
-            return start_command(command, setting).map(|root| Started { root, pages: None });
+            return start_command(command, setting).map(|root| Started { root, coming: None });
         }
         Start::Foreign(building) => {
             // They become the job's.
             crate::streams::reopen();
-            let root = building.build(setting.gate, |command| start_command(command, setting))?;
-            return Ok(Started { root, pages: None });
+            if setting.keeper.is_some() {
+                tie_to_supervisor(false)?;
+            }
+            let start = |command: &[OsString]| start_command(command, setting);
+            let (root, pager) = building.build(setting.gate, setting.keeper.is_some(), start)?;
+            match (&pager, &setting.keeper) {
+                (Some(pager), Some(keeper)) => {
+                    let descriptors = pager.descriptors()?;
+                    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+                    for together in descriptors.chunks(SENT_TOGETHER) {
+                        send_descriptors(keeper.as_fd(), together).context(|| "have descriptors of the pager kept")?;
+                    }
+                }
+                _ => tie_to_supervisor(true)?,
+            }
+            let coming = pager.map(|pager| Coming::Program(pager, None));
+            return Ok(Started { root, coming });
         }
         Start::Image(image) => image,
     };
@@ -253,7 +318,7 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
     }
     Ok(Started {
         root: restarted.root_pid,
-        pages: restarted.pages,
+        coming: restarted.pages.map(Coming::Thread),
     })
 }
 
@@ -438,7 +503,7 @@ fn attend(setting: &Setting<'_>, started: &mut Started, signals: OwnedFd, channe
     let mut channel = Receiver::new(channel).context(|| "talk to the supervisor")?;
     let tell = |channel: &Receiver, report: &Report| send(channel.as_fd(), report).context(|| "talk to the supervisor");
     tell(&channel, &Report::Started { root })?;
-    if started.pages.is_none() {
+    if started.coming.is_none() {
         tell(&channel, &Report::Complete)?;
     }
     let mut root_alive = true;
@@ -464,7 +529,14 @@ fn attend(setting: &Setting<'_>, started: &mut Started, signals: OwnedFd, channe
                         },
                     )?;
                 }
-                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(Some((pid, status))) => {
+                    if let Some(Coming::Program(pager, ended)) = &mut started.coming
+                        && pager.pid() == pid
+                    {
+                        *ended = Some(status);
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => break,
                 // Nothing is left, until the supervisor has said how it goes on.
                 Err(_) if saved.is_some() => break,
@@ -473,12 +545,12 @@ fn attend(setting: &Setting<'_>, started: &mut Started, signals: OwnedFd, channe
             }
         }
         let mut polled = vec![(signals.as_fd(), PollFlags::IN), (channel.as_fd(), PollFlags::IN)];
-        polled.extend(started.pages.iter().map(|pages| (pages.as_fd(), PollFlags::IN)));
+        polled.extend(started.coming.iter().map(|coming| (coming.as_fd(), PollFlags::IN)));
         let ready = wait(&polled, None).context(|| "wait for the job")?;
         if ready.get(2) == Some(&true)
-            && let Some(pages) = started.pages.take()
+            && let Some(coming) = started.coming.take()
         {
-            pages.finish()?;
+            coming.finish(setting.start)?;
             tie_to_supervisor(true)?;
             tell(&channel, &Report::Complete)?;
         }

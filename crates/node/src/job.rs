@@ -41,6 +41,17 @@ const START_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a job may take to end after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Runs a command with its output in a file.
+const REDIRECT: &str = r#"exec "$@" >>"$0" 2>&1"#;
+
+/// What of a job's command says that its output goes to a file; nothing where it does not.
+pub(crate) fn redirection(command: &[OsString]) -> &[OsString] {
+    match command.get(..4) {
+        Some(begin) if begin[..3] == ["/bin/sh", "-c", REDIRECT] => begin,
+        _ => &[],
+    }
+}
+
 /// What a job's own checkpoints refer to, in a circle: `F` a full image, `I` an increment to the last full one, `i` an
 /// increment to the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +122,8 @@ pub struct JobSpec {
     pub wrapper: Vec<OsString>,
     /// The directory it is started in, where that is not ours.
     pub directory: Option<PathBuf>,
+    /// The file that what it prints is written to the end of, where that is not the output of whoever starts it.
+    pub output: Option<PathBuf>,
 }
 
 impl JobSpec {
@@ -122,8 +135,15 @@ impl JobSpec {
             processes: Vec::new(),
             job_directory: directory.to_path_buf(),
             files: PathBuf::new(),
+            group: None,
         };
-        let mut whole = fill(&self.wrapper, &unit);
+        let mut whole = Vec::new();
+        if let Some(output) = &self.output {
+            // Around the wrapper: what that starts may be in another machine.
+            whole.extend(["/bin/sh", "-c", REDIRECT].map(OsString::from));
+            whole.push(output.clone().into_os_string());
+        }
+        whole.extend(fill(&self.wrapper, &unit));
         whole.extend(self.command.iter().cloned());
         whole
     }
@@ -176,6 +196,9 @@ pub(crate) struct State {
     pub(crate) restarted_from: Option<PathBuf>,
     pub(crate) stopped_into: Option<PathBuf>,
     pub(crate) error: Option<String>,
+    /// Why the job has no control group of its own.
+    #[serde(default)]
+    pub(crate) no_cgroup: Option<String>,
 }
 
 impl State {
@@ -301,6 +324,10 @@ pub struct JobStatus {
     pub last_checkpoint: Option<LastCheckpoint>,
     /// Why it could not be started.
     pub error: Option<String>,
+    /// The control group that names all its processes, while it lives.
+    pub cgroup: Option<PathBuf>,
+    /// Why it has none.
+    pub no_cgroup: Option<String>,
 }
 
 /// One image of a job.
@@ -348,6 +375,8 @@ impl Job {
             // It is part of the command that is kept.
             wrapper: Vec::new(),
             directory: Some(stored.directory.clone()),
+            // So is this.
+            output: None,
         };
         Job {
             jobs,
@@ -537,6 +566,14 @@ impl Job {
         }
     }
 
+    /// The job's control group, where it has one.
+    pub(crate) fn group(&self, state: &State) -> Option<PathBuf> {
+        let init = self.init_target(state).ok().flatten()?;
+        let group = crate::group::of_init(init.pid, &self.name)?;
+        // It was of this process if that still lives.
+        init.signal(0).is_ok().then_some(group)
+    }
+
     /// Whether we are in the job's own PID namespace: numbers recorded outside mean nothing here.
     fn shares_namespace(&self, state: &State) -> bool {
         let own = cpr_kernel::namespace::identity("self", "pid").ok();
@@ -615,6 +652,8 @@ impl Job {
             images: self.images()?.len(),
             last_checkpoint: self.last_checkpoint()?,
             error: state.and_then(|s| s.error.clone()),
+            cgroup: state.filter(|_| alive).and_then(|s| self.group(s)),
+            no_cgroup: state.filter(|_| alive).and_then(|s| s.no_cgroup.clone()),
         })
     }
 

@@ -21,6 +21,7 @@ pub mod engine;
 mod exec;
 mod foreign;
 mod gate;
+mod group;
 mod init;
 mod job;
 mod known;

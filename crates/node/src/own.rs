@@ -151,6 +151,7 @@ fn own_directory(job: &Job, descriptor: &Descriptor) -> Option<PathBuf> {
         processes: Vec::new(),
         job_directory: job.path().to_path_buf(),
         files: PathBuf::new(),
+        group: None,
     };
     descriptor
         .own_directory(&unit)

@@ -360,24 +360,20 @@ fn restart_foreign(
     new: bool,
     gate: Option<&Gate>,
 ) -> Result<Outcome> {
-    let refused = match options {
-        RestartOptions { lazy: true, .. } => Some("--lazy"),
-        RestartOptions {
-            namespace: NamespaceChoice::Never,
-            ..
-        } => Some("--namespace never"),
-        _ => None,
-    };
-    let building = match refused {
-        Some(option) => Err(Error::new(
+    let building = match options.namespace {
+        NamespaceChoice::Never => Err(Error::new(
             ErrorKind::Unsupported,
             format!(
-                "engine {} cannot do what is asked for: {option}",
+                "engine {} cannot do what is asked for: --namespace never",
                 bundle.record().engine
             ),
         )),
-        None => Building::new(job, bundle, path),
+        _ => Building::new(job, bundle, path),
     };
+    let building = building.and_then(|building| match options.lazy {
+        true => building.require_lazy().map(|()| building),
+        false => Ok(building),
+    });
     let building = match building {
         Ok(building) => building,
         Err(error) => {
@@ -394,7 +390,7 @@ fn restart_foreign(
         detached: options.detach,
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
-        lazy: false,
+        lazy: options.lazy,
         gate,
         start: Start::Foreign(Box::new(building)),
     };

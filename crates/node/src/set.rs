@@ -450,6 +450,7 @@ impl Unitary {
                     processes: processes.clone(),
                     job_directory: PathBuf::new(),
                     files: PathBuf::new(),
+                    group: request.group.clone(),
                 };
                 let stop = request.stop_timeout;
                 let (engine, reports) = Native::new(*request, Destination::File(image), deadlines);

@@ -18,6 +18,7 @@ use rustix::process::{Pid, WaitOptions};
 use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
 use crate::engine::{Basis, JobControl, Rebirth};
 use crate::gate::Gate;
+use crate::group::{self, Group};
 use crate::init::{self, CHILD, JobTerminal, Order, Report, Setting, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::lease::{LEASE_LAPSED, Lease};
@@ -99,6 +100,8 @@ struct Supervisor<'a> {
     /// The task makes an image of what it has saved.
     registering: bool,
     complaint: Option<String>,
+    /// The job's control group, where it has one of its own.
+    group: Option<Group>,
 }
 
 /// Starts the job, calls `started` once it runs, and stays until it has ended.
@@ -128,6 +131,7 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         restarted_from: launch.restarted_from.clone(),
         stopped_into: None,
         error: None,
+        no_cgroup: None,
     };
     job.write_state(&state)?;
     // Children that end must be seen, whatever our caller had set.
@@ -177,7 +181,13 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
     let mut ended = None;
     let mut paging = None;
     let mut complete = false;
+    let mut group = None;
     if launch.own_namespace {
+        match Group::make(job) {
+            Ok(made) => group = Some(made),
+            // It is no worse for it: its PID namespace names its processes, too.
+            Err(error) => state.no_cgroup = Some(error.chain()),
+        }
         let keeper = match launch.lazy {
             true => {
                 let (ours, theirs) = Paging::begin(&job.directory)?;
@@ -194,6 +204,8 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
             &mut paging,
             keeper,
             own.as_ref().and_then(|own| own.exit_code),
+            &mut group,
+            &mut state.no_cgroup,
         )?;
         let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
         let result = await_start(&mut channel);
@@ -206,6 +218,9 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
             Err(error) => {
                 // It has ended or is about to: nothing of a job is left that did not start.
                 reap(pid);
+                if let Some(group) = &group {
+                    group::remove(group.path());
+                }
                 if let Some(paging) = paging {
                     paging.end(&job.directory)?;
                 }
@@ -260,6 +275,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         over: false,
         registering: false,
         complaint: None,
+        group,
     };
     match ended {
         Some(Ended::With(status)) => supervisor.root_ended(status),
@@ -290,6 +306,8 @@ fn start_init(
     paging: &mut Option<Paging>,
     keeper: Option<OwnedFd>,
     saved_code: Option<u8>,
+    group: &mut Option<Group>,
+    no_cgroup: &mut Option<String>,
 ) -> Result<(OwnedFd, i32)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -331,7 +349,7 @@ fn start_init(
         mount: true,
         ipc: launch.own_ipc,
     };
-    let child = spawn::fork(namespaces, || {
+    let mut run = || {
         // In the child: with our end open here too, the supervisor's death would not show.
         ours.take();
         // Else its end would show nobody that all memory is there.
@@ -340,15 +358,28 @@ fn start_init(
             Some(channel) => init::run(&setting, channel),
             None => spawn::PANIC_CODE,
         }
-    })
-    .context(|| "make the job's namespaces")
-    .map_err(|error| match error.kind() {
-        ErrorKind::Denied | ErrorKind::NoSpace if unprivileged => error.with_hint(
-            "unprivileged user namespaces are off or used up here: see sysctl user.max_user_namespaces, \
+    };
+    let born = match group.as_ref() {
+        Some(place) => spawn::fork_into(namespaces, Some(place.as_fd()), &mut run).or_else(|error| {
+            // The kernel would not have it there; without, what else is wrong shows.
+            *no_cgroup = Some(format!("start a process in cgroup {}: {error}", place.path().display()));
+            group::remove(place.path());
+            spawn::fork(namespaces, &mut run)
+        }),
+        None => spawn::fork(namespaces, &mut run),
+    };
+    if no_cgroup.is_some() {
+        *group = None;
+    }
+    let child = born
+        .context(|| "make the job's namespaces")
+        .map_err(|error| match error.kind() {
+            ErrorKind::Denied | ErrorKind::NoSpace if unprivileged => error.with_hint(
+                "unprivileged user namespaces are off or used up here: see sysctl user.max_user_namespaces, \
              kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns",
-        ),
-        _ => error,
-    })?;
+            ),
+            _ => error,
+        })?;
     drop(theirs);
     *paging = held;
     match ours {
@@ -853,6 +884,9 @@ impl Supervisor<'_> {
             }
         };
         self.record();
+        if let Some(group) = &self.group {
+            group::remove(group.path());
+        }
         Ok(outcome)
     }
 }

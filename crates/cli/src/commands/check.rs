@@ -16,7 +16,7 @@ pub fn check(output: Output, args: &Check) -> Result<u8> {
         let mut image = Image::open(path)?;
         image.open_ancestors()?;
         let what = format!("image {}", path.display());
-        let blockers = cpr_native::check_restart(&image, own_namespace(&image, args.namespace))?;
+        let blockers = cpr_node::engine::check_restart(&image, own_namespace(&image, args.namespace))?;
         ("restartable", what, ErrorKind::Incompatible, blockers)
     } else {
         let (what, blockers) = match live(args.target.as_deref(), args.session)? {

@@ -83,6 +83,8 @@ fn entry(job: &JobStatus) -> Value {
             "error": last.error,
         })),
         "error": job.error,
+        "cgroup": job.cgroup,
+        "no_cgroup": job.no_cgroup,
     })
 }
 

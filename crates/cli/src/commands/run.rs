@@ -44,6 +44,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         wrapper: wrapper(chosen.as_ref())?,
         engine: chosen,
         directory: None,
+        output: args.output,
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;

@@ -22,8 +22,6 @@ pub(super) const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_secs(60);
 /// Rounds in which an image could be had from nowhere, until its job cannot be restarted here.
 const MOST_ROUNDS: u32 = 3;
-/// Runs the job with its output in a file.
-const REDIRECT: &str = r#"exec "$@" >>"$0" 2>&1"#;
 
 impl Agent {
     /// How `cpr` says the job of an incarnation is; none where there is no such job.
@@ -250,8 +248,7 @@ impl Agent {
                     Some(unit) => format!("cpr-{job}-{unit}.out"),
                 });
                 let output = Path::new(&spec.directory).join(output);
-                arguments.extend(["--", "/bin/sh", "-c", REDIRECT].map(String::from));
-                arguments.push(text(&output)?);
+                arguments.extend(["--output".to_string(), text(&output)?, "--".to_string()]);
                 arguments.extend(spec.command.iter().cloned());
             }
         }
