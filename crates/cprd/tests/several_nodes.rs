@@ -93,8 +93,13 @@ name = 'kept-too'
 requires = { kept = 'yes', trigger = 'external' }
 ";
 
-/// Neither the service nor the agent has code for a checkpointer, or for how its jobs are grouped.
-fn no_engine_is_known_to(crate_name: &str) {
+/// Checkpointers, by their names and by the ways to them.
+const CHECKPOINTERS: [&str; 5] = ["criu", "qemu", "qmp", "dmtcp", "cpr_native"];
+/// What a checkpointer may take a job for.
+const GROUPS: [&str; 3] = ["groupkind", "pid-namespace", "cgroup"];
+
+/// A crate has no code for a checkpointer, or for how its jobs are grouped.
+fn no_engine_is_known_to(crate_name: &str, words: &[&str]) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .join(crate_name);
@@ -110,21 +115,154 @@ fn no_engine_is_known_to(crate_name: &str) {
             }
             files += 1;
             let text = fs::read_to_string(&path).unwrap().to_lowercase();
-            for word in [
-                "criu",
-                "qemu",
-                "qmp",
-                "dmtcp",
-                "cpr_native",
-                "groupkind",
-                "pid-namespace",
-                "cgroup",
-            ] {
-                assert!(!text.contains(word), "{} knows of {word}", path.display());
+            for word in words {
+                assert!(!text.contains(*word), "{} knows of {word}", path.display());
             }
         }
     }
     assert!(files > 3);
+}
+
+/// Counts, and remembers in a file that it has open.
+const COUNT_IN_FILE: &str = r#"
+import os, time
+file = os.fdopen(os.open("count", os.O_RDWR | os.O_CREAT, 0o600), "r+")
+count = int(file.read() or 0)
+while True:
+    count += 1
+    file.seek(0); file.write(str(count)); file.flush()
+    print(count, flush=True)
+    time.sleep(0.05)
+"#;
+
+/// One job for each kind of driver, two of them of the guest's and the program's own, asked for by two clients: each goes on
+/// on the other host when its own is lost, from an image that comes from the store.
+// GCA-GCS-9, GCA-VMM-2, GCA-VMM-9, GCA-VMM-10
+#[test]
+fn jobs_of_four_kinds_of_engines_go_on_on_another_host() {
+    let (kernel, initrd) = match support::guest::files() {
+        Ok(files) => files,
+        Err(reason) => return skipped(&format!("jobs of four kinds of engines: {reason}")),
+    };
+    let Some(mut lab) = lab(2, "store = 'DIR/store'", "store = 'DIR/store'") else {
+        return;
+    };
+    fs::create_dir(lab.site.path("store")).unwrap();
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for name in ["n1", "n2"] {
+        let directory = lab.engines_of(name).join("engines.d");
+        fs::create_dir_all(&directory).unwrap();
+        for file in [
+            "engine/open-files.toml",
+            "engine/open_files.py",
+            "machine/machine.toml",
+            "machine/vm-run",
+        ] {
+            let from = examples.join(file);
+            fs::copy(&from, directory.join(from.file_name().unwrap())).unwrap();
+        }
+        fs::write(
+            directory.join("keeper.toml"),
+            KEEPER
+                .replace("'kept', 'kept-too'", "'application'")
+                .replace("kept = 'yes'", "level = 'application'"),
+        )
+        .unwrap();
+    }
+    for (from, name) in [(kernel, "kernel"), (initrd, "initrd")] {
+        fs::copy(from, lab.site.path("work").join(name)).unwrap();
+    }
+    let engines = ["native", "keeper", "open-files", "in-a-machine"];
+    wait_until("the engines are known", || {
+        let listed = lab.site.json(&["nodes"]);
+        let nodes = listed["nodes"].as_array().unwrap();
+        nodes.iter().all(|node| {
+            engines
+                .iter()
+                .all(|engine| node["info"]["abilities"][engine].is_object())
+        })
+    });
+    let in_guest = "i=0; while :; do i=$((i+1)); echo $i; usleep 50000; done";
+    let commands: [Vec<String>; 4] = [
+        counter(10_000).to_vec(),
+        keeps_itself(10_000).to_vec(),
+        ["python3", "-c", COUNT_IN_FILE].map(String::from).to_vec(),
+        ["sh", "-c", in_guest].map(String::from).to_vec(),
+    ];
+    let numbers = |lab: &Lab, name: &str| -> Vec<u32> {
+        let text = lab.site.output(name);
+        let end = text.rfind('\n').map_or(0, |end| end + 1);
+        // A console ends its lines in its own way.
+        text[..end]
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
+    };
+    // All are on one host, and the other one has seen nothing of them.
+    lab.crash("n2");
+    wait_until("it is missed", || lab.node_state("n2") == "lost");
+    let mut jobs = Vec::new();
+    for (engine, command) in engines.iter().zip(&commands) {
+        let mut submit = lab.site.command(&["submit", "--engine", engine, "-o", engine, "--"]);
+        submit
+            .args(command)
+            .env("MACHINE_KERNEL", "kernel")
+            .env("MACHINE_INITRD", "initrd");
+        let output = submit.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        jobs.push(String::from_utf8(output.stdout).unwrap().trim().to_string());
+    }
+    for (engine, id) in engines.iter().zip(&jobs) {
+        let deadline = Instant::now() + PATIENCE;
+        while numbers(&lab, engine).last() <= Some(&5) {
+            let told = || format!("{engine} does not count: {}{}", lab.site.job(id), lab.site.told());
+            assert!(Instant::now() < deadline, "{}", told());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    lab.start("n2");
+    wait_until("the other host is back", || lab.node_state("n2") == "ready");
+    lab.site.issue("ca", &["nobody"]);
+    let key = lab.site.path("ca-issued/nobody.key");
+    std::os::unix::fs::chown(&key, Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut made = Vec::new();
+    for (number, id) in jobs.iter().enumerate() {
+        let arguments = ["checkpoint", "--json", &format!("@{id}")];
+        // Here and over the network.
+        let mut asked = match number % 2 {
+            0 => lab.site.command(&arguments),
+            _ => lab.cpr_on("n2", "nobody", &arguments),
+        };
+        let output = asked.output().unwrap();
+        assert!(output.status.success(), "{output:?}{}", lab.site.told());
+        let checkpoint: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&checkpoint["state"], &checkpoint["engine"]),
+            (&"complete".into(), &engines[number].into())
+        );
+        let image = lab.site.path("store").join(format!("{}.cpr", checkpoint["id"]));
+        wait_until("it is in the store", || image.exists());
+        made.push(checkpoint["id"].clone());
+    }
+    let cache = lab.site.path(&format!("n2/users/{NOBODY}/images"));
+    assert!(
+        !cache.exists() || fs::read_dir(&cache).unwrap().next().is_none(),
+        "the other host has none"
+    );
+    lab.crash("n1");
+    let written: Vec<usize> = engines.iter().map(|engine| numbers(&lab, engine).len()).collect();
+    for (number, engine) in engines.iter().enumerate() {
+        let id = &jobs[number];
+        wait_until("it goes on elsewhere", || {
+            let job = lab.site.job(id);
+            job["node"] == "n2" && job["state"] == "running"
+        });
+        assert_eq!(lab.site.job(id)["from"], made[number], "{engine}");
+        wait_until("it counts on", || numbers(&lab, engine).len() > written[number] + 5);
+        let begun = numbers(&lab, engine).into_iter().filter(|number| *number == 1).count();
+        assert_eq!(begun, 1, "{engine} has begun anew");
+        lab.site.text(&["cancel", id]);
+    }
 }
 
 /// A program for it, which counts.
@@ -137,12 +275,13 @@ fn keeps_itself(last: u32) -> [String; 3] {
 }
 
 // GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.0, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.2, GCA-UC-5.3.3, GCA-UC-5.4.2
-// GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2, XGCP-JUCP-4, XGCP-PG-3, XGCP-JOB-6
+// GCA-CS-4, GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2, XGCP-JUCP-4, XGCP-PG-3, XGCP-JOB-6
 #[test]
 fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     for name in ["api", "grid", "cprd"] {
-        no_engine_is_known_to(name);
+        no_engine_is_known_to(name, &[&CHECKPOINTERS[..], &GROUPS].concat());
     }
+    no_engine_is_known_to("cli", &CHECKPOINTERS);
     let Some(mut lab) = lab(3, "", "") else { return };
     // One node finds them when it starts, the other while it runs.
     for name in ["n2", "n3"] {

@@ -264,8 +264,9 @@ impl Engine for Qemu {
         let text = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
         let note: Note = serde_json::from_slice(&text)
             .map_err(|error| Error::new(ErrorKind::Damaged, format!("{NOTE} is not understood")).with_source(error))?;
-        // What was left there would be taken for the new one's.
-        if std::fs::symlink_metadata(&note.socket).is_ok_and(|found| found.file_type().is_socket()) {
+        // What was left there would be taken for the new one's; a link leads to that of a machine of a pool.
+        let left = std::fs::symlink_metadata(&note.socket).map(|found| found.file_type());
+        if left.is_ok_and(|kind| kind.is_socket() || kind.is_symlink()) {
             std::fs::remove_file(&note.socket).context(|| format!("remove {}", note.socket.display()))?;
         }
         self.unit = Some(unit.clone());

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Cpr, note_skip};
+use super::lock::Lock;
 
-/// A QEMU that runs it, in a directory that [`install`] has been to.
+/// A QEMU that runs it, in a directory that has `kernel` and `initrd` in it.
 pub const MACHINE: [&str; 15] = [
     "qemu-system-x86_64",
     "-nodefaults",
@@ -31,58 +31,78 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The package that depends on the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
-/// Runs the job that the kernel's command line has, or else counts.
+/// What the gates of machines need of the kernel, each after those that it needs itself.
+const MODULES: [&str; 9] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "virtio_console",
+];
+
+/// With a gate (see `examples/machine/vm-run`) runs the jobs that come through it, or else counts.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
-job=$(sed -n 's/.*job=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
-if [ -n \"$job\" ]; then
-    echo \"$job\" | base64 -d >/job
-    sh /job
-    poweroff -f
-fi
-i=0
+mount -t devtmpfs dev /dev
+load() { for module in MODULES; do insmod /$module.ko; done; }
+case $(sed -n 's/.*gate=\\([^ ]*\\).*/\\1/p' /proc/cmdline) in
+serial)
+    load
+    until port=$(ls /dev/vport?p1 2>/dev/null); do usleep 10000; done
+    exec 3<>$port 4>&3 ;;
+network)
+    load
+    ip link set eth0 up
+    ip addr add 10.0.2.15/24 dev eth0
+    mkfifo /in /out
+    nc 10.0.2.100 7000 </out >/in &
+    exec 4>/out 3</in ;;
+*)
+    i=0
+    while :; do
+        i=$((i + 1))
+        echo $i
+        usleep 50000
+    done ;;
+esac
 while :; do
-    i=$((i + 1))
-    echo $i
-    /bin/busybox usleep 50000
+    # At its end while nobody is there.
+    read -r word rest <&3 || usleep 50000
+    [ \"$word\" = job ] || continue
+    echo \"$rest\" | base64 -d >/job
+    echo started >&4
+    sh /job 3<&- 4>&-
+    code=$?
+    # Nobody may hear it.
+    echo ended $code >&4 &
+    read -t 2 -r word rest <&3 && [ \"$word\" = again ] || break
 done
+poweroff -f
 ";
 
-/// Puts `kernel` and `initrd` into the test's directory; false, after saying so, where that cannot be.
-pub fn install(cpr: &Cpr, test: &str) -> bool {
-    match files() {
-        Ok((kernel, initrd)) => {
-            for (from, name) in [(kernel, "kernel"), (initrd, "initrd")] {
-                let to = cpr.work.join(name);
-                fs::copy(&from, &to).unwrap_or_else(|e| panic!("copy {}: {e}", from.display()));
-                cpr.give(&to);
-            }
-            true
-        }
-        Err(reason) => {
-            note_skip(test, &reason);
-            false
-        }
-    }
-}
-
-fn files() -> Result<(PathBuf, PathBuf), String> {
+/// The kernel and the initramfs, or why they cannot be had.
+pub fn files() -> Result<(PathBuf, PathBuf), String> {
     if !cfg!(target_arch = "x86_64") {
         return Err("the guest is for x86_64".to_string());
     }
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
     fs::create_dir_all(&place).map_err(|error| error.to_string())?;
-    let _lock = super::Lock::take(&place.join("lock"));
+    let _lock = Lock::take(&place.join("lock"));
     let (kernel, initrd) = (place.join("kernel"), place.join("initrd"));
-    if !kernel.exists() {
+    let modules = place.join("modules");
+    if !kernel.exists() || !modules.exists() {
         fetch_kernel(&place, &kernel)?;
     }
     if !Path::new(BUSYBOX).exists() {
         return Err("needs busybox-static".to_string());
     }
     let busybox = fs::read(BUSYBOX).map_err(|error| error.to_string())?;
-    fs::write(&initrd, archive(&busybox)).map_err(|error| error.to_string())?;
+    fs::write(&initrd, archive(&busybox, &modules)?).map_err(|error| error.to_string())?;
     Ok((kernel, initrd))
 }
 
@@ -100,8 +120,18 @@ fn fetch_kernel(place: &Path, kernel: &Path) -> Result<(), String> {
             found=$(ls unpacked/boot/vmlinuz-*)
         fi
         cp \"$found\" kernel.new
+        rm -rf modules modules.new
+        mkdir modules.new
+        version=${{found##*/vmlinuz-}}
+        for module in {}; do
+            for file in $(find unpacked/lib/modules/$version /lib/modules/$version -name $module.ko 2>/dev/null | head -1); do
+                cp \"$file\" modules.new
+            done
+        done
         rm -rf unpacked
+        mv modules.new modules
         mv kernel.new {}",
+        MODULES.join(" "),
         kernel.display()
     );
     let output = Command::new("sh").args(["-c", &script]).current_dir(place).output();
@@ -117,10 +147,11 @@ fn fetch_kernel(place: &Path, kernel: &Path) -> Result<(), String> {
 }
 
 /// A cpio archive of the kind `newc` (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn archive(busybox: &[u8]) -> Vec<u8> {
+fn archive(busybox: &[u8], modules: &Path) -> Result<Vec<u8>, String> {
     const DIRECTORY: u32 = 0o040_755;
     const PROGRAM: u32 = 0o100_755;
     const DEVICE: u32 = 0o020_600;
+    const DATA: u32 = 0o100_644;
     let mut out = Vec::new();
     let mut put = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
         let fields = [
@@ -153,7 +184,16 @@ fn archive(busybox: &[u8]) -> Vec<u8> {
     put("proc", DIRECTORY, (0, 0), b"");
     put("dev/console", DEVICE, (5, 1), b"");
     put("bin/busybox", PROGRAM, (0, 0), busybox);
-    put("init", PROGRAM, (0, 0), INIT.as_bytes());
+    let mut names = Vec::new();
+    for name in MODULES {
+        // Where it is no module, the kernel has it, or has none at all.
+        if let Ok(module) = fs::read(modules.join(format!("{name}.ko"))) {
+            put(&format!("{name}.ko"), DATA, (0, 0), &module);
+            names.push(name);
+        }
+    }
+    let init = INIT.replace("MODULES", &names.join(" "));
+    put("init", PROGRAM, (0, 0), init.as_bytes());
     put("TRAILER!!!", 0, (0, 0), b"");
-    out
+    Ok(out)
 }

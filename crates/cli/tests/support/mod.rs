@@ -19,6 +19,7 @@
 pub mod guest;
 pub mod image;
 pub mod library;
+pub mod lock;
 pub mod net;
 pub mod steps;
 pub mod victim;
@@ -31,6 +32,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+pub use lock::Lock;
 
 /// Who plays the ordinary user when the tests run as root.
 const NOBODY: u32 = 65534;
@@ -70,6 +73,18 @@ pub fn note_skip(test: &str, reason: &str) {
         let _ = log.write_all(line.as_bytes());
     }
     assert!(std::env::var_os("GRIDCPR_NO_SKIP").is_none(), "{line}");
+}
+
+/// Where programs are looked for: first where the engines are that `CRIU` and `DMTCP` name, by the path of `criu` and that
+/// of `dmtcp_launch`.
+pub fn path() -> OsString {
+    let named = ["CRIU", "DMTCP"].into_iter().filter_map(std::env::var_os);
+    let mut places: Vec<PathBuf> = named
+        .filter_map(|program| Some(Path::new(&program).parent()?.to_owned()))
+        .collect();
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    places.extend(std::env::split_paths(&usual));
+    std::env::join_paths(places).expect("no colon is in these paths")
 }
 
 /// The tests run as root.
@@ -262,7 +277,8 @@ impl Cpr {
             .env("HOME", &self.work)
             .env("LC_ALL", "C.UTF-8")
             .env_remove("XDG_STATE_HOME")
-            .env_remove("XDG_RUNTIME_DIR");
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("PATH", path());
         command
     }
 
@@ -417,6 +433,24 @@ impl Drop for Cpr {
     }
 }
 
+/// Puts `kernel` and `initrd` of a guest into the test's directory; false, after saying so, where that cannot be.
+pub fn install_guest(cpr: &Cpr, test: &str) -> bool {
+    match guest::files() {
+        Ok((kernel, initrd)) => {
+            for (from, name) in [(kernel, "kernel"), (initrd, "initrd")] {
+                let to = cpr.work.join(name);
+                fs::copy(&from, &to).unwrap_or_else(|e| panic!("copy {}: {e}", from.display()));
+                cpr.give(&to);
+            }
+            true
+        }
+        Err(reason) => {
+            note_skip(test, &reason);
+            false
+        }
+    }
+}
+
 /// Copies a directory's files and folders.
 pub fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap_or_else(|e| panic!("make {}: {e}", to.display()));
@@ -428,33 +462,6 @@ pub fn copy_tree(from: &Path, to: &Path) {
         } else {
             fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("copy to {}: {e}", target.display()));
         }
-    }
-}
-
-/// A lock between test processes, held until dropped or until this process ends.
-pub struct Lock(std::process::Child);
-
-impl Lock {
-    /// Waits for the lock on `path`.
-    pub fn take(path: &Path) -> Lock {
-        // The holder lives as long as its standard input: std has no file locks in the oldest Rust we support.
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let marker = path.with_extension(format!("held-{}-{number}", std::process::id()));
-        let mut command = Command::new("flock");
-        command.arg(path).args(["sh", "-c", r#": >"$1" && exec cat"#, "sh"]);
-        command.arg(&marker).stdin(Stdio::piped()).stdout(Stdio::null());
-        let holder = Lock(command.spawn().expect("flock of util-linux can be run"));
-        wait_until(PATIENCE, "a lock between tests is free", || marker.exists());
-        let _ = fs::remove_file(&marker);
-        holder
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
     }
 }
 

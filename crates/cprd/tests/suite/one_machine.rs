@@ -748,6 +748,140 @@ fn a_grid_with_a_name_is_chosen_for_all_further_commands_and_the_queue_says_why_
     text(&["context", "use", "--none"]);
 }
 
+/// A client that is not ours: it asks for a checkpoint of a job, and prints the answer.
+const ANOTHER_CLIENT: &str = "
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as end:
+    end.connect(sys.argv[1])
+    head = 'POST /v1/jobs/%s/checkpoint HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\ncontent-length: 0\\r\\n\\r\\n'
+    end.sendall((head % sys.argv[2]).encode())
+    answer = end.makefile('rb').read()
+head, body = answer.split(b'\\r\\n\\r\\n', 1)
+assert b' 200 ' in head.split(b'\\r\\n')[0], answer
+print(json.loads(body)['id'])
+";
+
+/// Counts, and asks for a checkpoint of itself whenever there is a file `ask`.
+const ASKS: &str = "i=0; while :; do i=$((i+1)); echo $i
+    if [ -e ask ]; then rm ask; python3 client.py $SOCKET ${GRIDCPR_JOB%.*} >/dev/null; fi
+    sleep 0.05; done";
+
+/// By a command, by another client that speaks the interface, by a clock, and by the program itself: what becomes of the
+/// image and what is known of it is the same.
+// GCA-DEF-2, GCA-GCS-3, GCA-UC-5.2.2
+#[test]
+fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
+    let Some(mut site) = new_site() else { return };
+    let store = site.path("store");
+    fs::create_dir(&store).unwrap();
+    site.configure_all("store = 'DIR/store'");
+    add(&site, "store = 'DIR/store'\n");
+    site.start("all", "all");
+    let asked = site.submit("asked", &["--keep", "30"], &counter(10_000));
+    let timed = site.submit("timed", &["--keep", "30", "--every", "1s"], &counter(10_000));
+    fs::write(site.path("work/client.py"), ANOTHER_CLIENT).unwrap();
+    let mut submit = site.command(&["submit", "--keep", "30", "-o", "own", "--", "sh", "-c", ASKS]);
+    let output = submit.env("SOCKET", site.path("cprd.sock")).output().unwrap();
+    let own = String::from_utf8(output.stdout).unwrap().trim().to_string();
+    for name in ["asked", "timed", "own"] {
+        site.wait_for_count(name, 3);
+    }
+    let all = |id: &str| {
+        site.json(&["checkpoints", "-a", id])["checkpoints"]
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    let complete = |id: &str| {
+        let known = all(id).into_iter();
+        known.filter(|record| record["state"] == "complete").collect::<Vec<_>>()
+    };
+    let mut by_client = Vec::new();
+    for number in 0..10 {
+        site.json(&["checkpoint", &format!("@{asked}")]);
+        let mut client = std::process::Command::new("python3");
+        if am_root() {
+            let user = format!("--reuid={NOBODY}");
+            client = std::process::Command::new("setpriv");
+            client.args([&user, "--clear-groups", "--", "python3"]);
+        }
+        let client = client
+            .args(["-c", ANOTHER_CLIENT])
+            .arg(site.path("cprd.sock"))
+            .arg(&asked);
+        let output = client.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        by_client.push(String::from_utf8(output.stdout).unwrap().trim().to_string());
+        // Its answer comes before the checkpoint is made.
+        wait_until("it is made", || complete(&asked).len() == 2 * (number + 1));
+    }
+    wait_until("the others are made", || {
+        let ended = all(&own)
+            .iter()
+            .all(|record| ["complete", "failed"].contains(&record["state"].as_str().unwrap()));
+        let ask = site.path("work/ask");
+        if complete(&own).is_empty() && ended && !ask.exists() {
+            // Its connection to the service may be open still when it is saved, which is refused.
+            fs::write(ask, "").unwrap();
+        }
+        !complete(&timed).is_empty() && !complete(&own).is_empty()
+    });
+    let history = all(&asked);
+    let mut generations: Vec<u64> = history
+        .iter()
+        .map(|record| record["generation"].as_u64().unwrap())
+        .collect();
+    generations.sort_unstable();
+    assert_eq!(
+        generations,
+        (1..=20).collect::<Vec<u64>>(),
+        "all of twenty are known: {history:?}"
+    );
+    let ids: std::collections::BTreeSet<String> = history.iter().map(|record| record["id"].to_string()).collect();
+    assert!(
+        ids.len() == 20 && by_client.iter().all(|id| ids.contains(id)),
+        "{by_client:?}"
+    );
+    let found = |id: &str| {
+        history
+            .iter()
+            .find(|record| record["id"].to_string() == id)
+            .unwrap()
+            .clone()
+    };
+    let by_command = history
+        .iter()
+        .find(|record| !by_client.contains(&record["id"].to_string()))
+        .unwrap();
+    let records = [
+        by_command.clone(),
+        found(&by_client[0]),
+        complete(&timed).remove(0),
+        complete(&own).remove(0),
+    ];
+    let fields = |record: &Value| record.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    for record in &records {
+        assert_eq!(fields(record), fields(&records[0]));
+        assert_eq!(
+            (&record["state"], &record["owner"]),
+            (&"complete".into(), &records[0]["owner"])
+        );
+        let image = store.join(format!("{}.cpr", record["id"]));
+        wait_until("it is in the store", || image.exists());
+    }
+    // Who has asked for what is in the log of the service.
+    let owner = site.job(&asked)["owner"]["name"].clone();
+    let line = format!(
+        "audit: {} POST /v1/jobs/{asked}/checkpoint: 200",
+        owner.as_str().unwrap()
+    );
+    assert_eq!(site.told().matches(&line).count(), 20, "{}", site.told());
+    assert!(!site.told().contains(&format!("/v1/jobs/{timed}/checkpoint")));
+    for id in [asked, timed, own] {
+        site.text(&["cancel", &id]);
+    }
+}
+
 // GFD93-SCOPE-5, GCA-CTS-21
 #[test]
 fn an_installation_that_lacks_a_part_is_told_which_and_a_node_says_where_it_is_what_it_can() {

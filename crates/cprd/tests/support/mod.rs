@@ -15,7 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "../../../cli/tests/support/guest.rs"]
+pub mod guest;
 pub mod lab;
+#[path = "../../../cli/tests/support/lock.rs"]
+pub mod lock;
 pub mod s3;
 
 /// How long anything may take: machines are slow and shared.
