@@ -107,6 +107,13 @@ fn remove_below(path: &Path, depth: usize) {
     let _ = std::fs::remove_dir(path);
 }
 
+/// Removes the group of a job that is removed, where its supervisor could not.
+pub(crate) fn forget(job: &Job) {
+    if let Ok(path) = own_group().and_then(|own| Ok(own.join(name(job)?))) {
+        remove(&path);
+    }
+}
+
 /// Lets a group go on that whoever froze it has left so.
 ///
 /// # Errors

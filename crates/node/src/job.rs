@@ -871,6 +871,7 @@ impl Job {
             .directory
             .try_lock(LOCK)?
             .ok_or_else(|| Error::new(ErrorKind::Busy, format!("job {} is being started", self.name)))?;
+        crate::group::forget(&self);
         self.jobs.remove_tree(&self.name)
     }
 

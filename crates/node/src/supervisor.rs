@@ -181,13 +181,10 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
     let mut ended = None;
     let mut paging = None;
     let mut complete = false;
-    let mut group = None;
+    // A job without one is no worse for it: its PID namespace names its processes, too.
+    let mut group = Err("it has no PID namespace of its own".to_string());
     if launch.own_namespace {
-        match Group::make(job) {
-            Ok(made) => group = Some(made),
-            // It is no worse for it: its PID namespace names its processes, too.
-            Err(error) => state.no_cgroup = Some(error.chain()),
-        }
+        group = Group::make(job).map_err(|error| error.chain());
         let keeper = match launch.lazy {
             true => {
                 let (ours, theirs) = Paging::begin(&job.directory)?;
@@ -198,14 +195,12 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         };
         let (channel, pid) = start_init(
             launch,
-            terminal,
-            job_control,
+            (terminal, job_control),
             mask,
             &mut paging,
             keeper,
             own.as_ref().and_then(|own| own.exit_code),
             &mut group,
-            &mut state.no_cgroup,
         )?;
         let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
         let result = await_start(&mut channel);
@@ -218,7 +213,7 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
             Err(error) => {
                 // It has ended or is about to: nothing of a job is left that did not start.
                 reap(pid);
-                if let Some(group) = &group {
+                if let Ok(group) = &group {
                     group::remove(group.path());
                 }
                 if let Some(paging) = paging {
@@ -250,6 +245,13 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         // It may have ended by now; it was not waited for, so that its PID is still its own.
         state.root_here = Some(Identity::of(root)?);
     }
+    let group = match group {
+        Ok(group) => Some(group),
+        Err(reason) => {
+            state.no_cgroup = Some(reason);
+            None
+        }
+    };
     state.phase = Phase::Running;
     job.write_state(state)?;
     let mut supervisor = Supervisor {
@@ -300,14 +302,12 @@ fn about(job: &Job) -> Rebirth {
 /// Forks init; gives our end of the channel and its PID.
 fn start_init(
     launch: &Launch<'_>,
-    terminal: Option<std::os::fd::BorrowedFd<'_>>,
-    job_control: JobControl,
+    (terminal, job_control): (Option<std::os::fd::BorrowedFd<'_>>, JobControl),
     mask: SignalMask,
     paging: &mut Option<Paging>,
     keeper: Option<OwnedFd>,
     saved_code: Option<u8>,
-    group: &mut Option<Group>,
-    no_cgroup: &mut Option<String>,
+    group: &mut Result<Group, String>,
 ) -> Result<(OwnedFd, i32)> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -359,17 +359,18 @@ fn start_init(
             None => spawn::PANIC_CODE,
         }
     };
-    let born = match group.as_ref() {
-        Some(place) => spawn::fork_into(namespaces, Some(place.as_fd()), &mut run).or_else(|error| {
+    let mut refused = None;
+    let born = match &*group {
+        Ok(place) => spawn::fork_into(namespaces, Some(place.as_fd()), &mut run).or_else(|error| {
             // The kernel would not have it there; without, what else is wrong shows.
-            *no_cgroup = Some(format!("start a process in cgroup {}: {error}", place.path().display()));
+            refused = Some(format!("start a process in cgroup {}: {error}", place.path().display()));
             group::remove(place.path());
             spawn::fork(namespaces, &mut run)
         }),
-        None => spawn::fork(namespaces, &mut run),
+        Err(_) => spawn::fork(namespaces, &mut run),
     };
-    if no_cgroup.is_some() {
-        *group = None;
+    if let Some(refused) = refused {
+        *group = Err(refused);
     }
     let child = born
         .context(|| "make the job's namespaces")

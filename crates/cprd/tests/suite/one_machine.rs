@@ -843,11 +843,8 @@ fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
         "{by_client:?}"
     );
     let found = |id: &str| {
-        history
-            .iter()
-            .find(|record| record["id"].to_string() == id)
-            .unwrap()
-            .clone()
+        let id: i64 = id.parse().unwrap();
+        history.iter().find(|record| record["id"] == id).unwrap().clone()
     };
     let by_command = history
         .iter()
