@@ -56,18 +56,6 @@ for _ in range(4):
 while True: time.sleep(0.01)
 "#;
 
-/// A process with a child that starts another one now and then.
-const FAMILY: &str = r#"
-import os, time
-print("ready", flush=True)
-if os.fork() == 0:
-    while True:
-        time.sleep(0.5)
-        if os.fork() == 0: os._exit(0)
-        os.wait()
-while True: time.sleep(0.01)
-"#;
-
 /// Says each time that something about a group has changed (`cgroup.events`).
 const WATCH: &str = r#"
 import select, sys
@@ -270,22 +258,6 @@ fn a_job_that_keeps_forking_is_stopped_by_its_group() {
     let restarted = cpr.restart("sim");
     assert!(cpr.is_running("sim"), "{restarted}");
     cpr.cpr(["kill", "-s", "KILL", "sim"]).good();
-}
-
-// XGCP-PG-7
-#[test]
-fn criu_stops_a_job_by_its_group() {
-    let test = "criu_stops_a_job_by_its_group";
-    let Some(cpr) = Cpr::new(test, As::Root) else { return };
-    if writable(test).is_none() {
-        return;
-    }
-    let shown = cpr.cpr(["engines", "show", "criu", "--json"]).good().json();
-    if shown["works"] != true {
-        skip!(test, "{}", shown["reason"]);
-    }
-    let seen = stopped_while_watched(&cpr, "criu", FAMILY);
-    assert!(seen.iter().any(|line| line.contains("frozen 1")), "{seen:?}");
 }
 
 /// How a wrapper makes known what a job is found by is its own business: its PID, or a group that holds what it will start.

@@ -7,7 +7,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -302,15 +301,7 @@ impl Criu {
             .map_err(io::Error::from)
             .context(what)?;
         let mut options = self.options(unit, &files);
-        if let Some(group) = unit
-            .group
-            .as_deref()
-            .and_then(Path::to_str)
-            .filter(|_| kind == request::DUMP)
-        {
-            // So that nobody starts another process between being found and being stopped.
-            options.push(Field::Text(44, group.to_string()));
-        }
+        // Not the job's control group (freeze_cgroup): a process in vfork(2) cannot freeze while its child is stopped.
         options.append(&mut more);
         let session = Session::start(&self.command)?;
         let request = [Field::Number(1, kind), Field::Message(2, options)];
@@ -425,10 +416,6 @@ impl Engine for Criu {
             if session.leave(false).is_ok() {
                 let _ = session.word(request::DUMP, limit);
             }
-        }
-        if let Some(group) = self.unit.as_ref().and_then(|unit| unit.group.as_ref()) {
-            // Where it was killed before it could; where it was not this changes nothing.
-            let _ = std::fs::write(group.join("cgroup.freeze"), "0");
         }
     }
 
