@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cpr_image::model::ByteString;
@@ -171,6 +171,11 @@ impl<'a> Ready<'a> {
             group: self.group.clone(),
         };
         Saving::new(self.job, engine, options, unit, after(options)).map(Some)
+    }
+
+    /// The job's control group, where it has one that we are not in ourselves.
+    pub(crate) fn group(&self) -> Option<&Path> {
+        self.group.as_deref()
     }
 
     /// For a job of ours.

@@ -27,6 +27,7 @@ use crate::engine::{
 };
 use crate::foreign::{EngineUse, Saving, fitting_engine, members_of, signal_all};
 use crate::gate::Gate;
+use crate::group;
 use crate::job::{Job, JobSpec, KILL, LastCheckpoint, StopIntent};
 use crate::restart::{RestartOptions, restart_from};
 use crate::state::{StateDir, now_ms, read_json, write_json};
@@ -144,6 +145,8 @@ pub(crate) struct Held {
     pub(crate) worker: Worker,
     pub(crate) orders: OwnedFd,
     ends: Receiver,
+    /// The job's control group, which the worker may have frozen.
+    group: Option<PathBuf>,
 }
 
 /// The directory under way; removed unless it is published.
@@ -410,7 +413,12 @@ pub(crate) fn start(
     drop(theirs);
     let orders = ours.ok_or_else(|| crate::wire::internal("the pipe to the worker is gone"))?;
     let ends = Receiver::new(ends).context(|| "listen to the worker")?;
-    Ok(Held { worker, orders, ends })
+    Ok(Held {
+        worker,
+        orders,
+        ends,
+        group: ready.group().map(Path::to_owned),
+    })
 }
 
 impl Unitary {
@@ -666,6 +674,10 @@ impl Held {
             }
         }
         self.worker.reap();
+        if let Some(group) = self.group.filter(|_| !matches!(last, Some(Ok(_)))) {
+            // Of a worker that was killed at such an instant. A group that is gone needs nothing.
+            let _ = group::thaw(&group);
+        }
         last.unwrap_or_else(|| Err(crate::wire::internal("a worker has ended without a report")))
     }
 }
