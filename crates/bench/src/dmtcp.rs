@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::command::{Alive, run, run_regardless};
-use crate::tool::{FAREWELL, PATIENCE, Tool, adopt_orphans, reap};
+use crate::tool::{FAREWELL, PATIENCE, Tool, adopt_orphans, reap, reap_ended};
 
 /// DMTCP with one victim. What it does inside the victim counts as the victim's: memory and processor time are those of
 /// the coordinator.
@@ -133,7 +133,8 @@ impl Tool for Dmtcp {
             if !self.victim()?.ended_within(FAREWELL) {
                 return Err(Error::new(ErrorKind::TimedOut, "the victim does not end"));
             }
-            reap();
+            // The coordinator goes on; and DMTCP gives its processes numbers of its own.
+            reap_ended();
         }
         Ok(self.place.clone())
     }

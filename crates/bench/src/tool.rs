@@ -186,6 +186,11 @@ pub fn reap() {
     }
 }
 
+/// Forgets about those children that have ended.
+pub fn reap_ended() {
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+}
+
 /// CRIU, as root, on a process that leads its own session.
 #[derive(Debug)]
 pub struct Criu {
