@@ -298,16 +298,7 @@ module.main()
 "#;
 
 /// Counts, and remembers in a file that it has open.
-const COUNT_IN_FILE: &str = r#"
-import os, time
-file = os.fdopen(os.open("count", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-count = int(file.read() or 0)
-while True:
-    count += 1
-    file.seek(0); file.write(str(count)); file.flush()
-    print(count, flush=True)
-    time.sleep(0.05)
-"#;
+const COUNT_IN_FILE: &str = include_str!("../../../tests/victims/count_in_file.py");
 
 /// The driver's interface is the same for both, and so is the engine's program.
 // GCA-WRAP-7, GCA-WRAP-8

@@ -21,16 +21,7 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const COUNT_IN_MEMORY: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done";
 
 /// Counts, and remembers in a file that it has open.
-const COUNT_IN_FILE: &str = r#"
-import os, sys, time
-file = os.fdopen(os.open("count", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-count = int(file.read() or 0)
-while True:
-    count += 1
-    file.seek(0); file.write(str(count)); file.flush()
-    print(count, flush=True)
-    time.sleep(0.05)
-"#;
+const COUNT_IN_FILE: &str = include_str!("../../../tests/victims/count_in_file.py");
 
 /// Counts, and saves how far when SIGUSR1 comes.
 const COUNT_AND_SAVE: &str = r#"

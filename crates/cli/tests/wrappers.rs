@@ -358,16 +358,7 @@ fn a_program_that_cannot_be_run_leaves_no_record() {
 // GCA-WRAP-17
 #[test]
 fn jobs_of_another_engine_are_wrapped_too() {
-    const COUNT_IN_FILE: &str = "
-import os, time
-file = os.fdopen(os.open('count', os.O_RDWR | os.O_CREAT, 0o600), 'r+')
-count = int(file.read() or 0)
-while True:
-    count += 1
-    file.seek(0); file.write(str(count)); file.flush()
-    print(count, flush=True)
-    time.sleep(0.05)
-";
+    const COUNT_IN_FILE: &str = include_str!("../../../tests/victims/count_in_file.py");
     let Some(cpr) = Cpr::new("jobs_of_another_engine_are_wrapped_too", As::User) else {
         return;
     };

@@ -124,16 +124,7 @@ fn no_engine_is_known_to(crate_name: &str, words: &[&str]) {
 }
 
 /// Counts, and remembers in a file that it has open.
-const COUNT_IN_FILE: &str = r#"
-import os, time
-file = os.fdopen(os.open("count", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-count = int(file.read() or 0)
-while True:
-    count += 1
-    file.seek(0); file.write(str(count)); file.flush()
-    print(count, flush=True)
-    time.sleep(0.05)
-"#;
+const COUNT_IN_FILE: &str = include_str!("../../../tests/victims/count_in_file.py");
 
 /// One job for each kind of driver, two of them of the guest's and the program's own, asked for by two clients: each goes on
 /// on the other host when its own is lost, from an image that comes from the store.
