@@ -18,13 +18,14 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const NOBODY: u32 = 65534;
 
 /// A process, a child, one in a session and a group of its own, and a daemon that has forked twice; all count.
+/// A line is one write, whatever Python's environment says of buffers.
 const SPREAD: &str = r#"
 import os, time
 def count(name):
     number = 0
     while True:
         number += 1
-        print(name, number, flush=True)
+        os.write(1, f"{name} {number}\n".encode())
         time.sleep(0.05)
 if os.fork() == 0: count("child")
 if os.fork() == 0:

@@ -143,16 +143,8 @@ fn sent(site: &Site, bodies: &[(&str, Value)]) -> Vec<(u64, String)> {
                   for path, body in json.load(sys.stdin):\n    c = Unix('x')\n    \
                   c.request('POST', path, json.dumps(body), {'content-type': 'application/json'})\n    \
                   a = c.getresponse()\n    print(json.dumps([a.status, a.read().decode()]))\n";
-    let mut command = match am_root() {
-        true => {
-            let mut command = std::process::Command::new("setpriv");
-            command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
-            command.args(["--clear-groups", "--", "python3"]);
-            command
-        }
-        false => std::process::Command::new("python3"),
-    };
-    let mut child = command
+    let mut child = site
+        .python()
         .args(["-c", script])
         .arg(site.path("cprd.sock"))
         .stdin(Stdio::piped())
@@ -799,17 +791,9 @@ fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
     let mut by_client = Vec::new();
     for number in 0..10 {
         site.json(&["checkpoint", &format!("@{asked}")]);
-        let mut client = std::process::Command::new("python3");
-        if am_root() {
-            let user = format!("--reuid={NOBODY}");
-            client = std::process::Command::new("setpriv");
-            client.args([&user, "--clear-groups", "--", "python3"]);
-        }
-        let client = client
-            .args(["-c", ANOTHER_CLIENT])
-            .arg(site.path("cprd.sock"))
-            .arg(&asked);
-        let output = client.output().unwrap();
+        let mut client = site.python();
+        client.args(["-c", ANOTHER_CLIENT]);
+        let output = client.arg(site.path("cprd.sock")).arg(&asked).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         by_client.push(String::from_utf8(output.stdout).unwrap().trim().to_string());
         // Its answer comes before the checkpoint is made.

@@ -243,21 +243,28 @@ impl Site {
 
     /// `cpr` of another user, where we can be one.
     pub fn command_as(&self, uid: u32, arguments: &[&str]) -> Command {
-        let mut command = if am_root() {
-            let mut command = Command::new("setpriv");
+        let mut command = self.program_as(uid, &self.path("cpr"));
+        command
+            .args(arguments)
+            .env("GRIDCPR_GRID", format!("unix:{}", self.path("cprd.sock").display()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Debian's Python as the user whose jobs they are, who may not be allowed to run one that comes first on PATH.
+    pub fn python(&self) -> Command {
+        self.program_as(NOBODY, Path::new("/usr/bin/python3"))
+    }
+
+    fn program_as(&self, uid: u32, program: &Path) -> Command {
+        let mut command = Command::new(if am_root() { Path::new("setpriv") } else { program });
+        if am_root() {
             command
                 .args([format!("--reuid={uid}"), format!("--regid={uid}")])
                 .args(["--clear-groups", "--"])
-                .arg(self.path("cpr"));
-            command
-        } else {
-            Command::new(self.path("cpr"))
-        };
-        command
-            .args(arguments)
-            .current_dir(self.path("work"))
-            .env("GRIDCPR_GRID", format!("unix:{}", self.path("cprd.sock").display()))
-            .stdin(Stdio::null());
+                .arg(program);
+        }
+        command.current_dir(self.path("work"));
         command
     }
 
