@@ -369,7 +369,7 @@ workloads! {
         needs: &["csh", "sha256sum"],
         build: "",
         command: &["csh", "-f", "background.csh", "{size}", "out"],
-        size: 150,
+        size: 60,
         outputs: &["out"],
     }
 
