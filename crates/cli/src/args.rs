@@ -111,7 +111,7 @@ pub enum Verb {
     Engines(Engines),
     /// List the classes of engines, and their members
     Classes,
-    /// Remove a job with its images and output, or a single image
+    /// Remove jobs with their images and output, or single images
     Rm(Rm),
     /// Queue a command as a job of a grid
     Submit(Submit),
@@ -924,9 +924,9 @@ pub enum EnginesVerb {
 /// `cpr rm`
 #[derive(Debug, Args)]
 pub struct Rm {
-    /// Name of a job, or an image
-    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath)]
-    pub target: PathBuf,
+    /// Names of jobs, or images
+    #[arg(value_name = "JOB|IMAGE", value_hint = ValueHint::FilePath, required = true)]
+    pub targets: Vec<PathBuf>,
     /// Also remove a job that runs, which ends it, or an image that cannot be read or that others need
     #[arg(short, long)]
     pub force: bool,

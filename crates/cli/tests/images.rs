@@ -208,6 +208,19 @@ fn increments(test: &str, user: As) {
     assert!(lost.code != 0 && lost.stderr.contains("000001.cpr"), "{}", lost.stderr);
     assert!(cpr.cpr(["verify", &path(&made[1])]).stderr.contains("is missing"));
     cpr.cpr(["verify", &merged]).good();
+
+    // Several at once, in any order: one that another needs goes after that one. What cannot go keeps no other.
+    let increments: Vec<String> = made[1..5].iter().map(path).collect();
+    let mut words = vec!["rm", "nobody"];
+    words.extend(increments.iter().map(String::as_str));
+    let removed = cpr.cpr(words);
+    assert!(
+        removed.code != 0 && removed.stderr.contains("nobody"),
+        "{}",
+        removed.stderr
+    );
+    assert!(!removed.stderr.contains("is needed by"), "{}", removed.stderr);
+    assert!(increments.iter().all(|image| !Path::new(image).exists()));
 }
 
 #[test]

@@ -474,7 +474,7 @@ pub fn checkpoint(
         incremental: !known.ancestors.is_empty(),
     };
     let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
-    let mut writer = Pipeline::start(writer, observer, expected)?;
+    let mut writer = Pipeline::start(writer, observer, expected, options.incremental)?;
     let mut libraries = Libraries::new(request.keep);
     if request.keep != Keep::default() {
         for pid in freeze::members(scope)? {
@@ -487,6 +487,7 @@ pub fn checkpoint(
     let mut first_stop_ns = 0;
     let mut method = Method::Stop;
     let mut rate = UNMEASURED_RATE;
+    let mut written = 0;
     if request.after == After::Continue || request.live || !copied.is_empty() {
         writer.enter("copy")?;
         let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
@@ -508,6 +509,7 @@ pub fn checkpoint(
                 method = Method::Live;
             }
             rate = rounds.rate;
+            written = rounds.left;
         }
         writer.drain()?;
     }
@@ -517,7 +519,7 @@ pub fn checkpoint(
         .filter(|(pid, _)| !is_tracked(pid))
         .map(|(_, bytes)| bytes)
         .sum();
-    let left = untracked + live::written_since(&copied);
+    let left = untracked + written;
     // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
     let room = || {
         let own = ProcDir::open(request.pid)

@@ -249,7 +249,7 @@ impl Copied {
         for (from, to) in spans(&self.areas) {
             let mut regions = Vec::new();
             // A mapping that has gone or was replaced is found not to be tracked when the job has stopped.
-            if self.pagemap.scan(from, to, filter, &mut regions).is_err() {
+            if self.pagemap.scan_written(from, to, filter, &mut regions).is_err() {
                 self.areas
                     .range_mut(from..to)
                     .for_each(|(_, area)| area.places.forget());
@@ -425,6 +425,8 @@ pub struct Rounds {
     pub settled: bool,
     /// How fast was copied, bytes a second.
     pub rate: u64,
+    /// About what was written since, bytes.
+    pub left: u64,
 }
 
 /// Copies the memory of the running job in rounds.
@@ -434,14 +436,14 @@ pub struct Rounds {
 pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Result<Rounds> {
     let begun = Instant::now();
     let (mut before, mut all) = (u64::MAX, 0);
-    let mut settled = true;
-    for round in 0..ROUNDS {
-        if round > 0 {
-            // Looked at first: what is written again at once would be in the image twice.
+    let mut rounds = 0;
+    let (settled, left) = loop {
+        // Looked at first: what is written again at once would be in the image twice.
+        if rounds > 0 {
             let left = written_since(tracked) / PAGE;
-            settled = left <= before / 4 * 3;
-            if left <= FEW || !settled {
-                break;
+            let settled = left <= before / 4 * 3;
+            if left <= FEW || !settled || rounds == ROUNDS {
+                break (settled, left * PAGE);
             }
         }
         before = 0;
@@ -450,16 +452,18 @@ pub fn copy_while_running(tracked: &mut [Copied], sink: &mut dyn PageSink) -> Re
             copied.copy_elsewhere(sink)?;
         }
         all += before * PAGE;
-    }
+        rounds += 1;
+    };
     let rate = u128::from(all) * 1_000_000_000 / begun.elapsed().as_nanos().max(1);
     Ok(Rounds {
         settled,
         rate: rate as u64,
+        left,
     })
 }
 
 /// About what the running job has written since its pages were copied, bytes.
-pub fn written_since(tracked: &[Copied]) -> u64 {
+fn written_since(tracked: &[Copied]) -> u64 {
     let filter = ScanFilter {
         all: PAGE_WRITTEN | PAGE_WPALLOWED,
         any: PAGE_PRESENT | PAGE_SWAPPED,
@@ -471,7 +475,7 @@ pub fn written_since(tracked: &[Copied]) -> u64 {
         for (start, end) in spans(&copied.areas) {
             let mut regions = Vec::new();
             // A mapping that has gone is seen when the job has stopped.
-            if copied.pagemap.scan(start, end, filter, &mut regions).is_ok() {
+            if copied.pagemap.scan_written(start, end, filter, &mut regions).is_ok() {
                 bytes += regions.iter().map(|region| region.end - region.start).sum::<u64>();
             }
         }

@@ -66,8 +66,13 @@ pub struct Pipeline<'a, 'b> {
 }
 
 impl<'a, 'b> Pipeline<'a, 'b> {
-    /// Starts the threads. About `expected` bytes of page data will come.
-    pub fn start(mut writer: ImageWriter<File>, observer: &'a mut Observer<'b>, expected: u64) -> Result<Self> {
+    /// Starts the threads. About `expected` bytes of page data will come, of an increment far fewer.
+    pub fn start(
+        mut writer: ImageWriter<File>,
+        observer: &'a mut Observer<'b>,
+        expected: u64,
+        incremental: bool,
+    ) -> Result<Self> {
         let next = cpr_image::PAGE + writer.data_bytes();
         let (pieces, incoming) = channel();
         let (used, receipts) = channel();
@@ -98,7 +103,8 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             hashing,
             piece: Vec::with_capacity(PIECE),
             next,
-            index: PageIndex::new(expected / cpr_image::PAGE)?,
+            // A table that is much too large costs a page fault for nearly every page that is noted in it.
+            index: PageIndex::new(if incremental { 0 } else { expected / cpr_image::PAGE })?,
             shared: 0,
             observer,
             phase: "",

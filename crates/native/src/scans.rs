@@ -2,8 +2,8 @@
 //! two for all mappings that lie one after another. The stacks of a thousand threads do.
 
 use cpr_kernel::memory::{
-    PAGE, PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion,
-    Pagemap, ScanFilter,
+    PAGE_FILE, PAGE_GUARD, PAGE_PFNZERO, PAGE_PRESENT, PAGE_SWAPPED, PAGE_WPALLOWED, PAGE_WRITTEN, PageRegion, Pagemap,
+    ScanFilter,
 };
 use cpr_kernel::proc::{MapEntry, MapKind};
 use cpr_types::{Context, Result};
@@ -13,9 +13,6 @@ use crate::live::{Copied, HERE, Place};
 
 /// Memory that one page table of the kernel's last level maps: 512 pages of 4 KiB on x86_64. Smaller is right, too.
 const TABLE_SPAN: u64 = 2 << 20;
-
-/// Pages that a look at all of a span passes in the time that a look at one run of written pages takes.
-const PAGES_A_LOOK: u64 = 128;
 
 /// Pages of a process's own that are there, or guarded.
 const OWN: ScanFilter = ScanFilter {
@@ -148,14 +145,7 @@ impl Span {
             protect: copied.keep,
             ..ScanFilter::default()
         };
-        let few = self.written.len() as u64 <= (self.end - self.start) / PAGE / PAGES_A_LOOK;
-        if few {
-            for run in &self.written {
-                pagemap.scan(run.start, run.end, filter, &mut self.own)?;
-            }
-        } else {
-            pagemap.scan(self.start, self.end, filter, &mut self.own)?;
-        }
+        pagemap.scan_among(&self.written, self.start, self.end, filter, &mut self.own)?;
         self.own
             .retain(|region| region.categories & (PAGE_FILE | PAGE_PFNZERO) == 0);
         Ok(())

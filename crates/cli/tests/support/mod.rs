@@ -276,6 +276,7 @@ impl Cpr {
             .env("GRIDCPR_STATE_DIR", &self.state_dir)
             .env("HOME", &self.work)
             .env("LC_ALL", "C.UTF-8")
+            .env_remove("PYTHONUNBUFFERED")
             .env_remove("XDG_STATE_HOME")
             .env_remove("XDG_RUNTIME_DIR")
             .env("PATH", path());
