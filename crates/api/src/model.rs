@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 const MOST_WORDS: usize = 16_384;
 /// Seconds between checkpoints where that is to be adapted and nothing is known.
 const ADAPT_FROM_S: u64 = 600;
+/// Longest time that a node may put off a checkpoint, seconds; the service gives up those of units after 900.
+const LONGEST_PATIENCE_S: u64 = 600;
 /// The engine that jobs are saved by that ask for no other.
 pub const NATIVE: &str = "native";
 
@@ -91,9 +93,13 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitSpec>,
     /// Its units need not be of one moment, because they say nothing to each other: each is saved by itself while the
-    /// others run.
+    /// others run, and goes on by itself where the system fails under it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub independent: bool,
+    /// Seconds that its node may put off a checkpoint until the job, or the unit of independent ones, uses little memory;
+    /// 600 at most. At once where nothing is said, and where the checkpoint is to end it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_low_s: Option<u64>,
 }
 
 /// What is different for one unit of a job; everything that is not said is as the job says it.
@@ -154,6 +160,9 @@ impl JobSpec {
         let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
         if self.units.is_empty() && self.independent {
             return refuse("it is independent, and has no units".into());
+        }
+        if !self.units.is_empty() && !self.independent && self.save_low_s.is_some() {
+            return refuse("its units are saved in one stop, and cannot each wait until they use little memory".into());
         }
         if self.units.is_empty() {
             return self.check_whole();
@@ -216,6 +225,12 @@ impl JobSpec {
             .is_some_and(|name| name.len() > 200 || name.chars().any(char::is_control))
         {
             return refuse("the name is longer than 200 bytes or contains control characters".into());
+        }
+        if self
+            .save_low_s
+            .is_some_and(|patience| !(1..=LONGEST_PATIENCE_S).contains(&patience))
+        {
+            return refuse(format!("save_low_s is 1 to {LONGEST_PATIENCE_S}"));
         }
         let times = [self.every_s, self.ttl_s, self.time_limit_s];
         if self.slots == Some(0) || self.keep == Some(0) || times.contains(&Some(0)) {
@@ -406,6 +421,9 @@ pub struct Unit {
     /// Its image that this start went on from.
     #[serde(default)]
     pub from: Option<i64>,
+    /// The start of the job with which it was started alone; none where it was started with all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<u32>,
     /// Exit code, once it has ended by itself; 128 + signal where a signal ended it.
     #[serde(default)]
     pub exit_code: Option<i32>,
@@ -557,6 +575,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// Which start of the job that of a unit is.
+    pub fn incarnation_of(&self, unit: u32) -> u32 {
+        let alone = self.units.get(unit as usize).and_then(|unit| unit.incarnation);
+        alone.unwrap_or(self.incarnation)
+    }
+
     /// A job as it is when it is submitted.
     pub fn new(id: i64, owner: Owner, spec: JobSpec, submitted_ms: i64) -> Job {
         let unit = Unit {
@@ -1022,6 +1046,9 @@ pub struct PolicyRequest {
     /// Whether each unit is saved by itself.
     #[serde(default)]
     pub independent: Option<bool>,
+    /// Seconds that a checkpoint may be put off until little memory is used; 0: it is made at once.
+    #[serde(default)]
+    pub save_low_s: Option<u64>,
 }
 
 impl PolicyRequest {
@@ -1033,6 +1060,7 @@ impl PolicyRequest {
         spec.keep = self.keep.or(spec.keep);
         spec.ttl_s = self.ttl_s.map_or(spec.ttl_s, or_none);
         spec.independent = self.independent.unwrap_or(spec.independent);
+        spec.save_low_s = self.save_low_s.map_or(spec.save_low_s, or_none);
     }
 }
 

@@ -81,9 +81,14 @@ pub struct Submit {
     /// unit that ends with exit code 0 has done its part; any other end of one ends all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub units: Option<u32>,
-    /// Save each unit by itself while the others run: they say nothing to each other
+    /// Save each unit by itself while the others run, and start it again by itself when its node is lost: units say nothing
+    /// to each other
     #[arg(long)]
     pub independent: bool,
+    /// Put a checkpoint off, for this time at most, until the job, or the independent unit, uses little memory (in whole
+    /// seconds, 10m at most)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub save_low: Option<Duration>,
     /// Read what the job is to be from a file in TOML, with the names of the HTTP interface; options given besides win
     ///
     /// In it, units can have commands and needs of their own.
@@ -258,6 +263,9 @@ pub struct Policy {
     /// Save each unit by itself while the others run, or all in one stop
     #[arg(long, value_name = "yes|no", value_parser = parse_yes)]
     pub independent: Option<bool>,
+    /// Put checkpoints off, for this time at most, until little memory is used; 0s: make them at once
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub save_low: Option<Duration>,
 }
 
 /// `yes` or `no`

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use cpr_api::model::{Checkpoint, Event, Job, JobState, Node};
+use cpr_api::model::{Checkpoint, Event, Job, JobState, Node, Unit, UnitPhase};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -407,7 +407,10 @@ impl Write<'_> {
             return Ok(());
         }
         execute(&mut self.tx, "DELETE FROM units WHERE job = $1", &[job.id.into()]).await?;
-        for (number, unit) in (0..).zip(&job.units).filter(|(_, unit)| unit.phase.is_placed()) {
+        // Those that wait alone for a node are found by having none.
+        let runs = job.state == JobState::Running;
+        let is_here = |unit: &Unit| unit.phase.is_placed() || (runs && unit.phase == UnitPhase::Waiting);
+        for (number, unit) in (0..).zip(&job.units).filter(|(_, unit)| is_here(unit)) {
             let sql = "INSERT INTO units (job, unit, node) VALUES ($1, $2, $3)";
             let node = unit.node.as_deref().unwrap_or_default();
             execute(&mut self.tx, sql, &[job.id.into(), Value::Int(number), node.into()]).await?;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use cpr_api::agent::Fetching;
 use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
-use cpr_types::Result;
+use cpr_types::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -13,6 +13,7 @@ use crate::db::{self, About, Db, Write};
 use crate::interval;
 use crate::lifecycle::{self, Change};
 use crate::retention;
+use crate::units::is_settled;
 
 /// Failures of the system are counted for so long.
 const LATELY_MS: i64 = 30 * 24 * 3600 * 1000;
@@ -369,6 +370,14 @@ impl Grid {
         job: &mut Job,
         stop: bool,
     ) -> Result<Checkpoint> {
+        if let Some((number, unit)) = job.units.iter().enumerate().find(|(_, unit)| !is_settled(unit)) {
+            let state = unit.phase.name();
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("unit {number} of job {} is {state}, and is to go on alone", job.id),
+            )
+            .with_hint("ask again when it runs, as `cpr jobs ID` tells"));
+        }
         let known = db::checkpoints_of(&mut write.tx, job.id).await?;
         let waiting = known
             .iter()

@@ -46,7 +46,7 @@ async fn located(connection: &mut AnyConnection, node: &str, held: bool) -> Resu
 fn incarnation(job: &Job, unit: Option<u32>) -> Incarnation {
     Incarnation {
         job: job.id,
-        number: job.incarnation,
+        number: unit.map_or(job.incarnation, |unit| job.incarnation_of(unit)),
         unit,
     }
 }
@@ -313,7 +313,7 @@ impl Grid {
             match unit {
                 None => self.phase_changed(&mut write, now, phase, name).await?,
                 // Of the same start; another unit may have been the last.
-                Some(unit) if now.incarnation == job.incarnation && now.state.is_placed() => {
+                Some(unit) if now.incarnation_of(unit) == job.incarnation_of(unit) && now.state.is_placed() => {
                     self.unit_phase_changed(&mut write, now, unit, phase, name).await?;
                 }
                 Some(_) => {}
@@ -571,7 +571,10 @@ impl Grid {
                 self.start_failed(write, &job, from, kind, &message).await?;
                 if job.ending.is_none() {
                     // Once for each start, and written down with the change below.
-                    job.bad_starts.extend(job.from);
+                    job.bad_starts.extend(match job.state {
+                        JobState::Running => from,
+                        _ => job.from,
+                    });
                 }
                 let own_fault = matches!(kind, ErrorKind::Usage | ErrorKind::NotFound | ErrorKind::Denied);
                 let why = format!("it could not be started on {node}: {message}");

@@ -8,6 +8,7 @@
 //! Invariants: every change of state is one transaction, and is answered only when it is durable; whoever calls is
 //! checked here, whatever way the call came; no incarnation of a job is placed while another may run.
 
+mod alone;
 mod caller;
 mod clock;
 mod coordinator;

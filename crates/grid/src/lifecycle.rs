@@ -50,7 +50,7 @@ pub(crate) enum Change {
 }
 
 /// Pause before the next attempt, after so many failures in a row.
-fn pause_ms(failures: u32) -> i64 {
+pub(crate) fn pause_ms(failures: u32) -> i64 {
     match failures {
         0 | 1 => 0,
         n => (FIRST_PAUSE_MS << (n - 2).min(16)).min(LONGEST_PAUSE_MS),

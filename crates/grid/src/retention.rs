@@ -46,14 +46,14 @@ pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec
         false => "newer ones are complete",
     };
     usable()
-        .filter(|c| c.id < oldest_kept.id && !needed(job).contains(&Some(c.id)))
+        .filter(|c| c.id < oldest_kept.id && !is_needed(job, c))
         .map(|c| (c.id, why))
         .collect()
 }
 
 /// Why a checkpoint cannot go though its user wants that, given all of its job: the job may yet need it.
 pub(crate) fn cannot_go(job: &Job, checkpoints: &[Checkpoint], id: i64) -> Option<&'static str> {
-    if needed(job).contains(&Some(id)) {
+    if checkpoints.iter().any(|c| c.id == id && is_needed(job, c)) {
         return Some("its job runs from it, or is to go on from it");
     }
     let complete = checkpoints.iter().filter(|c| c.state == CheckpointState::Complete);
@@ -61,9 +61,13 @@ pub(crate) fn cannot_go(job: &Job, checkpoints: &[Checkpoint], id: i64) -> Optio
     (is_newest && !job.state.is_over()).then_some("it is the newest complete one of a job that is not over")
 }
 
-/// What a job runs from or is to go on from.
-fn needed(job: &Job) -> [Option<i64>; 2] {
-    [job.from.filter(|_| job.state.is_placed()), job.next_from]
+/// Whether a job runs from a checkpoint or is to go on from it, or a unit of it that has gone on alone does (XGCP-FILE-8).
+fn is_needed(job: &Job, checkpoint: &Checkpoint) -> bool {
+    let placed = job.state.is_placed();
+    let of_job = [job.from.filter(|_| placed), job.next_from].contains(&Some(checkpoint.id));
+    let images = || checkpoint.units.iter().map(|image| Some(image.checkpoint));
+    let alone = || job.units.iter().filter(|unit| unit.incarnation.is_some());
+    of_job || (placed && alone().any(|unit| images().any(|image| image == unit.from)))
 }
 
 /// Complete checkpoints of one user that have to go because all of theirs take more than `allowed` bytes, oldest first;
@@ -87,7 +91,7 @@ pub(crate) fn over_quota(jobs: &[Job], checkpoints: &[Checkpoint], allowed: u64)
             .map(|other| other.id)
             .max();
         let job = jobs.iter().find(|job| job.id == c.job);
-        newest == Some(c.id) || job.is_none_or(|job| needed(job).contains(&Some(c.id)))
+        newest == Some(c.id) || job.is_none_or(|job| is_needed(job, c))
     };
     let mut candidates: Vec<&Checkpoint> = complete().filter(|c| !stays(c)).collect();
     candidates.sort_unstable_by_key(|c| (c.stored_ms, c.id));

@@ -11,7 +11,7 @@ use sqlx::AnyConnection;
 use crate::coordinator::{self, Next};
 use crate::db::{self, About, Write};
 use crate::grid::{Grid, new_checkpoint};
-use crate::lifecycle::Change;
+use crate::lifecycle::{Change, pause_ms};
 use crate::units::{self, Happened};
 
 impl Grid {
@@ -34,12 +34,17 @@ impl Grid {
         {
             let node = unit.node.as_deref();
             let about = About { job: Some(job), node };
-            let what = format!(
-                "unit {number} of job {} is {} on {}",
-                job.id,
-                unit.phase.name(),
-                node.unwrap_or("no node")
-            );
+            let what = match unit.phase {
+                UnitPhase::Waiting => format!(
+                    "unit {number} of job {} is to go on alone: {}",
+                    job.id,
+                    job.reason.as_deref().unwrap_or_default()
+                ),
+                phase => {
+                    let place = node.unwrap_or("no node");
+                    format!("unit {number} of job {} is {} on {place}", job.id, phase.name())
+                }
+            };
             let kind = format!("unit.{}", unit.phase.name());
             write.note(self.clock.wall_ms(), &kind, about, what).await?;
         }
@@ -52,7 +57,11 @@ impl Grid {
             let what = format!("job {} is told: failure of {why}", job.id);
             write.note(self.clock.wall_ms(), "job.warned", about, what).await?;
         }
-        if job.ending.is_some() && before.ending.is_none() {
+        let alone = units::are_settled(&before) && !units::are_settled(job) && job.ending.is_none();
+        if alone {
+            job.not_before_ms = self.clock.wall_ms() + pause_ms(job.failures);
+        }
+        if (job.ending.is_some() && before.ending.is_none()) || alone {
             // There is no moment any more of which all could be saved.
             for mut set in db::pending_of(&mut write.tx, job.id).await? {
                 let why = format!("unit {number} has ended");

@@ -11,7 +11,7 @@ use crate::grid::Grid;
 use crate::lifecycle::Change;
 use crate::placement::{self, Free, Room};
 use crate::retention::AFTERLIFE_MS;
-use crate::units::Happened;
+use crate::units::{self, Happened};
 
 /// Queued jobs that are looked at in one go.
 const LOOK_AHEAD: i64 = 500;
@@ -33,6 +33,7 @@ impl Grid {
         self.empty_nodes().await?;
         self.copy_images().await?;
         self.place_jobs().await?;
+        self.place_units_alone().await?;
         self.sweep().await
     }
 
@@ -114,6 +115,9 @@ impl Grid {
                 && !matches!(job.intent, Some(Intent::Cancel | Intent::Expire))
             {
                 self.change(&mut write, &mut job, Change::End(Intent::Expire)).await?;
+            } else if !units::are_settled(&job) {
+                // When it runs again.
+                continue;
             } else if job.intent.is_none() && job.ending.is_none() && job.every_ms().is_some() {
                 let begun = job.checkpoint_begun_ms;
                 self.begin_checkpoint(&mut write, &mut job, false).await?;
@@ -136,7 +140,7 @@ impl Grid {
                    (SELECT j.id FROM nodes n JOIN jobs j ON j.node = n.name WHERE n.state = 'draining' \
                    UNION SELECT u.job FROM nodes n JOIN units u ON u.node = n.name WHERE n.state = 'draining') ORDER BY id";
         let running: Vec<Job> = db::docs(&mut *self.db.read().await?, sql, &[]).await?;
-        let free_to_go = |job: &Job| job.intent.is_none() && job.ending.is_none();
+        let free_to_go = |job: &Job| job.intent.is_none() && job.ending.is_none() && units::are_settled(job);
         for job in running.into_iter().filter(free_to_go) {
             let mut write = self.db.write().await?;
             let Some(mut job) = db::job(&mut write.tx, job.id).await? else {
@@ -324,7 +328,7 @@ impl Grid {
     }
 
     /// What is free on the nodes that take jobs.
-    async fn free(&self, write: &mut Write<'_>, nodes: &[Node]) -> Result<Vec<Free>> {
+    pub(crate) async fn free(&self, write: &mut Write<'_>, nodes: &[Node]) -> Result<Vec<Free>> {
         let mut free = Vec::new();
         for node in nodes.iter().filter(|node| node.state == NodeState::Ready) {
             let sql = "SELECT doc FROM jobs WHERE node = $1 AND state IN ('starting', 'running')";
@@ -461,7 +465,7 @@ impl Grid {
     }
 
     /// Writes down that a job is started, and where.
-    async fn open_incarnation(&self, write: &mut Write<'_>, job: &Job, node: &str) -> Result<()> {
+    pub(crate) async fn open_incarnation(&self, write: &mut Write<'_>, job: &Job, node: &str) -> Result<()> {
         let sql = "INSERT INTO incarnations (job, number, node, checkpoint, placed_ms, ended_ms, outcome) \
                    VALUES ($1, $2, $3, $4, $5, 0, '')";
         let values = [
@@ -511,7 +515,7 @@ impl Grid {
         Ok(failed.iter().filter(|c| c.stop).map(|c| c.job).collect())
     }
 
-    async fn wait(&self, write: &mut Write<'_>, job: &mut Job, why: String) -> Result<bool> {
+    pub(crate) async fn wait(&self, write: &mut Write<'_>, job: &mut Job, why: String) -> Result<bool> {
         if job.reason.as_ref() == Some(&why) {
             return Ok(false);
         }
@@ -557,7 +561,7 @@ impl Grid {
 }
 
 /// Has a node get an image that it does not hold.
-async fn want_image(write: &mut Write<'_>, checkpoint: &Checkpoint, node: &str) -> Result<()> {
+pub(crate) async fn want_image(write: &mut Write<'_>, checkpoint: &Checkpoint, node: &str) -> Result<()> {
     let mut wanted = write.wanted(checkpoint.id).await?;
     let holds = checkpoint.locations.iter().any(|place| place.node == node);
     if !holds && !wanted.iter().any(|name| name == node) {
@@ -568,7 +572,7 @@ async fn want_image(write: &mut Write<'_>, checkpoint: &Checkpoint, node: &str) 
 }
 
 /// Starts from one checkpoint before an older one is tried.
-const ATTEMPTS: usize = 2;
+pub(crate) const ATTEMPTS: usize = 2;
 
 /// Where a job goes on.
 enum Start<'a> {
@@ -579,7 +583,7 @@ enum Start<'a> {
 }
 
 /// The engine that saves a job on the node that was chosen for it.
-fn engine_on(spec: &JobSpec, nodes: &[Node], chosen: &str) -> String {
+pub(crate) fn engine_on(spec: &JobSpec, nodes: &[Node], chosen: &str) -> String {
     let node = nodes.iter().find(|node| node.info.name == chosen);
     node.and_then(|node| placement::engine(spec, &node.info))
         .unwrap_or_else(|| NATIVE.to_string())

@@ -2,7 +2,8 @@
 //!
 //! A unit that ends with code 0 has done its part, and the others go on. Every other end of one is the end of all: what
 //! happened to the first is kept, the others are ended, and when the last is gone it happens to the job. So a job never has
-//! units of two starts.
+//! units of two starts, except where they are independent: there nothing that the others have done depends on what a unit
+//! has lost with its node, and it waits for a node of its own while they run on (XtreemGCP, section 3.2).
 
 use cpr_api::model::{Ending, Job, JobState, Unit, UnitPhase};
 
@@ -29,7 +30,17 @@ pub(crate) enum Happened {
 
 /// Changes a unit of a job; gives what happens to the job by that.
 pub(crate) fn apply(job: &mut Job, number: usize, happened: Happened) -> Option<Change> {
+    let alone = may_go_alone(job);
     let unit = job.units.get_mut(number).filter(|unit| unit.phase.is_placed())?;
+    if alone && matches!(happened, Happened::Broke { .. } | Happened::Killed) {
+        *unit = Unit {
+            engine: std::mem::take(&mut unit.engine),
+            ..Unit::default()
+        };
+        job.failures += 1;
+        job.reason = Some(format!("unit {number}: {}", happened.why()));
+        return None;
+    }
     let ending = match happened {
         Happened::Ready => {
             unit.phase = UnitPhase::Ready;
@@ -41,6 +52,10 @@ pub(crate) fn apply(job: &mut Job, number: usize, happened: Happened) -> Option<
         }
         Happened::Began => {
             unit.phase = UnitPhase::Running;
+            if job.state == JobState::Running && are_settled(job) {
+                job.reason = None;
+                job.bad_starts.clear();
+            }
             None
         }
         Happened::Exited { code, signal } => {
@@ -73,10 +88,59 @@ pub(crate) fn apply(job: &mut Job, number: usize, happened: Happened) -> Option<
     job.ending = job.ending.take().or(ending);
     let placed = || job.units.iter().filter(|unit| unit.phase.is_placed());
     if placed().next().is_none() {
+        if job.ending.is_none() && !are_settled(job) {
+            // Those that wait for a node go on.
+            return None;
+        }
         return Some(end(job.ending.take()));
     }
     let begins = job.state == JobState::Starting && placed().all(|unit| unit.phase == UnitPhase::Running);
     (begins && job.ending.is_none()).then_some(Change::Began)
+}
+
+impl Happened {
+    /// In words.
+    fn why(&self) -> &str {
+        match self {
+            Happened::Broke { why } | Happened::Refused { why } => why,
+            Happened::Killed => "its node ended it",
+            Happened::Exited { .. } => "it has ended",
+            Happened::Ready | Happened::Built | Happened::Began => "",
+        }
+    }
+}
+
+/// Whether a unit under which the system fails goes on alone: its job runs, nobody wants it to end, and its units say
+/// nothing to each other. Where the system has failed too often the job is given up as any other.
+fn may_go_alone(job: &Job) -> bool {
+    let wanted = job.intent.is_none() && job.ending.is_none();
+    job.spec.independent && job.state == JobState::Running && wanted && job.failures < job.spec.retries()
+}
+
+/// Whether every unit of a job that runs does, or has done its part: none waits for a node, or is being started.
+pub(crate) fn are_settled(job: &Job) -> bool {
+    job.units.iter().all(is_settled)
+}
+
+/// The same of one unit.
+pub(crate) fn is_settled(unit: &Unit) -> bool {
+    matches!(unit.phase, UnitPhase::Running | UnitPhase::Finished)
+}
+
+/// Gives a unit that waits to a node, in a start of the job that is its own.
+pub(crate) fn place_alone(job: &mut Job, number: usize, node: String, from: Option<i64>) {
+    job.incarnation += 1;
+    let incarnation = Some(job.incarnation);
+    if let Some(unit) = job.units.get_mut(number) {
+        *unit = Unit {
+            phase: UnitPhase::Starting,
+            node: Some(node),
+            engine: std::mem::take(&mut unit.engine),
+            from,
+            incarnation,
+            ..Unit::default()
+        };
+    }
 }
 
 /// What happens to the job when its last unit has ended.
@@ -100,23 +164,23 @@ pub(crate) fn place(units: &mut [Unit], places: Vec<Option<(String, Option<i64>)
                 node: Some(node),
                 engine: std::mem::take(&mut unit.engine),
                 from,
-                exit_code: None,
-                signal: None,
+                ..Unit::default()
             },
             None => Unit {
                 phase: UnitPhase::Finished,
-                node: None,
                 engine: std::mem::take(&mut unit.engine),
-                from: None,
                 exit_code: Some(0),
-                signal: None,
+                ..Unit::default()
             },
         };
     }
 }
 
-/// Whether units that have been made again may run: all are there.
+/// Whether units that have been made again may run: all are there, or it goes on alone in a job that runs.
 pub(crate) fn may_go(job: &Job) -> bool {
+    if job.state == JobState::Running {
+        return true;
+    }
     let waits = |unit: &Unit| matches!(unit.phase, UnitPhase::Starting | UnitPhase::Ready);
     !job.units.iter().any(waits)
 }
@@ -243,6 +307,58 @@ mod tests {
                 .iter()
                 .all(|unit| unit.phase == UnitPhase::Waiting && unit.node.is_none())
         );
+    }
+
+    fn independent(retries: u32) -> Job {
+        let mut job = running();
+        job.spec.independent = true;
+        job.spec.retries = Some(retries);
+        job
+    }
+
+    // XGCP-UNCOORD-7
+    #[test]
+    fn of_independent_units_only_the_one_goes_back_under_which_the_system_failed() {
+        let mut job = independent(5);
+        let others = [job.units[0].clone(), job.units[2].clone()];
+        assert_eq!(apply(&mut job, 1, broke()), None);
+        assert_eq!((job.state, &job.ending), (JobState::Running, &None));
+        assert_eq!(job.units[1].phase, UnitPhase::Waiting);
+        assert!(!are_settled(&job));
+        assert_eq!([&job.units[0], &job.units[2]], [&others[0], &others[1]]);
+        place_alone(&mut job, 1, "n9".into(), Some(77));
+        assert_eq!(
+            (job.incarnation_of(0), job.incarnation_of(1)),
+            (1, 2),
+            "the others are of the start before"
+        );
+        assert_eq!(apply(&mut job, 1, Happened::Built), None);
+        assert!(may_go(&job));
+        assert_eq!(apply(&mut job, 1, Happened::Began), None);
+        assert!(are_settled(&job));
+        // A fault of its own is the end of all, as ever.
+        assert_eq!(apply(&mut job, 1, exited(3)), None);
+        assert!(job.ending.is_some());
+    }
+
+    #[test]
+    fn a_unit_that_waits_alone_keeps_its_job_from_being_over_and_not_for_ever() {
+        let mut job = independent(2);
+        assert_eq!(apply(&mut job, 0, broke()), None);
+        assert_eq!(apply(&mut job, 1, exited(0)), None);
+        assert_eq!(apply(&mut job, 2, exited(0)), None, "one waits");
+        place_alone(&mut job, 0, "n9".into(), None);
+        assert_eq!(apply(&mut job, 0, Happened::Killed), None, "its node ended it");
+        assert_eq!(job.failures, 2);
+        place_alone(&mut job, 0, "n9".into(), None);
+        let change = apply(&mut job, 0, broke()).unwrap();
+        lifecycle::apply(&mut job, change, 2).unwrap();
+        assert_eq!(job.state, JobState::Failed);
+        // Whoever wants the end of the job does not want a unit to go on.
+        let mut job = independent(2);
+        lifecycle::apply(&mut job, Change::End(Intent::Cancel), 1).unwrap();
+        assert_eq!(apply(&mut job, 0, Happened::Killed), None);
+        assert_eq!(job.units[0].phase, UnitPhase::Ended);
     }
 
     #[test]

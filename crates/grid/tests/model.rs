@@ -182,6 +182,11 @@ impl World {
                 running.insert((incarnation.job, incarnation.unit)),
                 "{incarnation} runs twice"
             );
+            let job = self.grid.job(&admin(), incarnation.job).await.unwrap();
+            if job.spec.independent {
+                // Each goes on alone.
+                continue;
+            }
             let start = *starts.entry(incarnation.job).or_insert(incarnation.number);
             assert_eq!(
                 start, incarnation.number,

@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) struct Said {
     /// Incarnations that we are to have.
     units: BTreeMap<Incarnation, Fate>,
+    /// Checkpoints that are asked for, and whether nothing else of their job waits for them.
+    asked: BTreeMap<i64, bool>,
     /// How far checkpoints may be.
     steps: BTreeMap<i64, Step>,
     /// Connections to other units that are to be emptied for them.
@@ -50,6 +52,14 @@ struct Fate {
 impl Said {
     pub(super) fn new(orders: &Orders) -> Said {
         let asked = || orders.jobs.iter().flat_map(|order| &order.checkpoints);
+        let alone = |order: &JobOrder| {
+            let alone = order.checkpoints.len() == 1 && !order.kill;
+            order
+                .checkpoints
+                .iter()
+                .map(|asked| (asked.id, alone))
+                .collect::<Vec<_>>()
+        };
         let fate = |order: &JobOrder| Fate {
             go: order.go,
             kill: order.kill,
@@ -61,6 +71,7 @@ impl Said {
                 .iter()
                 .map(|order| (order.incarnation, fate(order)))
                 .collect(),
+            asked: orders.jobs.iter().flat_map(alone).collect(),
             steps: asked().filter_map(|asked| Some((asked.id, asked.step?))).collect(),
             channels: asked().map(|asked| (asked.id, asked.channels.clone())).collect(),
             heard: Some((Instant::now(), Duration::from_millis(orders.lease_ms))),
@@ -70,6 +81,11 @@ impl Said {
     /// How far a checkpoint may be; none where it is given up, or done.
     pub(super) fn step(&self, id: i64) -> Option<Step> {
         self.steps.get(&id).copied()
+    }
+
+    /// Whether a checkpoint is still asked for, and nothing presses.
+    pub(super) fn may_wait(&self, id: i64) -> bool {
+        self.asked.get(&id).copied().unwrap_or(false)
     }
 
     /// Whether the unit is not ours any more, or is to be ended.

@@ -25,7 +25,7 @@ const MOST_ROUNDS: u32 = 3;
 
 impl Agent {
     /// How `cpr` says the job of an incarnation is; none where there is no such job.
-    fn status(&self, incarnation: Incarnation, uid: u32) -> Option<JobStatus> {
+    pub(super) fn status(&self, incarnation: Incarnation, uid: u32) -> Option<JobStatus> {
         let state = StateDir::look(&self.layout.state(uid), uid).ok()?;
         state.job(&incarnation.to_string()).and_then(|job| job.status()).ok()
     }
@@ -355,8 +355,16 @@ impl Agent {
             true => &["--stop"],
             false => &[],
         };
-        let begun = self.beside(move |agent| {
-            let result = agent.checkpoint(incarnation, &owner, id, how, made);
+        let patience = order
+            .spec
+            .save_low_s
+            .filter(|_| !made && !stop)
+            .map(Duration::from_secs);
+        let save = move |agent: &Arc<Agent>| {
+            if let Some(patience) = patience {
+                agent.await_little(id, incarnation, &owner, patience);
+            }
+            let result = agent.in_motion(|| agent.checkpoint(incarnation, &owner, id, how, made));
             let result = result.unwrap_or_else(|error| {
                 log(format!("checkpoint {id} of job {incarnation}: {}", error.chain()));
                 CheckpointResult::Failed { message: error.chain() }
@@ -369,7 +377,11 @@ impl Agent {
             if made {
                 agent.try_hook(When::AfterCheckpoint, incarnation, &owner, Some(id));
             }
-        });
+        };
+        let begun = match patience {
+            Some(_) => self.patiently(save),
+            None => self.beside(save),
+        };
         if !begun {
             self.state().making.remove(&id);
         }

@@ -13,6 +13,7 @@ mod hooks;
 mod images;
 mod jobs;
 mod layout;
+mod moment;
 mod pace;
 mod process;
 mod scrub;
@@ -123,6 +124,8 @@ pub struct Agent {
     engines: Mutex<Published>,
     tasks: AtomicUsize,
     coordinated: AtomicUsize,
+    /// Checkpoints that wait for a good moment.
+    patient: AtomicUsize,
     /// The service has answered.
     answered: Condvar,
 }
@@ -151,6 +154,7 @@ impl Agent {
             engines: Mutex::new(Published::look()),
             tasks: AtomicUsize::new(0),
             coordinated: AtomicUsize::new(0),
+            patient: AtomicUsize::new(0),
             answered: Condvar::new(),
         }))
     }

@@ -1,6 +1,6 @@
 //! Jobs of several units: placed together, saved in one stop, and started together again.
 
-use cpr_api::agent::Phase;
+use cpr_api::agent::{Incarnation, Phase};
 use cpr_api::model::*;
 use cpr_grid::{Caller, CheckpointQuery, EventQuery, Grid};
 use cpr_types::ErrorKind;
@@ -391,6 +391,107 @@ fn independent_units_are_saved_each_by_itself_and_end_together() {
     });
 }
 
+/// A job of three independent units that run, one on each node.
+async fn apart(place: &Place, grid: &Grid, nodes: &mut [FakeNode; 3], retries: u32) -> i64 {
+    let wanted = JobSpec {
+        independent: true,
+        retries: Some(retries),
+        ..units(3)
+    };
+    let id = grid.submit(&ada(), wanted, None).await.unwrap().id;
+    beats(place, grid, nodes, 4).await;
+    assert_eq!(phases(grid, id).await, [UnitPhase::Running; 3]);
+    id
+}
+
+// XGCP-UNCOORD-7, XGCP-FILE-8
+#[test]
+fn of_independent_units_one_whose_node_is_lost_goes_on_alone_and_its_image_stays_as_long() {
+    with_each_database("one goes on alone", |place| async move {
+        let (grid, mut nodes, first) = running(&place).await;
+        grid.cancel(&ada(), first).await.unwrap();
+        beats(&place, &grid, &mut nodes, 4).await;
+        let id = apart(&place, &grid, &mut nodes, 5).await;
+        let made = save(&place, &grid, &mut nodes, id).await;
+        let before = grid.job(&ada(), id).await.unwrap();
+        let lost = nodes[1].running().next().unwrap();
+        let others: Vec<Incarnation> = [0, 2].iter().flat_map(|n: &usize| nodes[*n].running()).collect();
+        nodes[1].crash();
+        beats(&place, &grid, &mut nodes[1..2], 1).await;
+        assert_eq!(grid.job(&ada(), id).await.unwrap().state, JobState::Running);
+        // Of a moment at which one is not there nothing is saved: it would be taken for one that had finished.
+        let refused = grid.request_checkpoint(&ada(), id, None).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert_eq!(grid.suspend(&ada(), id).await.unwrap_err().kind(), ErrorKind::Busy);
+        beats(&place, &grid, &mut nodes, 6).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!(phases(&grid, id).await, [UnitPhase::Running; 3]);
+        let number = lost.unit.unwrap();
+        for other in &others {
+            let unit = other.unit.unwrap() as usize;
+            assert_eq!(job.units[unit], before.units[unit], "it has stayed as it was");
+        }
+        let still: Vec<Incarnation> = nodes
+            .iter()
+            .flat_map(FakeNode::running)
+            .filter(|i| others.contains(i))
+            .collect();
+        assert_eq!(still.len(), 2);
+        let image = made.units.iter().find(|image| image.unit == number).unwrap().checkpoint;
+        assert_eq!(job.units[number as usize].from, Some(image));
+        assert_eq!((job.incarnation, job.incarnation_of(number), job.failures), (2, 2, 1));
+        // What it runs from cannot go, though the job as a whole has not gone on from it.
+        let newer = save(&place, &grid, &mut nodes, id).await;
+        assert_eq!(checkpoint(&grid, newer.id).await.state, CheckpointState::Complete);
+        let stays = grid.free_checkpoint(&ada(), made.id).await.unwrap_err();
+        assert_eq!(stays.kind(), ErrorKind::InUse);
+        assert_eq!(grid.job(&ada(), id).await.unwrap().failures, 0, "it has got further");
+        // As a whole it goes on from the newest one.
+        grid.suspend(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 12).await;
+        assert_eq!(state(&grid, id).await, JobState::Suspended);
+        grid.recover(&ada(), id, RecoverRequest::default()).await.unwrap();
+        beats(&place, &grid, &mut nodes, 8).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!((job.state, job.incarnation), (JobState::Running, 3));
+        assert!((0..3).all(|unit| job.incarnation_of(unit) == 3));
+    });
+}
+
+#[test]
+fn a_unit_that_waits_alone_goes_on_from_the_beginning_is_cancelled_with_its_job_and_outlives_the_service() {
+    with_each_database("it waits alone", |place| async move {
+        let (grid, mut nodes, first) = running(&place).await;
+        grid.cancel(&ada(), first).await.unwrap();
+        beats(&place, &grid, &mut nodes, 4).await;
+        let id = apart(&place, &grid, &mut nodes, 10).await;
+        let unit = nodes[1].running().next().unwrap().unit.unwrap() as usize;
+        nodes[1].crash();
+        beats(&place, &grid, &mut nodes[1..2], 1).await;
+        let grid = place.open().await;
+        beats(&place, &grid, &mut nodes, 6).await;
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!(
+            (job.state, job.units[unit].from),
+            (JobState::Running, None),
+            "it had never been saved"
+        );
+        // All are lost at once: each goes on, and nobody takes the job for finished.
+        nodes.iter_mut().for_each(FakeNode::crash);
+        for node in &mut nodes {
+            let now = place.now.load(std::sync::atomic::Ordering::SeqCst);
+            node.beat(&grid, now).await.unwrap();
+        }
+        let job = grid.job(&ada(), id).await.unwrap();
+        assert_eq!(job.state, JobState::Running);
+        assert!(job.units.iter().any(|unit| unit.phase == UnitPhase::Waiting));
+        grid.cancel(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 4).await;
+        assert_eq!(state(&grid, id).await, JobState::Cancelled);
+        assert_eq!(nodes.iter().flat_map(FakeNode::running).count(), 0);
+    });
+}
+
 // XGCP-JCP-6, XGCP-JCP-7, XGCP-JUCP-2
 #[test]
 fn a_checkpoint_is_made_when_it_is_asked_for_and_on_the_nodes_of_the_job_only() {
@@ -474,8 +575,9 @@ fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_h
         let apart = save(&place, &grid, &mut nodes, id).await;
         assert_eq!(steps().await, 3, "no unit has waited for another");
         assert_eq!(apart.units.len(), 3);
-        // A node fails; they go on from the newer one.
+        // A node fails; what it had goes on from the newer one.
         let crash = async |grid: &Grid, nodes: &mut [FakeNode; 3]| {
+            let unit = nodes[0].running().next().unwrap().unit.unwrap();
             nodes[0].crash();
             beats(&place, grid, nodes, 6).await;
             // The pause before another attempt.
@@ -483,9 +585,10 @@ fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_h
             beats(&place, grid, nodes, 16).await;
             let job = grid.job(&ada(), id).await.unwrap();
             assert_eq!(job.state, JobState::Running);
-            job.from
+            (unit as usize, job.units[unit as usize].from)
         };
-        assert_eq!(crash(&grid, &mut nodes).await, Some(apart.id));
+        let (unit, from) = crash(&grid, &mut nodes).await;
+        assert_eq!(from, Some(apart.units[unit].checkpoint));
         // Of that an image is lost everywhere; the one before has every unit.
         let lost = apart.units[1].checkpoint;
         for node in &mut nodes {
@@ -493,7 +596,8 @@ fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_h
         }
         beats(&place, &grid, &mut nodes, 2).await;
         assert_eq!(checkpoint(&grid, apart.id).await.state, CheckpointState::Lost);
-        assert_eq!(crash(&grid, &mut nodes).await, Some(together.id));
+        let (unit, from) = crash(&grid, &mut nodes).await;
+        assert_eq!(from, Some(together.units[unit].checkpoint));
         assert!(!change(false).await.spec.independent);
         save(&place, &grid, &mut nodes, id).await;
         assert_eq!(steps().await, 6, "in one stop again");

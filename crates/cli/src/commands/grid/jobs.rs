@@ -59,6 +59,7 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
     spec.retries = args.retries.or(spec.retries);
     spec.independent |= args.independent;
+    spec.save_low_s = args.save_low.map(|limit| limit.as_secs()).or(spec.save_low_s);
     if let Some(units) = args.units {
         spec.units = vec![UnitSpec::default(); units as usize];
     }
@@ -279,6 +280,7 @@ pub fn policy(output: Output, args: &Policy) -> Result<u8> {
         keep: args.keep,
         ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         independent: args.independent,
+        save_low_s: args.save_low.map(|limit| limit.as_secs()),
     };
     let job: Job = client()?.post(&format!("/v1/jobs/{}/policy", args.id), &request, None)?;
     told(output, &job)
