@@ -421,7 +421,7 @@ pub struct Unit {
     /// Its image that this start went on from.
     #[serde(default)]
     pub from: Option<i64>,
-    /// The start of the job with which it was started alone; none where it was started with all others.
+    /// Which start of the job it is of: units that go on alone have one of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<u32>,
     /// Exit code, once it has ended by itself; 128 + signal where a signal ended it.

@@ -67,7 +67,7 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
         }
         Change::PlaceUnits { places, from } if job.state == JobState::Queued => {
             start(job, from);
-            units::place(&mut job.units, places);
+            units::place(&mut job.units, job.incarnation, places);
         }
         Change::Began if job.state == JobState::Starting => {
             job.state = JobState::Running;

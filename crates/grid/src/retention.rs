@@ -66,8 +66,8 @@ fn is_needed(job: &Job, checkpoint: &Checkpoint) -> bool {
     let placed = job.state.is_placed();
     let of_job = [job.from.filter(|_| placed), job.next_from].contains(&Some(checkpoint.id));
     let images = || checkpoint.units.iter().map(|image| Some(image.checkpoint));
-    let alone = || job.units.iter().filter(|unit| unit.incarnation.is_some());
-    of_job || (placed && alone().any(|unit| images().any(|image| image == unit.from)))
+    let of_unit = || job.units.iter().any(|unit| images().any(|image| image == unit.from));
+    of_job || (placed && of_unit())
 }
 
 /// Complete checkpoints of one user that have to go because all of theirs take more than `allowed` bytes, oldest first;

@@ -129,6 +129,11 @@ pub(crate) fn is_settled(unit: &Unit) -> bool {
 
 /// Gives a unit that waits to a node, in a start of the job that is its own.
 pub(crate) fn place_alone(job: &mut Job, number: usize, node: String, from: Option<i64>) {
+    // Records of an earlier version do not say which start their units are of.
+    let before = Some(job.incarnation);
+    job.units
+        .iter_mut()
+        .for_each(|unit| unit.incarnation = unit.incarnation.or(before));
     job.incarnation += 1;
     let incarnation = Some(job.incarnation);
     if let Some(unit) = job.units.get_mut(number) {
@@ -156,7 +161,7 @@ fn end(ending: Option<Ending>) -> Change {
 }
 
 /// Gives each unit that has not finished to a node, with the image that it goes on from.
-pub(crate) fn place(units: &mut [Unit], places: Vec<Option<(String, Option<i64>)>>) {
+pub(crate) fn place(units: &mut [Unit], incarnation: u32, places: Vec<Option<(String, Option<i64>)>>) {
     for (unit, place) in units.iter_mut().zip(places) {
         *unit = match place {
             Some((node, from)) => Unit {
@@ -164,6 +169,7 @@ pub(crate) fn place(units: &mut [Unit], places: Vec<Option<(String, Option<i64>)
                 node: Some(node),
                 engine: std::mem::take(&mut unit.engine),
                 from,
+                incarnation: Some(incarnation),
                 ..Unit::default()
             },
             None => Unit {
@@ -366,6 +372,7 @@ mod tests {
         let mut units = job().units;
         place(
             &mut units,
+            2,
             vec![Some(("a".into(), Some(5))), None, Some(("b".into(), None))],
         );
         let phases: Vec<UnitPhase> = units.iter().map(|unit| unit.phase).collect();
