@@ -110,6 +110,11 @@ pub enum Phase {
         /// Signal that ended it.
         signal: Option<i32>,
     },
+    /// Its program has ended with exit code 0, and its files could not be brought away.
+    Kept {
+        /// Which, and why.
+        message: String,
+    },
     /// Ended by a checkpoint.
     Stopped,
     /// Killed by the agent, on order or because the lease lapsed.

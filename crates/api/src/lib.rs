@@ -9,6 +9,7 @@ pub mod agent;
 pub mod client;
 pub mod http;
 pub mod model;
+pub mod staging;
 pub mod tls;
 
 pub use client::{Client, Endpoint};

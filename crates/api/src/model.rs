@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use cpr_types::{ConnectionEnd, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::staging::{self, Staging};
+
 /// Most words of a command line, and variables of an environment.
 const MOST_WORDS: usize = 16_384;
 /// Seconds between checkpoints where that is to be adapted and nothing is known.
@@ -100,6 +102,13 @@ pub struct JobSpec {
     /// 600 at most. At once where nothing is said, and where the checkpoint is to end it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_low_s: Option<u64>,
+    /// Files that are brought to its node before it starts: from the grid's area for files, or from elsewhere on the node, to
+    /// below its working directory. On a node where it goes on they are brought if they are not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage_in: Vec<Staging>,
+    /// Files that are brought away from below its working directory when it has ended. It has finished only when all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage_out: Vec<Staging>,
 }
 
 /// What is different for one unit of a job; everything that is not said is as the job says it.
@@ -148,6 +157,7 @@ impl JobSpec {
             whole.output = output.map(|output| output.replace("%u", &number.to_string()));
             whole.slots = unit.slots.or(self.slots);
             whole.memory_mb = unit.memory_mb.unwrap_or(self.memory_mb);
+            whole.number_staged("%u", &number.to_string());
             whole.node = unit.node.clone().or(self.node.clone());
         }
         whole.environment.insert(UNIT.into(), number.to_string());
@@ -236,11 +246,28 @@ impl JobSpec {
         if self.slots == Some(0) || self.keep == Some(0) || times.contains(&Some(0)) {
             return refuse("slots, every_s, keep, ttl_s and time_limit_s cannot be 0".into());
         }
+        self.stage_in.iter().try_for_each(|staged| staged.check(true))?;
+        self.stage_out.iter().try_for_each(|staged| staged.check(false))?;
+        if self.stage_in.len().max(self.stage_out.len()) > staging::MOST {
+            return refuse(format!("more than {} files are staged", staging::MOST));
+        }
         let conditions = self.requires.len() + self.needs.len();
         if self.memory_mb > 1 << 40 || conditions > 100 || self.after.len() > 1000 {
             return refuse("it asks for too much".into());
         }
         Ok(())
+    }
+
+    /// Puts a number in place of its mark in what is staged.
+    pub fn number_staged(&mut self, mark: &str, number: &str) {
+        for staged in self.stage_in.iter_mut().chain(&mut self.stage_out) {
+            *staged = staged.numbered(mark, number);
+        }
+    }
+
+    /// Whether it needs a node that reaches the grid's area for files.
+    pub fn uses_area(&self) -> bool {
+        self.stage_in.iter().chain(&self.stage_out).any(Staging::uses_area)
     }
 
     /// Slots it takes.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand, ValueHint};
+use gridcpr::grid::staging::Staging;
 
 use crate::args::parse_duration;
 
@@ -15,6 +16,7 @@ Examples:
   cpr submit --after 17 --slots 4 --time-limit 2h -- make -j4
   cpr submit --units 3 -o 'part-%u.out' -- ./part
   cpr submit --file coupled.toml
+  cpr submit --stage-in 'area:mesh.dat>mesh.dat' --stage-out 'result>area:runs/1' -- ./sim
 
 The job runs on a node of the grid in the present directory and environment, which every node has to have. What it prints \
 is appended to a file. Where its node is lost it goes on elsewhere from its newest good checkpoint.")]
@@ -89,6 +91,19 @@ pub struct Submit {
     /// seconds, 10m at most)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub save_low: Option<Duration>,
+    /// Before it starts, copy FROM, which is `area:PATH` in the grid's area for files or an absolute path on its node, to TO
+    /// below its working directory; FROM>>TO appends; may be given several times
+    ///
+    /// Where it goes on on another node, what is not there is copied again. TO<FROM and TO<<FROM mean the same. Has to be
+    /// quoted.
+    #[arg(long, value_name = "FROM>TO", value_parser = Staging::parse, action = ArgAction::Append)]
+    pub stage_in: Vec<Staging>,
+    /// When it has ended, copy FROM, which is below its working directory, to TO, which is `area:PATH` or an absolute path
+    /// on its node; FROM>>TO appends; may be given several times
+    ///
+    /// The job has finished when everything is there, and fails where something cannot be copied.
+    #[arg(long, value_name = "FROM>TO", value_parser = Staging::parse, action = ArgAction::Append)]
+    pub stage_out: Vec<Staging>,
     /// Read what the job is to be from a file in TOML, with the names of the HTTP interface; options given besides win
     ///
     /// In it, units can have commands and needs of their own.

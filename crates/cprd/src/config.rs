@@ -286,6 +286,8 @@ pub struct NodeConfig {
     pub advertise: Option<String>,
     /// A directory or bucket that all nodes share, for images.
     pub store: Option<String>,
+    /// A directory or bucket for files of users, which are staged in from there and out to it.
+    pub area: Option<String>,
     /// Images are fetched, and put into the store, not faster than this in all, MiB a second; as fast as it goes where
     /// nothing is said.
     pub transfer_mb_per_s: Option<u64>,
@@ -365,6 +367,7 @@ impl Default for NodeConfig {
             listen: None,
             advertise: None,
             store: None,
+            area: None,
             transfer_mb_per_s: None,
             slots: None,
             memory_mb: None,
@@ -471,13 +474,13 @@ impl Config {
                  tls.allow_plain_http = true",
             );
         }
-        for store in [&grid.store, &node.store].into_iter().flatten() {
+        for store in [&grid.store, &node.store, &node.area].into_iter().flatten() {
             let bucket = store
                 .strip_prefix("s3://")
                 .is_some_and(|bucket| !bucket.starts_with('/') && !bucket.is_empty());
             if !bucket && !store.starts_with('/') {
                 return refuse(
-                    &format!("{store:?} is no store"),
+                    &format!("{store:?} is no store or area"),
                     "write a directory that begins with /, or s3://BUCKET or s3://BUCKET/PREFIX",
                 );
             }
@@ -488,6 +491,12 @@ impl Config {
                     "use https://; or, on a network that can be trusted, tls.allow_plain_http = true",
                 );
             }
+        }
+        if node.area.is_some() && (node.area == node.store || node.area == grid.store) {
+            return refuse(
+                "node.area is the store of images",
+                "give files of users a directory, or a prefix of the bucket, of their own",
+            );
         }
         let keys = &self.encryption;
         let ways = [
@@ -629,6 +638,7 @@ mod tests {
             listen: "127.0.0.1:1".parse().ok(),
             advertise: Some("x:1".into()),
             store,
+            area: Some("/files".into()),
             transfer_mb_per_s: Some(1),
             slots: Some(1),
             memory_mb: Some(1),

@@ -8,6 +8,7 @@ mod ca;
 mod check;
 mod config;
 mod durable;
+mod files;
 mod http;
 mod outside;
 mod reload;
@@ -85,6 +86,12 @@ enum Verb {
     /// Become the program that standard input describes
     #[command(hide = true)]
     Become,
+    /// Copy one file
+    #[command(hide = true)]
+    CopyFile {
+        /// What to copy, as JSON
+        what: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +160,9 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if let Verb::CopyFile { what } = &cli.verb {
+        return ExitCode::from(files::run(what));
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -201,7 +211,7 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Verb::Check => check::check(&config),
-        Verb::Ca { .. } | Verb::Openapi | Verb::Schema | Verb::Become => Ok(()),
+        Verb::Ca { .. } | Verb::Openapi | Verb::Schema | Verb::Become | Verb::CopyFile { .. } => Ok(()),
     }
 }
 

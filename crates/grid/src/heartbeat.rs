@@ -502,6 +502,7 @@ impl Grid {
             Phase::Starting | Phase::Ready | Phase::Built => return Ok(()),
             Phase::Running => Change::Began,
             Phase::Exited { code, signal } => Change::Exited { code, signal },
+            Phase::Kept { message } => Change::Refused { why: kept(&message) },
             Phase::Stopped if self.awaits_last_checkpoint(write, &job).await? => return Ok(()),
             Phase::Stopped => Change::Stopped,
             Phase::Killed => Change::Killed,
@@ -559,6 +560,7 @@ impl Grid {
             Phase::Built => Happened::Built,
             Phase::Running => Happened::Began,
             Phase::Exited { code, signal } => Happened::Exited { code, signal },
+            Phase::Kept { message } => Happened::Refused { why: kept(&message) },
             Phase::Stopped => Happened::Broke {
                 why: "a checkpoint of it alone ended it".into(),
             },
@@ -642,6 +644,11 @@ impl Grid {
         orders.mark = format!("{:016x}", hasher.finish());
         Ok(orders)
     }
+}
+
+/// What becomes of a job that is done, but for its files.
+fn kept(message: &str) -> String {
+    format!("its program has ended with exit code 0, but {message}")
 }
 
 /// What jobs of a node are told with which something is wrong.

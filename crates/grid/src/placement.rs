@@ -56,6 +56,8 @@ impl Room {
     }
 }
 
+/// The property of nodes that reach the grid's area for files.
+const AREA: &str = "area";
 /// What asks for an engine among the properties that a job requires.
 const ENGINE: &str = "engine";
 /// What asks for any engine of a class.
@@ -100,6 +102,9 @@ fn unsuitable(spec: &JobSpec, only: Option<&str>, info: &NodeInfo) -> Option<Str
     let wanted = only.or(spec.node.as_deref());
     if let Some(wanted) = wanted.filter(|wanted| *wanted != info.name) {
         return Some(format!("only {wanted} may have it"));
+    }
+    if spec.uses_area() && info.properties.get(AREA).is_none_or(|has| has != "yes") {
+        return Some(format!("{} reaches no area for files", info.name));
     }
     let lacking = spec.requires.iter().find(|(key, value)| match key.as_str() {
         ENGINE => !info.engines.contains(value),

@@ -144,6 +144,7 @@ impl Grid {
             for output in outputs.chain([&mut spec.output]).flatten() {
                 *output = output.replace("%a", &index.to_string());
             }
+            spec.number_staged("%a", &index.to_string());
             let id = write.next("job").await?;
             if number == 0 {
                 array.id = id;

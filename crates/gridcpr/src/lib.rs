@@ -46,5 +46,5 @@ pub mod image {
 
 /// Grids: jobs, checkpoints, nodes and events of a service, over its HTTP interface.
 pub mod grid {
-    pub use cpr_api::{Client, Endpoint, model, tls};
+    pub use cpr_api::{Client, Endpoint, model, staging, tls};
 }

@@ -11,7 +11,7 @@ use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
 
 use super::hooks::When;
-use super::layout::Record;
+use super::layout::{Record, Results};
 use super::process::{Call, Runner};
 use super::{Agent, images};
 use crate::log;
@@ -58,9 +58,16 @@ impl Agent {
             (Local::Running | Local::Suspended, _) => Phase::Running,
             (Local::Stopped, _) => Phase::Stopped,
             (Local::Crashed, _) if lapsed || record.killed => Phase::Killed,
-            (Local::Exited | Local::Crashed, Some(code)) => Phase::Exited {
-                code,
-                signal: status.signal,
+            (Local::Exited | Local::Crashed, Some(code)) => match &record.results {
+                // Staging is part of its life (GFD.90).
+                Some(Results::Here) if !record.killed => Phase::Running,
+                Some(Results::Kept(message)) if code == 0 => Phase::Kept {
+                    message: message.clone(),
+                },
+                _ => Phase::Exited {
+                    code,
+                    signal: status.signal,
+                },
             },
             // Its supervisor did not live to see it end.
             (Local::Exited | Local::Crashed, None) => Phase::Lost,
@@ -151,6 +158,7 @@ impl Agent {
             began: false,
             killed: false,
             failed: None,
+            results: (!order.spec.stage_out.is_empty()).then_some(Results::Here),
         });
         let busy = self.state().busy.contains(&incarnation);
         if let Some(text) = order.tell.clone().filter(|_| !record.killed)
@@ -186,10 +194,50 @@ impl Agent {
         if !record.began && !record.killed && record.failed.is_none() && !busy {
             return self.begin(order, record, held);
         }
+        if record.results == Some(Results::Here) && !busy && self.has_exited(incarnation, &record) {
+            self.bring_away(order, record);
+            return Ok(());
+        }
         if matches!(self.phase(incarnation, &record, busy), Phase::Running) || !order.checkpoints.is_empty() {
             self.obey_checkpoints(order, &record, held);
         }
         Ok(())
+    }
+
+    /// Whether its program has ended by itself.
+    fn has_exited(&self, incarnation: Incarnation, record: &Record) -> bool {
+        let status = self.status(incarnation, record.owner.uid);
+        status.is_some_and(|status| {
+            let lapsed = status.error.as_deref() == Some(LEASE_LAPSED);
+            matches!(status.phase, Local::Exited | Local::Crashed) && status.exit_code.is_some() && !lapsed
+        })
+    }
+
+    /// Brings away what a job has made that has ended.
+    fn bring_away(self: &Arc<Self>, order: &JobOrder, mut record: Record) {
+        let (incarnation, spec) = (order.incarnation, order.spec.clone());
+        self.busy_with(incarnation, move |agent| {
+            record.results = Some(match agent.stage_out(incarnation, &record.owner, &spec) {
+                Ok(()) => Results::Away,
+                Err(error) => {
+                    log(format!("job {incarnation}: {}", error.chain()));
+                    Results::Kept(error.chain())
+                }
+            });
+            // It may have been ended meanwhile.
+            let killed = agent
+                .state()
+                .records
+                .get(&incarnation)
+                .is_some_and(|known| known.killed);
+            record.killed |= killed;
+            if let Err(error) = agent.put(incarnation, record) {
+                log(format!(
+                    "noting what became of the files of job {incarnation}: {}",
+                    error.chain()
+                ));
+            }
+        });
     }
 
     /// Starts a job, as soon as its image is there.
@@ -224,6 +272,7 @@ impl Agent {
         let name = order.incarnation.to_string();
         self.layout.prepare(&order.owner)?;
         self.hook(When::BeforeJob, order.incarnation, &order.owner, None)?;
+        self.stage_in(order)?;
         let lease = self.layout.lease();
         let mut arguments: Vec<String> = match order.from {
             None => vec!["run".into()],

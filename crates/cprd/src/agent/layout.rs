@@ -7,6 +7,7 @@
 //! incoming/ID.part              images on their way
 //! users/UID/state               the user's jobs, as `cpr` keeps them; the user's own
 //! users/UID/images/ID.cpr       images; the user's own
+//! users/UID/staged/JOB.NUMBER   files on their way between a bucket and the user's job; the user's own
 //! ```
 
 use std::collections::BTreeMap;
@@ -35,6 +36,20 @@ pub struct Record {
     pub killed: bool,
     /// Why it could not be started.
     pub failed: Option<(ErrorKind, String)>,
+    /// What becomes of the files that it makes; none where none are to be brought away.
+    #[serde(default)]
+    pub results: Option<Results>,
+}
+
+/// Files that are to be brought away when a job has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Results {
+    /// They are here yet.
+    Here,
+    /// They have been brought away.
+    Away,
+    /// They could not be, and why.
+    Kept(String),
 }
 
 /// An incarnation by the name of its job directory.
@@ -176,6 +191,17 @@ impl Layout {
     /// Where an image is while it is fetched.
     pub fn incoming(&self, id: i64) -> PathBuf {
         self.directory.join("incoming").join(format!("{id}.part"))
+    }
+
+    /// Where a file of a job is written that comes from a bucket, which nobody else reaches; and where it waits for the user
+    /// to take it, or is put by the user to go there.
+    pub fn staged(&self, incarnation: Incarnation, owner: &Owner) -> Result<(PathBuf, PathBuf)> {
+        self.prepare(owner)?;
+        let place = self.user(owner.uid).join("staged");
+        ensure(&place, 0o700)?;
+        self.give(&place, owner)?;
+        let aside = self.directory.join("incoming").join(format!("{incarnation}.staged"));
+        Ok((aside, place.join(incarnation.to_string())))
     }
 
     /// How much there is of images that are not here as a whole so far.

@@ -18,6 +18,7 @@ mod pace;
 mod process;
 mod scrub;
 mod serve;
+mod staging;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use crate::config::Config;
 use crate::log;
 use crate::reload::Current;
 use crate::stores::Store;
+use crate::stores::area::Area;
 use coordinate::Said;
 use engines::Published;
 use layout::{Layout, Record};
@@ -117,6 +119,8 @@ pub struct Agent {
     layout: Layout,
     runner: Runner,
     store: Option<Arc<Store>>,
+    /// The grid's area for files.
+    area: Option<Area>,
     pace: Pace,
     instance: String,
     state: Mutex<State>,
@@ -136,6 +140,7 @@ impl Agent {
         let layout = Layout::open(&config.node.directory)?;
         let store = config.node.store.as_deref().map(|place| Store::open(place, config));
         let store = store.transpose()?;
+        let area = config.node.area.as_deref().map(|place| Area::open(place, config));
         let state = State {
             records: layout.records()?,
             ..State::default()
@@ -147,6 +152,7 @@ impl Agent {
             tls,
             runner: Runner::new(config.node.cpr.as_deref())?,
             store: store.map(Arc::new),
+            area: area.transpose()?,
             pace: Pace::new(config.node.transfer_mb_per_s),
             instance: layout.instance()?,
             layout,
@@ -339,6 +345,9 @@ fn describe(config: &Config, engines: &Published) -> NodeInfo {
     properties.insert("arch".into(), text(uname.machine()));
     properties.insert("kernel".into(), text(uname.release()));
     properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    if config.node.area.is_some() {
+        properties.insert("area".into(), "yes".into());
+    }
     if config.node.store.is_some() {
         let encrypted = if config.encryption.is_used() { "yes" } else { "no" };
         properties.insert("store-encrypted".into(), encrypted.into());

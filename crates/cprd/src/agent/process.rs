@@ -26,6 +26,9 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// How often it is seen whether what is waited for is still wanted.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long a file may take that is staged in or out.
+const LONGEST_COPY: Duration = Duration::from_secs(24 * 3600);
+
 /// Most bytes that are kept of what a process says on standard error.
 const MOST_TOLD: u64 = 64 << 10;
 
@@ -131,6 +134,21 @@ impl Runner {
         understand(&output).context(|| what)
     }
 
+    /// Copies a file as a user; gives what is said of it.
+    pub fn copy(&self, owner: &Owner, state: &Path, what: String) -> Result<Value> {
+        let call = Call {
+            owner,
+            state,
+            directory: Path::new("/"),
+            environment: None,
+            arguments: vec!["copy-file".into(), what],
+            limit: LONGEST_COPY,
+        };
+        let (command, input) = self.prepare_program(&self.own, &call, false)?;
+        let output = self.runtime.block_on(run_with_limit(&command, &input, call.limit))?;
+        understand(&output)
+    }
+
     /// Runs a command as ourselves to its end, with these variables and no others.
     pub fn command(&self, words: &[String], variables: &[(&str, String)], limit: Duration) -> Result<Output> {
         let mut command: Vec<OsString> = vec!["env".into()];
@@ -173,6 +191,11 @@ impl Runner {
 
     /// The command of a call, and what it reads.
     fn prepare(&self, call: &Call<'_>, keep_input: bool) -> Result<(Vec<OsString>, Vec<u8>)> {
+        self.prepare_program(&self.cpr, call, keep_input)
+    }
+
+    /// The same of another program.
+    fn prepare_program(&self, program: &Path, call: &Call<'_>, keep_input: bool) -> Result<(Vec<OsString>, Vec<u8>)> {
         let owner = call.owner;
         if self.uid != 0 && owner.uid != self.uid {
             let name = &owner.name;
@@ -183,7 +206,7 @@ impl Runner {
         }
         let known = nix::unistd::User::from_uid(owner.uid.into()).ok().flatten();
         let description = Description {
-            program: self.cpr.clone(),
+            program: program.to_path_buf(),
             arguments: call.arguments.clone(),
             environment: environment(call, known.as_ref()),
             directory: call.directory.to_path_buf(),

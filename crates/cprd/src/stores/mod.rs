@@ -2,6 +2,7 @@
 //!
 //! Whoever reads compares with the hash that the grid has on record: nothing a store gives is believed.
 
+pub mod area;
 pub mod clean;
 mod directory;
 mod s3;

@@ -123,8 +123,13 @@ impl Bucket {
     }
 
     pub fn put(&self, id: i64, image: &mut dyn Read, bytes: u64) -> Result<()> {
+        self.put_object(&name(id), image, bytes)
+    }
+
+    /// Puts an object of this name there, below our prefix.
+    pub fn put_object(&self, name: &str, image: &mut dyn Read, bytes: u64) -> Result<()> {
         let credentials = self.credentials()?;
-        let object = self.object(id);
+        let object = format!("{}{name}", self.prefix);
         let length = PART.max(bytes / MOST_PARTS + 1);
         let mut part = Vec::new();
         read_part(image, length, &mut part)?;
@@ -198,6 +203,19 @@ impl Bucket {
             ));
         }
         Ok(Box::new(answer.body))
+    }
+
+    /// An object of this name, and how long it is.
+    pub fn read_object(&self, name: &str) -> Result<(Box<dyn Read>, u64)> {
+        let credentials = self.credentials()?;
+        let object = format!("{}{name}", self.prefix);
+        let url = self.bucket.get_object(Some(&credentials), &object).sign(VALID);
+        let answer = self.send("GET", &url, &[], None)?;
+        let length = answer
+            .header("content-length")
+            .and_then(|text| text.trim().parse().ok());
+        let length = length.ok_or_else(|| Error::new(ErrorKind::Damaged, "S3 does not say how long an object is"))?;
+        Ok((Box::new(answer.body), length))
     }
 
     pub fn list(&self) -> Result<Vec<(String, i64)>> {

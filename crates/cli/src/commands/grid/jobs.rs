@@ -56,6 +56,8 @@ pub fn submit(output: Output, args: Submit) -> Result<u8> {
     spec.requires.extend(engine.into_iter().chain(class));
     spec.needs.extend(args.need);
     spec.after.extend(args.after);
+    spec.stage_in.extend(args.stage_in);
+    spec.stage_out.extend(args.stage_out);
     spec.time_limit_s = args.time_limit.map(|limit| limit.as_secs()).or(spec.time_limit_s);
     spec.retries = args.retries.or(spec.retries);
     spec.independent |= args.independent;
