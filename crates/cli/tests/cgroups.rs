@@ -245,6 +245,37 @@ fn stopped_while_watched(cpr: &Cpr, engine: &str, program: &str) -> Vec<String> 
     seen
 }
 
+/// A supervisor that is killed cannot remove it.
+#[test]
+fn the_group_of_a_job_whose_supervisor_was_killed_goes_when_jobs_are_listed() {
+    let test = "the_group_of_a_killed_supervisor";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    if writable(test).is_none() {
+        return;
+    }
+    cpr.cpr(["run", "-d", "--name", "sim", "--", "sleep", "1000"]).good();
+    let group = group_of(&cpr, "sim");
+    let parent = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        line.trim().to_string()
+    };
+    // Of the job's init.
+    let supervisor = parent(&parent(&status(&cpr, "sim")["pid"].to_string()));
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &supervisor])
+            .status()
+            .unwrap()
+            .success()
+    );
+    wait_until(PATIENCE, "nobody is in it", || inside(&group).is_empty());
+    wait_until(PATIENCE, "it is known to have ended", || {
+        cpr.cpr(["ps", "--all"]).good();
+        !group.exists()
+    });
+}
+
 /// As long as anybody is in it, what changes about a group is only whether it is frozen.
 // XGCP-PG-7
 #[test]

@@ -119,6 +119,7 @@ fn register(job: &Job) -> Result<OwnedFd> {
         stopped_into: None,
         error: None,
         no_cgroup: None,
+        own_cgroup: None,
     })?;
     Ok(lock)
 }

@@ -114,6 +114,16 @@ pub(crate) fn forget(job: &Job) {
     }
 }
 
+/// Removes the group of a job whose supervisor was killed, as its state says where that is. Only what could be it, and only
+/// for whoever the job belongs to: others do not believe what is written there.
+pub(crate) fn tidy(job: &Job, path: &Path) {
+    let own = std::fs::metadata(job.path()).is_ok_and(|of| of.uid() == rustix::process::geteuid().as_raw());
+    let named = name(job).is_ok_and(|name| path.file_name().is_some_and(|known| *known == *name));
+    if own && named {
+        remove(path);
+    }
+}
+
 /// Lets a group go on that whoever froze it has left so.
 ///
 /// # Errors

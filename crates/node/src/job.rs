@@ -199,6 +199,9 @@ pub(crate) struct State {
     /// Why the job has no control group of its own.
     #[serde(default)]
     pub(crate) no_cgroup: Option<String>,
+    /// The control group that was made for it.
+    #[serde(default)]
+    pub(crate) own_cgroup: Option<PathBuf>,
 }
 
 impl State {
@@ -621,6 +624,12 @@ impl Job {
                 phase => phase,
             },
         };
+        if phase == Phase::Crashed
+            && let Some(group) = state.as_ref().and_then(|s| s.own_cgroup.as_deref())
+        {
+            // Its supervisor could not.
+            crate::group::tidy(self, group);
+        }
         let exit = state.as_ref().and_then(|s| s.exit);
         let pid = state
             .as_ref()

@@ -132,6 +132,7 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         stopped_into: None,
         error: None,
         no_cgroup: None,
+        own_cgroup: None,
     };
     job.write_state(&state)?;
     // Children that end must be seen, whatever our caller had set.
@@ -246,7 +247,10 @@ fn start<'a>(launch: &Launch<'a>, state: &mut State, watched: &[i32], mask: Sign
         state.root_here = Some(Identity::of(root)?);
     }
     let group = match group {
-        Ok(group) => Some(group),
+        Ok(group) => {
+            state.own_cgroup = Some(group.path().to_path_buf());
+            Some(group)
+        }
         Err(reason) => {
             state.no_cgroup = Some(reason);
             None

@@ -30,6 +30,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 const FREE: Duration = Duration::from_secs(4);
 /// When a connection is tried again that was refused.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long whoever is at the other end may take to show who it is. It does so at once; one that does not is a stranger who
+/// has the other end's address, and gives way to it.
+const UNPROVEN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 20 });
 /// A proof is a keyed hash.
 const PROOF: usize = 32;
 /// Before what was not read comes its length.
@@ -135,6 +138,8 @@ enum Stage {
 struct Talk {
     end: OwnedFd,
     enlarged: Enlarged,
+    /// Since when it is there.
+    since: Instant,
     proven: bool,
     heard: Vec<u8>,
     /// What the other end wants to have again; none until its length is known.
@@ -280,6 +285,9 @@ fn pause(all: &[Making<'_>], listeners: &[OwnedFd], deadline: Instant, meeting: 
             Stage::Idle(at) => next = next.min(*at),
             Stage::Connecting(end) => polled.push(PollFd::new(end, PollFlags::OUT)),
             Stage::Talking(talk) => {
+                if !talk.proven {
+                    next = next.min(talk.since + UNPROVEN);
+                }
                 let mut wanted = PollFlags::empty();
                 if talk.hears() {
                     wanted |= PollFlags::IN;
@@ -357,10 +365,13 @@ impl Making<'_> {
                 },
                 Stage::Talking(mut talk) => match talk.step(links, renewal, &self.socket.received.0) {
                     Ok(true) => Stage::Done(talk.end),
-                    Ok(false) => {
+                    Ok(false) if talk.proven || talk.since.elapsed() < UNPROVEN => {
                         self.stage = Stage::Talking(talk);
                         return Ok(());
                     }
+                    // Nobody may keep the other end out by saying nothing.
+                    Ok(false) if renewal.listens => Stage::Awaited,
+                    Ok(false) => Stage::Idle(now + AGAIN),
                     // It was a stranger, or the other end is not ready yet.
                     Err(_) if !talk.proven && renewal.listens => Stage::Awaited,
                     Err(_) if !talk.proven => Stage::Idle(now + AGAIN),
@@ -471,6 +482,7 @@ impl Talk {
         Ok(Talk {
             end,
             enlarged,
+            since: Instant::now(),
             proven: false,
             heard: Vec::new(),
             wanted: None,
@@ -630,6 +642,42 @@ mod tests {
             renewals: Renewal::of(ends[0], ends[1], ends[0].connection).to_vec(),
         };
         (sockets, links)
+    }
+
+    #[test]
+    fn a_stranger_at_the_address_of_the_other_end_who_says_nothing_gives_way_to_it() {
+        let (sockets, links) = pair([b"one", b"other"]);
+        let listens = links.renewals.iter().position(|renewal| renewal.listens).unwrap();
+        let (at, from) = (links.renewals[listens].now.local, links.renewals[listens].now.remote);
+        let make = |socket: InetSocket| {
+            let links = links.clone();
+            std::thread::spawn(move || {
+                let meeting = Meeting {
+                    links: &links,
+                    abandoned: None,
+                };
+                meet(std::slice::from_ref(&socket), Some(&meeting))
+            })
+        };
+        let awaits = make(sockets[listens].clone());
+        // It comes first, from the very address.
+        let stranger = loop {
+            let new =
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+            rustix::net::bind(&new, &from).unwrap();
+            if rustix::net::connect(&new, &at).is_ok() {
+                break std::net::TcpStream::from(new);
+            }
+            std::thread::yield_now();
+        };
+        let mut nothing = [0; 1];
+        stranger.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let ended = io::Read::read(&mut &stranger, &mut nothing);
+        assert!(matches!(ended, Ok(0) | Err(_)), "it has got something: {ended:?}");
+        drop(stranger);
+        let comes = make(sockets[1 - listens].clone());
+        assert_eq!(awaits.join().unwrap().unwrap().len(), 1);
+        assert_eq!(comes.join().unwrap().unwrap().len(), 1);
     }
 
     #[test]
