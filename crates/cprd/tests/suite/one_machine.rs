@@ -22,6 +22,7 @@ fn site() -> Option<Site> {
 }
 
 // GFD93-INT-USERqueue, GFD93-INT-JMlaunch, GFD93-JM-2, GFD93-WF-1.1, GFD93-WF-1.3, GCA-ENV-5
+// SAGA-JD-Core-Arguments, SAGA-JD-Core-Environment, SAGA-JD-Core-WorkingDirectory, SAGA-JD-Core-Output
 #[test]
 fn a_job_runs_as_its_user_with_its_environment_arguments_and_directory() {
     let Some(site) = site() else { return };
@@ -567,6 +568,7 @@ fn a_job_ends_by_itself_when_nobody_renews_its_lease_and_goes_on_when_somebody_i
 }
 
 // GFD93-EH-6, GFD93-EH-8, GFD93-JM-5, GFD93-GLO-1, GFD93-API-4, XGCP-JOB-3
+// SAGA-JOB-Core-Failed, SAGA-JOB-Core-attr-Termsig
 #[test]
 fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not() {
     let Some(site) = site() else { return };
@@ -585,7 +587,8 @@ fn a_job_that_the_system_failed_goes_on_and_one_that_failed_by_itself_does_not()
     });
     let supervisor = rustix::process::Pid::from_raw(supervisor.unwrap()).unwrap();
     rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
-    assert_eq!(site.wait_for_state(&own, "failed")["incarnation"], 1);
+    let own = site.wait_for_state(&own, "failed");
+    assert_eq!((&own["incarnation"], &own["exit_code"]), (&1.into(), &3.into()));
     let crashed = site.wait_for_state(&crashed, "failed");
     assert_eq!((&crashed["incarnation"], &crashed["signal"]), (&1.into(), &11.into()));
     assert!(crashed["reason"].as_str().unwrap().contains("signal 11"));
