@@ -47,6 +47,9 @@ pub struct Report {
     /// How far it is with checkpoints that are made step by step.
     #[serde(default)]
     pub steps: Vec<StepReport>,
+    /// The newest image of each incarnation that its program has made when it liked, with its number on the node.
+    #[serde(default)]
+    pub own: Vec<OwnImage>,
     /// Every image it holds whole.
     #[serde(default)]
     pub images: Vec<i64>,
@@ -68,6 +71,16 @@ pub struct Report {
     /// The mark of the last orders it has seen; the answer comes as soon as there are others.
     #[serde(default)]
     pub seen: String,
+}
+
+/// An image that a program has made when it liked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct OwnImage {
+    /// Of which start of a job.
+    pub incarnation: Incarnation,
+    /// Its number among the images of that.
+    pub number: u64,
 }
 
 /// An image on its way to a node.
@@ -256,6 +269,9 @@ pub struct CheckpointOrder {
     /// It is made step by step, together with others, and so far by now.
     #[serde(default)]
     pub step: Option<Step>,
+    /// The program has made it already: the image that has this number on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<u64>,
     /// TCP connections of the unit that lead to others of the job.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<Object>))]

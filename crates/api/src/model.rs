@@ -790,6 +790,9 @@ pub struct Checkpoint {
     pub generation: u32,
     /// State.
     pub state: CheckpointState,
+    /// Its program has made it when it liked: its number among the images of that start on its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<u64>,
     /// It ends the job.
     pub stop: bool,
     /// The checkpoint the job had gone on from when this one was made.

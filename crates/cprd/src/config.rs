@@ -264,6 +264,11 @@ pub struct GridConfig {
     pub keep_records_days: Option<u32>,
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,
+    /// Checkpoints of jobs of several units are given up where all units have not got ready, stopped or emptied their
+    /// connections in so many seconds.
+    pub step_s: u64,
+    /// The same where not all are saved, and their images hashed.
+    pub save_s: u64,
     /// The store that nodes share, as this machine sees it: images that nobody needs are removed from it.
     pub store: Option<String>,
 }
@@ -352,6 +357,8 @@ impl Default for GridConfig {
             quotas_mb: BTreeMap::new(),
             keep_records_days: None,
             preempt: policy.preempt,
+            step_s: policy.step_ms / 1000,
+            save_s: policy.save_ms / 1000,
             store: None,
         }
     }
@@ -395,6 +402,8 @@ impl GridConfig {
             quotas: self.quotas_mb.iter().map(of_user).collect(),
             records_ms: self.keep_records_days.map(|days| i64::from(days) * 24 * 3600 * 1000),
             preempt: self.preempt,
+            step_ms: self.step_s.saturating_mul(1000),
+            save_ms: self.save_s.saturating_mul(1000),
         }
     }
 }
@@ -446,6 +455,12 @@ impl Config {
         }
         if grid.copies == 0 {
             return refuse("grid.copies is 0", "1 leaves images where they were made");
+        }
+        if grid.step_s == 0 || grid.save_s == 0 {
+            return refuse(
+                "grid.step_s or grid.save_s is 0",
+                "no unit could be saved; 60 and 900 are the defaults",
+            );
         }
         let service = node.grid.parse::<Endpoint>()?;
         let tls = &self.tls;

@@ -27,6 +27,8 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.node.properties = new.node.properties.clone();
     merged.node.transfer_mb_per_s = new.node.transfer_mb_per_s;
     merged.verify = new.verify.clone();
+    merged.grid.step_s = new.grid.step_s;
+    merged.grid.save_s = new.grid.save_s;
     merged.hooks = new.hooks.clone();
     merged.detector = new.detector.clone();
     merged

@@ -440,6 +440,66 @@ fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     });
 }
 
+/// Counts to a number, and saves itself with every tenth.
+const SAVES_ITSELF: &str = "
+import os, time
+path = os.path.join(os.environ['SAGA_CPR_BASE_LOCATION'], 'count')
+count = int(open(path).read()) if os.path.exists(path) else 0
+print('from', count, flush=True)
+while count < 400:
+    count += 1
+    print(count, flush=True)
+    time.sleep(0.05)
+    if count % 10 == 0:
+        with open(path + '.tmp', 'w') as out:
+            out.write(str(count))
+        os.rename(path + '.tmp', path)
+";
+
+// GCA-UC-5.1.8
+#[test]
+fn what_a_program_saves_when_it_likes_is_known_to_the_grid_copied_and_outlives_its_node() {
+    let Some(mut lab) = lab(2, "", "") else { return };
+    let program = ["/usr/bin/python3", "-c", SAVES_ITSELF];
+    let id = lab
+        .site
+        .submit("out", &["--engine", "self-checkpointing", "--keep", "1"], &program);
+    let node = node_of(&lab, &id);
+    // Nobody has asked for it.
+    let newest = |lab: &Lab| {
+        let all = lab.site.json(&["checkpoints", &id]);
+        let all = all["checkpoints"].as_array().unwrap().clone();
+        all.into_iter().rfind(|checkpoint| checkpoint["state"] == "complete")
+    };
+    wait_until("one of its own is complete, and not the first", || {
+        newest(&lab).is_some_and(|checkpoint| checkpoint["generation"].as_u64().unwrap() >= 2)
+    });
+    let made = newest(&lab).unwrap();
+    assert_eq!(made["engine"], "self-checkpointing");
+    assert!(made["own"].is_u64(), "{made}");
+    assert_eq!(made["locations"].as_array().unwrap().len(), 2, "{made}");
+    let events = lab.site.text(&["events", "--job", &id, "--kind", "checkpoint.own"]);
+    assert!(events.contains("was made by its program"), "{events}");
+    lab.crash(&node);
+    wait_until("it goes on from what it had saved", || {
+        lab.site.output("out").matches("from ").count() == 2
+    });
+    lab.site.wait_for_state(&id, "finished");
+    let out = lab.site.output("out");
+    let again: u32 = out
+        .rsplit_once("from ")
+        .unwrap()
+        .1
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(again >= 20 && again.is_multiple_of(10), "it goes on from {again}");
+    assert_eq!(lab.site.job(&id)["incarnation"], 2);
+    assert!(out.ends_with("\n400\n"));
+}
+
 // The fence.
 #[test]
 fn a_node_that_is_cut_off_ends_its_jobs_before_they_start_elsewhere() {

@@ -96,6 +96,7 @@ fn checkpoint(id: i64, job: &Job) -> Checkpoint {
         units: Vec::new(),
         coordination: None,
         part: None,
+        own: None,
     }
 }
 

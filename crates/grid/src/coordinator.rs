@@ -16,10 +16,26 @@ use std::net::{IpAddr, SocketAddr};
 use cpr_api::model::{Checkpoint, CheckpointState, Coordination, Step};
 use cpr_types::{Connection, ConnectionEnd, Renewal, inner_connections};
 
-/// How long all units may take to get ready, and to stop.
-const SHORT_MS: i64 = 60_000;
-/// How long all may take to save themselves, and to have their images hashed.
-const LONG_MS: i64 = 900_000;
+use crate::grid::Policy;
+
+/// How long steps may take, milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// To get ready, to stop, and to empty connections.
+    pub(crate) step_ms: i64,
+    /// To be saved, and to have images hashed.
+    pub(crate) save_ms: i64,
+}
+
+impl Limits {
+    pub(crate) fn of(policy: &Policy) -> Limits {
+        let limit = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        Limits {
+            step_ms: limit(policy.step_ms),
+            save_ms: limit(policy.save_ms),
+        }
+    }
+}
 
 /// What is next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,20 +51,20 @@ pub(crate) enum Next {
 }
 
 /// A checkpoint at its beginning.
-pub(crate) fn begin(independent: bool, now_ms: i64) -> Coordination {
+pub(crate) fn begin(independent: bool, now_ms: i64, limits: Limits) -> Coordination {
     match independent {
         true => Coordination {
             independent,
-            ..at(Step::Save, now_ms)
+            ..at(Step::Save, now_ms, limits)
         },
-        false => at(Step::Prepare, now_ms),
+        false => at(Step::Prepare, now_ms, limits),
     }
 }
 
-fn at(step: Step, now_ms: i64) -> Coordination {
+fn at(step: Step, now_ms: i64, limits: Limits) -> Coordination {
     let limit_ms = match step {
-        Step::Prepare | Step::Stop | Step::Drain => SHORT_MS,
-        Step::Save | Step::Resume => LONG_MS,
+        Step::Prepare | Step::Stop | Step::Drain => limits.step_ms,
+        Step::Save | Step::Resume => limits.save_ms,
     };
     Coordination {
         step,
@@ -58,7 +74,7 @@ fn at(step: Step, now_ms: i64) -> Coordination {
 }
 
 /// What is next for a checkpoint that is being made, given those of its units.
-pub(crate) fn next(coordination: &Coordination, stop: bool, parts: &[Checkpoint], now_ms: i64) -> Next {
+pub(crate) fn next(coordination: &Coordination, stop: bool, parts: &[Checkpoint], now_ms: i64, limits: Limits) -> Next {
     if let Some(part) = parts.iter().find(|part| part.state.is_gone()) {
         let unit = part.part.as_ref().map_or(0, |part| part.unit);
         let why = part.reason.as_deref().unwrap_or("it has failed");
@@ -87,12 +103,12 @@ pub(crate) fn next(coordination: &Coordination, stop: bool, parts: &[Checkpoint]
         return Next::Fail(format!("unit {unit} on {} did not {what} in time", late.node));
     }
     match step {
-        Step::Prepare => Next::Step(at(Step::Stop, now_ms)),
+        Step::Prepare => Next::Step(at(Step::Stop, now_ms, limits)),
         Step::Stop if channels(parts).iter().any(|channels| !channels.is_empty()) => {
-            Next::Step(at(Step::Drain, now_ms))
+            Next::Step(at(Step::Drain, now_ms, limits))
         }
-        Step::Stop | Step::Drain => Next::Step(at(Step::Save, now_ms)),
-        Step::Save if !stop => Next::Step(at(Step::Resume, now_ms)),
+        Step::Stop | Step::Drain => Next::Step(at(Step::Save, now_ms, limits)),
+        Step::Save if !stop => Next::Step(at(Step::Resume, now_ms, limits)),
         // Their images are being hashed.
         Step::Save | Step::Resume if now_ms < coordination.deadline_ms => Next::Wait,
         Step::Save | Step::Resume => Next::Fail("an image was not hashed in time".into()),
@@ -180,6 +196,11 @@ mod tests {
     use super::*;
     use cpr_api::model::Part;
 
+    const LIMITS: Limits = Limits {
+        step_ms: 60_000,
+        save_ms: 900_000,
+    };
+
     fn part(unit: u32, done: Option<Step>, state: CheckpointState) -> Checkpoint {
         let job = crate::lifecycle::new_job(1, cpr_api::model::JobSpec::default());
         Checkpoint {
@@ -202,7 +223,7 @@ mod tests {
     // XGCP-COORD-9
     #[test]
     fn no_step_begins_before_every_unit_has_done_the_one_before() {
-        let mut now = begin(false, 0);
+        let mut now = begin(false, 0, LIMITS);
         for (step, following) in [
             (Step::Prepare, Step::Stop),
             (Step::Stop, Step::Save),
@@ -211,44 +232,47 @@ mod tests {
             assert_eq!(now.step, step);
             let before = [None, Some(Step::Prepare), Some(Step::Stop), Some(Step::Save)];
             for late in before.into_iter().filter(|done| *done < Some(step)) {
-                assert_eq!(next(&now, false, &pending([Some(step), late]), 1), Next::Wait);
+                assert_eq!(next(&now, false, &pending([Some(step), late]), 1, LIMITS), Next::Wait);
             }
-            let Next::Step(then) = next(&now, false, &pending([Some(step); 2]), 1) else {
+            let Next::Step(then) = next(&now, false, &pending([Some(step); 2]), 1, LIMITS) else {
                 panic!("{step:?}");
             };
             assert_eq!(then.step, following);
             now = then;
         }
         let all = [0, 1].map(|unit| part(unit, Some(Step::Resume), CheckpointState::Stored));
-        assert_eq!(next(&now, false, &all, 1), Next::Made);
+        assert_eq!(next(&now, false, &all, 1, LIMITS), Next::Made);
     }
 
     #[test]
     fn units_of_a_job_that_ends_are_not_told_to_go_on() {
-        let saving = at(Step::Save, 0);
-        assert_eq!(next(&saving, true, &pending([Some(Step::Save); 2]), 1), Next::Wait);
+        let saving = at(Step::Save, 0, LIMITS);
+        assert_eq!(
+            next(&saving, true, &pending([Some(Step::Save); 2]), 1, LIMITS),
+            Next::Wait
+        );
         let one = [
             part(0, Some(Step::Save), CheckpointState::Stored),
             part(1, Some(Step::Save), CheckpointState::Pending),
         ];
-        assert_eq!(next(&saving, true, &one, 1), Next::Wait);
-        assert!(matches!(next(&saving, true, &one, i64::MAX), Next::Fail(_)));
+        assert_eq!(next(&saving, true, &one, 1, LIMITS), Next::Wait);
+        assert!(matches!(next(&saving, true, &one, i64::MAX, LIMITS), Next::Fail(_)));
     }
 
     // XGCP-COORD-12
     #[test]
     fn a_unit_that_fails_or_is_late_in_any_step_ends_it_as_a_whole() {
         for step in [Step::Prepare, Step::Stop, Step::Save, Step::Resume] {
-            let now = at(step, 1000);
+            let now = at(step, 1000, LIMITS);
             let mut parts = pending([Some(step), None]);
-            assert_eq!(next(&now, false, &parts, now.deadline_ms - 1), Next::Wait);
-            let Next::Fail(why) = next(&now, false, &parts, now.deadline_ms) else {
+            assert_eq!(next(&now, false, &parts, now.deadline_ms - 1, LIMITS), Next::Wait);
+            let Next::Fail(why) = next(&now, false, &parts, now.deadline_ms, LIMITS) else {
                 panic!("{step:?} has no end");
             };
             assert!(why.contains("unit 1 on n1"), "{why}");
             parts[1].state = CheckpointState::Failed;
             parts[1].reason = Some("its disk is full".into());
-            let Next::Fail(why) = next(&now, false, &parts, 1000) else {
+            let Next::Fail(why) = next(&now, false, &parts, 1000, LIMITS) else {
                 panic!("{step:?}");
             };
             assert_eq!(why, "unit 1 on n1: its disk is full");
@@ -281,8 +305,8 @@ mod tests {
             end("10.0.0.2:40000", "10.0.0.1:5000"),
         );
         let outside = end("10.0.0.2:40001", "10.0.0.9:80");
-        let stopped = at(Step::Stop, 0);
-        let next_step = |parts: &[Checkpoint]| match next(&stopped, false, parts, 1) {
+        let stopped = at(Step::Stop, 0, LIMITS);
+        let next_step = |parts: &[Checkpoint]| match next(&stopped, false, parts, 1, LIMITS) {
             Next::Step(next) => next.step,
             other => panic!("{other:?}"),
         };
@@ -299,11 +323,11 @@ mod tests {
             end("127.0.0.1:40000", "127.0.0.1:5000"),
         );
         assert_eq!(next_step(&connected([Some(vec![near]), Some(vec![far])])), Step::Save);
-        let drained = at(Step::Drain, 0);
+        let drained = at(Step::Drain, 0, LIMITS);
         let parts = connected([Some(vec![one]), Some(vec![other])]);
-        assert_eq!(next(&drained, false, &parts, 1), Next::Wait);
+        assert_eq!(next(&drained, false, &parts, 1, LIMITS), Next::Wait);
         let all = pending([Some(Step::Drain); 2]);
-        let Next::Step(then) = next(&drained, false, &all, 1) else {
+        let Next::Step(then) = next(&drained, false, &all, 1, LIMITS) else {
             panic!()
         };
         assert_eq!(then.step, Step::Save);
@@ -336,18 +360,18 @@ mod tests {
     // XGCP-UNCOORD-1
     #[test]
     fn independent_units_are_told_nothing_and_wait_for_nobody() {
-        let now = begin(true, 0);
+        let now = begin(true, 0, LIMITS);
         let one = [
             part(0, None, CheckpointState::Stored),
             part(1, None, CheckpointState::Pending),
         ];
-        assert_eq!(next(&now, false, &one, 1), Next::Wait);
-        let Next::Fail(why) = next(&now, false, &one, now.deadline_ms) else {
+        assert_eq!(next(&now, false, &one, 1, LIMITS), Next::Wait);
+        let Next::Fail(why) = next(&now, false, &one, now.deadline_ms, LIMITS) else {
             panic!("it has no end");
         };
         assert!(why.contains("unit 1 on n1 did not save itself"), "{why}");
         let both = [0, 1].map(|unit| part(unit, None, CheckpointState::Stored));
-        assert_eq!(next(&now, false, &both, 1), Next::Made);
+        assert_eq!(next(&now, false, &both, 1, LIMITS), Next::Made);
     }
 
     #[test]

@@ -18,11 +18,12 @@ use sqlx::{Any, AnyConnection, AnyPool, Executor, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// Statements of each version of the schema.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../migrations/0001.sql"),
     include_str!("../migrations/0002.sql"),
     include_str!("../migrations/0003.sql"),
     include_str!("../migrations/0004.sql"),
+    include_str!("../migrations/0005.sql"),
 ];
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -279,6 +280,25 @@ impl Db {
         let own = "INSERT INTO counters (name, value) VALUES ('owner', $1) ON CONFLICT (name) DO UPDATE SET value = $1";
         execute(&mut tx, own, &[self.token.into()]).await?;
         tx.commit().await.map_err(failed(what))
+    }
+
+    /// The secret of this name, made where there is none: the same for every service that has the database.
+    pub(crate) async fn secret(&self, name: &str) -> Result<[u8; 32]> {
+        let mut write = self.write().await?;
+        let new = blake3::Hash::from_bytes(random()?).to_hex();
+        let sql = "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+        execute(&mut write.tx, sql, &[name.into(), new.as_str().into()]).await?;
+        let found = rows(
+            &mut write.tx,
+            "SELECT value FROM secrets WHERE name = $1",
+            &[name.into()],
+        )
+        .await?;
+        write.commit().await?;
+        let text = found.first().map_or(Ok(String::new()), |row| text(row, 0))?;
+        let secret = blake3::Hash::from_hex(&text)
+            .map_err(|error| Error::new(ErrorKind::Damaged, "a secret of the database is none").with_source(error))?;
+        Ok(*secret.as_bytes())
     }
 
     /// A connection for reading.

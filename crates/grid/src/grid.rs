@@ -35,6 +35,10 @@ pub struct Policy {
     pub records_ms: Option<i64>,
     /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
     pub preempt: bool,
+    /// How long all units of a job may take to get ready, to stop, and to empty their connections, milliseconds.
+    pub step_ms: u64,
+    /// How long all may take to save themselves, and to have their images hashed, milliseconds.
+    pub save_ms: u64,
 }
 
 impl Default for Policy {
@@ -47,6 +51,8 @@ impl Default for Policy {
             quotas: BTreeMap::new(),
             records_ms: None,
             preempt: false,
+            step_ms: 60_000,
+            save_ms: 900_000,
         }
     }
 }
@@ -74,8 +80,10 @@ pub struct Grid {
     policy: RwLock<Policy>,
     /// Of every node that is not lost. Not in the database: a clock that never jumps has no meaning there.
     pub(crate) leases: Mutex<HashMap<String, Lease>>,
-    /// Makes tickets for images and secrets of restarts; another one with every start.
+    /// Makes tickets for images; another one with every start.
     ticket_key: [u8; 32],
+    /// Makes secrets of restarts, of which a unit may hear before and another after a start of the service.
+    link_key: [u8; 32],
     /// When old records were last looked through, by the steady clock.
     pub(crate) swept_ms: Mutex<Option<u64>>,
 }
@@ -100,6 +108,7 @@ impl Grid {
         }
         Ok(Grid {
             ticket_key: db::random()?,
+            link_key: db.secret("links").await?,
             db,
             clock,
             policy: RwLock::new(policy),
@@ -152,7 +161,7 @@ impl Grid {
     /// What units that are made again show each other before they take up their connections, in this start of their job.
     pub(crate) fn link_secret(&self, job: i64, incarnation: u32) -> [u8; 32] {
         let text = format!("link {job} {incarnation}");
-        *blake3::keyed_hash(&self.ticket_key, text.as_bytes()).as_bytes()
+        *blake3::keyed_hash(&self.link_key, text.as_bytes()).as_bytes()
     }
 
     /// What shows that its holder may have an image.
@@ -381,7 +390,7 @@ impl Grid {
         let known = db::checkpoints_of(&mut write.tx, job.id).await?;
         let waiting = known
             .iter()
-            .find(|c| c.state == CheckpointState::Pending && c.stop == stop);
+            .find(|c| c.state == CheckpointState::Pending && c.stop == stop && c.own.is_none());
         if let Some(waiting) = waiting {
             return Ok(waiting.clone());
         }
@@ -419,6 +428,7 @@ pub(crate) fn new_checkpoint(id: i64, job: &Job, generation: u32, stop: bool, no
         incarnation: job.incarnation,
         generation,
         state: CheckpointState::Pending,
+        own: None,
         stop,
         parent: job.from,
         engine: job.engine.clone(),

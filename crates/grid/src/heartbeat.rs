@@ -7,8 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use cpr_api::agent::Incarnation;
 use cpr_api::agent::{
-    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, Phase, Report, Source,
-    StepReport,
+    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, OwnImage, Phase,
+    Report, Source, StepReport,
 };
 use cpr_api::model::{
     Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
@@ -19,7 +19,7 @@ use sqlx::AnyConnection;
 use crate::caller::Caller;
 use crate::coordinator;
 use crate::db::{self, About, Account, Write};
-use crate::grid::{Grid, Lease};
+use crate::grid::{Grid, Lease, new_checkpoint};
 use crate::lifecycle::Change;
 use crate::units::{self, Happened};
 
@@ -62,6 +62,7 @@ struct News {
     vanished: Vec<Checkpoint>,
     verified: Vec<i64>,
     bad: Vec<BadImage>,
+    own: Vec<(Job, OwnImage)>,
 }
 
 impl News {
@@ -109,6 +110,13 @@ impl News {
                 }
             }
         }
+        for own in &report.own {
+            if let Some(job) = db::job(connection, own.incarnation.job).await?
+                && is_news(connection, &job, *own, name).await?
+            {
+                news.own.push((job, *own));
+            }
+        }
         let images: BTreeSet<i64> = report.images.iter().copied().collect();
         let held = located(connection, name, true).await?;
         let is_in_store = |c: &Checkpoint| c.locations.iter().any(|place| place.node.is_empty());
@@ -143,6 +151,7 @@ impl News {
             && self.vanished.is_empty()
             && self.verified.is_empty()
             && self.bad.is_empty()
+            && self.own.is_empty()
     }
 }
 
@@ -286,6 +295,9 @@ impl Grid {
         for told in news.steps {
             self.step_done(&mut write, told).await?;
         }
+        for (job, own) in news.own {
+            self.own_begun(&mut write, &job, own).await?;
+        }
         for (checkpoint, told) in news.made {
             self.checkpoint_made(&mut write, checkpoint, told).await?;
         }
@@ -320,6 +332,25 @@ impl Grid {
             }
         }
         write.commit().await
+    }
+
+    /// A program has saved itself: the node is to bring the image where all are kept, and it is a checkpoint like others
+    /// then (GCA-UC-5.1.8).
+    async fn own_begun(&self, write: &mut Write<'_>, job: &Job, own: OwnImage) -> Result<()> {
+        let known = db::checkpoints_of(&mut write.tx, job.id).await?;
+        let generation = known.last().map_or(1, |last| last.generation + 1);
+        let now = self.clock.wall_ms();
+        let checkpoint = Checkpoint {
+            own: Some(own.number),
+            ..new_checkpoint(write.next("checkpoint").await?, job, generation, false, now)
+        };
+        write.put_checkpoint(&checkpoint, &[]).await?;
+        let about = About {
+            job: Some(job),
+            node: job.node.as_deref(),
+        };
+        let what = format!("checkpoint {} of job {} was made by its program", checkpoint.id, job.id);
+        write.note(now, "checkpoint.own", about, what).await
     }
 
     async fn checkpoint_made(
@@ -661,6 +692,17 @@ fn has_other_engines(before: &NodeInfo, now: &NodeInfo) -> bool {
     before.engines != now.engines || before.classes != now.classes || before.abilities != now.abilities
 }
 
+/// Whether an image that a program has made is one of a job that runs there, and not known so far.
+async fn is_news(connection: &mut AnyConnection, job: &Job, own: OwnImage, node: &str) -> Result<bool> {
+    let runs = job.state == JobState::Running && job.node.as_deref() == Some(node) && job.intent.is_none();
+    if !runs || incarnation(job, None) != own.incarnation {
+        return Ok(false);
+    }
+    let known = db::checkpoints_of(connection, job.id).await?;
+    let mut of_start = known.iter().filter(|c| c.incarnation == job.incarnation);
+    Ok(!of_start.any(|c| c.own >= Some(own.number)))
+}
+
 /// Whether a checkpoint is to be made of a job, or of this unit of it.
 fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
     let of = checkpoint.part.as_ref().map(|part| part.unit);
@@ -681,6 +723,7 @@ fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Ste
         id: c.id,
         stop: c.stop,
         step,
+        own: c.own,
         channels,
     });
     let ended = matches!(job.intent, Some(Intent::Cancel | Intent::Expire)) || job.ending.is_some();

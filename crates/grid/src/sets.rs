@@ -8,7 +8,7 @@ use cpr_api::model::{Checkpoint, CheckpointState, Ending, Job, JobState, Node, P
 use cpr_types::{Links, Result};
 use sqlx::AnyConnection;
 
-use crate::coordinator::{self, Next};
+use crate::coordinator::{self, Limits, Next};
 use crate::db::{self, About, Write};
 use crate::grid::{Grid, new_checkpoint};
 use crate::lifecycle::{Change, pause_ms};
@@ -80,7 +80,15 @@ impl Grid {
         let now = self.clock.wall_ms();
         // All end at one moment where they end.
         let independent = job.spec.independent && !set.stop;
-        set.coordination = Some(coordinator::begin(independent, now));
+        let mut begun = coordinator::begin(independent, now, Limits::of(&self.policy()));
+        if independent {
+            // So long they may be put off.
+            let put_off = job.spec.save_low_s.unwrap_or(0).saturating_mul(1000);
+            begun.deadline_ms = begun
+                .deadline_ms
+                .saturating_add(i64::try_from(put_off).unwrap_or(i64::MAX));
+        }
+        set.coordination = Some(begun);
         let running = (0..)
             .zip(&job.units)
             .filter(|(_, unit)| unit.phase == UnitPhase::Running);
@@ -176,7 +184,8 @@ impl Grid {
         let now = self.clock.wall_ms();
         let parts = db::parts_of(&mut write.tx, id).await?;
         if set.state == CheckpointState::Pending {
-            match coordinator::next(&coordination, set.stop, &parts, now) {
+            let limits = Limits::of(&self.policy());
+            match coordinator::next(&coordination, set.stop, &parts, now, limits) {
                 Next::Wait => return Ok(()),
                 Next::Step(next) => {
                     let step = next.step;

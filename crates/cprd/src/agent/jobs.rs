@@ -159,6 +159,7 @@ impl Agent {
             killed: false,
             failed: None,
             results: (!order.spec.stage_out.is_empty()).then_some(Results::Here),
+            saves_itself: Agent::saves_itself(&order.engine),
         });
         let busy = self.state().busy.contains(&incarnation);
         if let Some(text) = order.tell.clone().filter(|_| !record.killed)
@@ -376,7 +377,7 @@ impl Agent {
             return self.obey_step(order, record, asked, held.contains_key(&asked.id));
         }
         let incarnation = order.incarnation;
-        let (id, stop) = (asked.id, asked.stop);
+        let (id, stop, own) = (asked.id, asked.stop, asked.own);
         let made = held.contains_key(&id);
         let busy = {
             let state = self.state();
@@ -407,13 +408,16 @@ impl Agent {
         let patience = order
             .spec
             .save_low_s
-            .filter(|_| !made && !stop)
+            .filter(|_| !made && !stop && own.is_none())
             .map(Duration::from_secs);
         let save = move |agent: &Arc<Agent>| {
             if let Some(patience) = patience {
                 agent.await_little(id, incarnation, &owner, patience);
             }
-            let result = agent.in_motion(|| agent.checkpoint(incarnation, &owner, id, how, made));
+            let result = agent.in_motion(|| match own {
+                Some(number) if !made => agent.take_own(incarnation, &owner, id, number),
+                _ => agent.checkpoint(incarnation, &owner, id, how, made),
+            });
             let result = result.unwrap_or_else(|error| {
                 log(format!("checkpoint {id} of job {incarnation}: {}", error.chain()));
                 CheckpointResult::Failed { message: error.chain() }

@@ -39,6 +39,9 @@ pub struct Record {
     /// What becomes of the files that it makes; none where none are to be brought away.
     #[serde(default)]
     pub results: Option<Results>,
+    /// Its program may save itself when it likes.
+    #[serde(default)]
+    pub saves_itself: bool,
 }
 
 /// Files that are to be brought away when a job has ended.

@@ -14,6 +14,7 @@ mod images;
 mod jobs;
 mod layout;
 mod moment;
+mod own;
 mod pace;
 mod process;
 mod scrub;
@@ -291,6 +292,7 @@ impl Agent {
             jobs: self.job_reports(),
             checkpoints,
             steps,
+            own: self.own_images(),
             images: self.layout.images().into_keys().collect(),
             bad_images,
             verified,

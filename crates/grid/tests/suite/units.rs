@@ -3,7 +3,7 @@
 use cpr_api::agent::{Incarnation, Phase};
 use cpr_api::model::*;
 use cpr_grid::{Caller, CheckpointQuery, EventQuery, Grid};
-use cpr_types::ErrorKind;
+use cpr_types::{Connection, ConnectionEnd, ErrorKind};
 
 use super::support::*;
 
@@ -601,6 +601,55 @@ fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_h
         assert!(!change(false).await.spec.independent);
         save(&place, &grid, &mut nodes, id).await;
         assert_eq!(steps().await, 6, "in one stop again");
+    });
+}
+
+/// A unit that hears how its connections are made again before the service is started again, and one that hears it after.
+#[test]
+fn units_find_each_other_though_the_service_is_started_again_between_them() {
+    with_each_database("units_find_each_other", |place| async move {
+        let grid = place.open().await;
+        let mut nodes = ["n1", "n2"].map(FakeNode::new);
+        let ends = [["10.0.0.1:5000", "10.0.0.2:40000"], ["10.0.0.2:40000", "10.0.0.1:5000"]];
+        for (node, [local, remote]) in nodes.iter_mut().zip(ends) {
+            let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
+            node.connections.push(ConnectionEnd {
+                connection: Connection { local, remote },
+                shares_port: false,
+                traffic: None,
+            });
+        }
+        beat(&place, &grid, &mut nodes).await;
+        let id = grid.submit(&ada(), units(2), None).await.unwrap().id;
+        beats(&place, &grid, &mut nodes, 4).await;
+        grid.suspend(&ada(), id).await.unwrap();
+        beats(&place, &grid, &mut nodes, 14).await;
+        assert_eq!(state(&grid, id).await, JobState::Suspended);
+        grid.recover(&ada(), id, RecoverRequest::default()).await.unwrap();
+        let secret = |node: &FakeNode| {
+            node.orders
+                .jobs
+                .iter()
+                .find_map(|order| Some(order.links.as_ref()?.secret))
+        };
+        // Both are made again from their images, and the one hears of the other.
+        let mut first = None;
+        for _ in 0..8 {
+            beat(&place, &grid, &mut nodes).await;
+            first = nodes.iter().find_map(secret);
+            if first.is_some() {
+                break;
+            }
+        }
+        let grid = place.open().await;
+        for node in &mut nodes {
+            // It has not heard of it so far.
+            node.orders = Default::default();
+            node.jobs.values_mut().for_each(|phase| *phase = Phase::Built);
+        }
+        beats(&place, &grid, &mut nodes[..1], 1).await;
+        assert_eq!(secret(&nodes[0]), first);
+        assert!(first.is_some());
     });
 }
 

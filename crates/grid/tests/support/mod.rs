@@ -15,6 +15,7 @@ use cpr_api::agent::{
 };
 use cpr_api::model::{Abilities, JobSpec, JobState, NodeInfo, Owner, Step};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
+use cpr_types::ConnectionEnd;
 
 pub mod postgres;
 
@@ -157,6 +158,8 @@ pub struct FakeNode {
     pub taking: BTreeMap<i64, Taking>,
     /// When units stood still for which image.
     pub stands: BTreeMap<i64, Stand>,
+    /// TCP connections that lead out of its units.
+    pub connections: Vec<ConnectionEnd>,
     /// The next unit that should do this step fails.
     pub fails: Option<Step>,
     /// Counts what happens, on all nodes that share it.
@@ -184,6 +187,7 @@ impl FakeNode {
             orders: Orders::default(),
             taking: BTreeMap::new(),
             stands: BTreeMap::new(),
+            connections: Vec::new(),
             fails: None,
             moment: Arc::new(AtomicU64::new(0)),
         }
@@ -256,11 +260,11 @@ impl FakeNode {
                 .map(|(id, taking)| StepReport {
                     id: *id,
                     done: taking.done,
-                    // They have none.
-                    connections: (taking.done >= Step::Stop).then(Vec::new),
+                    connections: (taking.done >= Step::Stop).then(|| self.connections.clone()),
                 })
                 .collect(),
             images: self.images.clone(),
+            own: Vec::new(),
             bad_images: Vec::new(),
             verified: std::mem::take(&mut self.verified),
             fault: self.fault.clone(),
@@ -321,6 +325,7 @@ impl FakeNode {
             None if upto == Step::Prepare && runs => Step::Prepare,
             None => return self.tell_failed(id),
             Some(Step::Prepare) => Step::Stop,
+            Some(Step::Stop) if upto == Step::Drain => Step::Drain,
             Some(Step::Stop | Step::Drain) => Step::Save,
             Some(Step::Save | Step::Resume) => Step::Resume,
         };
