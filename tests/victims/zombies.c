@@ -26,7 +26,15 @@ int main(int argc, char **argv) {
     int status;
     SAME(waitpid(stopped, &status, WUNTRACED), stopped);
     CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    /* Of one that has ended and is not waited for. */
+    int handle = (int)syscall(SYS_pidfd_open, exited, 0);
+    CHECK(handle >= 0);
     ready();
+    struct pollfd polled = {handle, POLLIN, 0};
+    CHECK(poll(&polled, 1, 0) == 1);
+    siginfo_t peeked = {0};
+    CHECK(waitid(3 /* P_PIDFD */, (id_t)handle, &peeked, WEXITED | WNOWAIT) == 0);
+    SAME(peeked.si_pid, exited);
     SAME(state_of(exited), 'Z');
     SAME(state_of(killed), 'Z');
     nap(100);

@@ -16,6 +16,8 @@ use support::{As, Cpr, PATIENCE, skip, wait_until};
 const CHECKPOINTS: usize = 5;
 /// The job uses something that cannot be checkpointed.
 const UNSUPPORTED: i32 = 69;
+/// It may not be done.
+const DENIED: i32 = 77;
 
 fn goes_on(cpr: &Cpr, program: &Path, mode: &str) {
     let victim = Victim::start(cpr, program, "on", &[mode]);
@@ -94,7 +96,10 @@ survive! {
     // LBNL-3.9.8.1.2
     gone;
     cow;
+    faults;
+    limited;
     sparse;
+    watches;
     ptys;
     registered;
     tables;
@@ -122,6 +127,31 @@ survive! {
     cgroup_namespaces;
     mount_namespaces;
     mount_trees;
+}
+
+/// A process that lets nobody look at it goes on, and is restarted, as one. The kernel then asks for power over the user
+/// namespace that the restarter was started in, so that only root saves it again.
+#[test]
+fn concealed() {
+    for user in [As::Root, As::User] {
+        let Some(cpr) = Cpr::new("concealed", user) else {
+            continue;
+        };
+        let program = compile(&cpr, "concealed");
+        goes_on(&cpr, &program, "");
+        let victim = Victim::start(&cpr, &program, "again", &[]);
+        cpr.checkpoint(victim.job, &["--stop"]);
+        cpr.restart(victim.job);
+        let again = cpr.cpr(["checkpoint", victim.job]);
+        match user {
+            As::Root => drop(again.good()),
+            As::User => {
+                assert_eq!(again.code, DENIED, "{}", again.stderr);
+                assert!(again.stderr.contains("lets nobody look at it"), "{}", again.stderr);
+            }
+        }
+        victim.check();
+    }
 }
 
 // LBNL-3.7.1.4

@@ -42,23 +42,7 @@ impl Memory {
     /// # Errors
     /// As [`Memory::read`], and where the memory is not or no longer that of the process, or may not be read.
     pub fn read_pinned(&self, pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let local = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
-        let remote = libc::iovec {
-            iov_base: address as *mut libc::c_void,
-            iov_len: buffer.len(),
-        };
-        // SAFETY: the kernel writes at most iov_len bytes to `buffer`, which `local` describes and which outlives the call;
-        // `remote` is an address of the other process that is not used here.
-        let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-        if got < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if got as usize != buffer.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        read_of(pid, address, buffer)?;
         // A number may be another process's by now, and a process another program's: this memory is gone then.
         self.file.read_exact_at(&mut [0], address)
     }
@@ -74,6 +58,32 @@ impl Memory {
         self.read(address, &mut raw)?;
         Ok(u64::from_ne_bytes(raw))
     }
+}
+
+/// Reads exactly `buffer.len()` bytes of memory of process `pid` that may be read (process_vm_readv(2)). Unlike
+/// [`Memory::open`] it asks for no right to a file of /proc, only for ptrace access.
+///
+/// # Errors
+/// The process does not exist, may not be traced, or has no such memory.
+pub fn read_of(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let local = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: buffer.len(),
+    };
+    // SAFETY: the kernel writes at most iov_len bytes to `buffer`, which `local` describes and which outlives the call;
+    // `remote` is an address of the other process that is not used here.
+    let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if got as usize != buffer.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
 }
 
 /// What the kernel says of a run of pages: PAGE_IS_* of <linux/fs.h>.

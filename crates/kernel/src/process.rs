@@ -294,14 +294,76 @@ pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
 
 /// Our own resource limit number `resource`: soft and hard, `u64::MAX` for unlimited.
 pub fn limit(resource: u32) -> io::Result<(u64, u64)> {
-    let mut limit = libc::rlimit64 {
+    let limit = exchange_limit(0, resource, None)?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// A resource limit of a process that is lifted until dropped.
+#[derive(Debug)]
+pub struct LiftedLimit {
+    pid: i32,
+    resource: u32,
+    before: libc::rlimit64,
+}
+
+impl LiftedLimit {
+    /// Lifts limit number `resource` of process `pid`: both for who has CAP_SYS_RESOURCE, else the soft one up to the hard.
+    ///
+    /// # Errors
+    /// There is no such process, it is another user's, or the limit is as high as it can be.
+    pub fn lift(pid: i32, resource: u32) -> io::Result<Self> {
+        let before = exchange_limit(pid, resource, None)?;
+        let unlimited = libc::rlimit64 {
+            rlim_cur: libc::RLIM64_INFINITY,
+            rlim_max: libc::RLIM64_INFINITY,
+        };
+        let lifted = LiftedLimit { pid, resource, before };
+        if exchange_limit(pid, resource, Some(&unlimited)).is_ok() {
+            return Ok(lifted);
+        }
+        if before.rlim_cur == before.rlim_max {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let soft = libc::rlimit64 {
+            rlim_cur: before.rlim_max,
+            ..before
+        };
+        exchange_limit(pid, resource, Some(&soft))?;
+        Ok(lifted)
+    }
+}
+
+impl Drop for LiftedLimit {
+    fn drop(&mut self) {
+        // To what it was, it can always be set back; only a process that is gone has none.
+        let _ = exchange_limit(self.pid, self.resource, Some(&self.before));
+    }
+}
+
+fn exchange_limit(pid: i32, resource: u32, new: Option<&libc::rlimit64>) -> io::Result<libc::rlimit64> {
+    let mut old = libc::rlimit64 {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid place for the old limit; no new limit is given; pid 0 is ourselves.
-    let result = unsafe { libc::prlimit64(0, resource, std::ptr::null(), &mut limit) };
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `old` is a valid place for the old limit; `new` is null or a valid new one, and outlives the call.
+    let result = unsafe { libc::prlimit64(pid, resource, new, &mut old) };
     if result == 0 {
-        Ok((limit.rlim_cur, limit.rlim_max))
+        Ok(old)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sends a signal to one thread of a process (tgkill(2)).
+///
+/// # Errors
+/// There is no such thread, or it may not be sent signals.
+pub fn signal_thread_of(pid: i32, tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: tgkill takes three numbers.
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+    if result == 0 {
+        Ok(())
     } else {
         Err(io::Error::last_os_error())
     }

@@ -34,11 +34,13 @@ pub struct Arena {
 }
 
 /// Signals that arrived while we worked and have to be delivered when the thread goes on (only those that cannot be
-/// blocked: SIGSTOP).
+/// blocked).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Deferred {
     /// SIGSTOP arrived.
     pub stop: bool,
+    /// The signal that was about to end the program: the kernel hands it out though it is blocked, and only once.
+    pub end: Option<i32>,
 }
 
 /// A thread that is to run a batch.
@@ -162,24 +164,41 @@ pub fn sleep(tracee: Tracee, base: &Registers, instruction: u64, place: u64, dea
 /// Signals that the kernel sends for faults that come again when the program goes on where it was.
 const FAULT_SIGNALS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
 
-/// Whether a signal is for a fault of the program's from before it was stopped. The kernel hands it out with our own trap
-/// though it is blocked (dequeue_synchronous_signal in kernel/signal.c). It may be dropped: the program has yet to go on
-/// where it faulted, and does so again.
-fn is_for_a_fault(signal: i32, tracee: Tracee) -> bool {
-    // A siginfo_t has signal, errno and code, and for these, at 16, the address. Codes of faults are small; SI_KERNEL
-    // (0x80) is also for a signal that could not be delivered, which does not come again.
+/// What a signal of [`FAULT_SIGNALS`] is that arrives while we work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// For a fault of the program's from before it was stopped. The kernel hands it out with our own trap though it is
+    /// blocked (dequeue_synchronous_signal in kernel/signal.c). It may be dropped: the program has yet to go on where it
+    /// faulted, and does so again.
+    Again,
+    /// The same, or that of a signal that could not be delivered (force_fatal_sig): the program ends either way.
+    Ends,
+    /// What we have the thread do has faulted, or somebody has sent the signal.
+    Other,
+}
+
+fn fault_of(signal: i32, tracee: Tracee) -> Fault {
+    // A siginfo_t has signal, errno and code, and for these, at 16, the address. Codes of faults are small. SI_KERNEL
+    // comes without an address: of what no page is to blame for (a privileged instruction, an address that is none), and of
+    // a signal that could not be delivered. For the latter the kernel sets the action to the default first.
     const SI_KERNEL: i32 = 0x80;
     if !FAULT_SIGNALS.contains(&signal) {
-        return false;
+        return Fault::Other;
     }
     let (Ok(details), Ok(registers)) = (tracee.signal_details(), tracee.registers()) else {
-        return false;
+        return Fault::Other;
     };
     let code = details[8..12].try_into().map_or(0, i32::from_ne_bytes);
     let address = details[16..24].try_into().map_or(0, u64::from_ne_bytes);
-    // What we have it do may fault, too: then it stands there.
-    let is_ours = address == registers.program_counter();
-    (1..SI_KERNEL).contains(&code) && !is_ours
+    match code {
+        // What we have it do may fault, too: then it stands there.
+        1..SI_KERNEL if address != registers.program_counter() => Fault::Again,
+        SI_KERNEL => match crate::proc::status_of(tracee.tid()) {
+            Ok(status) if status.sig_caught >> (signal - 1) & 1 != 0 => Fault::Again,
+            _ => Fault::Ends,
+        },
+        _ => Fault::Other,
+    }
 }
 
 /// Waits for `wanted`, letting the thread go on (with `go_on`) past stops that have nothing to do with us.
@@ -191,16 +210,13 @@ fn expect(
     go_on: impl Fn(Tracee) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut faults = 0;
+    let mut refused = None;
     loop {
         match tracee.wait(deadline)? {
-            stop if stop == wanted => return Ok(()),
+            stop if stop == wanted => return refused.map_or(Ok(()), Err),
             Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Stop::Signal(libc::SIGSTOP) => {
                 deferred.stop = true;
-                go_on(tracee)?;
-            }
-            Stop::Signal(signal) if faults < FAULT_SIGNALS.len() && is_for_a_fault(signal, tracee) => {
-                faults += 1;
                 go_on(tracee)?;
             }
             Stop::Signal(libc::SIGSYS) => {
@@ -210,9 +226,27 @@ fn expect(
                 ));
             }
             Stop::Signal(signal) => {
-                return Err(io::Error::other(format!(
+                let fault = match faults < FAULT_SIGNALS.len() {
+                    true => fault_of(signal, tracee),
+                    false => Fault::Other,
+                };
+                if fault == Fault::Ends {
+                    deferred.end = Some(signal);
+                }
+                if fault != Fault::Other {
+                    faults += 1;
+                    go_on(tracee)?;
+                    continue;
+                }
+                let error = io::Error::other(format!(
                     "the process got signal {signal} while it made a system call for us"
-                )));
+                ));
+                // Our trap may be behind it: left there, it would end the program.
+                if refused.is_some() || wanted != Stop::Signal(libc::SIGTRAP) {
+                    return Err(error);
+                }
+                refused = Some(error);
+                go_on(tracee)?;
             }
             Stop::Interrupted(_) | Stop::Event(_) | Stop::Syscall => go_on(tracee)?,
         }

@@ -284,6 +284,9 @@ const SMALL: u64 = 512 << 10;
 /// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
 const UNMEASURED_RATE: u64 = 1 << 30;
 
+/// How long a program is given to read events of inotify, which cannot be saved.
+const INOTIFY_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
@@ -749,11 +752,18 @@ fn waited_for(observer: &mut Observer<'_>, phase: &str) -> Result<()> {
 /// Stops the job while nobody is in a critical section and all callbacks have run.
 fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mut GoOn<'_>) -> Result<Frozen> {
     let deadline = Instant::now() + request.stop_timeout;
+    let read_by = deadline.min(Instant::now() + INOTIFY_PATIENCE);
+    let queues = files::inotify::queues(freeze::members(scope)?);
     loop {
         asked.close(scope, go_on)?;
-        let frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
+        let mut frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
         if asked.holds(&frozen) {
-            return Ok(frozen);
+            if Instant::now() > read_by || files::inotify::all_are_read(&queues) {
+                return Ok(frozen);
+            }
+            frozen.resume()?;
+            files::inotify::wait_until_read(&queues, read_by);
+            continue;
         }
         if Instant::now() > deadline {
             return Err(Error::new(

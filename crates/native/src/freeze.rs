@@ -15,10 +15,12 @@ use cpr_kernel::arch::{self, Registers};
 use cpr_kernel::batch::{Batch, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
 use cpr_kernel::proc::{self, MapEntry, ProcDir, Stat, Status};
-use cpr_kernel::process::PidFd;
+use cpr_kernel::process::{self, LiftedLimit, PidFd};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK, Runner};
 use cpr_types::{Context, Error, ErrorKind, Result};
+
+use crate::concealed::{self, Caller, Concealed};
 
 /// Kernel-internal results of interrupted system calls (<linux/errno.h>).
 const ERESTARTSYS: i64 = -512;
@@ -85,6 +87,8 @@ pub struct Process {
     pub space: Option<Space>,
     /// The job-control signal it was stopped by before we came.
     pub stopped_by: Option<i32>,
+    /// Where nobody may look at the process but for the time of this stop: what it was.
+    pub concealed: Option<Concealed>,
 }
 
 /// The address space of a stopped process.
@@ -385,7 +389,13 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
         }
     }
     for pid in all {
-        let process = describe(pid, &seized, threads.remove(&pid).unwrap_or_default(), &stopped)?;
+        let process = describe(
+            pid,
+            &seized,
+            threads.remove(&pid).unwrap_or_default(),
+            &stopped,
+            deadline,
+        )?;
         frozen.processes.extend(process);
     }
     if purpose == Purpose::Save {
@@ -509,7 +519,15 @@ fn seize_process(pid: i32, purpose: Purpose, seized: &mut HashMap<i32, Seized>, 
                 Err(error) => match why_not(&dir, pid, tid)? {
                     Skip::Yes => {}
                     Skip::No => {
-                        return Err(error).context(|| format!("attach to thread {tid} of process {pid}"));
+                        return Err(error)
+                            .context(|| format!("attach to thread {tid} of process {pid}"))
+                            .map_err(|error| match error.kind() {
+                                ErrorKind::Denied => error.with_hint(
+                                    "a process that is another user's, or lets nobody look at it (prctl PR_SET_DUMPABLE), \
+                                     can be saved by root only",
+                                ),
+                                _ => error,
+                            });
                     }
                 },
             }
@@ -674,6 +692,7 @@ fn describe(
     seized: &HashMap<i32, Seized>,
     mut tids: Vec<i32>,
     stopped: &HashMap<i32, Stopped>,
+    deadline: Instant,
 ) -> Result<Option<Process>> {
     let look = || -> Result<(ProcDir, Stat, Status)> {
         let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
@@ -726,25 +745,23 @@ fn describe(
             deferred: Deferred::default(),
         });
     }
-    let space = if threads.is_empty() {
-        None
-    } else {
-        Some(Space::open(&proc)?)
-    };
     if !threads.is_empty()
         && let Some(reason) = without_leader(pid)
     {
         return Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")));
     }
-    Ok(Some(Process {
+    let mut process = Process {
         pid,
         proc,
         stat,
         status,
         threads,
-        space,
+        space: None,
         stopped_by,
-    }))
+        concealed: None,
+    };
+    process.open_space(deadline)?;
+    Ok(Some(process))
 }
 
 impl Space {
@@ -871,7 +888,69 @@ impl Thread {
     }
 }
 
+impl Thread {
+    /// The thread as one that makes single system calls for us.
+    fn caller(&mut self, pid: i32, deadline: Instant) -> Result<Caller<'_>> {
+        self.prepare(pid, true)?;
+        self.in_syscall_exit = true;
+        Ok(Caller {
+            tracee: self.tracee,
+            registers: &self.registers,
+            deferred: &mut self.deferred,
+            deadline,
+        })
+    }
+
+    /// Makes of a thread that has made calls for us one that has not.
+    fn put_back(&mut self, deadline: Instant) -> std::io::Result<()> {
+        self.deferred.stop |= park(self.tracee, deadline)?;
+        self.tracee.set_signal_mask(self.mask)?;
+        self.tracee.set_registers(&self.registers)?;
+        (self.injected, self.in_syscall_exit) = (false, false);
+        Ok(())
+    }
+}
+
 impl Process {
+    /// Opens the address space, of a process that has one. One that lets nobody look at it is made accessible first.
+    fn open_space(&mut self, deadline: Instant) -> Result<()> {
+        if self.threads.is_empty() {
+            return Ok(());
+        }
+        self.space = match Space::open(&self.proc) {
+            Err(error) if error.kind() == ErrorKind::Denied && concealed::may_reveal(&self.proc) => {
+                self.reveal(deadline)?;
+                let opened = Space::open(&self.proc);
+                if opened.is_err() {
+                    self.conceal(deadline)?;
+                }
+                Some(opened?)
+            }
+            opened => Some(opened?),
+        };
+        Ok(())
+    }
+
+    fn reveal(&mut self, deadline: Instant) -> Result<()> {
+        let pid = self.pid;
+        if let Some(thread) = self.threads.first_mut() {
+            self.concealed = Some(thread.caller(pid, deadline)?.reveal(&self.proc)?);
+            thread
+                .put_back(deadline)
+                .context(|| format!("put process {pid} back"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a process that was made accessible what it was.
+    fn conceal(&mut self, deadline: Instant) -> Result<()> {
+        let pid = self.pid;
+        match (self.concealed.take(), self.threads.first_mut()) {
+            (Some(concealed), Some(thread)) => thread.caller(pid, deadline)?.conceal(concealed, pid),
+            _ => Ok(()),
+        }
+    }
+
     /// A thread may not have run since a stop before this one, and so not be asleep again in the call the kernel is to
     /// restart. Nothing would tell then which call that is: each such thread is let go until it sleeps.
     fn settle_restarts(&mut self, deadline: Instant) -> Result<()> {
@@ -921,17 +1000,37 @@ impl Process {
         };
         thread.prepare(pid, true)?;
         thread.in_syscall_exit = false;
-        let arena = Arena::map(
-            thread.tracee,
-            &thread.registers,
-            space.instruction,
-            &space.memory,
-            0,
-            capacity,
-            deadline,
-            &mut thread.deferred,
-        )
-        .context(|| format!("map a page in process {pid}"))?;
+        let mut map = || {
+            Arena::map(
+                thread.tracee,
+                &thread.registers,
+                space.instruction,
+                &space.memory,
+                0,
+                capacity,
+                deadline,
+                &mut thread.deferred,
+            )
+        };
+        let mut mapped = map();
+        if mapped
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM))
+        {
+            // The program may have as much as its limits let it have. What is mapped stays when they are back.
+            let limits = [libc::RLIMIT_AS, libc::RLIMIT_DATA];
+            let _lifted = limits.map(|resource| LiftedLimit::lift(pid, resource));
+            mapped = map();
+        }
+        let arena = mapped.context(|| format!("map a page in process {pid}")).map_err(|error| {
+            match error.kind() {
+                ErrorKind::NoSpace => error.with_hint(
+                    "the program has as much memory as its limits let it have (ulimit -v, -d), which root can lift for the \
+                     time of the checkpoint",
+                ),
+                _ => error,
+            }
+        })?;
         space.arena = Some(arena);
         Ok(())
     }
@@ -1067,7 +1166,8 @@ impl Frozen {
         let deadline = self.deadline();
         let mut first: Result<()> = Ok(());
         for process in &mut self.processes {
-            let result = process.unmap_arena(deadline);
+            let unmapped = process.unmap_arena(deadline);
+            let result = process.conceal(deadline).and(unmapped);
             if first.is_ok() {
                 first = result;
             }
@@ -1083,7 +1183,7 @@ impl Frozen {
                 }
             };
             for thread in &process.threads {
-                let result = put_right(thread, &shared, deadline).map(|came| stop |= came);
+                let result = put_right(process.pid, thread, &shared, deadline).map(|came| stop |= came);
                 note(result, thread);
             }
             // One that came while it was held was taken away from it.
@@ -1141,7 +1241,7 @@ pub fn interrupts(pending: &[[u8; 128]], mask: u64) -> bool {
 }
 
 /// Gives a thread back what it had. Tells whether a SIGSTOP came for it meanwhile.
-fn put_right(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<bool> {
+fn put_right(pid: i32, thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<bool> {
     let tracee = thread.tracee;
     let pending = thread.shows_eintr() && {
         let own = tracee.pending_signals(false).unwrap_or_default();
@@ -1157,6 +1257,9 @@ fn put_right(thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::i
     }
     if thread.injected || registers != thread.registers {
         tracee.set_registers(&registers)?;
+    }
+    if let Some(signal) = thread.deferred.end {
+        process::signal_thread_of(pid, tracee.tid(), signal)?;
     }
     Ok(stop)
 }

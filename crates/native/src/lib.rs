@@ -13,6 +13,7 @@ mod blockers;
 mod callbacks;
 mod cgroups;
 mod checkpoint;
+mod concealed;
 pub mod files;
 mod freeze;
 mod host_names;

@@ -418,7 +418,10 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
         });
     }
     layout.brk = outcome.raw(brk) as u64;
-    saved.dumpable = outcome.result(dumpable).unwrap_or(1) as u32;
+    saved.dumpable = match process.concealed {
+        Some(concealed) => concealed.dumpable,
+        None => outcome.result(dumpable).unwrap_or(1) as u32,
+    };
     saved.child_subreaper = outcome.word32(reaper_out, 0) != 0;
     // Linux 6.3 tells; an older kernel's processes start without.
     saved.membarrier = outcome.result(barriers).unwrap_or(0) as u32;

@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Stat};
 use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
 use super::{Target, inet, mqueue, regular, save, socket, unix};
+use crate::concealed;
 use crate::networks::Networks;
 use crate::views::Views;
 use crate::visits::Visits;
@@ -98,6 +99,8 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
                 all.extend(seen);
             }
             Err(error) if is_gone(&error) => {}
+            // It is made accessible when it is stopped.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && concealed::may_reveal(&target.proc) => {}
             Err(error) => blockers.push(Blocker {
                 pid: target.pid,
                 object: "descriptors".to_owned(),
@@ -185,6 +188,11 @@ struct Scene {
 }
 
 impl Scene {
+    /// Whether a process of the job has to wait for this one, which has ended.
+    fn is_dead_child(&self, pid: i32) -> bool {
+        cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && self.pids.contains(&stat.ppid))
+    }
+
     fn is_stream(&self, seen: &Seen<'_>) -> bool {
         self.streams.find(seen.fd, &seen.stat).is_some()
     }
@@ -203,7 +211,7 @@ impl Scene {
             }
             Kind::PidFd => match seen.info.kind {
                 // Those that have ended are -1.
-                FdInfoKind::PidFd { pid, .. } if pid >= 0 && !self.pids.contains(&pid) => {
+                FdInfoKind::PidFd { pid, .. } if pid >= 0 && !self.pids.contains(&pid) && !self.is_dead_child(pid) => {
                     Some(seen.blocker("a pidfd of a process that is not part of the job", None))
                 }
                 _ => None,

@@ -1,13 +1,17 @@
 //! inotify(7): the watches, with their numbers.
 //!
 //! The kernel tells which inode is watched, not by what path. Root opens it by its handle; others find it among the
-//! directories the job works in. Unread events cannot be looked at without taking them, so they are refused.
+//! directories the job works in, or else by going through the file system. Unread events cannot be looked at without
+//! taking them: the program is given some time to take them ([`wait_until_read`]), and what it leaves is refused.
 //!
 //! Opening and making files at restart causes events like anything else: [`discard_events`] has to be called last.
 
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cpr_image::model::{ByteString, Bytes, InotifyWatch, Object, OpenFile, SavedFileId};
 use cpr_kernel::event;
@@ -15,12 +19,62 @@ use cpr_kernel::proc::{self, FdInfoKind, Mount};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::inotify::CreateFlags;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 use super::eventfd::is_nonblocking;
 use super::{Description, RestoreContext, SaveContext};
 
-/// The most directory entries looked at in search of watched files.
+/// What a link of /proc/PID/fd to an inotify descriptor says.
+const LINK: &[u8] = b"anon_inode:inotify";
+
+/// The most directory entries looked at in search of watched files near the places that a job works in.
 const SEARCH_LIMIT: usize = 8192;
+
+/// How long the file system is gone through for watched files; the job stands still meanwhile.
+const WALK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the queues of a running program are looked at while it is given time to read them.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// The inotify descriptors of running processes; those that cannot be looked at are left out.
+pub fn queues(pids: impl IntoIterator<Item = i32>) -> Vec<OwnedFd> {
+    let mut found = Vec::new();
+    for pid in pids {
+        let Some(process) = rustix::process::Pid::from_raw(pid) else {
+            continue;
+        };
+        let Ok(proc) = proc::ProcDir::open(pid) else { continue };
+        let fds = proc.descriptors().unwrap_or_default().into_iter();
+        let mut fds = fds
+            .filter(|&fd| proc.fd_link(fd).is_ok_and(|link| link == LINK))
+            .peekable();
+        if fds.peek().is_none() {
+            continue;
+        }
+        if let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) {
+            found.extend(fds.filter_map(|fd| rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok()));
+        }
+    }
+    found
+}
+
+/// Whether nothing is left to be read in any of these queues.
+pub fn all_are_read(queues: &[OwnedFd]) -> bool {
+    let is_read = |queue: &OwnedFd| rustix::io::ioctl_fionread(queue).is_ok_and(|bytes| bytes == 0);
+    queues.iter().all(is_read)
+}
+
+/// Waits for a program that runs to read all of its queues, until `deadline`. Tells whether it has.
+pub fn wait_until_read(queues: &[OwnedFd], deadline: Instant) -> bool {
+    // Nothing tells when a queue becomes empty.
+    while !all_are_read(queues) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
 
 /// Saves the watches.
 ///
@@ -117,6 +171,7 @@ pub fn resolve(
     let mut paths: Vec<Option<PathBuf>> = watches.iter().map(|watch| by_handle(watch, mounts)).collect();
     if paths.iter().any(Option::is_none) {
         search(watches, &mut paths, places());
+        walk(watches, &mut paths, mounts, Instant::now() + WALK_PATIENCE);
     }
     watches
         .iter()
@@ -201,6 +256,33 @@ fn search(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], places:
             if !offer(&entry.path()) {
                 return;
             }
+        }
+    }
+}
+
+/// Goes through the file systems of watched inodes, directories near the root first, for those that have no path yet.
+fn walk(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], mounts: &[Mount], deadline: Instant) {
+    let mount_point = |mount: &Mount| PathBuf::from(std::ffi::OsStr::from_bytes(&mount.mount_point));
+    let covered: HashSet<PathBuf> = mounts.iter().map(mount_point).collect();
+    let wanted = |mount: &&Mount| {
+        let missing = watches.iter().zip(&*paths).filter(|(_, path)| path.is_none());
+        missing.into_iter().any(|(watch, _)| watch.sdev == mount.dev)
+    };
+    let mut left: VecDeque<PathBuf> = mounts.iter().filter(wanted).map(mount_point).collect();
+    while let Some(directory) = left.pop_front() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            // The number is in the directory; only where it fits is the file looked at.
+            for (watch, slot) in watches.iter().zip(paths.iter_mut()) {
+                if slot.is_none() && watch.ino == entry.ino() && is_watched(&entry.path(), watch) {
+                    *slot = Some(entry.path());
+                }
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !covered.contains(&entry.path()) {
+                left.push_back(entry.path());
+            }
+        }
+        if paths.iter().all(Option::is_some) || Instant::now() > deadline {
+            return;
         }
     }
 }

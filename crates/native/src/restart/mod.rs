@@ -1008,6 +1008,19 @@ fn prepare(workshop: &Workshop, manifest: &Manifest, process: &Process, plan: &m
         .arena
         .unmap(stub.tracee, &stub.base, instruction, workshop.deadline, &mut deferred)
         .context(what)?;
+    if process.dumpable != 1 {
+        // What only root may read (2) cannot be set by anybody.
+        remote::syscall(
+            stub.tracee,
+            &stub.base,
+            instruction,
+            libc::SYS_prctl,
+            [libc::PR_SET_DUMPABLE as u64, 0, 0, 0, 0, 0],
+            workshop.deadline,
+            &mut deferred,
+        )
+        .context(|| format!("make process {pid} inaccessible again"))?;
+    }
     if let (Some(thread), Some((tracee, registers))) = (process.threads.first(), plan.threads.first()) {
         if comes_last {
             filters::install_last(workshop, process, 0, *tracee, &stub.base, instruction, space).context(what)?;
