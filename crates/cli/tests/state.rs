@@ -543,18 +543,26 @@ fn tcp_with_data_under_way() {
 }
 
 /// What cannot be checkpointed is told by name, and the job goes on as if nothing had happened.
-#[test]
-fn a_blocked_sigtrap_is_refused_and_kept() {
+fn refused_in_the_stop(test: &str, name: &'static str, reason: &str) {
     for user in [As::Root, As::User] {
-        let Some(cpr) = Cpr::new("a_blocked_sigtrap_is_refused_and_kept", user) else {
-            continue;
-        };
-        let victim = Victim::start(&cpr, &compile(&cpr, "trapped"), "trapped", &[]);
+        let Some(cpr) = Cpr::new(test, user) else { continue };
+        let victim = Victim::start(&cpr, &compile(&cpr, name), name, &[]);
         for options in [vec!["checkpoint", victim.job], vec!["checkpoint", "--stop", victim.job]] {
             let ended = cpr.cpr(options);
             assert_eq!(ended.code, UNSUPPORTED, "{}", ended.stderr);
-            assert!(ended.stderr.contains("SIGTRAP"), "{}", ended.stderr);
+            assert!(ended.stderr.contains(reason), "{}", ended.stderr);
         }
         victim.check();
     }
+}
+
+#[test]
+fn a_blocked_sigtrap_is_refused_and_kept() {
+    refused_in_the_stop("a_blocked_sigtrap_is_refused_and_kept", "trapped", "SIGTRAP");
+}
+
+#[test]
+fn system_calls_that_a_program_answers_are_refused() {
+    let test = "system_calls_that_a_program_answers_are_refused";
+    refused_in_the_stop(test, "dispatch", "PR_SET_SYSCALL_USER_DISPATCH");
 }

@@ -464,6 +464,31 @@ impl Tracee {
         }
     }
 
+    /// Whether the thread has system calls of its own handed to it (prctl PR_SET_SYSCALL_USER_DISPATCH).
+    ///
+    /// # Errors
+    /// The thread is not stopped, or the kernel does not tell (before Linux 6.4).
+    pub fn dispatches_calls(self) -> io::Result<bool> {
+        /// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG of <linux/ptrace.h>, and its struct ptrace_sud_config.
+        const GET_DISPATCH: u32 = 0x4211;
+        #[repr(C)]
+        #[derive(Default)]
+        struct Dispatch {
+            mode: u64,
+            selector: u64,
+            offset: u64,
+            length: u64,
+        }
+        let mut dispatch = Dispatch::default();
+        // SAFETY: the kernel writes the number of bytes given as address argument, the struct's size.
+        let result = unsafe { libc::ptrace(GET_DISPATCH, self.tid, size_of::<Dispatch>(), &raw mut dispatch) };
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(dispatch.mode != 0)
+        }
+    }
+
     /// PTRACE_GETEVENTMSG: the PID of the child after a fork or clone event.
     pub fn event_message(self) -> io::Result<u64> {
         let mut message = 0u64;

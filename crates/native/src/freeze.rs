@@ -866,6 +866,14 @@ impl Thread {
                     .with_hint("try again; a program that blocks SIGTRAP has to take it first"));
                 }
             }
+            // It would be handed our calls, and lose its handler: their signal is blocked while they are made.
+            if self.tracee.dispatches_calls().unwrap_or(false) {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("process {pid}: thread {tid} has its system calls handed to itself"),
+                )
+                .with_hint("start the program without prctl(PR_SET_SYSCALL_USER_DISPATCH)"));
+            }
             if let Err(error) = self.tracee.suspend_seccomp(ATTACHED) {
                 let status = ProcDir::open_task(pid, tid)
                     .and_then(|task| task.status())
