@@ -46,6 +46,26 @@ static pid_t without_files(int of_dead, int go_on, int there) {
     _exit(0);
 }
 
+/* Works in the directory of a process that has ended, in /proc. */
+static pid_t nowhere(int go_on, int there) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child != 0) return child;
+    pid_t helper = fork();
+    CHECK(helper >= 0);
+    if (helper == 0)
+        for (;;) pause();
+    char place[64], byte = 'x';
+    int status;
+    snprintf(place, sizeof place, "/proc/%d", helper);
+    CHECK(chdir(place) == 0 && kill(helper, SIGKILL) == 0 && waitpid(helper, &status, 0) == helper);
+    CHECK(getcwd(place, sizeof place) == NULL && errno == ENOENT);
+    CHECK(write(there, &byte, 1) == 1 && read(go_on, &byte, 1) == 1);
+    CHECK(getcwd(place, sizeof place) == NULL && errno == ENOENT);
+    CHECK(mkdir("below", 0700) == -1 && access("status", F_OK) == -1);
+    _exit(0);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     char start[256];
@@ -54,9 +74,9 @@ int main(int argc, char **argv) {
 
     int there[2], go_on[2];
     CHECK(pipe(there) == 0 && pipe(go_on) == 0);
-    pid_t without[2];
-    for (int i = 0; i < 2; i++) {
-        without[i] = without_files(i, go_on[0], there[1]);
+    pid_t without[3];
+    for (int i = 0; i < 3; i++) {
+        without[i] = i < 2 ? without_files(i, go_on[0], there[1]) : nowhere(go_on[0], there[1]);
         char byte;
         CHECK(read(there[0], &byte, 1) == 1);
     }
@@ -163,8 +183,8 @@ int main(int argc, char **argv) {
     CHECK(readlinkat(symbolic, "", text, sizeof text) == 14 && memcmp(text, "nowhere/at all", 14) == 0);
     CHECK(access(named("link"), F_OK) == -1);
 
-    CHECK(write(go_on[1], "xx", 2) == 2);
-    for (int i = 0; i < 2; i++) {
+    CHECK(write(go_on[1], "xxx", 3) == 3);
+    for (int i = 0; i < 3; i++) {
         int status;
         CHECK(waitpid(without[i], &status, 0) == without[i]);
         SAME(status, 0);

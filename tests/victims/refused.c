@@ -114,7 +114,8 @@ int main(int argc, char **argv) {
         union bpf_attr what = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
         NEED(syscall(SYS_bpf, BPF_MAP_CREATE, &what, sizeof what) >= 0);
     } else if (IS("fanotify")) {
-        NEED(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID, O_RDONLY) >= 0);
+        int group = fanotify_init(FAN_CLASS_CONTENT, O_RDONLY), file = open("asked", O_RDWR | O_CREAT, 0600);
+        NEED(group >= 0 && file >= 0 && fanotify_mark(group, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "asked") == 0);
     } else if (IS("mount")) {
         NEED(mkdir("mounted", 0700) == 0 && mount("none", "mounted", "tmpfs", 0, NULL) == 0);
     } else if (IS("pidfd")) {

@@ -371,7 +371,10 @@ fn memory(text: &mut Text, manifest: &Manifest) {
         );
         for mapping in &space.mappings {
             let bit = |bit: u32, letter: char| if mapping.protection & bit != 0 { letter } else { '-' };
-            let shared = matches!(mapping.kind, MappingKind::SharedFile(_) | MappingKind::SharedSaved(_));
+            let shared = matches!(
+                mapping.kind,
+                MappingKind::SharedFile(_) | MappingKind::SharedSaved(_) | MappingKind::SharedSocket(_)
+            );
             text.line(
                 2,
                 format!(
@@ -400,6 +403,7 @@ fn mapped_object(manifest: &Manifest, mapping: &Mapping) -> String {
         MappingKind::VvarClock => "[vvar_vclock]".to_string(),
         MappingKind::HugePages(page) => format!("huge pages of {}", size(page)),
         MappingKind::AioRing => "asynchronous I/O".to_string(),
+        MappingKind::SharedSocket(id) | MappingKind::PrivateSocket(id) => format!("rings of packet socket {}", id.0),
         MappingKind::PrivateFile(id) | MappingKind::SharedFile(id) => {
             let path = manifest.mapped_files.get(id.index()).map(|file| file.path.to_string());
             format!("{} at {:#x}", path.unwrap_or_default(), mapping.offset)
@@ -509,6 +513,11 @@ fn object(manifest: &Manifest, object: &Object) -> String {
         Object::Socket(id) => format!("UNIX socket {}", id.0),
         Object::InetSocket(id) => format!("IP socket {}", id.0),
         Object::NetlinkSocket(socket) => format!("netlink socket of protocol {}", socket.protocol),
+        Object::PacketSocket(id) => format!("packet socket {}", id.0),
+        Object::Fanotify(group) => {
+            let paths: Vec<String> = group.marks.iter().map(|mark| mark.path.to_string()).collect();
+            format!("fanotify of {}", or_none(&paths.join(" ")))
+        }
         Object::TerminalSlave(id) => format!("terminal {}", id.0),
         Object::TerminalMaster(id) => format!("master of terminal {}", id.0),
         Object::MessageQueue(id) => {
@@ -637,6 +646,18 @@ fn channels(text: &mut Text, manifest: &Manifest) {
     text.heading("IP sockets");
     for (number, socket) in manifest.inet_sockets.iter().enumerate() {
         text.line(1, format!("{number}: {}", inet_socket(socket)));
+    }
+    if !manifest.packet_sockets.is_empty() {
+        text.heading("packet sockets");
+    }
+    for (number, socket) in manifest.packet_sockets.iter().enumerate() {
+        let interface = socket.interface.as_ref().map(|name| format!(", interface {name}"));
+        let protocol = socket.protocol;
+        let interface = interface.unwrap_or_default();
+        text.line(
+            1,
+            format!("{number}: type {}, protocol {protocol:#06x}{interface}", socket.kind),
+        );
     }
     text.heading("terminals");
     for (number, terminal) in manifest.terminals.iter().enumerate() {

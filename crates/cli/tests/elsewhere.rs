@@ -461,8 +461,12 @@ fn libraries_and_plug_ins_go_on_as_user() {
     libraries("libraries_and_plug_ins_go_on_as_user", As::User);
 }
 
-/// Four ranks that pass messages around over shared memory.
-fn mpi(test: &str, user: As) {
+/// Between ranks on one machine, the ways of Open MPI.
+const SHARED_MEMORY: &[&str] = &["--mca", "btl", "self,vader"];
+const LOOPBACK: &[&str] = &["--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo"];
+
+/// Four ranks that pass messages around.
+fn mpi(test: &str, user: As, transport: &[&str]) {
     let Some(cpr) = Cpr::new(test, user) else { return };
     for program in ["mpirun", "mpicc"] {
         if cpr.program(&["sh", "-c", r#"command -v "$1""#, "sh", program]).code != 0 {
@@ -471,7 +475,8 @@ fn mpi(test: &str, user: As) {
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/workloads/mpi_ring/ring.c");
     cpr.program(&["mpicc", "-O1", "-o", "ring", text(&source)]).good();
-    let mut command = vec!["mpirun", "--oversubscribe", "-np", "4", "--mca", "btl", "self,vader"];
+    let mut command = vec!["mpirun", "--oversubscribe", "-np", "4"];
+    command.extend(transport);
     if user == As::Root {
         command.push("--allow-run-as-root");
     }
@@ -501,10 +506,16 @@ fn mpi(test: &str, user: As) {
 // LBNL-3.3.4
 #[test]
 fn ranks_of_open_mpi_over_shared_memory_as_user() {
-    mpi("ranks_of_open_mpi_over_shared_memory_as_user", As::User);
+    mpi("ranks_of_open_mpi_over_shared_memory_as_user", As::User, SHARED_MEMORY);
 }
 
 #[test]
 fn ranks_of_open_mpi_over_shared_memory_as_root() {
-    mpi("ranks_of_open_mpi_over_shared_memory_as_root", As::Root);
+    mpi("ranks_of_open_mpi_over_shared_memory_as_root", As::Root, SHARED_MEMORY);
+}
+
+// LBNL-2.2.2.2
+#[test]
+fn ranks_of_open_mpi_over_tcp_as_root() {
+    mpi("ranks_of_open_mpi_over_tcp_as_root", As::Root, LOOPBACK);
 }

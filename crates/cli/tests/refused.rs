@@ -315,7 +315,7 @@ refused! {
     io_uring_mapping [root user]: ["io_uring_map"]; "mapping at 0x", "not supported";
     performance_counter [root user]: ["perf"]; "anon_inode:[perf_event]", "performance counters are not supported";
     bpf [root]: ["bpf"]; "anon_inode:bpf-map", "BPF objects are not supported";
-    fanotify [root user]: ["fanotify"]; "anon_inode:[fanotify]", "fanotify is not supported";
+    fanotify [root]: ["fanotify"]; "anon_inode:[fanotify]", "fanotify that permits or denies";
     kvm [root]: ["open", "/dev/kvm"]; "/dev/kvm", "virtual machines are not supported (device number 10:232)";
     fuse [root]: ["open", "/dev/fuse"]; "/dev/fuse", "serving a FUSE file system is not supported";
     tunnel [root]: ["open", "/dev/net/tun"]; "/dev/net/tun", "network tunnels are not supported";

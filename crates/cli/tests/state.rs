@@ -84,6 +84,8 @@ survive! {
     udp;
     given_up;
     netlink;
+    packet;
+    fanotify;
     // LBNL-3.9.1.M5, LBNL-3.9.1.M6, LBNL-3.9.1.M8
     descriptors;
     // LBNL-3.9.1.M21, LBNL-3.9.8.1.2, LBNL-3.9.8.1.8, LBNL-3.9.8.6.2, LBNL-3.9.8.11.2,
@@ -256,6 +258,14 @@ fn networks() {
     }
     for user in [As::Root, As::User] {
         survives_as("networks", user, "networks", "");
+    }
+}
+
+/// Sockets of networks where their process lives no more.
+#[test]
+fn networks_left() {
+    for user in [As::Root, As::User] {
+        survives_as("networks_left", user, "networks_left", "");
     }
 }
 

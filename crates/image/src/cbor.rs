@@ -228,6 +228,8 @@ mod tests {
             size_of::<Pipe>(),
             size_of::<UnixSocket>(),
             size_of::<InetSocket>(),
+            size_of::<PacketSocket>(),
+            size_of::<FanotifyMark>(),
             size_of::<TcpConnection>(),
             size_of::<Datagram>(),
             size_of::<Terminal>(),

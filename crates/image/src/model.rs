@@ -176,6 +176,10 @@ id!(
     InetSocketId
 );
 id!(
+    /// Index into [`Manifest::packet_sockets`].
+    PacketSocketId
+);
+id!(
     /// Index into [`Manifest::terminals`].
     TerminalId
 );
@@ -238,6 +242,9 @@ pub struct Manifest {
     pub sockets: Vec<UnixSocket>,
     /// IP sockets.
     pub inet_sockets: Vec<InetSocket>,
+    /// Packet sockets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packet_sockets: Vec<PacketSocket>,
     /// Pseudo-terminals.
     pub terminals: Vec<Terminal>,
     /// System V and POSIX objects for communication between processes.
@@ -1197,6 +1204,10 @@ pub enum MappingKind {
     HugePages(u64),
     /// A System V segment, or a part of it; `mw` among the flags: attached for writing.
     SysvSegment(SegmentId),
+    /// Shared mapping of a packet socket: its rings, both as a whole.
+    SharedSocket(PacketSocketId),
+    /// Private mapping of a packet socket.
+    PrivateSocket(PacketSocketId),
     /// The ring of a context for kernel asynchronous I/O (io_setup), in which nothing is under way; all its pages are
     /// saved.
     AioRing,
@@ -1413,6 +1424,10 @@ pub enum Object {
     InetSocket(InetSocketId),
     /// A netlink socket whose queue was empty.
     NetlinkSocket(NetlinkSocket),
+    /// A packet socket.
+    PacketSocket(PacketSocketId),
+    /// A fanotify(7) group.
+    Fanotify(Fanotify),
     /// The slave side of a pseudo-terminal.
     TerminalSlave(TerminalId),
     /// The master side of a pseudo-terminal.
@@ -1519,6 +1534,52 @@ pub struct InotifyWatch {
     pub path: ByteString,
     /// A deleted file that the job has open.
     pub saved: Option<SavedFileId>,
+}
+
+/// A fanotify group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fanotify {
+    /// FAN_* of fanotify_init(2).
+    pub flags: u32,
+    /// O_* of descriptors that come with events.
+    #[serde(default)]
+    pub event_flags: u32,
+    /// What is watched.
+    #[serde(default)]
+    pub marks: Vec<FanotifyMark>,
+}
+
+/// One mark of a fanotify group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FanotifyMark {
+    /// What it is on.
+    pub kind: FanotifyMarkKind,
+    /// Path of that; of a deleted file where it was, of a mount or file system where it is mounted.
+    pub path: ByteString,
+    /// A deleted file that the job has open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<SavedFileId>,
+    /// FAN_MARK_* that say how it is treated.
+    #[serde(default)]
+    pub flags: u32,
+    /// Events that are wanted, FAN_*.
+    #[serde(default)]
+    pub mask: u64,
+    /// Events that are not.
+    #[serde(default)]
+    pub ignored_mask: u64,
+}
+
+/// What a fanotify mark is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FanotifyMarkKind {
+    /// A file or directory.
+    Inode,
+    /// A mount.
+    Mount,
+    /// A file system.
+    FileSystem,
 }
 
 /// A file whose contents are in the image.
@@ -1855,6 +1916,65 @@ pub struct NetlinkSocket {
     /// Options that differ from those of a new socket.
     #[serde(default)]
     pub options: Vec<SocketOption>,
+}
+
+/// A packet socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct PacketSocket {
+    /// Its network namespace, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
+    /// SOCK_RAW 3, SOCK_DGRAM 2, or SOCK_PACKET 10.
+    pub kind: i32,
+    /// ETH_P_* it is bound to, 0 for none.
+    pub protocol: u32,
+    /// Name of the interface it is bound to; none for all.
+    pub interface: Option<ByteString>,
+    /// What interfaces receive for it.
+    pub memberships: Vec<PacketMembership>,
+    /// PACKET_COPY_THRESH.
+    pub copy_threshold: u32,
+    /// PACKET_FANOUT as the kernel shows it: number, type and flags; 0 for none.
+    pub fanout: u32,
+    /// Ring for packets that come.
+    pub receive_ring: Option<PacketRing>,
+    /// Ring for packets that go.
+    pub send_ring: Option<PacketRing>,
+    /// What is in the rings, which lie one behind the other: pieces and where they begin. The rest is zeros.
+    pub ring_contents: Vec<(u64, Bytes)>,
+    /// Options that differ from those of a new socket.
+    pub options: Vec<SocketOption>,
+}
+
+/// What an interface receives for a packet socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketMembership {
+    /// Name of the interface.
+    pub interface: ByteString,
+    /// How often it was asked for.
+    pub count: u32,
+    /// PACKET_MR_*
+    pub kind: u32,
+    /// Hardware address.
+    #[serde(default)]
+    pub address: Bytes,
+}
+
+/// A ring that a packet socket shares with its program: `struct tpacket_req`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketRing {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks.
+    pub blocks: u32,
+    /// Bytes of a frame.
+    pub frame_size: u32,
+    /// Frames.
+    pub frames: u32,
+    /// The frame that the kernel fills next.
+    #[serde(default)]
+    pub next: u32,
 }
 
 /// A pseudo-terminal, or the terminal the job was started on.

@@ -61,6 +61,10 @@ const SOCK_STREAM: i32 = 1;
 const SOCK_DGRAM: i32 = 2;
 const SOCK_SEQPACKET: i32 = 5;
 const SOCK_RAW: i32 = 3;
+/// The old kind of packet sockets.
+const SOCK_PACKET: i32 = 10;
+/// More often nobody asks an interface for the same thing.
+const MAX_MEMBERSHIPS: u32 = 1 << 16;
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 /// SIGEV_THREAD_ID.
@@ -124,6 +128,7 @@ impl Manifest {
         check.file_policies()?;
         check.sockets()?;
         check.inet_sockets()?;
+        check.packet_sockets()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
             blob(&terminal.attributes, "attributes")
                 .and_then(|()| within(terminal.input.0.len() <= MAX_TERMINAL, "input"))
@@ -517,6 +522,9 @@ impl Check<'_> {
                 let aligned = size.is_power_of_two() && size > PAGE;
                 let whole = mapping.start.is_multiple_of(size.max(1)) && length.is_multiple_of(size.max(1));
                 within(aligned && whole, "size of huge pages")?;
+            }
+            MappingKind::SharedSocket(id) | MappingKind::PrivateSocket(id) => {
+                in_table(id.index(), &self.manifest.packet_sockets, "packet socket")?;
             }
             MappingKind::AioRing => {
                 let covered: u64 = mapping.extents.iter().map(|extent| extent.length).sum();
@@ -1066,6 +1074,8 @@ impl Check<'_> {
                 within(socket.groups.iter().all(|group| (1..=65536).contains(group)), "group")?;
                 options(&socket.options)
             }
+            Object::PacketSocket(id) => in_table(id.index(), &manifest.packet_sockets, "packet socket"),
+            Object::Fanotify(group) => group.marks.iter().try_for_each(|mark| path(&mark.path)),
             Object::TerminalSlave(id) | Object::TerminalMaster(id) => {
                 in_table(id.index(), &manifest.terminals, "terminal")
             }
@@ -1102,6 +1112,47 @@ impl Check<'_> {
             Some(id) => Err(wrong(format!("open file {id}: epoll sets contain each other"))),
             None => Ok(()),
         }
+    }
+
+    fn packet_sockets(&self) -> Result<()> {
+        for (index, socket) in self.manifest.packet_sockets.iter().enumerate() {
+            self.packet_socket(socket)
+                .map_err(|what| wrong(format!("packet socket {index}: {what}")))?;
+        }
+        Ok(())
+    }
+
+    fn packet_socket(&self, socket: &PacketSocket) -> Verdict {
+        self.network(socket.network)?;
+        within([SOCK_DGRAM, SOCK_RAW, SOCK_PACKET].contains(&socket.kind), "type")?;
+        within(socket.protocol <= 0xffff, "protocol")?;
+        for one in &socket.memberships {
+            within(one.address.0.len() <= 32 && one.kind <= 0xffff, "membership")?;
+            within(one.count <= MAX_MEMBERSHIPS, "count of a membership")?;
+        }
+        let mut size = 0;
+        for ring in socket.receive_ring.iter().chain(&socket.send_ring) {
+            within(
+                ring.frame_size > 0 && ring.block_size.is_multiple_of(4096),
+                "size of a ring's parts",
+            )?;
+            within(ring.next == 0 || ring.next < ring.frames, "frame of a ring")?;
+            let blocks = u64::from(ring.block_size) * u64::from(ring.blocks);
+            within(
+                u64::from(ring.frame_size) * u64::from(ring.frames) <= blocks,
+                "size of a ring",
+            )?;
+            size += blocks;
+        }
+        for (start, bytes) in &socket.ring_contents {
+            let end = start.checked_add(bytes.0.len() as u64);
+            within(end.is_some_and(|end| end <= size), "contents of a ring")?;
+            within(
+                start.is_multiple_of(8) && bytes.0.len().is_multiple_of(8),
+                "contents of a ring",
+            )?;
+        }
+        options(&socket.options)
     }
 
     fn inet_sockets(&self) -> Result<()> {

@@ -313,6 +313,22 @@ fn objects_between_processes() {
         mappings(m)[5].kind = MappingKind::AioRing;
         mappings(m)[5].extents.clear();
     });
+    check("there is no packet socket 1", &|m| {
+        mappings(m)[6].kind = MappingKind::PrivateSocket(PacketSocketId(1))
+    });
+    check("packet socket 0", &|m| m.packet_sockets[0].kind = 1);
+    check("impossible frame of a ring", &|m| {
+        m.packet_sockets[0].receive_ring = m.packet_sockets[0]
+            .receive_ring
+            .map(|ring| PacketRing { next: 4, ..ring })
+    });
+    check("impossible size of a ring", &|m| {
+        let ring = m.packet_sockets[0].receive_ring;
+        m.packet_sockets[0].receive_ring = ring.map(|ring| PacketRing { frames: 5, ..ring })
+    });
+    check("impossible contents of a ring", &|m| {
+        m.packet_sockets[0].ring_contents[0].0 = 8
+    });
     check("impossible part of a segment", &|m| mappings(m)[5].offset = 3 * 4096);
     check("impossible size", &|m| {
         m.ipc.segments[0].size = 0;

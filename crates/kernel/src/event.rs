@@ -1,4 +1,4 @@
-//! What eventfd, timerfd, signalfd, epoll and inotify descriptors need beyond the ordinary calls.
+//! What eventfd, timerfd, signalfd, epoll, inotify and fanotify descriptors need beyond the ordinary calls.
 
 use std::ffi::CString;
 use std::io;
@@ -42,6 +42,45 @@ pub fn add_watch(inotify: BorrowedFd<'_>, path: &[u8], mask: u32) -> io::Result<
     let path = CString::new(path)?;
     // SAFETY: `path` is a NUL-terminated string that lives through the call.
     checked(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) })
+}
+
+/// fanotify_init(2) with flags as the kernel shows them. The result is close-on-exec, whatever they say.
+pub fn fanotify_init(flags: u32, event_flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: fanotify_init(2) takes numbers only.
+    let fd = checked(unsafe { libc::fanotify_init(flags, event_flags) })?;
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// fanotify_mark(2) of a path.
+pub fn fanotify_mark(group: BorrowedFd<'_>, flags: u32, mask: u64, path: &[u8]) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: `path` is a NUL-terminated string that lives through the call.
+    checked(unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) }).map(drop)
+}
+
+/// Reads events of a fanotify group that has some, and closes the descriptors that come with them. How many there were.
+pub fn discard_fanotify(group: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Bytes of `struct fanotify_event_metadata`, and where its descriptor is.
+    const METADATA: usize = 24;
+    const DESCRIPTOR: usize = 16;
+    let mut buffer = vec![0u8; 4096];
+    let length = rustix::io::read(group, buffer.as_mut_slice())?;
+    let mut rest = buffer.get(..length).unwrap_or_default();
+    let mut count = 0;
+    while let Some(metadata) = rest.first_chunk::<METADATA>() {
+        let word = |at: usize| u32::from_ne_bytes([metadata[at], metadata[at + 1], metadata[at + 2], metadata[at + 3]]);
+        let fd = word(DESCRIPTOR) as libc::c_int;
+        if fd >= 0 {
+            // SAFETY: the kernel just made this descriptor for whoever reads the event, which is us alone.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        count += 1;
+        rest = rest.get((word(0) as usize).max(METADATA)..).unwrap_or_default();
+    }
+    Ok(count)
 }
 
 /// open_by_handle_at(2) with O_PATH: the file of `handle` on the file system that `mount` is on.

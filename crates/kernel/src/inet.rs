@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use crate::socket::{INVALID, checked, diagnose, u32_at};
+use crate::netlink::Netlink;
+use crate::socket::{INVALID, SOCK_DIAG_BY_FAMILY, checked, diagnose, u32_at};
 
 /// Bytes of a `struct sock_filter`.
 const INSTRUCTION: usize = 8;
@@ -97,6 +98,15 @@ pub fn network_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut value = [0u8; 8];
     option_with(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut value)?;
     Ok(u64::from_ne_bytes(value))
+}
+
+/// SIOCGSKNS: the network namespace a socket belongs to, which takes CAP_NET_ADMIN over it.
+pub fn network_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: libc::Ioctl = 0x894C;
+    // SAFETY: the request takes no argument and makes a descriptor.
+    let fd = checked(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) })?;
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sets how long connect(2), send(2) and recv(2) may block.
@@ -455,6 +465,52 @@ pub fn tcp_diag(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<TcpD
         receive_queue: u32_at(&reply, 56)?,
         inode: u32_at(&reply, 68)?,
     }))
+}
+
+/// A TCP socket that [`tcp_at_port`] has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AtPort {
+    /// One of [`state`].
+    pub state: u8,
+    /// Its address.
+    pub local: SocketAddr,
+    /// What it is or was connected to.
+    pub remote: SocketAddr,
+}
+
+/// The TCP sockets of a port in the caller's network namespace, those of connections that have ended among them.
+pub fn tcp_at_port(port: u16) -> io::Result<Vec<AtPort>> {
+    let netlink = Netlink::open(libc::NETLINK_SOCK_DIAG)?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        // inet_diag_req_v2, of which lists mind family, protocol, states and ports.
+        let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+        body.extend_from_slice(&u32::MAX.to_ne_bytes());
+        body.extend_from_slice(&port.to_be_bytes());
+        body.extend_from_slice(&[0; 2 + 16 + 16 + 4]);
+        body.extend_from_slice(&[0xff; 8]);
+        for reply in netlink.list(SOCK_DIAG_BY_FAMILY, &body)? {
+            // inet_diag_msg
+            let address = |port_at: usize, ip_at: usize| -> io::Result<SocketAddr> {
+                let port = reply.get(port_at..port_at + 2).ok_or(INVALID)?;
+                let ip = reply
+                    .get(ip_at..ip_at + 16)
+                    .and_then(|ip| ip.first_chunk::<16>())
+                    .ok_or(INVALID)?;
+                let ip = match family {
+                    libc::AF_INET => IpAddr::from([ip[0], ip[1], ip[2], ip[3]]),
+                    _ => IpAddr::from(*ip),
+                };
+                Ok(SocketAddr::new(ip, u16::from_be_bytes([port[0], port[1]])))
+            };
+            found.push(AtPort {
+                state: *reply.get(1).ok_or(INVALID)?,
+                local: address(4, 8)?,
+                remote: address(6, 24)?,
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// Whether an address is one of this network namespace's own.

@@ -18,6 +18,7 @@ pub mod mounts;
 pub mod mqueue;
 pub mod namespace;
 pub mod netlink;
+pub mod packet;
 pub mod page_move;
 pub mod page_out;
 pub mod proc;

@@ -15,7 +15,7 @@ pub const STATE_CONNECTED: u8 = 1;
 /// TCP_LISTEN.
 pub const STATE_LISTENING: u8 = 10;
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(crate) const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Most descriptors a message can carry (SCM_MAX_FD).
 const MAX_RIGHTS: usize = 253;
 /// SO_PASSPIDFD's message, SCM_PIDFD.

@@ -337,7 +337,7 @@ b\c\134 d (deleted)"
             AnonInode(b"[io_uring]"),
             Aio,
             SecretMemory,
-            Pseudo(b"socket:[9681]"),
+            Socket,
             AnonNamed(b"a name"),
             AnonShmemNamed(b"b (deleted)"),
             Vvar,

@@ -354,7 +354,8 @@ fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
         // One that has just gone is in none.
         let _ = networks
             .of(&target.proc, &home)
-            .and_then(|_| groups.of(&target.proc, &home));
+            .and_then(|_| groups.of(&target.proc, &home))
+            .and_then(|_| networks::include_those_of_sockets(&target.proc, &home, &mut networks));
         targets.push(target);
     }
     found.extend(blockers::sharing(&targets));
@@ -878,6 +879,9 @@ fn collect(
         if !process.threads.is_empty() {
             saved.user_namespace = users.of(&process.proc, &home)?;
         }
+        if !process.threads.is_empty() {
+            networks::include_those_of_sockets(&process.proc, &home, &mut places)?;
+        }
         aio::settle(process, deadline)?;
         manifest.processes.push(saved);
         layouts.push(layout);
@@ -1004,6 +1008,7 @@ fn collect(
         views: &context.views,
         view: None,
         saved: &mut context.saved,
+        packet_sockets: (&context.packet_state, &context.packet_sockets),
         policies: &mut context.policies,
         libraries: &mut looked.libraries,
         keep_executables: request.keep.executables,
@@ -1087,6 +1092,7 @@ fn collect(
     manifest.pipes = context.pipes;
     manifest.sockets = context.sockets;
     manifest.inet_sockets = context.inet_sockets;
+    manifest.packet_sockets = context.packet_sockets;
     manifest.terminals = context.terminals;
     let sockets = HeldSockets {
         endings: context.endings,

@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use cpr_image::model::{AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, SegmentId};
+use cpr_image::model::{
+    AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, PacketSocket, SegmentId,
+};
 use cpr_image::model::{ByteString, IpcNamespaceId, MountNamespaceId, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{Memory, PAGE_GUARD, PAGE_PRESENT, PageRegion, Pagemap};
 use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
+use crate::files::packet::{SaveState as PacketState, mapped_size};
 use crate::files::{PolicyState, SavedFiles, find_shared_memory};
 use crate::freeze::{Process, Space};
 use crate::libraries::{Libraries, overlay};
@@ -184,6 +187,8 @@ pub struct Shared<'a> {
     pub view: Option<MountNamespaceId>,
     /// Files whose contents are saved.
     pub saved: &'a mut SavedFiles,
+    /// Packet sockets, which are mapped for their rings.
+    pub packet_sockets: (&'a PacketState, &'a [PacketSocket]),
     /// Files with a policy of their own.
     pub policies: &'a mut PolicyState,
     /// Programs and libraries that are saved.
@@ -402,6 +407,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         saved,
         policies,
         libraries,
+        packet_sockets,
         ..
     } = shared;
     let pid = process.pid;
@@ -517,6 +523,18 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
             let id = files.segments.get(&(files.namespace, map.inode));
             let id = id.ok_or_else(|| unsupported("the segment is of another IPC namespace"))?;
             (MappingKind::SysvSegment(*id), Pages::None)
+        }
+        (MapKind::Socket, None) => {
+            let id = packet_sockets.0.of_mapping(map.inode);
+            let id = id.ok_or_else(|| unsupported("no descriptor is open on the socket"))?;
+            let size = packet_sockets.1.get(id.index()).map(mapped_size);
+            if (map.offset, Some(map.end - map.start)) != (0, size) {
+                return Err(unsupported("only a part of a socket's rings is mapped in this way"));
+            }
+            match map.shared {
+                true => (MappingKind::SharedSocket(id), Pages::None),
+                false => (MappingKind::PrivateSocket(id), Pages::Own),
+            }
         }
         (MapKind::File, None) if map.shared => {
             if at_home {

@@ -237,10 +237,11 @@ fn working_directory(proc: &ProcDir) -> Result<ByteString> {
     let Some(former) = path.0.strip_suffix(b" (deleted)") else {
         return Ok(path);
     };
-    if blockers::is_deleted(proc, "cwd") {
+    // That of a process that has ended, in /proc, is not deleted: an empty one takes its place.
+    if blockers::is_deleted(proc, "cwd") || crate::files::dead_process(&path.0).is_some() {
         return Ok(ByteString(former.to_vec()));
     }
-    // A name may end like that. The directory of a process that has ended in /proc cannot be made again.
+    // A name may end like that.
     if path.as_path().exists() {
         return Ok(path);
     }

@@ -1,12 +1,12 @@
 //! Going into namespaces that a job has made, and coming back.
 //!
-//! Only one thread goes. What it asks the kernel then, and the sockets and queues it makes, are of the namespace it is in.
-//! Where it could not come back, because home belongs to others (a user's job shares the machine's network), a thread goes
-//! that ends there; otherwise it is the calling one, at home again when the last of this is dropped.
+//! Only one thread goes. What it asks the kernel then, and the sockets and queues it makes, are of the namespace it is
+//! in. Where it could not come back, because home belongs to others (a user's job shares the machine's network), a
+//! thread goes that ends there; otherwise it is the calling one, at home again when the last of this is dropped.
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cpr_kernel::namespace::Place;
@@ -56,8 +56,8 @@ impl Visits {
         }
     }
 
-    /// The number of the namespace that a process is in, which may be new; none for the job's own, and for one that this
-    /// thread could not enter, which is refused elsewhere.
+    /// The number of the namespace that a process is in, which may be new; none for the job's own, and for one that
+    /// this thread could not enter, which is refused elsewhere.
     ///
     /// # Errors
     /// The process has gone, or may not be looked at.
@@ -118,6 +118,20 @@ impl Visits {
             true => Ok(None),
             false => self.of(&process.proc, home),
         }
+    }
+
+    /// Adds a namespace where a process has something but does not live; none where it is known, or home.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn include(&mut self, namespace: OwnedFd, process: &ProcDir, home: &blockers::Home) -> Result<()> {
+        let stat = rustix::fs::fstat(&namespace).map_err(std::io::Error::from);
+        let stat = stat.context(|| format!("look at a namespace ({})", self.place.file()))?;
+        let link = format!("{}:[{}]", self.place.file(), stat.st_ino).into_bytes();
+        if home.has(self.place.file(), &link) || self.others.iter().any(|other| other.link == link) {
+            return Ok(());
+        }
+        self.add(namespace.into(), link, process.pid()).map(drop)
     }
 
     /// Adds a namespace that somebody else has made for us.

@@ -170,6 +170,8 @@ fn describe(object: &Object) -> (&'static str, &[u8]) {
         Object::Socket(_) => ("socket", b""),
         Object::InetSocket(_) => ("inet-socket", b""),
         Object::NetlinkSocket(_) => ("netlink-socket", b""),
+        Object::PacketSocket(_) => ("packet-socket", b""),
+        Object::Fanotify(_) => ("fanotify", b""),
         Object::TerminalSlave(_) => ("terminal-slave", b""),
         Object::TerminalMaster(_) => ("terminal-master", b""),
         Object::MessageQueue(_) => ("message-queue", b""),
@@ -350,6 +352,8 @@ pub unsafe extern "C" fn gridcpr_image_regions(
                 MappingKind::SysvSegment(_) => ("sysv-segment", None),
                 MappingKind::HugePages(_) => ("huge-pages", None),
                 MappingKind::AioRing => ("aio-ring", None),
+                MappingKind::SharedSocket(_) => ("shared-socket", None),
+                MappingKind::PrivateSocket(_) => ("private-socket", None),
             };
             let path = file.and_then(|file| manifest.mapped_files.get(file.index()));
             CRegion {

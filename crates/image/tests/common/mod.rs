@@ -13,6 +13,30 @@ use cpr_types::{Error, Result};
 pub const HEADER: usize = 4096;
 pub const TRAILER: usize = 208;
 
+/// A packet socket with a ring in use.
+fn packet_socket() -> PacketSocket {
+    PacketSocket {
+        kind: 3,
+        protocol: 0x88b5,
+        interface: Some(ByteString(b"lo".to_vec())),
+        memberships: vec![PacketMembership {
+            interface: ByteString(b"lo".to_vec()),
+            count: 1,
+            kind: 1,
+            address: Bytes(vec![0; 6]),
+        }],
+        receive_ring: Some(PacketRing {
+            block_size: 4096,
+            blocks: 1,
+            frame_size: 1024,
+            frames: 4,
+            next: 3,
+        }),
+        ring_contents: vec![(0, Bytes(vec![1; 4096]))],
+        ..PacketSocket::default()
+    }
+}
+
 /// A manifest of three processes that uses every kind of object, for an image with at least four pages of data.
 pub fn manifest() -> Manifest {
     let bytes = |text: &str| ByteString::from(text);
@@ -356,6 +380,7 @@ pub fn manifest() -> Manifest {
             Pipe::default(),
         ],
         inet_sockets: Vec::new(),
+        packet_sockets: Vec::new(),
         sockets: vec![
             socket(1, SocketState::Connected(SocketId(1))),
             UnixSocket {
@@ -402,8 +427,34 @@ pub fn manifest_with_ipc() -> Manifest {
         kind: MappingKind::SysvSegment(SegmentId(0)),
         ..manifest.address_spaces[0].mappings[4].clone()
     };
-    manifest.address_spaces[0].mappings.insert(5, segment);
+    let ring = Mapping {
+        start: 0x7000_0000_6000,
+        end: 0x7000_0000_7000,
+        kind: MappingKind::SharedSocket(PacketSocketId(0)),
+        ..segment.clone()
+    };
+    manifest.address_spaces[0].mappings.splice(5..5, [segment, ring]);
     manifest.address_spaces[0].lock_future = 2;
+    manifest.packet_sockets.push(packet_socket());
+    let fanotify = Fanotify {
+        flags: 0x10,
+        event_flags: 0o100_000,
+        marks: vec![FanotifyMark {
+            kind: FanotifyMarkKind::Mount,
+            path: ByteString(b"/tmp".to_vec()),
+            saved: None,
+            flags: 0x40,
+            mask: 0x20,
+            ignored_mask: 2,
+        }],
+    };
+    for object in [Object::PacketSocket(PacketSocketId(0)), Object::Fanotify(fanotify)] {
+        let file = OpenFile {
+            object,
+            ..manifest.files[0].clone()
+        };
+        manifest.files.push(file);
+    }
     manifest
 }
 

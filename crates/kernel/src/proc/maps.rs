@@ -84,7 +84,9 @@ pub enum MapKind<'a> {
     SecretMemory,
     /// `anon_inode:NAME`: a descriptor of some kernel service.
     AnonInode(&'a [u8]),
-    /// Any other name that is no path, such as `socket:[123]`.
+    /// `socket:[123]`: the rings of a packet socket.
+    Socket,
+    /// Any other name that is no path.
     Pseudo(&'a [u8]),
     /// A file with a path.
     File,
@@ -102,6 +104,7 @@ impl MapEntry {
             [b'[', ..] => self.bracketed(),
             [b'/', ..] if self.deleted && self.dev.0 == 0 => self.kernel_object().unwrap_or(MapKind::File),
             [b'/', ..] => MapKind::File,
+            other if other.starts_with(b"socket:[") && self.dev.0 == 0 => MapKind::Socket,
             other => match other.strip_prefix(b"anon_inode:") {
                 Some(name) => MapKind::AnonInode(name),
                 None => MapKind::Pseudo(other),

@@ -18,6 +18,7 @@ use std::str::FromStr;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 
 pub mod cgroup;
+pub mod fanotify;
 pub mod fdinfo;
 pub mod limits;
 pub mod maps;
@@ -29,6 +30,7 @@ pub mod task;
 pub mod timers;
 
 pub use cgroup::Cgroup;
+pub use fanotify::{FanotifyGroup, FanotifyMark, FanotifyObject, parse_fanotify};
 pub use fdinfo::{EpollWatch, FdInfo, FdInfoKind, InotifyWatch, LockKind, LockLine};
 pub use limits::Limit;
 pub use maps::{MapEntry, MapKind, VmFlags};

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, inet, mqueue, regular, save, socket, unix};
+use super::{Target, inet, mqueue, packet, regular, save, socket, unix};
 use crate::concealed;
 use crate::networks::Networks;
 use crate::views::Views;
@@ -127,6 +127,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
         false => HashSet::new(),
     };
     let scene = Scene {
+        networks,
         pids,
         streams,
         ends,
@@ -178,7 +179,8 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-struct Scene {
+struct Scene<'a> {
+    networks: &'a Networks,
     pids: HashSet<i32>,
     streams: Streams,
     ends: Ends,
@@ -187,7 +189,7 @@ struct Scene {
     own_queues: HashSet<u64>,
 }
 
-impl Scene {
+impl Scene<'_> {
     /// Whether a process of the job has to wait for this one, which has ended.
     fn is_dead_child(&self, pid: i32) -> bool {
         cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && self.pids.contains(&stat.ppid))
@@ -231,9 +233,13 @@ impl Scene {
                 })
             }
             Kind::Socket => {
+                let label = label(seen);
                 let handle = save::get(seen.target, seen.fd).ok()?;
                 match socket::classify(handle.as_fd()).ok()? {
                     socket::Class::Unix | socket::Class::Inet | socket::Class::Netlink => None,
+                    socket::Class::Packet => packet::blocker(handle.as_fd(), seen.stat.st_ino, &label, self.networks)
+                        .err()
+                        .map(|error| blocker(seen, &error)),
                     socket::Class::Other(_) if self.is_stream(seen) => None,
                     socket::Class::Other(name) => {
                         Some(seen.blocker(format!("{name} is not supported"), Some(socket::HINT)))
@@ -246,7 +252,7 @@ impl Scene {
 }
 
 /// UNIX sockets that are connected to outside.
-fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blocker> {
+fn unix_sockets(all: &[Seen<'_>], scene: &Scene<'_>, networks: &Networks) -> Vec<Blocker> {
     if scene.in_flight {
         return Vec::new();
     }
@@ -292,7 +298,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene, networks: &Networks) -> Vec<Blo
 }
 
 /// IP sockets that cannot be saved.
-fn inet_sockets(all: &[Seen<'_>], scene: &Scene, around: Surroundings<'_>) -> Vec<Blocker> {
+fn inet_sockets(all: &[Seen<'_>], scene: &Scene<'_>, around: Surroundings<'_>) -> Vec<Blocker> {
     let networks = around.networks;
     let mut blockers = Vec::new();
     let (mut entries, mut sources) = (Vec::new(), Vec::new());

@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 use super::drain::Channels;
 use super::meet::{self, Meeting};
 use super::sockopt::{self, Phase};
-use super::{Description, RestoreContext, SaveContext, netlink, tcp};
+use super::{Description, RestoreContext, SaveContext, netlink, ports, tcp};
 use crate::networks::Networks;
 
 pub(super) const STREAM: i32 = libc::SOCK_STREAM;
@@ -669,18 +669,22 @@ fn make(socket: &InetSocket, shares_port: bool, networks: &Networks) -> Result<O
         if socket.kind == RAW {
             local.set_port(0);
         }
-        let mut bound = rustix::net::bind(&new, &local);
-        if bound == Err(rustix::io::Errno::ADDRNOTAVAIL) {
+        let bind = || match socket.kind {
+            STREAM => ports::bind(new.as_fd(), &local, (networks, socket.network), ports::LONG),
+            _ => rustix::net::bind(&new, &local).map_err(std::io::Error::from),
+        };
+        let mut bound = bind();
+        if bound
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EADDRNOTAVAIL))
+        {
             // It had been bound with IP_FREEBIND, which it may have given up since.
             let own = sockopt::number(&socket.options, libc::IPPROTO_IP, libc::IP_FREEBIND);
             kernel::set_number(new.as_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, 1).context(|| "set IP_FREEBIND")?;
-            bound = rustix::net::bind(&new, &local);
+            bound = bind();
             kernel::set_number(new.as_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, own).context(|| "set IP_FREEBIND")?;
         }
-        bound
-            .map_err(std::io::Error::from)
-            .context(|| format!("bind to {local}"))
-            .map_err(in_use)?;
+        bound.context(|| format!("bind to {local}")).map_err(in_use)?;
     }
     if let InetState::Listening { backlog } = socket.state {
         rustix::net::listen(&new, i32::try_from(backlog).unwrap_or(i32::MAX))

@@ -106,12 +106,28 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         .transpose()
         .context(|| format!("{}: list the mounts", description.label()))?
         .unwrap_or_default();
+    Ok(Object::Inotify {
+        watches: save_watches(watches, &mounts, context, &description.label())?,
+        queued: Bytes::default(),
+    })
+}
+
+/// What watches are on: paths, and files without names that the job has open.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn save_watches(
+    watches: &[proc::InotifyWatch],
+    mounts: &[Mount],
+    context: &SaveContext<'_>,
+    label: &str,
+) -> Result<Vec<InotifyWatch>> {
     // Deleted files have no path, but the job can have them open.
     let (open, others): (Vec<_>, Vec<_>) = watches
         .iter()
         .cloned()
         .partition(|watch| open_file(watch, context).is_some());
-    let mut watches = resolve(&others, &mounts, &|| places(context), &description.label())?;
+    let mut watches = resolve(&others, mounts, &|| places(context), label)?;
     watches.extend(open.iter().filter_map(|watch| {
         Some(InotifyWatch {
             wd: watch.wd,
@@ -120,10 +136,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
             saved: Some(open_file(watch, context)?),
         })
     }));
-    Ok(Object::Inotify {
-        watches,
-        queued: Bytes::default(),
-    })
+    Ok(watches)
 }
 
 /// The deleted file that a watch is on, if the image has it.
@@ -182,7 +195,7 @@ pub fn resolve(
                 Error::new(
                     ErrorKind::Unsupported,
                     format!(
-                        "{label}: inotify watch {} is on inode {} of device {major}:{minor}, whose path is not known",
+                        "{label}: watch {} is on inode {} of device {major}:{minor}, whose path is not known",
                         watch.wd, watch.ino
                     ),
                 )

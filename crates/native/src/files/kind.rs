@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags, Stat};
 
 use super::unix_infos::UnixInfos;
-use super::{socket, terminal};
+use super::{fanotify, socket, terminal};
 use crate::networks::Networks;
 use crate::views::{TerminalSystem, Views};
 
@@ -51,6 +51,7 @@ pub(super) enum Kind {
     SignalFd,
     Epoll,
     Inotify,
+    Fanotify,
     PidFd,
     MessageQueue,
     /// What no checkpoint can save: why, and what to do.
@@ -90,7 +91,7 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
         FdInfoKind::Epoll(_) => return Kind::Epoll,
         FdInfoKind::Inotify(_) => return Kind::Inotify,
         FdInfoKind::PidFd { .. } => return Kind::PidFd,
-        FdInfoKind::Fanotify(_) => return unsupported("fanotify is not supported", ""),
+        FdInfoKind::Fanotify(ref lines) => return fanotify::kind(lines),
         FdInfoKind::Tty { .. } | FdInfoKind::Other => {}
     }
     if let Some(other) = info.locks.iter().find(|lock| !is_lock(lock.kind)) {
@@ -167,7 +168,6 @@ fn anonymous(name: &str) -> Kind {
             "profile it after the checkpoint",
         ),
         "userfaultfd" => unsupported("userfaultfd is not supported", ""),
-        "fanotify" => unsupported("fanotify is not supported", ""),
         kvm if kvm.starts_with("kvm-") => unsupported(
             "virtual machines are not supported",
             "save the machine with its monitor's own means",
@@ -361,7 +361,7 @@ impl Ends {
             socket::Class::Unix => {}
             // Whether both ends of a connection are in the tree shows later; as a standard stream it hardly is.
             socket::Class::Inet => return Ok(rustix::net::getpeername(handle).is_ok()),
-            socket::Class::Netlink => return Ok(false),
+            socket::Class::Netlink | socket::Class::Packet => return Ok(false),
             socket::Class::Other(_) => return Ok(true),
         }
         let info = self.infos.of(None, stat.st_ino as u32, networks)?;

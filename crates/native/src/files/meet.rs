@@ -21,8 +21,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use super::inet::{STREAM, address, describe, endpoint, in_use};
+use super::ports;
 use super::sockopt::{self, Enlarged, Phase};
 use super::tcp::{IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE, share_port};
+use crate::networks::Networks;
 
 /// How long all may take to find each other. Others may have more to make before they come to it.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -218,6 +220,7 @@ pub(super) fn meet(sockets: &[InetSocket], meeting: Option<&Meeting<'_>>) -> Res
 /// Listens wherever another end is awaited.
 fn listen(all: &[Making<'_>], free: Instant, meeting: &Meeting<'_>) -> Result<Vec<OwnedFd>> {
     let mut listeners: HashMap<(SocketAddr, i32), OwnedFd> = HashMap::new();
+    let home = Networks::home();
     for one in all.iter().filter(|one| one.renewal.listens) {
         let at = one.renewal.now.local;
         if listeners.contains_key(&(at, one.socket.family)) {
@@ -229,10 +232,14 @@ fn listen(all: &[Making<'_>], free: Instant, meeting: &Meeting<'_>) -> Result<Ve
                 let new = sockopt::new_socket(one.socket.family, STREAM, 0)?;
                 sockopt::set(new.as_fd(), &one.socket.options, Phase::Early, 0)?;
                 share_port(new.as_fd())?;
-                rustix::net::bind(&new, &in_family(at, one.socket.family))
-                    .map_err(io::Error::from)
-                    .and_then(|()| Ok(rustix::net::listen(&new, BACKLOG)?))
-                    .context(what)?;
+                ports::bind(
+                    new.as_fd(),
+                    &in_family(at, one.socket.family),
+                    (&home, None),
+                    ports::SHORT,
+                )
+                .and_then(|()| Ok(rustix::net::listen(&new, BACKLOG)?))
+                .context(what)?;
                 rustix::io::ioctl_fionbio(&new, true)
                     .map_err(io::Error::from)
                     .context(what)?;

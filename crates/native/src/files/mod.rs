@@ -10,11 +10,13 @@
 pub mod drain;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod inet;
 pub mod inotify;
 pub mod meet;
 pub mod mqueue;
 pub mod netlink;
+pub mod packet;
 pub mod pidfd;
 mod segment;
 pub mod signalfd;
@@ -32,6 +34,7 @@ mod kind;
 mod locks;
 mod pipe;
 mod policies;
+mod ports;
 mod regular;
 mod restore;
 mod save;
@@ -44,8 +47,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cpr_image::model::{
-    ByteString, FileId, FilePolicy, InetSocket, Manifest, MountNamespaceId, OpenFile, Pipe, PipeId, SavedFileId,
-    Terminal, UnixSocket,
+    ByteString, FileId, FilePolicy, InetSocket, Manifest, MountNamespaceId, OpenFile, PacketSocket, Pipe, PipeId,
+    SavedFileId, Terminal, UnixSocket,
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 use cpr_kernel::process::PidFd;
@@ -63,7 +66,7 @@ pub use meet::{Meeting, channels};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_directory};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
-pub use save::save;
+pub use save::{get, save};
 pub use saved::{
     ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, fill_extents, open_saved, seal_last,
 };
@@ -167,6 +170,8 @@ pub struct SaveContext<'a> {
     pub sockets: Vec<UnixSocket>,
     /// IP sockets.
     pub inet_sockets: Vec<InetSocket>,
+    /// Packet sockets.
+    pub packet_sockets: Vec<PacketSocket>,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
     /// Those that lead to jobs that are saved in the same stop.
@@ -189,6 +194,8 @@ pub struct SaveContext<'a> {
     pub socket_state: unix::SaveState,
     /// IP sockets noted so far.
     pub inet_state: inet::SaveState,
+    /// Packet sockets by what mappings of them show.
+    pub packet_state: packet::SaveState,
     /// Terminals noted so far; find a controlling terminal's number in it.
     pub terminal_state: terminal::SaveState,
     /// POSIX message queues of the job's own IPC namespaces.
@@ -218,6 +225,7 @@ impl<'a> SaveContext<'a> {
             pipes: Vec::new(),
             sockets: Vec::new(),
             inet_sockets: Vec::new(),
+            packet_sockets: Vec::new(),
             tcp,
             channels: None,
             ends_job,
@@ -229,6 +237,7 @@ impl<'a> SaveContext<'a> {
             requester: None,
             socket_state: unix::SaveState::default(),
             inet_state: inet::SaveState::default(),
+            packet_state: packet::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
             queue_state: mqueue::SaveState::default(),
             networks,
@@ -291,6 +300,8 @@ pub struct RestoreContext<'a> {
     pub sockets: Option<unix::Sockets>,
     /// IP sockets, once made.
     pub inet_sockets: Option<inet::Sockets>,
+    /// Packet sockets by [`cpr_image::model::PacketSocketId`], from [`packet::create`].
+    pub packet_sockets: &'a [OwnedFd],
     /// File systems of terminals in mount namespaces of the job's own.
     pub terminal_systems: Option<&'a terminal::TerminalSystems>,
     /// Terminals, once made.
@@ -331,6 +342,7 @@ impl<'a> RestoreContext<'a> {
             queues: Vec::new(),
             sockets: None,
             inet_sockets: None,
+            packet_sockets: &[],
             terminals: None,
             pipes: HashMap::new(),
             fifos: HashMap::new(),

@@ -180,7 +180,7 @@ pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
 }
 
 /// The working directory (`cwd`) or root directory (`root`) of a stopped process as a saved file, if it has been deleted.
-/// A root directory of a process that has ended, in /proc, is as good as that: programs that want to see no files go there.
+/// That of a process that has ended, in /proc, is as good as that: programs that want to see no files go there.
 ///
 /// # Errors
 /// It cannot be looked at.
@@ -198,14 +198,16 @@ pub fn save_deleted_directory(
             .context(what)
     };
     let (mut stat, root) = (look(name)?, look("root")?);
-    let path = former(&proc.read_link(name).context(what)?);
+    let link = proc.read_link(name).context(what)?;
+    let path = former(&link);
     if stat.st_nlink == 0 {
         let path = within_reach(view, path);
         return Ok(Some(
             saved.intern_empty(&stat, SavedFileKind::DeletedDirectory { path }),
         ));
     }
-    if (stat.st_dev, stat.st_ino) != (root.st_dev, root.st_ino) || dead_process(&path.0).is_none() {
+    let is_root = (stat.st_dev, stat.st_ino) == (root.st_dev, root.st_ino);
+    if !(is_root || link.ends_with(DELETED)) || dead_process(&link).is_none() {
         return Ok(None);
     }
     let directory = proc.open_file(name, OFlags::PATH).context(what)?;

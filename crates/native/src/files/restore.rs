@@ -9,7 +9,9 @@ use cpr_types::{Context, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, device, kind, locks, pipe, regular};
-use super::{epoll, eventfd, inet, inotify, mqueue, netlink, pidfd, signalfd, socket, terminal, timerfd, unix};
+use super::{
+    epoll, eventfd, fanotify, inet, inotify, mqueue, netlink, packet, pidfd, signalfd, socket, terminal, timerfd, unix,
+};
 
 fn io(error: rustix::io::Errno) -> std::io::Error {
     error.into()
@@ -50,6 +52,9 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
     for (index, (file, fd)) in all() {
         if matches!(file.object, Object::Inotify { .. }) {
             inotify::discard_events(fd.as_fd()).context(|| named(index))?;
+        }
+        if matches!(file.object, Object::Fanotify(_)) {
+            fanotify::discard_events(fd.as_fd()).context(|| named(index))?;
         }
     }
     Ok(files)
@@ -156,6 +161,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::SignalFd { mask } => signalfd::restore(file, *mask, context),
         Object::Epoll { .. } => epoll::restore(file, context),
         Object::Inotify { watches, .. } => inotify::restore(file, watches, context),
+        Object::Fanotify(group) => fanotify::restore(group, context),
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
         Object::Socket(socket) => unix::restore(file, *socket, context),
         Object::InetSocket(socket) => inet::restore(file, *socket, context),
@@ -163,6 +169,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
             let make = || netlink::restore(socket, context.manifest);
             context.networks.within(socket.network, make)
         }
+        Object::PacketSocket(socket) => packet::restore(file, *socket, context),
         Object::DeadPidFd { process } => pidfd::restore_dead(file, *process, context),
         Object::TerminalSlave(_) | Object::TerminalMaster(_) => terminal::restore(file, id, context),
         Object::MessageQueue(queue) => mqueue::restore(file, *queue, context),

@@ -14,7 +14,9 @@ use rustix::process::PidfdGetfdFlags;
 use super::epoll::Holder;
 use super::kind::{self, Kind};
 use super::{Description, PolicyState, SaveContext, Target};
-use super::{epoll, eventfd, inotify, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal, timerfd};
+use super::{
+    epoll, eventfd, fanotify, inotify, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal, timerfd,
+};
 
 /// A description and what has become of it.
 #[derive(Debug)]
@@ -92,9 +94,10 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     socket::finish(context)?;
     find_streams(context)?;
     split_streams(context, &mut processes);
-    let later = |kind: &Kind| matches!(kind, Kind::Epoll | Kind::ControllingTerminal | Kind::Inotify);
+    let watches = |kind: &Kind| matches!(kind, Kind::Inotify | Kind::Fanotify);
+    let later = |kind: &Kind| matches!(kind, Kind::Epoll | Kind::ControllingTerminal) || watches(kind);
     save_objects(context, |kind| !later(kind))?;
-    save_objects(context, |kind| *kind == Kind::Inotify)?;
+    save_objects(context, watches)?;
     save_objects(context, |kind| *kind == Kind::ControllingTerminal)?;
     terminal::finish(context)?;
     save_objects(context, |kind| *kind == Kind::Epoll)?;
@@ -244,7 +247,10 @@ fn checked_locks(pid: i32, locks: Vec<(LockLine, PosixLock)>) -> Result<Vec<Posi
 }
 
 /// A descriptor of ours for the description behind descriptor `fd` of a process.
-pub(super) fn get(target: &Target, fd: i32) -> Result<OwnedFd> {
+///
+/// # Errors
+/// The process has closed it, or there is no room for another descriptor.
+pub fn get(target: &Target, fd: i32) -> Result<OwnedFd> {
     rustix::process::pidfd_getfd(&target.pidfd, fd, PidfdGetfdFlags::empty())
         .map_err(std::io::Error::from)
         .context(|| format!("process {}, descriptor {fd}: get a copy of it", target.pid))
@@ -458,6 +464,7 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
         Kind::SignalFd => signalfd::save(description, context),
         Kind::Epoll => epoll::save(description, context),
         Kind::Inotify => inotify::save(description, context),
+        Kind::Fanotify => fanotify::save(description, context),
         Kind::PidFd => pidfd::save(description, context),
         Kind::MessageQueue => mqueue::save(description, context),
         Kind::Unsupported(reason, hint) => {

@@ -6,7 +6,7 @@ use cpr_image::model::Object;
 use cpr_kernel::socket as kernel;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::{Description, RestoreContext, SaveContext, inet, netlink, unix};
+use super::{Description, RestoreContext, SaveContext, inet, netlink, packet, unix};
 
 const SO_TYPE: i32 = 3;
 const SO_PROTOCOL: i32 = 38;
@@ -22,6 +22,8 @@ pub enum Class {
     Inet,
     /// [`netlink`].
     Netlink,
+    /// [`packet`].
+    Packet,
     /// Another one; what to call it in a refusal.
     Other(String),
 }
@@ -43,7 +45,7 @@ pub fn classify(handle: BorrowedFd<'_>) -> std::io::Result<Class> {
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW) => Class::Inet,
         (libc::AF_INET | libc::AF_INET6, _) => Class::Other(format!("a socket of IP protocol {protocol}")),
         (libc::AF_NETLINK, _) => Class::Netlink,
-        (libc::AF_PACKET, _) => Class::Other("a packet socket".into()),
+        (libc::AF_PACKET, _) => Class::Packet,
         (libc::AF_ALG, _) => Class::Other("a kernel cryptography socket".into()),
         (libc::AF_VSOCK, _) => Class::Other("a vsock socket".into()),
         (domain, _) => Class::Other(format!("a socket of address family {domain}")),
@@ -70,6 +72,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
         Class::Unix => unix::save(description, context),
         Class::Inet => inet::save(description, context),
         Class::Netlink => netlink::save(description, context.networks),
+        Class::Packet => packet::save(description, context),
         Class::Other(name) => Err(refuse(&label(), &name)),
     }
 }

@@ -18,6 +18,7 @@ const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 const ICMPV6: i32 = libc::IPPROTO_ICMPV6;
 const RAW: i32 = 255;
 const NETLINK: i32 = 270;
+const PACKET: i32 = cpr_kernel::packet::LEVEL;
 
 /// SO_BUF_LOCK (Linux 5.14): which buffer sizes the program has set; the kernel looks after the others.
 const SO_BUF_LOCK: i32 = 72;
@@ -56,6 +57,17 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (IPV6, 26, Early),   // IPV6_V6ONLY
     (IPV6, 75, Early),   // IPV6_TRANSPARENT
     (IPV6, 78, Early),   // IPV6_FREEBIND
+    (PACKET, 10, Early), // PACKET_VERSION
+    (PACKET, 12, Early), // PACKET_RESERVE
+    (PACKET, 14, Early), // PACKET_LOSS
+    (PACKET, 15, Early), // PACKET_VNET_HDR
+    (PACKET, 24, Early), // PACKET_VNET_HDR_SZ
+    (PACKET, 17, Early), // PACKET_TIMESTAMP
+    (PACKET, 19, Early), // PACKET_TX_HAS_OFF
+    (PACKET, 8, Late),   // PACKET_AUXDATA
+    (PACKET, 9, Late),   // PACKET_ORIGDEV
+    (PACKET, 20, Late),  // PACKET_QDISC_BYPASS
+    (PACKET, 23, Late),  // PACKET_IGNORE_OUTGOING
     (IP, 1, Late),       // IP_TOS
     (IP, 2, Late),       // IP_TTL
     (IP, 3, Late),       // IP_HDRINCL

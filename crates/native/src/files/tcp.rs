@@ -2,14 +2,14 @@
 //!
 //! A connection within the job is made again by connecting the same two addresses on this machine, and what either side
 //! had not read yet is sent again. That takes no privilege, and sequence numbers do not matter to anybody. A connection
-//! to the outside is refused, or saved as one that was reset, or continued with TCP_REPAIR, as [`TcpPolicy`] says. One to
-//! a job that is saved in the same stop is emptied by [`super::drain`] and made again by [`super::meet`].
+//! to the outside is refused, or saved as one that was reset, or continued with TCP_REPAIR, as [`TcpPolicy`] says. One
+//! to a job that is saved in the same stop is emptied by [`super::drain`] and made again by [`super::meet`].
 //!
 //! What was written and has not arrived (the reader's buffer is full) can be seen in repair mode only, which takes
 //! CAP_NET_ADMIN over the network namespace. Who lacks it cannot checkpoint a connection with such data.
 //!
-//! Limits: a connection that has ended, and whose other end is not in the job, keeps neither its addresses nor its error
-//! (which becomes ECONNRESET); window sizes and congestion state are those of a new connection.
+//! Limits: a connection that has ended, and whose other end is not in the job, keeps neither its addresses nor its
+//! error (which becomes ECONNRESET); window sizes and congestion state are those of a new connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 use super::drain::Channels;
 use super::inet::{Entry, LOCAL_LIMIT, STREAM, Sockets, address, describe, endpoint, in_use};
 use super::sockopt::{self, Enlarged, Phase};
-use super::{SaveContext, netlink, segment};
+use super::{SaveContext, netlink, ports, segment};
 use crate::TcpPolicy;
 use crate::networks::Networks;
 
@@ -213,8 +213,8 @@ fn has_ended(entry: &Entry) -> bool {
         && !ready.contains(PollFlags::ERR)
 }
 
-/// The other end of a connection: in the same network or, where the address is not one of that, in another one, if there
-/// can be no doubt which two belong together.
+/// The other end of a connection: in the same network or, where the address is not one of that, in another one, if
+/// there can be no doubt which two belong together.
 fn other_end(entry: &Entry, entries: &[Entry], local: SocketAddr, remote: SocketAddr) -> Option<usize> {
     let streams = || entries.iter().enumerate().filter(|(_, other)| other.kind == STREAM);
     if let Some((index, _)) = streams().find(|(_, other)| is_reverse(other, entry, local, remote)) {
@@ -610,7 +610,7 @@ impl<'a> Builder<'a> {
                 }
                 InetState::Ended { .. } => {
                     let anywhere = SocketAddr::new(kernel::loopback(socket.family), 0);
-                    let at = Place(self.networks, socket.network, socket.family);
+                    let at = Place(self.networks, socket.network, socket.family, ports::SHORT);
                     let pair =
                         connect((at, anywhere), (at, None, anywhere.ip()), &[], &socket.options).context(what)?;
                     (self.ends[index], self.temporary[index]) = (Some(pair.client), Some(pair.accepted));
@@ -649,23 +649,27 @@ impl<'a> Builder<'a> {
         } else {
             (one, other)
         };
-        let (server, client, pair) = match self.connect_pair(server, client) {
+        let mut tried = (server, client, self.connect_pair(server, client, ports::SHORT));
+        let in_use = |tried: &Result<Pair>| tried.as_ref().is_err_and(|error| error.kind() == ErrorKind::InUse);
+        if in_use(&tried.2) {
             // A port that a client had may be one that cannot be listened at.
-            Err(error) if error.kind() == ErrorKind::InUse => {
-                (client, server, self.connect_pair(client, server).map_err(|_| error)?)
-            }
-            other => (server, client, other?),
-        };
+            let turned = self.connect_pair(client, server, ports::SHORT);
+            tried = match turned {
+                Ok(pair) => (client, server, Ok(pair)),
+                Err(_) => (server, client, self.connect_pair(server, client, ports::LONG)),
+            };
+        }
+        let (server, client, pair) = (tried.0, tried.1, tried.2?);
         (self.ends[server], self.ends[client]) = (Some(pair.accepted), Some(pair.client));
         Ok(())
     }
 
-    fn connect_pair(&self, server: usize, client: usize) -> Result<Pair> {
+    fn connect_pair(&self, server: usize, client: usize, patience: Duration) -> Result<Pair> {
         let (at, from) = (&self.sockets[server], &self.sockets[client]);
         let InetState::Inner { remote, .. } = &from.state else {
             return Err(Error::new(ErrorKind::Internal, "not a connection"));
         };
-        let place = |socket: &InetSocket| Place(self.networks, socket.network, socket.family);
+        let place = |socket: &InetSocket| Place(self.networks, socket.network, socket.family, patience);
         connect(
             (place(at), self.local(server)?),
             (place(from), Some(self.local(client)?), address(remote)?.ip()),
@@ -677,7 +681,7 @@ impl<'a> Builder<'a> {
     fn closed_pair(&self, index: usize, remote: SocketAddr) -> Result<Pair> {
         let socket = &self.sockets[index];
         let local = self.local(index)?;
-        let place = Place(self.networks, socket.network, socket.family);
+        let place = Place(self.networks, socket.network, socket.family, ports::SHORT);
         let made = connect((place, remote), (place, Some(local), remote.ip()), &[], &socket.options);
         match made {
             Err(error) if error.kind() == ErrorKind::InUse => {
@@ -695,7 +699,7 @@ impl<'a> Builder<'a> {
     /// Connects those that wait to be accepted, and begins with those that wait for an answer.
     pub(super) fn waiting(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
-            let place = Place(self.networks, socket.network, socket.family);
+            let place = Place(self.networks, socket.network, socket.family, ports::SHORT);
             if let InetState::Connecting { remote } = &socket.state {
                 let what = || describe(index, socket);
                 self.ends[index] = Some(begin_to_connect(socket, address(remote)?, place).context(what)?);
@@ -718,8 +722,8 @@ fn begin_to_connect(socket: &InetSocket, remote: SocketAddr, place: Place<'_>) -
     sockopt::set(end.as_fd(), &socket.options, Phase::Early, 0)?;
     if let Some(local) = &socket.local {
         share_port(end.as_fd())?;
-        rustix::net::bind(&end, &address(local)?)
-            .map_err(io::Error::from)
+        place
+            .bind(end.as_fd(), &address(local)?)
             .context(what)
             .map_err(in_use)?;
     }
@@ -742,18 +746,23 @@ pub(super) fn share_port(end: BorrowedFd<'_>) -> Result<()> {
     kernel::set_number(end, SOCKET, libc::SO_REUSEADDR, 1).context(|| "share the port")
 }
 
-/// Where TCP sockets are made: one of these networks (none is this thread's own), and the address family.
+/// Where TCP sockets are made: one of these networks (none is this thread's own), and the address family; how long one
+/// may wait for a port that an ended connection holds.
 #[derive(Debug, Clone, Copy)]
-struct Place<'a>(&'a Networks, Option<NetworkId>, i32);
+struct Place<'a>(&'a Networks, Option<NetworkId>, i32, Duration);
 
 impl Place<'_> {
     fn socket(&self) -> Result<OwnedFd> {
         self.0.socket(self.1, self.2, STREAM, 0)
     }
+
+    fn bind(&self, end: BorrowedFd<'_>, to: &SocketAddr) -> io::Result<()> {
+        ports::bind(end, to, (self.0, self.1), self.3)
+    }
 }
 
-/// Makes a connection within this machine: between `at`, a place and address to listen at, and a client at a place, from
-/// an address, which sees the other end at an address.
+/// Makes a connection within this machine: between `at`, a place and address to listen at, and a client at a place,
+/// from an address, which sees the other end at an address.
 fn connect(
     at: (Place<'_>, SocketAddr),
     from: (Place<'_>, Option<SocketAddr>, std::net::IpAddr),
@@ -764,10 +773,7 @@ fn connect(
     sockopt::set(listener.as_fd(), server_options, Phase::Early, 0)?;
     share_port(listener.as_fd())?;
     let what = || format!("connect within this machine to {}", at.1);
-    rustix::net::bind(&listener, &at.1)
-        .map_err(io::Error::from)
-        .context(what)
-        .map_err(in_use)?;
+    at.0.bind(listener.as_fd(), &at.1).context(what).map_err(in_use)?;
     rustix::net::listen(&listener, 16)
         .map_err(io::Error::from)
         .context(what)
@@ -828,7 +834,7 @@ fn client(
                 kernel::set_number(end.as_fd(), libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range as i32).context(what)?;
                 from.set_port(0);
             }
-            rustix::net::bind(&end, &from).map_err(io::Error::from).context(what)?;
+            place.bind(end.as_fd(), &from).context(what)?;
         }
         kernel::limit_blocking(end.as_fd(), LOCAL_LIMIT).context(what)?;
         blocking(end.as_fd(), true)?;
@@ -1046,7 +1052,7 @@ fn continue_outer(socket: &InetSocket, connection: &TcpConnection, networks: &Ne
         return Err(Error::new(ErrorKind::Damaged, "it has no address"));
     };
     let (local, remote) = (address(local)?, address(&connection.remote)?);
-    let end = Place(networks, socket.network, socket.family).socket()?;
+    let end = Place(networks, socket.network, socket.family, ports::SHORT).socket()?;
     let handle = end.as_fd();
     sockopt::set(handle, &socket.options, Phase::Early, 0)?;
     let repair = Repair::enter(handle)

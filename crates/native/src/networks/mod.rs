@@ -12,15 +12,18 @@ mod messages;
 pub mod restore;
 mod save;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use cpr_image::model::NetworkId;
 use cpr_kernel::inet as kernel;
 use cpr_kernel::namespace::Place;
+use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::blockers::Home;
+use crate::files::{Target, get};
 use crate::visits::Visits;
 
 pub use save::save;
@@ -31,6 +34,32 @@ pub struct Networks {
     visits: Visits,
     /// By the kernel's number for a namespace, once one is asked for.
     by_cookie: OnceLock<HashMap<u64, Option<NetworkId>>>,
+}
+
+/// Adds the networks where a process has sockets and lives no more: it made them, or went there, and came back.
+///
+/// # Errors
+/// One of them cannot be looked at.
+pub fn include_those_of_sockets(process: &ProcDir, home: &Home, visits: &mut Visits) -> Result<()> {
+    if !home.may_visit_kind(process, Place::Network.file()) {
+        return Ok(());
+    }
+    let Ok(Some(target)) = Target::open(process.pid()) else {
+        return Ok(());
+    };
+    // Whatever cannot be looked at has gone, or is refused when it is saved.
+    let mut known: HashSet<u64> = cookie().into_iter().collect();
+    for fd in process.descriptors().unwrap_or_default() {
+        if !process.fd_link(fd).is_ok_and(|link| link.starts_with(b"socket:[")) {
+            continue;
+        }
+        let Ok(socket) = get(&target, fd) else { continue };
+        let is_new = kernel::network_cookie(socket.as_fd()).is_ok_and(|cookie| known.insert(cookie));
+        if let Some(network) = is_new.then(|| kernel::network_of(socket.as_fd()).ok()).flatten() {
+            visits.include(network, process, home)?;
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's number of the namespace this thread is in.

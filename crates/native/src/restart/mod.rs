@@ -173,7 +173,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             .map_err(std::io::Error::from)
             .context(|| "make a file in memory")?;
         let window = std::fs::File::from(window);
+        // An image whose word is not enough for capabilities gets no sockets that take them.
+        let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW;
+        let modest = || Without::capabilities(network & !rights.capabilities).context(|| "give capabilities up");
+        let (modesty, identity) = (modest()?, as_owner());
+        let packet_sockets = files::packet::create(manifest, &spaces.networks)?;
+        drop((modesty, identity));
         let sources = Sources {
+            packet_sockets: &packet_sockets,
             image,
             bodies: &bodies,
             window: &window,
@@ -199,6 +206,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         context.job_control = request.job_control;
         context.terminal_systems = Some(&spaces.terminals);
         context.meeting = request.meeting.as_ref();
+        context.packet_sockets = &packet_sockets;
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
@@ -228,12 +236,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             image.verify_extents(manifest.extents_but(is_later))
         });
         let identity = as_owner();
-        // An image whose word is not enough for capabilities gets no sockets that take them.
-        let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW;
-        let modest = Without::capabilities(network & !rights.capabilities).context(|| "give capabilities up")?;
+        let modesty = modest()?;
         let opened = files::open_all(&mut context)?;
         let mut changes = files::Changes::prepare(manifest, &opened, &saved, backups)?;
-        drop((modest, identity));
+        drop((modesty, identity));
         let mut absent = Vec::new();
         for process in living(manifest) {
             let is_lazy = process.address_space.is_some_and(|id| later.contains(&id.index()));

@@ -42,6 +42,8 @@ pub struct Sources<'a> {
     pub mapped: &'a [OwnedFd],
     /// Saved files by id.
     pub saved: &'a [OwnedFd],
+    /// Packet sockets by id.
+    pub packet_sockets: &'a [OwnedFd],
     /// System V segments, which exist.
     pub segments: &'a [Segment],
     /// The system has huge pages for programs.
@@ -366,6 +368,7 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
     };
     let mapped = |index: usize| sources.mapped.get(index).map(number).ok_or_else(damaged);
     let saved = |index: usize| sources.saved.get(index).map(number).ok_or_else(damaged);
+    let socket = |index: usize| sources.packet_sockets.get(index).map(number).ok_or_else(damaged);
     let mut place = format!("memory at {:#x}", mapping.start);
     let private_anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let (mut flags, fd) = match mapping.kind {
@@ -376,6 +379,8 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         MappingKind::SharedFile(id) => (libc::MAP_SHARED, mapped(id.index())?),
         MappingKind::PrivateSaved(id) => (libc::MAP_PRIVATE, saved(id.index())?),
         MappingKind::SharedSaved(id) => (libc::MAP_SHARED, saved(id.index())?),
+        MappingKind::PrivateSocket(id) => (libc::MAP_PRIVATE, socket(id.index())?),
+        MappingKind::SharedSocket(id) => (libc::MAP_SHARED, socket(id.index())?),
         MappingKind::HugePages(size) => {
             let size = (size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
             place += " in huge pages (see vm.nr_hugepages)";
