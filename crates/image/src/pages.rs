@@ -5,6 +5,7 @@
 //! that goes into a pipe could not be read back).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use cpr_types::{Error, ErrorKind, Result};
@@ -72,14 +73,20 @@ impl PageIndex {
     /// Where a page with these contents is; if there is none, `offset` is noted for it.
     pub fn find_or_note(&mut self, page: &[u8], offset: u64) -> Option<u64> {
         let hash = xxh3_128_with_secret(page, &self.secret);
-        if let Some(&known) = self.new.get(&hash) {
-            return Some(known);
-        }
-        let known = self.old.get(&hash).copied();
         if self.new.len() >= GENERATION {
             self.old = std::mem::take(&mut self.new);
         }
-        self.new.insert(hash, known.unwrap_or(offset));
+        // One look: each is for a place in memory that no cache has.
+        let place = match self.new.entry(hash) {
+            Entry::Occupied(known) => return Some(*known.get()),
+            Entry::Vacant(place) => place,
+        };
+        let known = if self.old.is_empty() {
+            None
+        } else {
+            self.old.get(&hash).copied()
+        };
+        place.insert(known.unwrap_or(offset));
         known
     }
 }
