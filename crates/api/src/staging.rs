@@ -37,7 +37,8 @@ pub enum Outside<'a> {
 }
 
 impl Staging {
-    /// Understands `FROM > TO`, `TO < FROM`, and `>>` and `<<`, which append, as SAGA has them (GFD.90, `FileTransfer`).
+    /// Understands `FROM > TO`, `TO < FROM`, and `>>` and `<<`, which append, as SAGA has them (GFD.90,
+    /// `FileTransfer`).
     pub fn parse(text: &str) -> std::result::Result<Staging, String> {
         let at = text.find(['<', '>']).ok_or("write FROM>TO, or FROM>>TO to append")?;
         let (left, rest) = text.split_at(at);

@@ -52,7 +52,8 @@ fn copy(variables: &[Variable<'_>], spare: &mut Vec<Vec<u8>>) {
     let mut pieces = Vec::new();
     for (variable, room) in variables.iter().zip(spare) {
         if room.len() != variable.data.len() {
-            // The old one goes first. Nobody has touched the zeros yet: the threads that copy share in getting the memory.
+            // The old one goes first. Nobody has touched the zeros yet: the threads that copy share in getting the
+            // memory.
             *room = Vec::new();
             *room = vec![0; variable.data.len()];
         }
@@ -91,8 +92,8 @@ impl Background {
         copy(variables, &mut store.spare);
     }
 
-    /// Copies the variables and begins to write them. The store comes back with [`Background::wait`], and keeps the memory
-    /// of the copy for the next one.
+    /// Copies the variables and begins to write them. The store comes back with [`Background::wait`], and keeps the
+    /// memory of the copy for the next one.
     ///
     /// # Errors
     /// No thread can be started. The store is lost then; it can be opened again.

@@ -1,5 +1,5 @@
-//! Several arrays in one file, as `numpy.load()` reads them: a ZIP archive without compression, with the fields for long
-//! files throughout (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3).
+//! Several arrays in one file, as `numpy.load()` reads them: a ZIP archive without compression, with the fields for
+//! long files throughout (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3).
 
 use std::io::{Seek, SeekFrom, Write};
 

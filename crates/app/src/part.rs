@@ -1,8 +1,8 @@
 //! One file of a checkpoint: the variables of one rank. docs/app-format.md describes it byte by byte.
 //!
-//! A header, then the variables' bytes in chunks, then metadata (CBOR) that say where each chunk is and what its hash is,
-//! then a trailer with the hash of the metadata. A chunk that an earlier generation has already is not written again: the
-//! metadata name that generation. Nothing of a file is believed before its hash was compared.
+//! A header, then the variables' bytes in chunks, then metadata (CBOR) that say where each chunk is and what its hash
+//! is, then a trailer with the hash of the metadata. A chunk that an earlier generation has already is not written
+//! again: the metadata name that generation. Nothing of a file is believed before its hash was compared.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -210,8 +210,8 @@ impl Part {
     /// Opens a part and checks everything but the variables' bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`], [`ErrorKind::Denied`], [`ErrorKind::Damaged`], [`ErrorKind::Incompatible`] for a version
-    /// that this library does not know.
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Denied`], [`ErrorKind::Damaged`], [`ErrorKind::Incompatible`] for a
+    /// version that this library does not know.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).context(|| format!("open file {}", path.display()))?;
         let info = read_info(&file, path)?;

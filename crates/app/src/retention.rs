@@ -68,8 +68,8 @@ impl Store {
         self.remove(generation)
     }
 
-    /// Removes all generations, whatever state they are in, with all that is known of them. The next one that is written
-    /// has the number it would have had.
+    /// Removes all generations, whatever state they are in, with all that is known of them. The next one that is
+    /// written has the number it would have had.
     ///
     /// # Errors
     /// Something cannot be removed.

@@ -96,7 +96,8 @@ impl Options {
 
     /// The same with what the environment says: base directory, sequence, lifetime and number of generations from
     /// `GRIDCPR_APP_BASE`, `GRIDCPR_APP_SEQUENCE`, `GRIDCPR_APP_LIFETIME` (seconds) and `GRIDCPR_APP_KEEP`, or else
-    /// `SAGA_CPR_BASE_LOCATION`, `SAGA_CPR_SEQUENCE` and `SAGA_CPR_TIME_TO_LIVE`. An empty base is the working directory.
+    /// `SAGA_CPR_BASE_LOCATION`, `SAGA_CPR_SEQUENCE` and `SAGA_CPR_TIME_TO_LIVE`. An empty base is the working
+    /// directory.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for a variable that makes no sense.
@@ -255,8 +256,8 @@ impl Store {
     /// Opens a store for writing and reading, and makes its directory if need be.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for names and numbers that make no sense, [`ErrorKind::Busy`] while another process has this
-    /// rank open.
+    /// [`ErrorKind::Usage`] for names and numbers that make no sense, [`ErrorKind::Busy`] while another process has
+    /// this rank open.
     pub fn open(options: Options) -> Result<Self> {
         let mut store = Store::look(options)?;
         directory::create(&store.directory)?;

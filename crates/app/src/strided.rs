@@ -40,8 +40,8 @@ fn walk(shape: &[u64], strides: &[u64], size: u64, length: u64, each: &mut dyn F
     }
 }
 
-/// The elements of an array, one after the other in C order. `strides` are the bytes from one index to the next, for each
-/// dimension.
+/// The elements of an array, one after the other in C order. `strides` are the bytes from one index to the next, for
+/// each dimension.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] where an element would lie outside of `data`.

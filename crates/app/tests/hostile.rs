@@ -1,5 +1,5 @@
-//! Parts whose hashes are right and whose metadata are not: refused or read, without panic, and without more memory than
-//! they are long. The same numbers on every run; `fuzz` has targets that do it for hours.
+//! Parts whose hashes are right and whose metadata are not: refused or read, without panic, and without more memory
+//! than they are long. The same numbers on every run; `fuzz` has targets that do it for hours.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -100,7 +100,8 @@ fn altered_metadata_are_refused_or_read() {
         fs::write(&path, with_metadata(&part, &altered)).unwrap();
         read += usize::from(read_all(base.path(), &path));
     }
-    // Some changes are in names and attributes, and do no harm; that all were refused would mean that the seal is broken.
+    // Some changes are in names and attributes, and do no harm; that all were refused would mean that the seal is
+    // broken.
     assert!((10..1000).contains(&read), "{read}");
 }
 

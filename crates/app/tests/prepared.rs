@@ -1,5 +1,5 @@
-//! Memory for background writes is got beforehand where a program wants that. A test alone in its process, since it counts
-//! the page faults of the whole process.
+//! Memory for background writes is got beforehand where a program wants that. A test alone in its process, since it
+//! counts the page faults of the whole process.
 #![allow(clippy::unwrap_used)]
 
 use cpr_app::{Background, ElementType, Options, Order, Store, Variable};

@@ -1,7 +1,7 @@
 //! The cases: which victims.
 //!
-//! A new case is a row of [`all`]. One in which the tool is used in another way, with another kind of image or of restart,
-//! needs a field of [`Case`] that [`crate::tool::Cpr`] is made with.
+//! A new case is a row of [`all`]. One in which the tool is used in another way, with another kind of image or of
+//! restart, needs a field of [`Case`] that [`crate::tool::Cpr`] is made with.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -22,8 +22,8 @@ pub struct Dmtcp {
 }
 
 impl Dmtcp {
-    /// With `program`, its `dmtcp_launch`, and a victim whose images go below `place`. Restarted victims become children
-    /// of this process.
+    /// With `program`, its `dmtcp_launch`, and a victim whose images go below `place`. Restarted victims become
+    /// children of this process.
     ///
     /// # Errors
     /// The coordinator does not start.

@@ -341,8 +341,8 @@ pub struct Run {
     /// Give the job a terminal of its own
     #[arg(short, long)]
     pub terminal: bool,
-    /// Leave the job in the present IPC namespace, where it sees System V objects and message queues of others; of its own
-    /// only shared memory can be saved then
+    /// Leave the job in the present IPC namespace, where it sees System V objects and message queues of others; of its
+    /// own only shared memory can be saved then
     #[arg(long)]
     pub share_ipc: bool,
     /// What checkpoints do with TCP connections to outside the job
@@ -483,8 +483,8 @@ pub struct Contents {
     ///
     /// Policies, joined by commas: `check` (restart is refused where the contents have changed), `nocheck` (they may
     /// have), `truncate` and `nottruncate` (cut the file to its saved length, or do not), `append` (go on at its end),
-    /// `backup-restore` (the contents are saved, and put back in place), `backup-anonymous` (they are saved; a restarted
-    /// job has them as a file without name). `*` stands for anything but `/`, `**` for anything.
+    /// `backup-restore` (the contents are saved, and put back in place), `backup-anonymous` (they are saved; a
+    /// restarted job has them as a file without name). `*` stands for anything but `/`, `**` for anything.
     #[arg(long = "file", value_name = "PATTERN=POLICY", value_parser = parse_file_rule, action = ArgAction::Append)]
     pub files: Vec<FileRule>,
     /// Save the libraries that are mapped, so that a restart does not need the files
@@ -522,8 +522,8 @@ pub struct Checkpoint {
     pub target: Option<PathBuf>,
     /// Save every job of yours that runs, one after the other, each as a checkpoint of its own
     ///
-    /// With --stop before a machine is shut down; `cpr restart --all` lets them go on. A job that cannot be saved goes on,
-    /// and the others are saved all the same.
+    /// With --stop before a machine is shut down; `cpr restart --all` lets them go on. A job that cannot be saved goes
+    /// on, and the others are saved all the same.
     #[arg(long, conflicts_with_all = ["target", "more", "session", "output", "signal", "restarted_code"])]
     pub all: bool,
     /// Further jobs, which are saved in the same stop, into a directory with one image for each
@@ -622,9 +622,9 @@ pub struct Restart {
     pub namespace: Namespace,
     /// Let the job run at once: memory comes when it is touched, the rest behind it
     ///
-    /// Takes root, a PID namespace of the job's own, and the kernel that the image was made under; otherwise all memory is
-    /// read first, as without this. The images must stay unchanged until all is read: should one be found damaged after
-    /// the job has begun to run, the job is ended. A checkpoint waits until all is read.
+    /// Takes root, a PID namespace of the job's own, and the kernel that the image was made under; otherwise all memory
+    /// is read first, as without this. The images must stay unchanged until all is read: should one be found damaged
+    /// after the job has begun to run, the job is ended. A checkpoint waits until all is read.
     #[arg(long)]
     pub lazy: bool,
 }

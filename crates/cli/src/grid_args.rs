@@ -54,7 +54,8 @@ pub struct Submit {
     /// A class that the engine has to be a member of
     #[arg(long, value_name = "NAME")]
     pub class: Option<String>,
-    /// A property that the engine must have which is to save it, as `cpr engines show` lists them; may be given several times
+    /// A property that the engine must have which is to save it, as `cpr engines show` lists them; may be given several
+    /// times
     #[arg(long, value_name = "PROPERTY=VALUE", value_parser = crate::args::parse_pair, action = ArgAction::Append)]
     pub need: Vec<(String, String)>,
     /// A property that its node must have; may be given several times
@@ -72,34 +73,35 @@ pub struct Submit {
     /// File that its output is appended to (cpr-ID.out unless it is given)
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<String>,
-    /// Submit one job for each of these numbers; each has its own in GRIDCPR_ARRAY_INDEX, and in place of %a in the name of
-    /// its output
+    /// Submit one job for each of these numbers; each has its own in GRIDCPR_ARRAY_INDEX, and in place of %a in the
+    /// name of its output
     #[arg(long, value_name = "FIRST-LAST[:STEP]", value_parser = parse_array)]
     pub array: Option<(i64, i64, i64)>,
-    /// Run the command so many times at once, as units of one job, on as many nodes as can have them; each has its number,
-    /// from 0, in GRIDCPR_UNIT and in place of %u in the name of its output, and how many there are in GRIDCPR_UNITS
+    /// Run the command so many times at once, as units of one job, on as many nodes as can have them; each has its
+    /// number, from 0, in GRIDCPR_UNIT and in place of %u in the name of its output, and how many there are in
+    /// GRIDCPR_UNITS
     ///
     /// All are started or none is. A checkpoint of the job is one stop of all units, and they go on from it together. A
     /// unit that ends with exit code 0 has done its part; any other end of one ends all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub units: Option<u32>,
-    /// Save each unit by itself while the others run, and start it again by itself when its node is lost: units say nothing
-    /// to each other
+    /// Save each unit by itself while the others run, and start it again by itself when its node is lost: units say
+    /// nothing to each other
     #[arg(long)]
     pub independent: bool,
-    /// Put a checkpoint off, for this time at most, until the job, or the independent unit, uses little memory (in whole
-    /// seconds, 10m at most)
+    /// Put a checkpoint off, for this time at most, until the job, or the independent unit, uses little memory (in
+    /// whole seconds, 10m at most)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub save_low: Option<Duration>,
-    /// Before it starts, copy FROM, which is `area:PATH` in the grid's area for files or an absolute path on its node, to TO
-    /// below its working directory; FROM>>TO appends; may be given several times
+    /// Before it starts, copy FROM, which is `area:PATH` in the grid's area for files or an absolute path on its node,
+    /// to TO below its working directory; FROM>>TO appends; may be given several times
     ///
-    /// Where it goes on on another node, what is not there is copied again. TO<FROM and TO<<FROM mean the same. Has to be
-    /// quoted.
+    /// Where it goes on on another node, what is not there is copied again. TO<FROM and TO<<FROM mean the same. Has to
+    /// be quoted.
     #[arg(long, value_name = "FROM>TO", value_parser = Staging::parse, action = ArgAction::Append)]
     pub stage_in: Vec<Staging>,
-    /// When it has ended, copy FROM, which is below its working directory, to TO, which is `area:PATH` or an absolute path
-    /// on its node; FROM>>TO appends; may be given several times
+    /// When it has ended, copy FROM, which is below its working directory, to TO, which is `area:PATH` or an absolute
+    /// path on its node; FROM>>TO appends; may be given several times
     ///
     /// The job has finished when everything is there, and fails where something cannot be copied.
     #[arg(long, value_name = "FROM>TO", value_parser = Staging::parse, action = ArgAction::Append)]

@@ -298,8 +298,8 @@ fn a_solver_with_its_own_checkpoints_is_a_job_like_any_other() {
     assert_eq!(again.stdout, undisturbed.stdout);
 }
 
-/// What libgridcpr has written here is read on a machine of another kind, by a program that knows the format's description
-/// alone, and the solver ends there with the same result.
+/// What libgridcpr has written here is read on a machine of another kind, by a program that knows the format's
+/// description alone, and the solver ends there with the same result.
 // GFD93-SCOPE-1
 #[test]
 fn a_solver_goes_on_to_the_same_result_on_a_machine_of_another_kind() {

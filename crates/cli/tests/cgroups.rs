@@ -292,7 +292,8 @@ fn a_job_that_keeps_forking_is_stopped_by_its_group() {
     cpr.cpr(["kill", "-s", "KILL", "sim"]).good();
 }
 
-/// How a wrapper makes known what a job is found by is its own business: its PID, or a group that holds what it will start.
+/// How a wrapper makes known what a job is found by is its own business: its PID, or a group that holds what it will
+/// start.
 const BY_PID: &str = "#!/bin/sh\necho pid $$ >\"$1/id\"\nshift\nexec \"$@\"\n";
 const BY_GROUP: &str = r#"#!/bin/sh
 own=$(sed -n 's/^0:://p' /proc/self/cgroup)

@@ -1,5 +1,5 @@
-//! What programs of several jobs say to each other, while the jobs are saved in one stop; and what becomes of all processes
-//! of a job in each step.
+//! What programs of several jobs say to each other, while the jobs are saved in one stop; and what becomes of all
+//! processes of a job in each step.
 
 #![allow(clippy::unwrap_used)]
 

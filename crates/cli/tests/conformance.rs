@@ -1,7 +1,8 @@
 //! The conformance suite: what every engine has to do, with a job that it can save, and what becomes of a job when an
 //! engine hangs, crashes, lies or prints garbage.
 //!
-//! `CRIU=PATH` names a CRIU to test instead of the one that is found, `DMTCP=PATH` a dmtcp_launch. What cannot be tested here is named as `SKIPPED`.
+//! `CRIU=PATH` names a CRIU to test instead of the one that is found, `DMTCP=PATH` a dmtcp_launch. What cannot be
+//! tested here is named as `SKIPPED`.
 
 #![allow(clippy::unwrap_used)]
 

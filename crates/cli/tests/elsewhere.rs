@@ -102,8 +102,8 @@ cp out "$place/out"
     );
 }
 
-/// Waits by absolute times of the monotonic clock, as Python's sleep does, and tells what the clocks that count from the
-/// start of the machine show.
+/// Waits by absolute times of the monotonic clock, as Python's sleep does, and tells what the clocks that count from
+/// the start of the machine show.
 const CLOCKS: &str = "import os, time
 begin = time.monotonic()
 open('started', 'w').close()
@@ -123,8 +123,8 @@ fn clocks(cpr: &Cpr) -> [f64; 3] {
     fields.collect::<Vec<f64>>().try_into().expect("three numbers")
 }
 
-/// LBNL-3.9.1.M14: the machine that the job began on had been up for a million seconds longer than the one it goes on on,
-/// as after a reboot. A program that sleeps by the old clock would sleep on for eleven days.
+/// LBNL-3.9.1.M14: the machine that the job began on had been up for a million seconds longer than the one it goes on
+/// on, as after a reboot. A program that sleeps by the old clock would sleep on for eleven days.
 #[test]
 fn clocks_go_on_on_a_machine_that_has_just_started() {
     const LONGER: f64 = 1e6;
@@ -283,8 +283,8 @@ fn functions(elf: &[u8]) -> Vec<(usize, usize)> {
     all.map(|at| (number(at + 8, 8), number(at + 16, 8))).collect()
 }
 
-/// LBNL-2.4.11, LBNL-3.9.1.M3: the code of the image's vdso is such that any function of it that is run ends the program.
-/// So it is another kernel's, of which nothing but the names and places of functions is the same.
+/// LBNL-2.4.11, LBNL-3.9.1.M3: the code of the image's vdso is such that any function of it that is run ends the
+/// program. So it is another kernel's, of which nothing but the names and places of functions is the same.
 #[test]
 fn a_job_goes_on_under_a_kernel_with_another_vdso() {
     let test = "a_job_goes_on_under_a_kernel_with_another_vdso";

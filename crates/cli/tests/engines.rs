@@ -33,7 +33,8 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-// GCA-UC-5.4.1, GCA-CLASS-8, GCA-CTS-1, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19, GCA-CTS-20, GCA-UC-5.4.4, GCA-UC-5.5.1, XGCP-TL-1
+// GCA-UC-5.4.1, GCA-CLASS-8, GCA-CTS-1, GCA-CTS-17, GCA-CTS-18, GCA-CTS-19, GCA-CTS-20, GCA-UC-5.4.4, GCA-UC-5.5.1,
+// XGCP-TL-1
 #[test]
 fn engines_and_classes_are_listed() {
     let Some(cpr) = Cpr::new("engines_and_classes_are_listed", As::User) else {
@@ -128,7 +129,8 @@ fn a_job_is_run_for_a_class_and_refused_by_the_name_of_a_limit() {
     assert_eq!(cpr.cpr(["run", "--class", "nowhere", "--", "true"]).code, 66);
 }
 
-/// Of a program that saves itself, one that an engine can save, and one that neither is: the system says which is which.
+/// Of a program that saves itself, one that an engine can save, and one that neither is: the system says which is
+/// which.
 // GCA-DEF-3
 #[test]
 fn it_is_said_whether_a_program_can_be_checkpointed_and_by_what() {

@@ -220,9 +220,9 @@ fn each_policy(test: &str, user: As) {
     }
 }
 
-// LBNL-3.6.8, LBNL-3.6.8.3, LBNL-3.6.8.4, LBNL-3.6.8.4.b, LBNL-3.6.8.4.c, LBNL-3.6.8.4.d, LBNL-3.6.8.4.e, LBNL-3.6.8.4.f,
-// LBNL-3.9.8.2, LBNL-3.9.8.2.1, LBNL-3.9.8.2.2, LBNL-3.9.8.2.3, LBNL-3.9.8.2.4, LBNL-3.9.8.2.5, LBNL-3.9.8.2.6,
-// LBNL-3.9.8.2.7
+// LBNL-3.6.8, LBNL-3.6.8.3, LBNL-3.6.8.4, LBNL-3.6.8.4.b, LBNL-3.6.8.4.c, LBNL-3.6.8.4.d, LBNL-3.6.8.4.e,
+// LBNL-3.6.8.4.f, LBNL-3.9.8.2, LBNL-3.9.8.2.1, LBNL-3.9.8.2.2, LBNL-3.9.8.2.3, LBNL-3.9.8.2.4, LBNL-3.9.8.2.5,
+// LBNL-3.9.8.2.6, LBNL-3.9.8.2.7
 /// What a sandbox shows of the job's files is treated as theirs; a rule about a file that is there only is refused.
 #[test]
 fn policies_are_about_what_a_sandbox_shows_of_the_jobs_files() {
@@ -527,8 +527,8 @@ fn libraries(test: &str, user: As) {
     assert_eq!(cpr.logs("lib"), b"READY\nOK\n");
 }
 
-// LBNL-3.5.3, LBNL-3.5.3.1, LBNL-3.6.8.1, LBNL-3.6.8.5, LBNL-3.6.8.5.1, LBNL-3.8.3, LBNL-3.8.3.1, LBNL-3.8.3.2, LBNL-3.9.10.1.2, LBNL-3.9.10.5.3A,
-// LBNL-3.9.10.5.3B, XGCP-EVAL-13, XGCP-SEC-3
+// LBNL-3.5.3, LBNL-3.5.3.1, LBNL-3.6.8.1, LBNL-3.6.8.5, LBNL-3.6.8.5.1, LBNL-3.8.3, LBNL-3.8.3.1, LBNL-3.8.3.2,
+// LBNL-3.9.10.1.2, LBNL-3.9.10.5.3A, LBNL-3.9.10.5.3B, XGCP-EVAL-13, XGCP-SEC-3
 #[test]
 fn saved_libraries_are_not_needed_at_restart_root() {
     libraries("saved_libraries_are_not_needed_at_restart_root", As::Root);

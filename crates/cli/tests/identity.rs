@@ -99,8 +99,8 @@ fn ended(cpr: &Cpr) -> String {
     said
 }
 
-/// A job in the background that root has started and that has given root's rights up all over writes its log on, which is
-/// in a directory of root's.
+/// A job in the background that root has started and that has given root's rights up all over writes its log on, which
+/// is in a directory of root's.
 #[test]
 fn a_daemon_that_gave_roots_rights_up_writes_its_log_on() {
     let Some(cpr) = Cpr::new("a_daemon_that_gave_roots_rights_up_writes_its_log_on", As::Root) else {
@@ -121,8 +121,8 @@ fn a_daemon_that_gave_roots_rights_up_writes_its_log_on() {
     assert_eq!(said, "begun\nended\n");
 }
 
-/// A daemon that can become root again: the image is root's, since its user could not restart it, and nobody would believe
-/// the user.
+/// A daemon that can become root again: the image is root's, since its user could not restart it, and nobody would
+/// believe the user.
 #[test]
 fn a_daemon_that_can_become_root_again_is_restarted() {
     let Some(cpr) = Cpr::new("a_daemon_that_can_become_root_again_is_restarted", As::Root) else {
@@ -334,7 +334,8 @@ assert sys.argv[1] not in outside, outside
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 ";
 
-/// LBNL-3.9.1.M18: a process that was in a cgroup below its job's is so again, also where the group has to be made anew.
+/// LBNL-3.9.1.M18: a process that was in a cgroup below its job's is so again, also where the group has to be made
+/// anew.
 #[test]
 fn a_process_is_in_a_cgroup_below_its_jobs_again() {
     let test = "a_process_is_in_a_cgroup_below_its_jobs_again";

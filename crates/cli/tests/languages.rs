@@ -232,7 +232,8 @@ fn every_language_reads_what_every_other_has_written() {
     }
 }
 
-// GFD93-LIB-8, GFD93-INT-CPRupdate, GFD93-INT-CPRquery, GFD93-INT-CPRfree, GFD93-INT-CPRfreemeta, GFD93-API-1, GFD93-API-2
+// GFD93-LIB-8, GFD93-INT-CPRupdate, GFD93-INT-CPRquery, GFD93-INT-CPRfree, GFD93-INT-CPRfreemeta, GFD93-API-1,
+// GFD93-API-2
 #[test]
 fn the_cases_come_out_the_same_in_every_language() {
     let Some(cpr) = Cpr::new("languages cases", As::User) else {

@@ -534,8 +534,8 @@ fn committed(kind: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Commands, those for administrators included, have no other way to images, checkpoints of programs and grids than the library
-/// that programs have.
+/// Commands, those for administrators included, have no other way to images, checkpoints of programs and grids than the
+/// library that programs have.
 // GFD93-LIB-9
 #[test]
 fn commands_use_the_library_that_programs_use() {

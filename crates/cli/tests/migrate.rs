@@ -1,5 +1,5 @@
-//! Jobs that move to another host: another state directory, reached by something like ssh, or by ssh between two network
-//! namespaces.
+//! Jobs that move to another host: another state directory, reached by something like ssh, or by ssh between two
+//! network namespaces.
 
 mod support;
 

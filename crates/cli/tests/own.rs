@@ -1,5 +1,5 @@
-//! Programs that save themselves: when they like, by ending with an agreed exit code, or in a callback of libgridcpr; and
-//! engines whose images belong to one node.
+//! Programs that save themselves: when they like, by ending with an agreed exit code, or in a callback of libgridcpr;
+//! and engines whose images belong to one node.
 
 #![allow(clippy::unwrap_used)]
 

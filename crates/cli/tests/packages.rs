@@ -1,5 +1,5 @@
-//! What other languages install: the Python wheel, built from the sources and used in an environment of its own, and the
-//! Java archive.
+//! What other languages install: the Python wheel, built from the sources and used in an environment of its own, and
+//! the Java archive.
 
 mod support;
 

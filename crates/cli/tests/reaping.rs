@@ -1,5 +1,5 @@
-//! Jobs that were started by hand, on a machine whose init is slow to reap orphans, or never does, as the first process of
-//! many containers. What has ended keeps its numbers until then.
+//! Jobs that were started by hand, on a machine whose init is slow to reap orphans, or never does, as the first process
+//! of many containers. What has ended keeps its numbers until then.
 
 mod support;
 

@@ -140,7 +140,8 @@ enum Given {
     Descriptor(OwnedFd),
 }
 
-/// LBNL-3.6.1.11, LBNL-3.9.1.M9, LBNL-3.9.1.M17: a job that holds something unsupported is refused by name and not harmed.
+/// LBNL-3.6.1.11, LBNL-3.9.1.M9, LBNL-3.9.1.M17: a job that holds something unsupported is refused by name and not
+/// harmed.
 fn refuses(test: &str, user: As, arguments: &[&str], given: Given, refusal: &Refusal<'_>) {
     const JOB: &str = "refused";
     let Some(cpr) = Cpr::new(test, user) else { return };

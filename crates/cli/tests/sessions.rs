@@ -740,8 +740,8 @@ print(os.getpid(), leader, flush=True)
 wait()
 ";
 
-/// Runs a program as the leader of a session, and ends when all that was in it was waited for: until then numbers are in
-/// use, and not every machine's init waits for orphans.
+/// Runs a program as the leader of a session, and ends when all that was in it was waited for: until then numbers are
+/// in use, and not every machine's init waits for orphans.
 const REAPER: &str = "import ctypes, os, sys
 PR_SET_CHILD_SUBREAPER = 36
 ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -538,8 +538,8 @@ fn a_job_is_built_and_runs_only_when_it_may_and_nothing_is_left_where_it_may_not
     assert!(lab.numbers("again")[0] + 1 >= had as u64, "it goes on");
 }
 
-/// Two programs that send each other numbers over TCP as fast as they can, and know which one comes next. While there is a
-/// file `slow` they read next to nothing.
+/// Two programs that send each other numbers over TCP as fast as they can, and know which one comes next. While there
+/// is a file `slow` they read next to nothing.
 const TALK: &str = "
 import os, socket, struct, sys, threading, time
 def fail(why):

@@ -131,8 +131,8 @@ survive! {
     mount_trees;
 }
 
-/// A process that lets nobody look at it goes on, and is restarted, as one. The kernel then asks for power over the user
-/// namespace that the restarter was started in, so that only root saves it again.
+/// A process that lets nobody look at it goes on, and is restarted, as one. The kernel then asks for power over the
+/// user namespace that the restarter was started in, so that only root saves it again.
 #[test]
 fn concealed() {
     for user in [As::Root, As::User] {
@@ -206,8 +206,8 @@ fn root_enters_no_mount_namespace_of_a_users_job() {
     user.cpr(["checkpoint", "--stop", "mounted"]).good();
 }
 
-/// Root saves a user's program with filters, and one that has them in namespaces of its own; the user restarts both, who
-/// cannot suspend what he has put into force.
+/// Root saves a user's program with filters, and one that has them in namespaces of its own; the user restarts both,
+/// who cannot suspend what he has put into force.
 #[test]
 fn filters_of_a_user_that_root_has_saved() {
     const TEST: &str = "filters_of_a_user_that_root_has_saved";

@@ -4,11 +4,11 @@
 //! - `NAME::restart_as_{root,user}`: ended by a checkpoint after about 40 % of its output, restarted, compared;
 //! - `NAME::ten_checkpoints_as_{root,user}`: checkpointed ten times in the course of the run, compared.
 //!
-//! Progress is measured by how much the workload has written, so a loaded machine changes nothing. All programs are
-//! in `tests/workloads`; each was shown to give the same bytes twice before it was entered here. A workload whose
-//! programs are missing is skipped and says so. `GRIDCPR_WORKLOAD_SCALE=PERCENT` makes all of them longer or shorter, and
-//! `GRIDCPR_SLOW=1` restarts each of them ten times instead of once, and runs all variants: without it each is restarted as a
-//! user and has ten checkpoints as root.
+//! Progress is measured by how much the workload has written, so a loaded machine changes nothing. All programs are in
+//! `tests/workloads`; each was shown to give the same bytes twice before it was entered here. A workload whose programs
+//! are missing is skipped and says so. `GRIDCPR_WORKLOAD_SCALE=PERCENT` makes all of them longer or shorter, and
+//! `GRIDCPR_SLOW=1` restarts each of them ten times instead of once, and runs all variants: without it each is
+//! restarted as a user and has ten checkpoints as root.
 
 mod support;
 
@@ -829,9 +829,9 @@ fn interactive_bash(test: &str, user: As) {
     assert_eq!(cpr.wait(JOB), 7, "exit code of the shell");
 }
 
-/// A shell that has made its group the foreground one of the terminal it shares with whoever started it has the foreground
-/// of another terminal after a restart, also where a program of it was there. Who started it has his terminal back, with
-/// its settings, when a checkpoint ends it.
+/// A shell that has made its group the foreground one of the terminal it shares with whoever started it has the
+/// foreground of another terminal after a restart, also where a program of it was there. Who started it has his
+/// terminal back, with its settings, when a checkpoint ends it.
 fn shell_in_the_foreground(test: &str, user: As) {
     let Some(cpr) = Cpr::new(test, user) else { return };
     let binary = cpr.binary().to_str().expect("our paths are text").to_owned();

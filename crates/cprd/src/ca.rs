@@ -1,5 +1,5 @@
-//! A certificate authority for one grid, for sites that have none: a directory with its key, what it has issued, and what
-//! it has revoked.
+//! A certificate authority for one grid, for sites that have none: a directory with its key, what it has issued, and
+//! what it has revoked.
 //!
 //! ```text
 //! ca.pem       certificate of the CA; everybody in the grid has a copy

@@ -68,8 +68,8 @@ impl EncryptionConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DetectorConfig {
-    /// Program, and its arguments, that ends with another exit code than 0 where something is wrong with the node, and says
-    /// what in the last line that it prints.
+    /// Program, and its arguments, that ends with another exit code than 0 where something is wrong with the node, and
+    /// says what in the last line that it prints.
     pub command: Vec<String>,
     /// It is run after so long again, seconds.
     pub every_s: u64,
@@ -259,8 +259,8 @@ pub struct GridConfig {
     pub quota_mb: Option<u64>,
     /// The same for users for whom something else holds.
     pub quotas_mb: BTreeMap<String, u64>,
-    /// Records of checkpoints that are gone are kept for so many days when their job has finished; for ever where nothing is
-    /// said.
+    /// Records of checkpoints that are gone are kept for so many days when their job has finished; for ever where
+    /// nothing is said.
     pub keep_records_days: Option<u32>,
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,

@@ -1,5 +1,5 @@
-//! Copies one file for a user: run as that user, by the agent of a node, so that nothing is reached that the user could not
-//! reach. A file is there as a whole, or as it was before.
+//! Copies one file for a user: run as that user, by the agent of a node, so that nothing is reached that the user could
+//! not reach. A file is there as a whole, or as it was before.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};

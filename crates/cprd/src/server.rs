@@ -1,5 +1,5 @@
-//! Serves HTTP/1.1 at a socket, within limits: whoever is slow, silent, greedy or no speaker of HTTP loses the connection,
-//! and keeps nobody else from having one.
+//! Serves HTTP/1.1 at a socket, within limits: whoever is slow, silent, greedy or no speaker of HTTP loses the
+//! connection, and keeps nobody else from having one.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,8 +1,8 @@
 //! TLS of the daemons: who is at the other end of a connection, by its certificate.
 //!
-//! A certificate for a grid names who it is for as a URI, `gridcpr://ROLE/NAME`, among its alternative names. It is looked
-//! at when a connection comes about and again with every request, so that one that expires or is revoked is good for
-//! nothing from then on. Sessions are never resumed: that would leave the look out.
+//! A certificate for a grid names who it is for as a URI, `gridcpr://ROLE/NAME`, among its alternative names. It is
+//! looked at when a connection comes about and again with every request, so that one that expires or is revoked is good
+//! for nothing from then on. Sessions are never resumed: that would leave the look out.
 
 use std::sync::Arc;
 

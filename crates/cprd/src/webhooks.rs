@@ -1,9 +1,9 @@
-//! Tells others of what happens in the grid: every event is posted to them, in its order, signed with a secret that both
-//! know (GCA-GCS-6).
+//! Tells others of what happens in the grid: every event is posted to them, in its order, signed with a secret that
+//! both know (GCA-GCS-6).
 //!
-//! How far each has been told is in the database, so that nothing is left out when the service is started again; an event
-//! may then come twice, and is known by its number. Whoever does not answer for too long misses an event, and the log says
-//! so: nobody can hold up the others, or the grid.
+//! How far each has been told is in the database, so that nothing is left out when the service is started again; an
+//! event may then come twice, and is known by its number. Whoever does not answer for too long misses an event, and the
+//! log says so: nobody can hold up the others, or the grid.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -42,7 +42,8 @@ fn is_wanted(kinds: &[String], kind: &str) -> bool {
     kinds.is_empty() || kinds.iter().any(begins)
 }
 
-/// What shows that a body at a time comes from somebody who knows the secret: HMAC-SHA256 of both, in hexadecimal digits.
+/// What shows that a body at a time comes from somebody who knows the secret: HMAC-SHA256 of both, in hexadecimal
+/// digits.
 fn signature(secret: &[u8], at_ms: u128, body: &[u8]) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
     let mut context = ring::hmac::Context::with_key(&key);

@@ -1,5 +1,5 @@
-//! Units that say nothing to each other, on a grid of hosts: each is saved by itself, when it is best for it, and where the
-//! system fails under one it alone goes back.
+//! Units that say nothing to each other, on a grid of hosts: each is saved by itself, when it is best for it, and where
+//! the system fails under one it alone goes back.
 
 #![allow(clippy::unwrap_used)]
 

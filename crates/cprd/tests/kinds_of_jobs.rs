@@ -1,4 +1,5 @@
-//! Jobs of several kinds on several nodes: what a checkpoint asks of which node, and what becomes of all when nodes are lost.
+//! Jobs of several kinds on several nodes: what a checkpoint asks of which node, and what becomes of all when nodes are
+//! lost.
 
 #![allow(clippy::unwrap_used)]
 

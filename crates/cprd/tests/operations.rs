@@ -11,8 +11,8 @@ use std::process::Command;
 
 use support::*;
 
-/// Makes the host: `/etc`, `/run` and `/var/lib` of its own, the addresses of both machines, and an account. There is no
-/// systemd: a unit that is spoken of is looked for among those we install.
+/// Makes the host: `/etc`, `/run` and `/var/lib` of its own, the addresses of both machines, and an account. There is
+/// no systemd: a unit that is spoken of is looked for among those we install.
 const HOST: &str = r#"
 cp -a /etc etc; mount --bind etc /etc; mkdir -p /etc/gridcpr
 echo 'ada:x:65534:65534::/:/bin/sh' >>/etc/passwd
@@ -28,8 +28,8 @@ has() { local said; said=$("${@:2}") && [[ $said =~ $1 ]]; }
 "#;
 
 /// In this order. A line that begins with `$` is a command of the guide, one with `&` the same and goes on in the
-/// background; `@ FILE LINE` writes what the guide shows under that first line to the end of a file. All other lines see to
-/// it that there is something to work on, and that it worked.
+/// background; `@ FILE LINE` writes what the guide shows under that first line to the end of a file. All other lines
+/// see to it that there is something to work on, and that it worked.
 const COMMANDS: &str = r#"
 & cprd all
 within has ready cpr nodes

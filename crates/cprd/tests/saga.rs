@@ -1,5 +1,5 @@
-//! What SAGA says of jobs and their descriptions (GFD.90 and its extension for checkpoints), as far as `cpr submit` and its
-//! kin have it.
+//! What SAGA says of jobs and their descriptions (GFD.90 and its extension for checkpoints), as far as `cpr submit` and
+//! its kin have it.
 
 #![allow(clippy::unwrap_used)]
 

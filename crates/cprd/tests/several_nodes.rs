@@ -126,8 +126,8 @@ fn no_engine_is_known_to(crate_name: &str, words: &[&str]) {
 /// Counts, and remembers in a file that it has open.
 const COUNT_IN_FILE: &str = include_str!("../../../tests/victims/count_in_file.py");
 
-/// One job for each kind of driver, two of them of the guest's and the program's own, asked for by two clients: each goes on
-/// on the other host when its own is lost, from an image that comes from the store.
+/// One job for each kind of driver, two of them of the guest's and the program's own, asked for by two clients: each
+/// goes on on the other host when its own is lost, from an image that comes from the store.
 // GCA-GCS-9, GCA-VMM-2, GCA-VMM-9, GCA-VMM-10
 #[test]
 fn jobs_of_four_kinds_of_engines_go_on_on_another_host() {
@@ -275,8 +275,8 @@ fn keeps_itself(last: u32) -> [String; 3] {
     ["sh".into(), "-c".into(), script]
 }
 
-// GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.0, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.2, GCA-UC-5.3.3, GCA-UC-5.4.2
-// GCA-CS-4, GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2, XGCP-JUCP-4, XGCP-PG-3, XGCP-JOB-6
+// GCA-ENV-2, GCA-CLASS-7, GCA-UC-5.1.0, GCA-UC-5.1.1, GCA-UC-5.2.0, GCA-UC-5.3.2, GCA-UC-5.3.3, GCA-UC-5.4.2 GCA-CS-4,
+// GCA-UC-5.5.0, GCA-UC-5.5.4, GCA-UC-5.5.6, GCA-CTS-13, GCA-CTS-22, GCA-GCS-2, XGCP-JUCP-4, XGCP-PG-3, XGCP-JOB-6
 #[test]
 fn jobs_go_to_nodes_whose_engines_fit_and_go_on_on_such() {
     for name in ["api", "grid", "cprd"] {
@@ -850,7 +850,8 @@ fn images_are_given_to_nodes_only_and_to_them_only_with_a_ticket() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), r#"{"checkpoints":[]}"#);
-    // A node whose certificate is a stranger's is no node, and one that comes to a stranger's service takes nothing from it.
+    // A node whose certificate is a stranger's is no node, and one that comes to a stranger's service takes nothing
+    // from it.
     lab.site
         .issue("strange", &["n9", "--role", "node", "--host", "10.98.0.254"]);
     lab.site.issue("ca", &["n9", "--role", "node", "--host", "10.98.0.254"]);
@@ -1111,8 +1112,8 @@ fn numbers_of_jobs_are_the_grids_on_every_node_and_a_job_of_two_units_is_moved_t
     }
 }
 
-/// Counts in step with the other units of its job, by files that all see; while there is a file `quiet` it only says how
-/// far it is.
+/// Counts in step with the other units of its job, by files that all see; while there is a file `quiet` it only says
+/// how far it is.
 const IN_STEP: &str = "
 import os, time
 unit, units, n = int(os.environ['GRIDCPR_UNIT']), int(os.environ['GRIDCPR_UNITS']), 0
@@ -1436,8 +1437,8 @@ fn where_one_unit_cannot_be_saved_all_go_on_and_the_job_is_described_by_a_file()
     wait_until("all have ended", || lab.site.job_processes().is_empty());
 }
 
-/// A unit that is connected with every other one over TCP, and sends and gets numbers as fast as it can. While there is a file
-/// `slow` it reads next to nothing; it says when it can write no more.
+/// A unit that is connected with every other one over TCP, and sends and gets numbers as fast as it can. While there is
+/// a file `slow` it reads next to nothing; it says when it can write no more.
 const ALL_TO_ALL: &str = "
 import os, socket, struct, threading, time
 unit, units = int(os.environ['GRIDCPR_UNIT']), int(os.environ['GRIDCPR_UNITS'])

@@ -202,8 +202,8 @@ fn catches(pid: i32, signal: i32) -> Result<bool> {
     Ok(status.sig_caught >> (signal - 1) & 1 == 1)
 }
 
-/// A file of this name is made, and removed, when what a program has saved was put back: who watches the directory knows by
-/// it that the files before it are nothing new.
+/// A file of this name is made, and removed, when what a program has saved was put back: who watches the directory
+/// knows by it that the files before it are nothing new.
 pub const PUT_BACK: &str = ".gridcpr-put-back";
 
 /// Whether a file is one that is still written, by its name.

@@ -1,8 +1,8 @@
 //! CRIU, driven by its own protocol (`criu swrk`, images/rpc.proto of CRIU 4): protobuf over a packet socket.
 //!
 //! The primitives end at the points at which CRIU asks for leave to go on (`notify_scripts`): when it has stopped and
-//! saved the processes (`post-dump`), and when it has built them (`pre-resume`). Between stopping and saving it asks for
-//! none, so that the job is saved by `stop` already; it stands still until it is resumed all the same.
+//! saved the processes (`post-dump`), and when it has built them (`pre-resume`). Between stopping and saving it asks
+//! for none, so that the job is saved by `stop` already; it stands still until it is resumed all the same.
 
 use std::ffi::OsString;
 use std::io;

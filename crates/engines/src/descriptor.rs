@@ -117,8 +117,8 @@ pub struct Descriptor {
     /// stand for the job's name, its root process, the directory of the engine's files and the job's own (GCA-CTS-24).
     #[serde(default)]
     pub program: Vec<String>,
-    /// A program that is run in place of a job of this engine, with its arguments; those of the job come after (GCA-CTS-23).
-    /// Placeholders are as in `program`.
+    /// A program that is run in place of a job of this engine, with its arguments; those of the job come after
+    /// (GCA-CTS-23). Placeholders are as in `program`.
     #[serde(default)]
     pub wrapper: Vec<String>,
     /// How a program is made to save itself.

@@ -1,8 +1,8 @@
 //! DMTCP, by its coordinator: a job is started under `dmtcp_launch`, which is the wrapper of its descriptor, saved by
 //! `dmtcp_command` and started again by `dmtcp_restart`.
 //!
-//! Each job has a coordinator to itself, among its own processes; its port is in a file of the job's directory. DMTCP stops
-//! the processes, saves them and lets them go on by itself, so that they do not stand still before and after.
+//! Each job has a coordinator to itself, among its own processes; its port is in a file of the job's directory. DMTCP
+//! stops the processes, saves them and lets them go on by itself, so that they do not stand still before and after.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -92,8 +92,8 @@ impl Dmtcp {
     }
 }
 
-/// A line of `dmtcp_command --list`: `1, sh[40000:4922]@host, 98ff-40000-d476bece84, WorkerState::RUNNING,`, where the second
-/// number is the process's own.
+/// A line of `dmtcp_command --list`: `1, sh[40000:4922]@host, 98ff-40000-d476bece84, WorkerState::RUNNING,`, where the
+/// second number is the process's own.
 fn client(line: &str) -> Option<i32> {
     let (before, _) = line.split_once("]@")?;
     let (_, pids) = before.rsplit_once('[')?;

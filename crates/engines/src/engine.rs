@@ -461,8 +461,8 @@ fn stopped(pids: &[i32]) -> Vec<i32> {
     pids.iter().copied().filter(has_stopped).collect()
 }
 
-/// The first process that at the deadline still does not stand still, or does where `still` is false. One that has ended
-/// does as asked.
+/// The first process that at the deadline still does not stand still, or does where `still` is false. One that has
+/// ended does as asked.
 fn moving(pids: &[i32], still: bool, deadline: Instant) -> Option<i32> {
     loop {
         let late = Instant::now() >= deadline;

@@ -41,8 +41,8 @@ enum Word {
 }
 
 impl Native {
-    /// Where the request says that the job is to be killed, that is what `resume_after_checkpoint` does; otherwise the job
-    /// goes on then. The other value gets the report.
+    /// Where the request says that the job is to be killed, that is what `resume_after_checkpoint` does; otherwise the
+    /// job goes on then. The other value gets the report.
     pub fn new(
         request: CheckpointRequest,
         destination: Destination,

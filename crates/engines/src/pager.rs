@@ -65,8 +65,8 @@ impl Pager {
         self.pid
     }
 
-    /// Copies of the descriptors by which it answers page faults. As long as there is one, a page that is missing is waited
-    /// for, and never reads as zeros, whatever becomes of the pager.
+    /// Copies of the descriptors by which it answers page faults. As long as there is one, a page that is missing is
+    /// waited for, and never reads as zeros, whatever becomes of the pager.
     ///
     /// # Errors
     /// They cannot be had.

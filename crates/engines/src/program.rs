@@ -148,8 +148,8 @@ impl Program {
     /// Runs a program to its end with nothing to read; gives the lines it prints.
     ///
     /// # Errors
-    /// [`ErrorKind::TimedOut`] where it does not end in time; [`ErrorKind::Unsupported`] where it fails, with the last line
-    /// that it said.
+    /// [`ErrorKind::TimedOut`] where it does not end in time; [`ErrorKind::Unsupported`] where it fails, with the last
+    /// line that it said.
     pub(crate) fn run(command: &[OsString], deadline: Instant) -> Result<Vec<String>> {
         let mut program = Program::spawn(command, Stdio::null(), Stdio::piped())?;
         let mut lines = Vec::new();

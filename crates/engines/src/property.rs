@@ -83,7 +83,8 @@ impl FromStr for Condition {
     }
 }
 
-/// Whether this can be a key, a word or a name: 1 to 64 letters, digits, `.`, `_`, `-`, `+`, not beginning with `.` or `-`.
+/// Whether this can be a key, a word or a name: 1 to 64 letters, digits, `.`, `_`, `-`, `+`, not beginning with `.` or
+/// `-`.
 pub(crate) fn is_word(text: &str) -> bool {
     (1..=LONGEST).contains(&text.len())
         && text

@@ -1,8 +1,8 @@
 //! Virtual machines under QEMU (GCA section 4): the job is the monitor, and what runs in its guest is saved with it.
 //!
-//! The guest stands still between `stop` and `resume_after_checkpoint`; QEMU itself does not. Its state goes into a file as
-//! on a migration, through a descriptor, so that QEMU needs no right of its own on it. A restart runs the same command, with
-//! the guest waiting for that state; where a wrapper had made it, the wrapper is not needed again.
+//! The guest stands still between `stop` and `resume_after_checkpoint`; QEMU itself does not. Its state goes into a
+//! file as on a migration, through a descriptor, so that QEMU needs no right of its own on it. A restart runs the same
+//! command, with the guest waiting for that state; where a wrapper had made it, the wrapper is not needed again.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};

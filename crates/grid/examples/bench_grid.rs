@@ -1,6 +1,6 @@
-//! Measures the service with 10 000 jobs and 100 000 checkpoints in its database: how long lists, queries and submissions
-//! take, as its users see them without the network. `make bench-grid` runs it; an argument names another database than a
-//! SQLite file in the working directory's `target`, which has to be an empty one.
+//! Measures the service with 10 000 jobs and 100 000 checkpoints in its database: how long lists, queries and
+//! submissions take, as its users see them without the network. `make bench-grid` runs it; an argument names another
+//! database than a SQLite file in the working directory's `target`, which has to be an empty one.
 //!
 //! The records are written past the service, because making them the long way takes an hour.
 

@@ -1,5 +1,5 @@
-//! Units that go on alone, because their job's units say nothing to each other: from the newest image of each that can be
-//! had, while the others run on (XtreemGCP, section 3.2).
+//! Units that go on alone, because their job's units say nothing to each other: from the newest image of each that can
+//! be had, while the others run on (XtreemGCP, section 3.2).
 
 use std::collections::BTreeSet;
 

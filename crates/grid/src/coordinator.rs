@@ -5,11 +5,12 @@
 //!                                     └──────────────▶ the same, where the job ends with it: no unit goes on
 //! ```
 //!
-//! A step begins when every unit has done the one before (XtreemGCP, section 3.2). So there is a moment at which all stand
-//! still, and each image is of that moment: it was begun after the last had stopped, and nobody is told to go on before all
-//! are saved. Units between which there are TCP connections empty them first (section 4.4): nobody writes any more, and what was
-//! written arrives, before anybody saves what has arrived. Units that are independent are saved each by itself, and wait for nobody. Where a unit fails or a step takes too long the checkpoint is given up as a whole; units go on by themselves
-//! when nobody wants anything of them any more.
+//! A step begins when every unit has done the one before (XtreemGCP, section 3.2). So there is a moment at which all
+//! stand still, and each image is of that moment: it was begun after the last had stopped, and nobody is told to go on
+//! before all are saved. Units between which there are TCP connections empty them first (section 4.4): nobody writes
+//! any more, and what was written arrives, before anybody saves what has arrived. Units that are independent are saved
+//! each by itself, and wait for nobody. Where a unit fails or a step takes too long the checkpoint is given up as a
+//! whole; units go on by themselves when nobody wants anything of them any more.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -31,7 +31,8 @@ pub struct Policy {
     pub quota: Option<u64>,
     /// The same for users for whom something else is said.
     pub quotas: BTreeMap<String, u64>,
-    /// Records of checkpoints that are gone are kept for so long after their job has finished, milliseconds; none: for ever.
+    /// Records of checkpoints that are gone are kept for so long after their job has finished, milliseconds; none: for
+    /// ever.
     pub records_ms: Option<i64>,
     /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
     pub preempt: bool,
@@ -158,7 +159,8 @@ impl Grid {
         self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// What units that are made again show each other before they take up their connections, in this start of their job.
+    /// What units that are made again show each other before they take up their connections, in this start of their
+    /// job.
     pub(crate) fn link_secret(&self, job: i64, incarnation: u32) -> [u8; 32] {
         let text = format!("link {job} {incarnation}");
         *blake3::keyed_hash(&self.link_key, text.as_bytes()).as_bytes()

@@ -334,8 +334,8 @@ impl Grid {
         write.commit().await
     }
 
-    /// A program has saved itself: the node is to bring the image where all are kept, and it is a checkpoint like others
-    /// then (GCA-UC-5.1.8).
+    /// A program has saved itself: the node is to bring the image where all are kept, and it is a checkpoint like
+    /// others then (GCA-UC-5.1.8).
     async fn own_begun(&self, write: &mut Write<'_>, job: &Job, own: OwnImage) -> Result<()> {
         let known = db::checkpoints_of(&mut write.tx, job.id).await?;
         let generation = known.last().map_or(1, |last| last.generation + 1);

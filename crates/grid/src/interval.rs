@@ -13,7 +13,8 @@ pub(crate) fn mean_time_to_failure_ms(ran_ms: i64, failures: i64) -> f64 {
     (ran_ms.max(0) as f64 + PRIOR_MS) / (failures.max(0) as f64 + 1.0)
 }
 
-/// Time between checkpoints with which a job gets on fastest. A checkpoint costs it `cost_ms` and takes `took_ms` to make.
+/// Time between checkpoints with which a job gets on fastest. A checkpoint costs it `cost_ms` and takes `took_ms` to
+/// make.
 ///
 /// J. T. Daly, A higher order estimate of the optimum checkpoint interval for restart dumps, Future Generation Computer
 /// Systems 22 (2006) 303-312, equation 37; its first term is Young's.

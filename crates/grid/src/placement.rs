@@ -63,8 +63,8 @@ const ENGINE: &str = "engine";
 /// What asks for any engine of a class.
 const CLASS: &str = "class";
 
-/// The engine that saves a job on a node: the one it asks for, else the preferred one of the class it asks for, else ours.
-/// None where the node has no such one.
+/// The engine that saves a job on a node: the one it asks for, else the preferred one of the class it asks for, else
+/// ours. None where the node has no such one.
 pub(crate) fn engine(spec: &JobSpec, info: &NodeInfo) -> Option<String> {
     let wanted = spec.requires.get(ENGINE);
     let members = match spec.requires.get(CLASS) {
@@ -193,8 +193,8 @@ pub(crate) fn choose(job: &Job, nodes: &mut [Free], holders: &BTreeSet<String>) 
     choose_apart(&job.spec, job.next_node.as_deref(), nodes, holders, None)
 }
 
-/// The nodes for the units of a job, all or none; a unit that needs none gets none. Units are spread over as many nodes as
-/// can have them; those that take most are placed first.
+/// The nodes for the units of a job, all or none; a unit that needs none gets none. Units are spread over as many nodes
+/// as can have them; those that take most are placed first.
 pub(crate) fn choose_all(
     units: &[Option<(JobSpec, BTreeSet<String>)>],
     nodes: &mut [Free],

@@ -68,8 +68,8 @@ pub struct CheckpointQuery {
     pub owner: Option<String>,
     /// Node that made it.
     pub node: Option<String>,
-    /// Node that holds a copy; `store` for the store that all nodes share. The images of checkpoints that have several are
-    /// found, too.
+    /// Node that holds a copy; `store` for the store that all nodes share. The images of checkpoints that have several
+    /// are found, too.
     pub location: Option<String>,
     /// Only the images of this checkpoint, which has several.
     pub images_of: Option<i64>,

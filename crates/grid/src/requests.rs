@@ -287,8 +287,8 @@ impl Grid {
         self.checkpoint(caller, id).await
     }
 
-    /// Lets a checkpoint go that its user has no need of any more, wherever its images are (GFD93-INT-CPRfree). What its
-    /// job may yet need stays.
+    /// Lets a checkpoint go that its user has no need of any more, wherever its images are (GFD93-INT-CPRfree). What
+    /// its job may yet need stays.
     pub async fn free_checkpoint(&self, caller: &Caller, id: i64) -> Result<Checkpoint> {
         let mut write = self.db.write().await?;
         let mut checkpoint = require_checkpoint(caller, id, db::checkpoint(&mut write.tx, id).await?)?;

@@ -7,8 +7,8 @@ pub(crate) const AFTERLIFE_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// Checkpoints of a job that can go, with the reason, and oldest first (GFD93-SM-6, GFD93-SM-7, GFD93-SM-15).
 ///
-/// While the job may yet go on, the newest `keep` complete ones stay as long as they are not too old, the newest of them in
-/// any case, everything that is newer, and the one it runs from or is to go on from.
+/// While the job may yet go on, the newest `keep` complete ones stay as long as they are not too old, the newest of
+/// them in any case, everything that is newer, and the one it runs from or is to go on from.
 pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec<(i64, &'static str)> {
     let usable = || checkpoints.iter().filter(|c| c.state.is_usable());
     let is_old = |c: &Checkpoint| {
@@ -61,7 +61,8 @@ pub(crate) fn cannot_go(job: &Job, checkpoints: &[Checkpoint], id: i64) -> Optio
     (is_newest && !job.state.is_over()).then_some("it is the newest complete one of a job that is not over")
 }
 
-/// Whether a job runs from a checkpoint or is to go on from it, or a unit of it that has gone on alone does (XGCP-FILE-8).
+/// Whether a job runs from a checkpoint or is to go on from it, or a unit of it that has gone on alone does
+/// (XGCP-FILE-8).
 fn is_needed(job: &Job, checkpoint: &Checkpoint) -> bool {
     let placed = job.state.is_placed();
     let of_job = [job.from.filter(|_| placed), job.next_from].contains(&Some(checkpoint.id));

@@ -478,8 +478,8 @@ impl Grid {
         db::execute(&mut write.tx, sql, &values).await.map(drop)
     }
 
-    /// Has jobs of lower priority saved and queued again where that helps a job. None where it would not; else whether it
-    /// was begun now, and not before.
+    /// Has jobs of lower priority saved and queued again where that helps a job. None where it would not; else whether
+    /// it was begun now, and not before.
     async fn preempt(
         &self,
         write: &mut Write<'_>,

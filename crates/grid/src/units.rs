@@ -1,9 +1,9 @@
 //! The units of a job that has several: a pure function from what happens to one to what becomes of all.
 //!
 //! A unit that ends with code 0 has done its part, and the others go on. Every other end of one is the end of all: what
-//! happened to the first is kept, the others are ended, and when the last is gone it happens to the job. So a job never has
-//! units of two starts, except where they are independent: there nothing that the others have done depends on what a unit
-//! has lost with its node, and it waits for a node of its own while they run on (XtreemGCP, section 3.2).
+//! happened to the first is kept, the others are ended, and when the last is gone it happens to the job. So a job never
+//! has units of two starts, except where they are independent: there nothing that the others have done depends on what
+//! a unit has lost with its node, and it waits for a node of its own while they run on (XtreemGCP, section 3.2).
 
 use cpr_api::model::{Ending, Job, JobState, Unit, UnitPhase};
 

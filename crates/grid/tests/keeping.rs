@@ -1,5 +1,5 @@
-//! Checkpoints in the service: where their copies are, how long they are kept, when they are made, and what is done when
-//! they cannot be had. Once with SQLite and once with PostgreSQL.
+//! Checkpoints in the service: where their copies are, how long they are kept, when they are made, and what is done
+//! when they cannot be had. Once with SQLite and once with PostgreSQL.
 
 #![allow(clippy::unwrap_used)]
 

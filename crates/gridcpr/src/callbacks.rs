@@ -21,8 +21,8 @@ pub enum Event {
     Continue = 2,
     /// The program goes on from an image.
     Restart = 3,
-    /// Somebody says that something has happened ([`Notice::reason`]), such as a failure that the program may want to get
-    /// out of the way of. It goes on as before.
+    /// Somebody says that something has happened ([`Notice::reason`]), such as a failure that the program may want to
+    /// get out of the way of. It goes on as before.
     Told = 4,
 }
 

@@ -27,8 +27,8 @@ struct Report {
     exit_code: u8,
 }
 
-/// Runs `cpr` with these arguments and `--json`, and gives what it prints: an object as docs/commands.md has it. Waits as
-/// long as the command takes.
+/// Runs `cpr` with these arguments and `--json`, and gives what it prints: an object as docs/commands.md has it. Waits
+/// as long as the command takes.
 ///
 /// # Errors
 /// Those of the command; [`ErrorKind::NotFound`] where there is none.

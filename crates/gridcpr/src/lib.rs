@@ -4,11 +4,12 @@
 //! - [`enter`]: critical sections, in which no checkpoint is taken.
 //! - [`checkpoint()`] and [`restarted`]: a checkpoint of the program's own job, and whether this is a restart.
 //! - [`file_policy`]: how checkpoints of the job treat files (LBNL-3.6.8.4).
-//! - [`command()`]: checkpoints, restarts and whatever else `cpr` does, of other jobs, processes and sessions (LBNL-2.1.1).
+//! - [`command()`]: checkpoints, restarts and whatever else `cpr` does, of other jobs, processes and sessions
+//!   (LBNL-2.1.1).
 //! - [`image`]: images, to be read and edited (LBNL-3.6.3).
 //! - [`app`]: checkpoints that a program writes itself (GFD.93, section 2.3).
-//! - [`grid`]: the service of a grid. `cpr` reaches images, checkpoints of programs and grids through these modules, and in
-//!   no other way (GFD93-LIB-9).
+//! - [`grid`]: the service of a grid. `cpr` reaches images, checkpoints of programs and grids through these modules,
+//!   and in no other way (GFD93-LIB-9).
 //!
 //! Nothing happens before the first call: that maps one page and starts one thread, which sleeps until a checkpointer
 //! wakes it. The library uses no descriptor, no file and no daemon, and a signal only for callbacks that ask for one.

@@ -15,8 +15,8 @@ use crate::sections;
 const ANSWERED: Duration = Duration::from_secs(30);
 
 /// Says how checkpoints of the job that this process is part of treat files, from the next one on and whoever asks for
-/// them: as `cpr run --file PATTERN=POLICY` does, of which it is the later word. A pattern that does not begin with `/` is
-/// taken below the working directory. It stays with the job, and not with an image that is restarted as another one.
+/// them: as `cpr run --file PATTERN=POLICY` does, of which it is the later word. A pattern that does not begin with `/`
+/// is taken below the working directory. It stays with the job, and not with an image that is restarted as another one.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] for what is no pattern or policy, [`ErrorKind::NotFound`] in a program that no `cpr run` or

@@ -1,5 +1,5 @@
-//! What is asked of the job's supervisor: by a datagram, answered with a file, both in the job's directory. Neither is open
-//! when the job is stopped: what touches them has to be a critical section.
+//! What is asked of the job's supervisor: by a datagram, answered with a file, both in the job's directory. Neither is
+//! open when the job is stopped: what touches them has to be a critical section.
 
 use std::ffi::OsString;
 use std::io;

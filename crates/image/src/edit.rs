@@ -32,8 +32,8 @@ const REGISTERS: [&str; 27] = [
 pub struct Edit {
     image: Image,
     manifest: Manifest,
-    /// Changed pages, by their positions from [`CHANGED`] on. The page that one takes the place of stays as it is, since
-    /// it may be another's, too.
+    /// Changed pages, by their positions from [`CHANGED`] on. The page that one takes the place of stays as it is,
+    /// since it may be another's, too.
     pages: BTreeMap<u64, Vec<u8>>,
 }
 

@@ -10,8 +10,8 @@ use crate::model::{Extent, Manifest};
 use crate::reader::Image;
 use crate::writer::{ImageSummary, ImageWriter};
 
-/// Writes an image that needs no other and is otherwise the same, with an identifier of its own. The ancestors of `image`
-/// are open, and its page data have been verified. `progress` is told of bytes done and bytes in all.
+/// Writes an image that needs no other and is otherwise the same, with an identifier of its own. The ancestors of
+/// `image` are open, and its page data have been verified. `progress` is told of bytes done and bytes in all.
 ///
 /// # Errors
 /// A page cannot be read, or the new image cannot be written.

@@ -102,7 +102,8 @@ impl Own {
     /// # Errors
     /// setns(2).
     pub fn restore(self) -> io::Result<()> {
-        // SAFETY: setns gives this thread back the time namespace it never left; it touches no memory and no descriptor.
+        // SAFETY: setns gives this thread back the time namespace it never left; it touches no memory and no
+        // descriptor.
         if unsafe { libc::setns(self.0.as_raw_fd(), CLONE_NEWTIME) } < 0 {
             return Err(io::Error::last_os_error());
         }

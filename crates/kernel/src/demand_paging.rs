@@ -1,9 +1,9 @@
 //! Bringing pages of another process when it first touches them, with userfaultfd(2)
 //! (Documentation/admin-guide/mm/userfaultfd.rst).
 //!
-//! The descriptor has to be made and set up in the process itself ([`open_calls`], [`setup_calls`], through a batch), with
-//! CAP_SYS_PTRACE in the initial user namespace, because faults inside system calls are served, too; everything else is
-//! done from outside on a duplicate. It does not know where pages come from.
+//! The descriptor has to be made and set up in the process itself ([`open_calls`], [`setup_calls`], through a batch),
+//! with CAP_SYS_PTRACE in the initial user namespace, because faults inside system calls are served, too; everything
+//! else is done from outside on a duplicate. It does not know where pages come from.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -94,8 +94,8 @@ pub enum PageEvent {
         /// Bytes.
         length: u64,
     },
-    /// The pages from the first address up to the second were given back (madvise(2)), or are no longer mapped: they come
-    /// from nowhere any more.
+    /// The pages from the first address up to the second were given back (madvise(2)), or are no longer mapped: they
+    /// come from nowhere any more.
     Gone(u64, u64),
 }
 
@@ -119,7 +119,8 @@ impl AsFd for DemandPager {
 }
 
 impl DemandPager {
-    /// Faults in pages of this private anonymous mapping that are not there are told from now on, and served by us only.
+    /// Faults in pages of this private anonymous mapping that are not there are told from now on, and served by us
+    /// only.
     ///
     /// # Errors
     /// EINVAL for mappings of other kinds, EBUSY where the process uses userfaultfd itself.
@@ -141,8 +142,8 @@ impl DemandPager {
     /// Puts whole pages where none are, and wakes who waits for them. Gives how many bytes were put before an error.
     ///
     /// # Errors
-    /// EEXIST where a page is, ENOENT where nothing is registered, EAGAIN while an event waits to be read, ESRCH when the
-    /// memory is gone.
+    /// EEXIST where a page is, ENOENT where nothing is registered, EAGAIN while an event waits to be read, ESRCH when
+    /// the memory is gone.
     pub fn copy(&self, to: u64, pages: &[u8]) -> (u64, io::Result<()>) {
         let mut copy = Copy {
             to,
@@ -177,8 +178,8 @@ impl DemandPager {
             start: page,
             length: PAGE,
         };
-        // SAFETY: UFFDIO_WAKE reads one struct uffdio_range, which `range` is and which outlives the call. The address is
-        // one of the other process and is not used here.
+        // SAFETY: UFFDIO_WAKE reads one struct uffdio_range, which `range` is and which outlives the call. The address
+        // is one of the other process and is not used here.
         self.checked(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &raw const range) })
     }
 

@@ -21,7 +21,8 @@ pub const SENT_TOGETHER: usize = 100;
 /// Sends a byte through a UNIX socket, with up to [`SENT_TOGETHER`] descriptors. Never waits.
 ///
 /// # Errors
-/// EAGAIN where the other side is behind, EPIPE where it is closed, [`io::ErrorKind::InvalidInput`] for more descriptors.
+/// EAGAIN where the other side is behind, EPIPE where it is closed, [`io::ErrorKind::InvalidInput`] for more
+/// descriptors.
 pub fn send_descriptors(socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_TOGETHER))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -309,8 +309,8 @@ pub fn peek_datagram(socket: BorrowedFd<'_>) -> io::Result<Option<Datagram>> {
     }
 }
 
-/// Whether the sending side of a connected datagram socket is shut down, which the kernel tells nowhere: a datagram whose
-/// contents cannot be read fails with EPIPE where it is, and with EFAULT where it is not. Nothing is sent.
+/// Whether the sending side of a connected datagram socket is shut down, which the kernel tells nowhere: a datagram
+/// whose contents cannot be read fails with EPIPE where it is, and with EFAULT where it is not. Nothing is sent.
 pub fn sends_no_more(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let nowhere = std::ptr::without_provenance::<libc::c_void>(1);
     // SAFETY: the kernel copies from the address with faults handled; page zero is never mapped here.

@@ -35,9 +35,9 @@ impl Memory {
         self.file.read_exact_at(buffer, address)
     }
 
-    /// Reads as [`Memory::read`] does memory of process `pid` that may be read, in two thirds of the time. Pins the pages:
-    /// those that it shares with another process since fork(2) are copied for that (FAULT_FLAG_UNSHARE, Linux 5.19), and
-    /// the process grows. See [`Pagemap::are_exclusive`].
+    /// Reads as [`Memory::read`] does memory of process `pid` that may be read, in two thirds of the time. Pins the
+    /// pages: those that it shares with another process since fork(2) are copied for that (FAULT_FLAG_UNSHARE, Linux
+    /// 5.19), and the process grows. See [`Pagemap::are_exclusive`].
     ///
     /// # Errors
     /// As [`Memory::read`], and where the memory is not or no longer that of the process, or may not be read.
@@ -229,8 +229,8 @@ impl Pagemap {
         Ok(())
     }
 
-    /// The same for a filter that asks for written pages, in far less time where most were not written: the kernel is fast
-    /// at telling which may have been, and only these are looked at closely.
+    /// The same for a filter that asks for written pages, in far less time where most were not written: the kernel is
+    /// fast at telling which may have been, and only these are looked at closely.
     ///
     /// # Errors
     /// As for [`Pagemap::scan`].

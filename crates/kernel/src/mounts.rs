@@ -14,8 +14,8 @@ const OPEN_TREE_CLONE: libc::c_uint = 1;
 const UNTOUCHED: u64 = 0x10 | 0x80;
 const TIMES: u64 = 0x70;
 
-/// Does something in a mount namespace, by a thread that lives no longer. It must be ours to enter (CAP_SYS_ADMIN over it).
-/// `act` is given the thread's directory in our own /proc: the one in there is whatever was mounted.
+/// Does something in a mount namespace, by a thread that lives no longer. It must be ours to enter (CAP_SYS_ADMIN over
+/// it). `act` is given the thread's directory in our own /proc: the one in there is whatever was mounted.
 ///
 /// # Errors
 /// What setns(2), the start of the thread and `act` give.
@@ -23,8 +23,8 @@ fn within<T: Send>(namespace: BorrowedFd<'_>, act: impl FnOnce(&ProcDir) -> io::
     let own = std::process::id() as i32;
     let visit = move || {
         let task = ProcDir::open_task(own, rustix::thread::gettid().as_raw_nonzero().get())?;
-        // SAFETY: both calls change only what this thread alone has from then on: its directories and its mount namespace;
-        // no memory or descriptor changes.
+        // SAFETY: both calls change only what this thread alone has from then on: its directories and its mount
+        // namespace; no memory or descriptor changes.
         let rc = unsafe {
             match libc::unshare(libc::CLONE_FS) {
                 0 => libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS),
@@ -80,8 +80,8 @@ pub fn mount_of(file: impl AsFd) -> io::Result<i32> {
     i32::try_from(found.stx_mnt_id).map_err(io::Error::other)
 }
 
-/// A copy of the mount that `path` leads to in a mount namespace, without what is mounted on it. Its number there must be
-/// `id`. Reading from the copy changes no times of access, where that can be had.
+/// A copy of the mount that `path` leads to in a mount namespace, without what is mounted on it. Its number there must
+/// be `id`. Reading from the copy changes no times of access, where that can be had.
 ///
 /// # Errors
 /// `ESTALE` where another mount is there; otherwise as [`look`], and what open_tree(2) gives.

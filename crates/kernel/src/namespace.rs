@@ -87,8 +87,8 @@ pub fn new_mount_namespace() -> io::Result<()> {
     }
 }
 
-/// Joins namespaces of the process behind `fd`, a pidfd, or the one namespace that it is. A joined PID namespace is that
-/// of children made from now on.
+/// Joins namespaces of the process behind `fd`, a pidfd, or the one namespace that it is. A joined PID namespace is
+/// that of children made from now on.
 pub fn join(fd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
     // SAFETY: setns changes namespaces of this thread; it touches no memory and no descriptor.
     let rc = unsafe { libc::setns(fd.as_raw_fd(), which.flags()) };
@@ -242,7 +242,8 @@ pub fn set_read_only(path: &CStr, read_only: bool, below: bool) -> io::Result<()
         false => [0, ATTRIBUTE_READ_ONLY, 0, 0],
     };
     let flags = if below { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: `path` is NUL-terminated and the kernel reads exactly the size given of `attributes`; both outlive the call.
+    // SAFETY: `path` is NUL-terminated and the kernel reads exactly the size given of `attributes`; both outlive the
+    // call.
     let rc = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -1,5 +1,5 @@
-//! Moving pages from one place of a process's memory to another with userfaultfd(2), huge pages as they are (UFFDIO_MOVE,
-//! Linux 6.8; Documentation/admin-guide/mm/userfaultfd.rst).
+//! Moving pages from one place of a process's memory to another with userfaultfd(2), huge pages as they are
+//! (UFFDIO_MOVE, Linux 6.8; Documentation/admin-guide/mm/userfaultfd.rst).
 //!
 //! Everything is done in the process itself, through batches: nobody else may move its pages.
 

@@ -114,7 +114,8 @@ impl CloneArguments {
 }
 
 /// clone3(2) of a child that does nothing but wait to be taken over with ptrace, with these PIDs: that in the innermost
-/// PID namespace it is in first, ours last; none for any. `new_namespace`: it is the first process of a new PID namespace.
+/// PID namespace it is in first, ours last; none for any. `new_namespace`: it is the first process of a new PID
+/// namespace.
 ///
 /// The child dies with the calling thread (PR_SET_PDEATHSIG).
 ///
@@ -307,7 +308,8 @@ pub struct LiftedLimit {
 }
 
 impl LiftedLimit {
-    /// Lifts limit number `resource` of process `pid`: both for who has CAP_SYS_RESOURCE, else the soft one up to the hard.
+    /// Lifts limit number `resource` of process `pid`: both for who has CAP_SYS_RESOURCE, else the soft one up to the
+    /// hard.
     ///
     /// # Errors
     /// There is no such process, it is another user's, or the limit is as high as it can be.

@@ -1,8 +1,8 @@
 //! Making system calls in a stopped process.
 //!
 //! A single call is made at a `syscall` instruction the process already has (in its vdso), by one PTRACE_SINGLESTEP or
-//! between two PTRACE_SYSCALL stops; nothing is written to the process. Many calls are made by the interpreter in an *arena*, a private mapping
-//! that the first single call makes and the last one removes.
+//! between two PTRACE_SYSCALL stops; nothing is written to the process. Many calls are made by the interpreter in an
+//! *arena*, a private mapping that the first single call makes and the last one removes.
 //!
 //! The caller has to have blocked all signals but SIGTRAP in the thread ([`Tracee::set_signal_mask`]) and to put
 //! registers and mask back afterwards.
@@ -168,8 +168,8 @@ const FAULT_SIGNALS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// For a fault of the program's from before it was stopped. The kernel hands it out with our own trap though it is
-    /// blocked (dequeue_synchronous_signal in kernel/signal.c). It may be dropped: the program has yet to go on where it
-    /// faulted, and does so again.
+    /// blocked (dequeue_synchronous_signal in kernel/signal.c). It may be dropped: the program has yet to go on where
+    /// it faulted, and does so again.
     Again,
     /// The same, or that of a signal that could not be delivered (force_fatal_sig): the program ends either way.
     Ends,
@@ -179,8 +179,8 @@ enum Fault {
 
 fn fault_of(signal: i32, tracee: Tracee) -> Fault {
     // A siginfo_t has signal, errno and code, and for these, at 16, the address. Codes of faults are small. SI_KERNEL
-    // comes without an address: of what no page is to blame for (a privileged instruction, an address that is none), and of
-    // a signal that could not be delivered. For the latter the kernel sets the action to the default first.
+    // comes without an address: of what no page is to blame for (a privileged instruction, an address that is none),
+    // and of a signal that could not be delivered. For the latter the kernel sets the action to the default first.
     const SI_KERNEL: i32 = 0x80;
     if !FAULT_SIGNALS.contains(&signal) {
         return Fault::Other;

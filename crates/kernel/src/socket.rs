@@ -240,13 +240,13 @@ pub fn bind_in(socket: BorrowedFd<'_>, name: &[u8], directory: &Path) -> io::Res
     })
 }
 
-/// [`bind`] to a path as if the root directory were `root`, and the working directory, for a relative one, `directory` in
-/// that; other threads do not notice. It takes CAP_SYS_CHROOT.
+/// [`bind`] to a path as if the root directory were `root`, and the working directory, for a relative one, `directory`
+/// in that; other threads do not notice. It takes CAP_SYS_CHROOT.
 pub fn bind_below(socket: BorrowedFd<'_>, name: &[u8], root: BorrowedFd<'_>, directory: &Path) -> io::Result<()> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: CLONE_FS gives this thread, which ends below, directories of its own; no memory or descriptor table
-            // is affected.
+            // SAFETY: CLONE_FS gives this thread, which ends below, directories of its own; no memory or descriptor
+            // table is affected.
             checked(unsafe { libc::unshare(libc::CLONE_FS) })?;
             rustix::process::fchdir(root)?;
             rustix::process::chroot(".")?;

@@ -88,8 +88,8 @@ pub fn fork(namespaces: Namespaces, child: impl FnOnce() -> i32) -> io::Result<C
     fork_into(namespaces, None, child)
 }
 
-/// The same, with the child born in a control group of version 2, given by its directory (CLONE_INTO_CGROUP): nothing of
-/// it is ever outside.
+/// The same, with the child born in a control group of version 2, given by its directory (CLONE_INTO_CGROUP): nothing
+/// of it is ever outside.
 ///
 /// # Errors
 /// As [`fork`]; those of the group are EACCES, EBUSY, ENODEV and EOPNOTSUPP (clone(2)).
@@ -159,8 +159,8 @@ pub fn exec<S: AsRef<OsStr>>(argv: &[S], variables: &[(&str, &OsStr)]) -> io::Er
         let (Ok(name), Ok(value)) = (CString::new(*name), CString::new(value.as_bytes())) else {
             return io::Error::from_raw_os_error(libc::EINVAL);
         };
-        // SAFETY: both are NUL-terminated strings, which setenv copies; a process about to exec has no thread that reads
-        // the environment meanwhile.
+        // SAFETY: both are NUL-terminated strings, which setenv copies; a process about to exec has no thread that
+        // reads the environment meanwhile.
         if unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) } != 0 {
             return io::Error::last_os_error();
         }

@@ -114,8 +114,8 @@ pub fn set_attributes_blocking_ttou(fd: BorrowedFd<'_>, attributes: &Attributes)
     blocking_ttou(|| set_attributes(fd, attributes))
 }
 
-/// TIOCSPGRP with SIGTTOU blocked: makes our own process group the foreground one of our controlling terminal, also from
-/// the background.
+/// TIOCSPGRP with SIGTTOU blocked: makes our own process group the foreground one of our controlling terminal, also
+/// from the background.
 pub fn come_to_foreground(fd: BorrowedFd<'_>) -> io::Result<()> {
     blocking_ttou(|| set_int(fd, libc::TIOCSPGRP, rustix::process::getpgrp().as_raw_nonzero().get()))
 }

@@ -1,5 +1,5 @@
-//! What asynchronous write protection ([`crate::write_tracking`]), demand paging ([`crate::demand_paging`]) and moving pages
-//! ([`crate::page_move`]) have in common: making a userfaultfd(2) in another process, and registering its memory.
+//! What asynchronous write protection ([`crate::write_tracking`]), demand paging ([`crate::demand_paging`]) and moving
+//! pages ([`crate::page_move`]) have in common: making a userfaultfd(2) in another process, and registering its memory.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

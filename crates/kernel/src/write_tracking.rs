@@ -1,7 +1,8 @@
 //! Asynchronous write protection with userfaultfd(2): the kernel notes which pages of another process are written,
 //! without stopping it (Linux 6.7; Documentation/admin-guide/mm/userfaultfd.rst, pagemap.rst).
 //!
-//! The descriptor has to be made in the process itself ([`OPEN`]); everything else is done from outside on a duplicate. Tracking ends when the duplicate is dropped.
+//! The descriptor has to be made in the process itself ([`OPEN`]); everything else is done from outside on a duplicate.
+//! Tracking ends when the duplicate is dropped.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

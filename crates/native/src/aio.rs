@@ -1,8 +1,8 @@
 //! Contexts of kernel asynchronous I/O, as a checkpoint finds them and a restart brings them to their place.
 //!
 //! What a context has completed is in its ring, and so in memory. What is under way is seen nowhere, and would be lost.
-//! So the context is filled up with requests that do nothing: if there is room for as many as there is without any under
-//! way, there are none. Then the ring is brought round to where it was, and gets back what was waiting in it.
+//! So the context is filled up with requests that do nothing: if there is room for as many as there is without any
+//! under way, there are none. Then the ring is brought round to where it was, and gets back what was waiting in it.
 
 use std::time::{Duration, Instant};
 
@@ -67,9 +67,9 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes requests that do nothing until the head of the ring is at `head`, and `waiting` completions after it. Where
-    /// it puts the next one the kernel remembers by itself, so that there is no other way. Nothing may be under way, and
-    /// what is in the ring is lost. Room is kept by processors: the process must stay on one.
+    /// Makes requests that do nothing until the head of the ring is at `head`, and `waiting` completions after it.
+    /// Where it puts the next one the kernel remembers by itself, so that there is no other way. Nothing may be under
+    /// way, and what is in the ring is lost. Room is kept by processors: the process must stay on one.
     ///
     /// # Errors
     /// The kernel has no room for so many.

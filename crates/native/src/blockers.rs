@@ -41,8 +41,8 @@ const VISITED: [&str; 6] = ["net", "ipc", "cgroup", "pid", "user", "mnt"];
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
 const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
 
-/// The namespaces a job lives in: those of its init or, without one, of its root process and ourselves. All members must
-/// be in them.
+/// The namespaces a job lives in: those of its init or, without one, of its root process and ourselves. All members
+/// must be in them.
 #[derive(Debug)]
 pub struct Home {
     /// A process that is in all of them.
@@ -151,7 +151,8 @@ impl Home {
         });
         let user = |dir: &std::io::Result<ProcDir>| dir.as_ref().ok().and_then(|dir| dir.read_link("ns/user").ok());
         let is_outside = user(&proc) != user(&own);
-        // Users of another namespace have other numbers, but where it has only users with the numbers that they have here.
+        // Users of another namespace have other numbers, but where it has only users with the numbers that they have
+        // here.
         let same_users = !is_outside || proc.as_ref().is_ok_and(keeps_numbers);
         let own_status = own.and_then(|dir| dir.status());
         let may_suspend_filters =
@@ -282,8 +283,8 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
     found
 }
 
-/// Mounts that the job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and
-/// /dev/mqueue are ours.
+/// Mounts that the job has made in its mount namespace: those that are not where a restart makes it a new one. /proc
+/// and /dev/mqueue are ours.
 pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
     type Place<'a> = ((u32, u32), &'a [u8], &'a [u8]);
     fn place(mount: &Mount) -> Place<'_> {

@@ -152,7 +152,8 @@ impl AsFd for Party {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] or [`ErrorKind::Busy`] with the message of a callback that refuses, [`ErrorKind::Busy`]
-/// when callbacks of another checkpoint still run, [`ErrorKind::TimedOut`] after `limit`; what `go_on` says. All have been told then.
+/// when callbacks of another checkpoint still run, [`ErrorKind::TimedOut`] after `limit`; what `go_on` says. All have
+/// been told then.
 pub fn ask(scope: Scope, limit: Duration, go_on: &mut GoOn<'_>) -> Result<Asked> {
     let mut asked = Asked {
         parties: Vec::new(),

@@ -1,7 +1,7 @@
 //! Control groups: which processes are deeper in the hierarchy than the job itself (cgroups(7); LBNL-3.9.1.M18).
 //!
-//! In which group a job itself is, is for whoever starts or restarts it to say. What is saved is where a process is below
-//! its job's first one; after a restart it is as far below the group that the job is in then.
+//! In which group a job itself is, is for whoever starts or restarts it to say. What is saved is where a process is
+//! below its job's first one; after a restart it is as far below the group that the job is in then.
 
 use std::path::{Component, PathBuf};
 

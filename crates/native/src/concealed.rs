@@ -1,9 +1,9 @@
 //! Processes that keep others from looking at them: with prctl(PR_SET_DUMPABLE), as agents for keys do, or because who
 //! runs a program may not read it.
 //!
-//! Files in their /proc directory then belong to the root of the whole system, and only that opens them. Whoever may trace
-//! them nevertheless, as one who has power over the user namespace that they were started in, makes them accessible for the
-//! time of a stop by a system call of their own.
+//! Files in their /proc directory then belong to the root of the whole system, and only that opens them. Whoever may
+//! trace them nevertheless, as one who has power over the user namespace that they were started in, makes them
+//! accessible for the time of a stop by a system call of their own.
 
 use std::time::Instant;
 

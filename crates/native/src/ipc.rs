@@ -1,8 +1,8 @@
 //! System V shared memory, semaphores and message queues.
 //!
-//! Where the job has IPC namespaces of its own, everything in them is the job's and is saved. In a namespace shared with
-//! others, segments that only the job has attached are; sets and queues that a process of the job was the last to use
-//! are refused by name, because nobody can tell who else uses them.
+//! Where the job has IPC namespaces of its own, everything in them is the job's and is saved. In a namespace shared
+//! with others, segments that only the job has attached are; sets and queues that a process of the job was the last to
+//! use are refused by name, because nobody can tell who else uses them.
 //!
 //! What an ending process will add to semaphores (SEM_UNDO) is shown nowhere. It is found by having the process try
 //! operations that cannot be carried out: see [`undo`].
@@ -91,7 +91,8 @@ fn shared_objects(members: &HashSet<i32>) -> std::io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// What cannot be saved, as far as a look at running processes tells. `own`: their home is an IPC namespace of the job's.
+/// What cannot be saved, as far as a look at running processes tells. `own`: their home is an IPC namespace of the
+/// job's.
 ///
 /// # Errors
 /// A namespace cannot be entered.
@@ -402,8 +403,8 @@ pub fn adjusting_steps(index: u16, value: u16, amount: i32) -> Vec<SemaphoreStep
 ///
 /// semop(2) is all or nothing, and refuses what would move an adjustment out of its range with ERANGE, at once
 /// (perform_atomic_semop_slow in ipc/sem.c). So the process is made to move its adjustment as far as it must not go if
-/// it was above (or below) some bound, and then to do what cannot be done: EAGAIN means that it was not. Nothing is ever
-/// changed by such a call.
+/// it was above (or below) some bound, and then to do what cannot be done: EAGAIN means that it was not. Nothing is
+/// ever changed by such a call.
 fn undo(process: &mut Process, id: i32, values: &[u16], deadline: Instant) -> Result<Vec<(u16, i32)>> {
     let mut found = Vec::new();
     for (group, values) in values.chunks(TOGETHER).enumerate() {

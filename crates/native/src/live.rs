@@ -40,9 +40,9 @@ const ROUNDS: usize = 6;
 const FEW: u64 = 64;
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
-/// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page tables,
-/// gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is found to
-/// be written.
+/// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page
+/// tables, gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is
+/// found to be written.
 pub const HERE: u64 = PAGE_PRESENT | PAGE_SWAPPED | PAGE_GUARD;
 
 /// A mapping that is tracked, and where the last copies of its pages are.
@@ -385,8 +385,8 @@ fn note(places: &mut Places, page: u64, length: usize, offset: u64) -> u64 {
     page + count
 }
 
-/// Makes the tracking descriptors in a stopped job, for processes that have none and where it is `wanted`. A process in which
-/// that fails is left out: it is copied whole.
+/// Makes the tracking descriptors in a stopped job, for processes that have none and where it is `wanted`. A process in
+/// which that fails is left out: it is copied whole.
 pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, wanted: impl Fn(i32) -> bool, deadline: Instant) {
     for process in frozen.processes.iter_mut().filter(|process| wanted(process.pid)) {
         let known = tracked.iter().any(|copied| copied.pid == process.pid);
@@ -412,8 +412,8 @@ fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Res
     Copied::new(&process.proc, process.stat.starttime, tracker)
 }
 
-/// Registers what is mapped now. Processes in which that cannot be done, because their memory is that of another program
-/// by now, are left out.
+/// Registers what is mapped now. Processes in which that cannot be done, because their memory is that of another
+/// program by now, are left out.
 pub fn register(tracked: &mut Vec<Copied>, known: &Known) {
     tracked.retain_mut(|copied| register_process(copied, known).is_ok());
 }

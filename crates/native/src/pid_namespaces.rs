@@ -94,7 +94,8 @@ impl Saved {
         id
     }
 
-    /// Notes the numbers that a thread, its process group and its session have in the namespaces `ids`, outermost first.
+    /// Notes the numbers that a thread, its process group and its session have in the namespaces `ids`, outermost
+    /// first.
     fn note(&mut self, ids: &[PidNamespaceId], status: &Status, home: &Home) -> Result<()> {
         for numbers in [&status.ns_pid, &status.ns_pgid, &status.ns_sid] {
             let Some((outside, within)) = numbers.get(home.depth() - 1).zip(numbers.get(home.depth()..)) else {
@@ -116,7 +117,8 @@ impl Saved {
         Ok(())
     }
 
-    /// The namespace that the children of a process are born into, where that is not its own. All processes must be known.
+    /// The namespace that the children of a process are born into, where that is not its own. All processes must be
+    /// known.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for one whose first process has ended.

@@ -1,8 +1,8 @@
 //! The way of page data from the job to the image: read by one thread, written by another, hashed by a third.
 //!
 //! Between them is room for [`BUFFERED`] bytes, so that a stopped job waits for its memory to be read and not for a
-//! disk. Not more than [`HOT`] bytes of it are used while no job waits. Nothing here waits for longer than [`PATIENCE`] without asking whether anybody still wants the image: a reader
-//! at the other end of a pipe may never come back.
+//! disk. Not more than [`HOT`] bytes of it are used while no job waits. Nothing here waits for longer than [`PATIENCE`]
+//! without asking whether anybody still wants the image: a reader at the other end of a pipe may never come back.
 
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -21,8 +21,8 @@ use crate::sink::{PAGE_SIZE, PageSink};
 /// writing does.
 pub const BUFFERED: usize = 64 << 20;
 
-/// Page data under way while nobody waits for them, bytes: few enough to be in the processor's cache when they are written
-/// and hashed, and enough for no thread to be without work.
+/// Page data under way while nobody waits for them, bytes: few enough to be in the processor's cache when they are
+/// written and hashed, and enough for no thread to be without work.
 const HOT: usize = 4 << 20;
 
 /// Size of one piece handed to the writing thread.
@@ -128,7 +128,8 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         self.allowed = if hurried { BUFFERED } else { HOT } / PIECE;
     }
 
-    /// Has buffers ready for so many bytes, as far as there is room: what a job stands still for is not to wait for memory.
+    /// Has buffers ready for so many bytes, as far as there is room: what a job stands still for is not to wait for
+    /// memory.
     pub fn make_ready(&mut self, bytes: u64) {
         let wanted = bytes.min(BUFFERED as u64).div_ceil(PIECE as u64) as usize;
         while self.spare.len() < wanted {

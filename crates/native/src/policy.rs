@@ -25,8 +25,8 @@ const WORDS: &str = "check, nocheck, truncate, nottruncate, append, backup-resto
 impl FileRule {
     /// Reads `PATTERN=POLICY[,POLICY…]`. A pattern that does not begin with `/` is taken below `directory`.
     ///
-    /// `*` stands for anything but `/`, `**` for anything, `?` for one byte other than `/`, `[a-z]` and `[!a-z]` for one
-    /// of a set and one not of it; `\` takes the next one as it is.
+    /// `*` stands for anything but `/`, `**` for anything, `?` for one byte other than `/`, `[a-z]` and `[!a-z]` for
+    /// one of a set and one not of it; `\` takes the next one as it is.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for anything else.

@@ -48,8 +48,8 @@ pub struct Scans<'a> {
 struct Span {
     start: u64,
     end: u64,
-    /// Runs of pages that may have been written since they were copied, also of those that are there no longer. Pages of
-    /// mappings that are not tracked count as written.
+    /// Runs of pages that may have been written since they were copied, also of those that are there no longer. Pages
+    /// of mappings that are not tracked count as written.
     written: Vec<PageRegion>,
     /// What is not tracked.
     untracked: Vec<PageRegion>,

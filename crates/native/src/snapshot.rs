@@ -1,13 +1,13 @@
 //! A copy of a stopped process's memory that stays as it is when the process runs on: fork(2), made in the process
 //! without its noticing, and never run.
 //!
-//! For jobs that write memory faster than it can be copied. The stop then lasts as long as copying page tables does; the
-//! pages themselves are shared until the job writes them. Also the yardstick of [`Snapshot::compare`]: what an image has
-//! of a process must be what a copy made in the same stop has.
+//! For jobs that write memory faster than it can be copied. The stop then lasts as long as copying page tables does;
+//! the pages themselves are shared until the job writes them. Also the yardstick of [`Snapshot::compare`]: what an
+//! image has of a process must be what a copy made in the same stop has.
 //!
 //! The process makes a helper that shares its memory, the helper makes the copy and is killed. So the copy is no child
-//! of the job's: no wait(2) of the job sees it, and init reaps it. It has no descriptors, so that it keeps no pipe open.
-//! It dies with the checkpointer (PTRACE_O_EXITKILL).
+//! of the job's: no wait(2) of the job sees it, and init reaps it. It has no descriptors, so that it keeps no pipe
+//! open. It dies with the checkpointer (PTRACE_O_EXITKILL).
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::freeze::Process;
 use crate::sink::PAGE_SIZE;
 
-/// What copying the page table of a page takes, nanoseconds. Between 45 ms and 90 ms for 1 GiB were measured on a virtual
-/// machine, which is slow at this.
+/// What copying the page table of a page takes, nanoseconds. Between 45 ms and 90 ms for 1 GiB were measured on a
+/// virtual machine, which is slow at this.
 const FORK_NS_PER_PAGE: u64 = 200;
 /// What making a copy of a process, however small, and ending it are taken to need, nanoseconds.
 const FORK_NS: u64 = 1_000_000;
@@ -54,8 +54,8 @@ pub struct Snapshot {
 const WORTH_IT: u64 = 4 << 20;
 
 /// Whether a snapshot stops the job for much less time than copying `left` bytes at `rate` bytes a second does, for a
-/// job of so many processes that have `resident` bytes of memory, and whether there is room for all that the job may write
-/// meanwhile.
+/// job of so many processes that have `resident` bytes of memory, and whether there is room for all that the job may
+/// write meanwhile.
 pub fn pays(left: u64, rate: u64, resident: u64, processes: usize, available: Option<u64>) -> bool {
     let copying = u128::from(left) * 1_000_000_000 / u128::from(rate.max(1));
     let forking = u128::from(resident / PAGE_SIZE as u64 * FORK_NS_PER_PAGE + processes as u64 * FORK_NS);
@@ -93,7 +93,8 @@ impl Snapshot {
     }
 
     /// Takes the helper's end away from the process. Not before the memory of the process has been read: when a thread
-    /// has run, the kernel writes the number of its processor into its memory (rseq(2)), and the copy does not have that.
+    /// has run, the kernel writes the number of its processor into its memory (rseq(2)), and the copy does not have
+    /// that.
     ///
     /// # Errors
     /// The process is gone, or did not answer in time.

@@ -18,8 +18,8 @@ use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts, loaded_number};
 
 /// The scheduler's clock of the processor where it is furthest behind, nanoseconds. Each has its own, which leaves out
-/// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer by
-/// the difference, and must not be shorter than was asked.
+/// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer
+/// by the difference, and must not be shorter than was asked.
 fn slowest_clock() -> Option<u64> {
     let own = ProcDir::open(std::process::id() as i32).ok()?;
     let now = || cpr_kernel::process::clock_ns(rustix::time::ClockId::Monotonic);

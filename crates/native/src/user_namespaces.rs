@@ -169,8 +169,8 @@ pub fn refuse_unmakeable(manifest: &Manifest) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, text))
     };
     let levels = Levels::of(manifest);
-    // Where they can enter a namespace from: the first process of a PID namespace, and all below it, are made in the user
-    // namespace that this belongs to.
+    // Where they can enter a namespace from: the first process of a PID namespace, and all below it, are made in the
+    // user namespace that this belongs to.
     let mut births: HashMap<i32, Option<UserNamespaceId>> = HashMap::new();
     for process in &manifest.processes {
         let pid = process.pid;

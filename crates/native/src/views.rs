@@ -134,8 +134,8 @@ impl Views {
     }
 }
 
-/// How to make a deleted file again: where it was or, for one of another namespace than the job's own, which is not there
-/// yet when files are made, in memory.
+/// How to make a deleted file again: where it was or, for one of another namespace than the job's own, which is not
+/// there yet when files are made, in memory.
 pub fn deleted_kind(view: Option<MountNamespaceId>, path: ByteString) -> SavedFileKind {
     /// What memfd_create(2) allows.
     const LONGEST: usize = 200;

@@ -40,8 +40,8 @@ fn refused<T>(result: Result<T, Error>, kind: ErrorKind, words: &[&str]) {
     }
 }
 
-/// LBNL-2.2.4B.14, LBNL-3.9.8.1.1, LBNL-3.9.8.1.2, LBNL-3.9.8.1.6, LBNL-3.9.8.1.8: fifty files in different modes and at
-/// different offsets; each takes one more record at the right place.
+/// LBNL-2.2.4B.14, LBNL-3.9.8.1.1, LBNL-3.9.8.1.2, LBNL-3.9.8.1.6, LBNL-3.9.8.1.8: fifty files in different modes and
+/// at different offsets; each takes one more record at the right place.
 #[test]
 fn regular_files_keep_modes_flags_and_offsets() {
     let dir = tempfile::tempdir().unwrap();
@@ -433,8 +433,9 @@ ready()
     assert!(text.contains("always"));
 }
 
-/// LBNL-3.9.8.8.1, LBNL-3.9.8.8.3 and .4 (for flock and OFD locks): all three kinds are saved; those of descriptions are taken again, or
-/// the restart is refused. Record locks are taken by the process itself, which is not there in this test.
+/// LBNL-3.9.8.8.1, LBNL-3.9.8.8.3 and .4 (for flock and OFD locks): all three kinds are saved; those of descriptions
+/// are taken again, or the restart is refused. Record locks are taken by the process itself, which is not there in this
+/// test.
 #[test]
 fn locks_are_saved_and_taken_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -535,8 +536,8 @@ fn streams_that_lead_out_are_supplied_at_restart() {
     assert_eq!(text, ["onethree", "two"]);
 }
 
-/// LBNL-3.9.8.1.5, LBNL-3.9.8.4.3A, LBNL-3.9.8.4.3B: /dev/tty follows its own rule, another name of the terminal becomes
-/// that of the new one, and the standard streams beside it follow theirs.
+/// LBNL-3.9.8.1.5, LBNL-3.9.8.4.3A, LBNL-3.9.8.4.3B: /dev/tty follows its own rule, another name of the terminal
+/// becomes that of the new one, and the standard streams beside it follow theirs.
 #[test]
 fn the_terminal_the_job_was_started_on_is_replaced() {
     let script = r#"

@@ -52,8 +52,8 @@ pub struct CheckpointOptions {
     pub stop: bool,
     /// Send this signal to every process once the image is complete and durable.
     pub signal: Option<i32>,
-    /// Copy memory while the job runs, also where it does not go on: it takes longer in all, and the job stands still for
-    /// less of it.
+    /// Copy memory while the job runs, also where it does not go on: it takes longer in all, and the job stands still
+    /// for less of it.
     pub live: bool,
     /// Where the image goes; the job's own directory, or for a bare process `cpr-PID.cpr` here, unless given.
     pub output: Option<Output>,
@@ -720,7 +720,8 @@ fn blockers(
     }
 }
 
-/// Names everything that would keep a process with its descendants, or a session, from being checkpointed. Stops nothing.
+/// Names everything that would keep a process with its descendants, or a session, from being checkpointed. Stops
+/// nothing.
 pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
     let found = outsider(bare)?;
     blockers(&found.target, found.inner, found.session, TcpPolicy::default(), None)

@@ -254,7 +254,8 @@ impl Directory {
 
     /// Whether somebody holds the lock `name`.
     pub(crate) fn is_locked(&self, name: &str) -> Result<bool> {
-        // Never made here: whoever only looks, as root at a user's jobs, must not leave a file that the user cannot open.
+        // Never made here: whoever only looks, as root at a user's jobs, must not leave a file that the user cannot
+        // open.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,

@@ -1,7 +1,7 @@
 //! Wrappers: commands that stand in for a job in the script of somebody else's batch system (GCA section 3.4).
 //!
-//! A job that begins is registered, and the wrapper becomes its program by exec: it is what it would have been, with the
-//! PID that whoever started it knows. A job that goes on from an image is supervised by the wrapper, which stays.
+//! A job that begins is registered, and the wrapper becomes its program by exec: it is what it would have been, with
+//! the PID that whoever started it knows. A job that goes on from an image is supervised by the wrapper, which stays.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -82,8 +82,8 @@ fn make(state: &StateDir, spec: &JobSpec, again: bool) -> Result<Job> {
 /// `again` lets it take the place of a job of the same name that has ended without an image.
 ///
 /// # Errors
-/// [`ErrorKind::AlreadyExists`] where there is such a job, [`ErrorKind::Busy`] where it runs, and why the program cannot
-/// be run.
+/// [`ErrorKind::AlreadyExists`] where there is such a job, [`ErrorKind::Busy`] where it runs, and why the program
+/// cannot be run.
 pub fn become_job(state: &StateDir, spec: &JobSpec, again: bool) -> Result<Infallible> {
     let Some(program) = spec.command.first() else {
         return Err(Error::new(ErrorKind::Usage, "there is no command to run"));

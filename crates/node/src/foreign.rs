@@ -204,8 +204,8 @@ impl Saving {
         }
     }
 
-    /// Finds the job's processes, and has the engine find them. Where the two differ both look again: processes may have
-    /// come or gone between them.
+    /// Finds the job's processes, and has the engine find them. Where the two differ both look again: processes may
+    /// have come or gone between them.
     pub(crate) fn prepare(&mut self) -> Result<Steps> {
         let mut looks = 0;
         loop {
@@ -385,9 +385,9 @@ impl Building {
     /// Finds the engine that an image names, and puts its files where it looks for them.
     ///
     /// # Errors
-    /// [`ErrorKind::Incompatible`] where the engine is not here, does not work here, or must not restart this image here;
-    /// [`ErrorKind::Denied`] for somebody else's image. Root may restart none whose file is a user's: engines restore what
-    /// their files say, or start a command, with the rights they have (LBNL-2.2.4A).
+    /// [`ErrorKind::Incompatible`] where the engine is not here, does not work here, or must not restart this image
+    /// here; [`ErrorKind::Denied`] for somebody else's image. Root may restart none whose file is a user's: engines
+    /// restore what their files say, or start a command, with the rights they have (LBNL-2.2.4A).
     pub(crate) fn new(job: &Job, bundle: &Bundle, path: Option<&Path>) -> Result<Building> {
         let record = bundle.record().clone();
         let own = rustix::process::geteuid();
@@ -443,8 +443,8 @@ impl Building {
         remove_files(&self.files);
     }
 
-    /// In the job's init: builds the job again. `start` starts a program anew, with this command. With `later` the job goes
-    /// on before its memory is there; what brings that needs the engine's files until it ends.
+    /// In the job's init: builds the job again. `start` starts a program anew, with this command. With `later` the job
+    /// goes on before its memory is there; what brings that needs the engine's files until it ends.
     pub(crate) fn build(
         &self,
         gate: Option<&Gate>,

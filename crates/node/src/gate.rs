@@ -1,7 +1,7 @@
 //! Several jobs that are restarted together: none runs before all are there.
 //!
-//! Each job is built by a process of its own, which says that it is there and then waits at the gate until whoever restarts
-//! them opens it. Where that one gives up or is gone, the gate never opens, and nothing of the jobs is left.
+//! Each job is built by a process of its own, which says that it is there and then waits at the gate until whoever
+//! restarts them opens it. Where that one gives up or is gone, the gate never opens, and nothing of the jobs is left.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -99,7 +99,8 @@ impl Gate {
         self.held().push(daemon);
     }
 
-    /// At the front: waits until all jobs are there. `watched` is readable, or hung up, when there is no use in waiting.
+    /// At the front: waits until all jobs are there. `watched` is readable, or hung up, when there is no use in
+    /// waiting.
     ///
     /// # Errors
     /// The position of a job that is not, and why.

@@ -1,8 +1,8 @@
 //! The control group of a job: one of version 2 that names all its processes, below the group of its supervisor
 //! (cgroups(7); XGCP-PG-6).
 //!
-//! It has no limits of its own: those of the groups above hold. Where none can be made a job runs as well; what a job is
-//! then follows from its PID namespace alone.
+//! It has no limits of its own: those of the groups above hold. Where none can be made a job runs as well; what a job
+//! is then follows from its PID namespace alone.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -114,8 +114,8 @@ pub(crate) fn forget(job: &Job) {
     }
 }
 
-/// Removes the group of a job whose supervisor was killed, as its state says where that is. Only what could be it, and only
-/// for whoever the job belongs to: others do not believe what is written there.
+/// Removes the group of a job whose supervisor was killed, as its state says where that is. Only what could be it, and
+/// only for whoever the job belongs to: others do not believe what is written there.
 pub(crate) fn tidy(job: &Job, path: &Path) {
     let own = std::fs::metadata(job.path()).is_ok_and(|of| of.uid() == rustix::process::geteuid().as_raw());
     let named = name(job).is_ok_and(|name| path.file_name().is_some_and(|known| *known == *name));
@@ -133,8 +133,8 @@ pub(crate) fn thaw(path: &Path) -> Result<()> {
     std::fs::write(&file, "0").context(|| format!("write {}", file.display()))
 }
 
-/// The group of a job, by its init: what the kernel says of that, and not what is written in a file. None where it is in
-/// no group of its own.
+/// The group of a job, by its init: what the kernel says of that, and not what is written in a file. None where it is
+/// in no group of its own.
 pub(crate) fn of_init(init: i32, job: &str) -> Option<PathBuf> {
     let path = group_of(init).ok()?;
     let own = path

@@ -44,8 +44,8 @@ const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
 const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 /// Below the job's directory, so that they go with the job; made by the program that writes any.
 pub(crate) const OWN_CHECKPOINTS: &str = "app";
-/// By how much the time since the start of the machine and the wall clock may have drifted apart, or the latter been set,
-/// since a checkpoint that was made on the same machine before it was started anew.
+/// By how much the time since the start of the machine and the wall clock may have drifted apart, or the latter been
+/// set, since a checkpoint that was made on the same machine before it was started anew.
 const SAME_BOOT: Duration = Duration::from_secs(10);
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);

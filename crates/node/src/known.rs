@@ -73,7 +73,8 @@ pub(crate) fn record_of(name: &str) -> Option<String> {
 }
 
 impl Job {
-    /// How much is known of one of this job's images, open as `image` with its ancestors. What was noted of another file is not believed.
+    /// How much is known of one of this job's images, open as `image` with its ancestors. What was noted of another
+    /// file is not believed.
     ///
     /// # Errors
     /// The image or the directory cannot be looked at.

@@ -1,9 +1,9 @@
 //! Moving a job to another host: its image streams to a `cpr restart` there, and it ends here when it runs there.
 //!
 //! Memory is copied while the job runs; only what it writes last is copied, and sent, while it stands still. The other
-//! side is reached by a program like ssh(1), whose standard input the image goes to. Its exit code decides: 0 means that
-//! the job runs there; any other one of `cpr` that it does not, and it goes on here. Where the connection is lost after all
-//! was sent, nobody knows: the job is stopped here, so that it never runs twice.
+//! side is reached by a program like ssh(1), whose standard input the image goes to. Its exit code decides: 0 means
+//! that the job runs there; any other one of `cpr` that it does not, and it goes on here. Where the connection is lost
+//! after all was sent, nobody knows: the job is stopped here, so that it never runs twice.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -177,9 +177,9 @@ impl Job {
     /// Moves the job to another host. On an error it goes on here, unless nobody knows whether it runs there.
     ///
     /// # Errors
-    /// As [`Job::checkpoint`]; those of `cpr restart` there, as far as its exit code tells them; [`ErrorKind::Io`] when the
-    /// connection is lost; [`ErrorKind::TimedOut`] when the other side is not heard of in time; [`ErrorKind::Cancelled`]
-    /// when it is not known whether the job runs there: it is stopped then.
+    /// As [`Job::checkpoint`]; those of `cpr restart` there, as far as its exit code tells them; [`ErrorKind::Io`] when
+    /// the connection is lost; [`ErrorKind::TimedOut`] when the other side is not heard of in time;
+    /// [`ErrorKind::Cancelled`] when it is not known whether the job runs there: it is stopped then.
     pub fn migrate(&self, mut options: MigrateOptions) -> Result<Migrated> {
         let mut progress = options.progress.take().unwrap_or_else(|| Box::new(|_, _, _| {}));
         // Before anything is started there.

@@ -1,7 +1,7 @@
 //! Programs that save themselves when they like: their supervisor sees new files, and makes them an image.
 //!
-//! Nobody is asked and nothing stands still. A program that ends with an agreed exit code has saved itself and is started
-//! again once that is an image, as HTCondor does it.
+//! Nobody is asked and nothing stands still. A program that ends with an agreed exit code has saved itself and is
+//! started again once that is an image, as HTCondor does it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

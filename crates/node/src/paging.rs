@@ -1,9 +1,9 @@
 //! While the memory of a lazily restarted job is still coming.
 //!
 //! The pager is a thread of the job's init; here is what others do about it. The supervisor holds a second set of the
-//! pager's descriptors, so that the death of init alone never lets the job read zeros where memory is missing, and a socket
-//! in the job's directory that is closed when all is there: whoever wants to checkpoint the job connects to it and
-//! waits for that.
+//! pager's descriptors, so that the death of init alone never lets the job read zeros where memory is missing, and a
+//! socket in the job's directory that is closed when all is there: whoever wants to checkpoint the job connects to it
+//! and waits for that.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

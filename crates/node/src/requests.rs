@@ -1,5 +1,5 @@
-//! What a program asks of its own job, through libgridcpr: a checkpoint (LBNL-3.6.1), or how files are treated by those to
-//! come.
+//! What a program asks of its own job, through libgridcpr: a checkpoint (LBNL-3.6.1), or how files are treated by those
+//! to come.
 //!
 //! A request is one datagram to a socket in the job's directory, and its answer a file there, named by the request. So
 //! no connection to the outside exists while the job is saved. Only the job's user can reach the directory.

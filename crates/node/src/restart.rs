@@ -459,8 +459,8 @@ fn may_be_lazy(own_namespace: bool) -> bool {
     false
 }
 
-/// A user who may change groups keeps those that the job was in, too (LBNL-3.9.3.3.3). Who may not keeps all: the kernel
-/// lets nobody give up a group, which may be what keeps others' files from him.
+/// A user who may change groups keeps those that the job was in, too (LBNL-3.9.3.3.3). Who may not keeps all: the
+/// kernel lets nobody give up a group, which may be what keeps others' files from him.
 fn give_up_groups(image: &Image) -> Result<()> {
     let sets = rustix::thread::capabilities(None).map_err(std::io::Error::from);
     let sets = sets.context(|| "ask for our capabilities")?;

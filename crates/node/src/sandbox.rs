@@ -1,9 +1,9 @@
 //! Restarting an image where it can do no harm, to see that it runs.
 //!
-//! The sandbox has user, PID, mount, network and IPC namespaces of its own. Everything mounted is read-only there, but for
-//! directories in which the restart or the job has files to write: those are covered by an overlay that keeps all changes
-//! in memory. What is open for reading only is the real file. When the job has taken its first steps the sandbox ends,
-//! and the kernel ends and removes all that was in it.
+//! The sandbox has user, PID, mount, network and IPC namespaces of its own. Everything mounted is read-only there, but
+//! for directories in which the restart or the job has files to write: those are covered by an overlay that keeps all
+//! changes in memory. What is open for reading only is the real file. When the job has taken its first steps the
+//! sandbox ends, and the kernel ends and removes all that was in it.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
@@ -145,8 +145,8 @@ fn inside(
     prepare_ipc(limits)?;
     namespace::raise_loopback().context(|| "bring the sandbox's loopback up")?;
     for family in ["ipv4", "ipv6"] {
-        // Sockets may be bound to addresses of this machine that the sandbox has not; where the kernel does not allow it
-        // the restart says which.
+        // Sockets may be bound to addresses of this machine that the sandbox has not; where the kernel does not allow
+        // it the restart says which.
         let _ = std::fs::write(format!("/proc/sys/net/{family}/ip_nonlocal_bind"), "1");
     }
     let null: OwnedFd = std::fs::File::options()

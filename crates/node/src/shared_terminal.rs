@@ -1,8 +1,8 @@
 //! The terminal that a job in the foreground has in common with whoever started it.
 //!
 //! A shell in the job makes its own process group the terminal's foreground one, and programs change the settings. Both
-//! go with an image: a restart in the foreground gives the group the terminal again (LBNL-3.3.5). When the job has ended
-//! without having put them back, as one does that a checkpoint ended, we do.
+//! go with an image: a restart in the foreground gives the group the terminal again (LBNL-3.3.5). When the job has
+//! ended without having put them back, as one does that a checkpoint ended, we do.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -43,8 +43,8 @@ impl SharedTerminal {
         Some(SharedTerminal { terminal, settings })
     }
 
-    /// When the job has ended: takes the terminal back where nobody is in its foreground any more, and puts its settings
-    /// back where the job was `killed`, so that it could not. Somebody else's terminal is left alone.
+    /// When the job has ended: takes the terminal back where nobody is in its foreground any more, and puts its
+    /// settings back where the job was `killed`, so that it could not. Somebody else's terminal is left alone.
     pub(crate) fn take_back(&self, killed: bool) {
         let fd = self.terminal.as_fd();
         let is_ours = match tcgetpgrp(fd) {

@@ -124,14 +124,15 @@ fn understand<T: serde::de::DeserializeOwned>(word: &str, text: &str) -> Result<
     })
 }
 
-/// Saves a job that goes on then. It says that it is `prepared`, `stopped` and `saved`, and wants to hear `stop`, `save`
-/// and `resume` then. With `stopped` it tells of connections out of the job; where `drain` comes instead of `save`, with a
-/// list of those that lead to jobs saved in the same stop, nothing is on its way in them when it is `drained`. The image is there, and on disk, when it is `saved`. Where it hears `keep` instead of `resume` it is
+/// Saves a job that goes on then. It says that it is `prepared`, `stopped` and `saved`, and wants to hear `stop`,
+/// `save` and `resume` then. With `stopped` it tells of connections out of the job; where `drain` comes instead of
+/// `save`, with a list of those that lead to jobs saved in the same stop, nothing is on its way in them when it is
+/// `drained`. The image is there, and on disk, when it is `saved`. Where it hears `keep` instead of `resume` it is
 /// `kept`, whatever becomes of the job, which stands still further.
 ///
 /// # Errors
-/// As [`Job::checkpoint`]; [`ErrorKind::Cancelled`] or [`ErrorKind::TimedOut`] where a word does not come. The job goes on
-/// then, and there is no image unless it was kept.
+/// As [`Job::checkpoint`]; [`ErrorKind::Cancelled`] or [`ErrorKind::TimedOut`] where a word does not come. The job goes
+/// on then, and there is no image unless it was kept.
 pub fn checkpoint_in_steps(
     job: &Job,
     path: &Path,
@@ -197,12 +198,12 @@ fn conduct(unit: &mut Held, conductor: &mut Conductor<'_>, kept: &mut bool) -> R
 }
 
 /// Restarts an image as a new job in the background. Where it has connections to other jobs it says first that it is
-/// `unconnected`, tells of them, and wants to hear `link` with what [`Links`] says. It says that it is `built` when all of the job is there, and the job
-/// runs when it hears `go`.
+/// `unconnected`, tells of them, and wants to hear `link` with what [`Links`] says. It says that it is `built` when all
+/// of the job is there, and the job runs when it hears `go`.
 ///
 /// # Errors
-/// As [`crate::restart_image`]; [`ErrorKind::Cancelled`] or [`ErrorKind::TimedOut`] where the word does not come. Nothing
-/// is left of the job then.
+/// As [`crate::restart_image`]; [`ErrorKind::Cancelled`] or [`ErrorKind::TimedOut`] where the word does not come.
+/// Nothing is left of the job then.
 pub fn restart_in_steps(
     state: &StateDir,
     path: &Path,

@@ -1,4 +1,5 @@
-//! Vocabulary shared by every layer: the error type with its cause classes and exit codes, and connections between jobs.
+//! Vocabulary shared by every layer: the error type with its cause classes and exit codes, and connections between
+//! jobs.
 //!
 //! This crate does no I/O and knows nothing of Linux, images or jobs.
 //!

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::output::{Output, error_json};
 
-/// Does something with each of these jobs; gives the exit code of the first failure. `act` gives the result for JSON and
-/// as text.
+/// Does something with each of these jobs; gives the exit code of the first failure. `act` gives the result for JSON
+/// and as text.
 pub fn every(output: Output, jobs: Vec<Job>, act: &mut dyn FnMut(&Job) -> Result<(Value, String)>) -> Result<u8> {
     let mut code = 0;
     let (mut results, mut lines) = (Vec::new(), String::new());

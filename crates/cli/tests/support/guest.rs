@@ -1,4 +1,5 @@
-//! A guest for virtual machines: the kernel of the distribution, and an initramfs with busybox that counts on its console.
+//! A guest for virtual machines: the kernel of the distribution, and an initramfs with busybox that counts on its
+//! console.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -75,8 +75,8 @@ pub fn note_skip(test: &str, reason: &str) {
     assert!(std::env::var_os("GRIDCPR_NO_SKIP").is_none(), "{line}");
 }
 
-/// Where programs are looked for: first where the engines are that `CRIU` and `DMTCP` name, by the path of `criu` and that
-/// of `dmtcp_launch`.
+/// Where programs are looked for: first where the engines are that `CRIU` and `DMTCP` name, by the path of `criu` and
+/// that of `dmtcp_launch`.
 pub fn path() -> OsString {
     let named = ["CRIU", "DMTCP"].into_iter().filter_map(std::env::var_os);
     let mut places: Vec<PathBuf> = named

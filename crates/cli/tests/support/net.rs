@@ -9,8 +9,8 @@ use super::{Cpr, Ended, PATIENCE, wait_until};
 pub struct Net(Child);
 
 impl Net {
-    /// Two namespaces with a wire between them: the first has the address 1 of the network (`10.97.0`), the second 2. Its end
-    /// of the wire is `va` in the first and `vb` in the second.
+    /// Two namespaces with a wire between them: the first has the address 1 of the network (`10.97.0`), the second 2.
+    /// Its end of the wire is `va` in the first and `vb` in the second.
     pub fn pair(cpr: &Cpr, network: &str) -> [Net; 2] {
         let pair = [Net::new(), Net::new()];
         let [here, there] = [pair[0].pid(), pair[1].pid()];

@@ -1,5 +1,5 @@
-//! Units of jobs that have several: what their coordinator says is passed on to `cpr`, step by step, and how far it is to
-//! the coordinator.
+//! Units of jobs that have several: what their coordinator says is passed on to `cpr`, step by step, and how far it is
+//! to the coordinator.
 //!
 //! A unit that stands still goes on by itself where the coordinator has given the checkpoint up, where the service is
 //! silent, and where this agent is killed: `cpr` sees that nobody is there any more.
@@ -105,8 +105,8 @@ impl Said {
         self.channels.get(&id).cloned().unwrap_or_default()
     }
 
-    /// How long the service may still be silent before it is better to go on: a while before the lease lapses, with which
-    /// jobs are ended.
+    /// How long the service may still be silent before it is better to go on: a while before the lease lapses, with
+    /// which jobs are ended.
     fn patience(&self) -> Duration {
         let left = |(heard, lease): (Instant, Duration)| (lease * 3 / 4).saturating_sub(heard.elapsed());
         self.heard.map_or(Duration::ZERO, left)
@@ -125,8 +125,8 @@ enum Heard {
 }
 
 impl Agent {
-    /// Waits until `decide` has an answer to what the service says. A unit that stands still does not wait for one that is
-    /// silent.
+    /// Waits until `decide` has an answer to what the service says. A unit that stands still does not wait for one that
+    /// is silent.
     fn hear(&self, stands: bool, mut decide: impl FnMut(&State) -> Option<Heard>) -> Heard {
         let mut state = self.state();
         loop {

@@ -1,5 +1,5 @@
-//! Which engines work on this node and what they can do: looked for at the start, and again when a file that describes one
-//! has changed, so that an engine comes and goes without a restart (GCA-CTS-13, GCA-UC-5.5.0).
+//! Which engines work on this node and what they can do: looked for at the start, and again when a file that describes
+//! one has changed, so that an engine comes and goes without a restart (GCA-CTS-13, GCA-UC-5.5.0).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};

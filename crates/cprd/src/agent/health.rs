@@ -1,5 +1,5 @@
-//! The operator's detector, which says whether something is wrong with the node (GFD93-EH-9), and telling the programs of jobs
-//! of failures (GFD93-EH-4).
+//! The operator's detector, which says whether something is wrong with the node (GFD93-EH-9), and telling the programs
+//! of jobs of failures (GFD93-EH-4).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -42,7 +42,8 @@ impl When {
 }
 
 impl Agent {
-    /// Runs the operator's command where there is one, and waits until it has ended. `checkpoint` is that which it is about.
+    /// Runs the operator's command where there is one, and waits until it has ended. `checkpoint` is that which it is
+    /// about.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] where it does not end with exit code 0, with the last line that it said.

@@ -196,8 +196,8 @@ impl Layout {
         self.directory.join("incoming").join(format!("{id}.part"))
     }
 
-    /// Where a file of a job is written that comes from a bucket, which nobody else reaches; and where it waits for the user
-    /// to take it, or is put by the user to go there.
+    /// Where a file of a job is written that comes from a bucket, which nobody else reaches; and where it waits for the
+    /// user to take it, or is put by the user to go there.
     pub fn staged(&self, incarnation: Incarnation, owner: &Owner) -> Result<(PathBuf, PathBuf)> {
         self.prepare(owner)?;
         let place = self.user(owner.uid).join("staged");

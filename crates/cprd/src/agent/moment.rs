@@ -1,5 +1,5 @@
-//! When a job is best saved: when it has just come to use little memory, where its user wants that and nothing presses (XtreemGCP,
-//! section 3.2: the decision is the node's, with regard to the state of the unit).
+//! When a job is best saved: when it has just come to use little memory, where its user wants that and nothing presses
+//! (XtreemGCP, section 3.2: the decision is the node's, with regard to the state of the unit).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,8 +47,8 @@ impl Seen {
 }
 
 impl Agent {
-    /// Waits until a job uses little memory, for `limit` at most: half of that is spent on seeing what is little. Comes back
-    /// at once where the checkpoint is not wanted any more, or another one waits for it.
+    /// Waits until a job uses little memory, for `limit` at most: half of that is spent on seeing what is little. Comes
+    /// back at once where the checkpoint is not wanted any more, or another one waits for it.
     pub(super) fn await_little(&self, id: i64, incarnation: Incarnation, owner: &Owner, limit: Duration) {
         let begun = Instant::now();
         let mut seen: Option<Seen> = None;
@@ -91,7 +91,8 @@ impl Agent {
         Some(pids.into_iter().filter_map(written_by).sum())
     }
 
-    /// Does something that may wait for a long time, for which heartbeats need not be frequent; false where too much does.
+    /// Does something that may wait for a long time, for which heartbeats need not be frequent; false where too much
+    /// does.
     pub(super) fn patiently(self: &Arc<Self>, task: impl FnOnce(&Arc<Agent>) + Send + 'static) -> bool {
         self.spawn(|agent| &agent.patient, super::MOST_COORDINATED, task)
     }

@@ -32,7 +32,8 @@ impl Agent {
         newest.collect()
     }
 
-    /// Whether programs of an engine may save themselves. An image of ours may need others that are not brought with it.
+    /// Whether programs of an engine may save themselves. An image of ours may need others that are not brought with
+    /// it.
     pub(super) fn saves_itself(engine: &str) -> bool {
         engine != NATIVE
     }

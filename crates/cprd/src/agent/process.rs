@@ -242,7 +242,8 @@ impl Call<'_> {
     }
 }
 
-/// A `cpr --steps` that waits to be told what to do. Where it is dropped it is killed, and puts everything back in order.
+/// A `cpr --steps` that waits to be told what to do. Where it is dropped it is killed, and puts everything back in
+/// order.
 pub struct Front {
     what: String,
     limit: Duration,

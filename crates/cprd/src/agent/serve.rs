@@ -1,5 +1,5 @@
-//! Gives images to other nodes, which show the ticket that the service has given them for it, and with TLS also that they
-//! are nodes.
+//! Gives images to other nodes, which show the ticket that the service has given them for it, and with TLS also that
+//! they are nodes.
 
 use std::io::SeekFrom;
 use std::sync::Arc;

@@ -40,7 +40,8 @@ struct For<'a> {
 }
 
 impl Agent {
-    /// Brings a job's files before it starts. Where it goes on, only those that are not there: it may have written to others.
+    /// Brings a job's files before it starts. Where it goes on, only those that are not there: it may have written to
+    /// others.
     pub(super) fn stage_in(&self, order: &JobOrder) -> Result<()> {
         let job = For {
             incarnation: order.incarnation,

@@ -262,8 +262,8 @@ impl Bucket {
     }
 }
 
-/// What is in the elements of this name. Services leave out much of what a list should have, so that no more is looked at
-/// than is needed.
+/// What is in the elements of this name. Services leave out much of what a list should have, so that no more is looked
+/// at than is needed.
 fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> + use<'a> {
     let (begin, end) = (format!("<{name}>"), format!("</{name}>"));
     let mut rest = xml;

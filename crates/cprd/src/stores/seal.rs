@@ -7,8 +7,9 @@
 //! pieces               64 KiB each, the last one shorter, with a tag of 16 bytes
 //! ```
 //!
-//! Every image has a key of its own, made of the grid's, the salt and the number of its checkpoint. Pieces are sealed with
-//! AES-256-GCM; their number, and whether a piece is the last, is in the nonce, so that none can be moved or left out.
+//! Every image has a key of its own, made of the grid's, the salt and the number of its checkpoint. Pieces are sealed
+//! with AES-256-GCM; their number, and whether a piece is the last, is in the nonce, so that none can be moved or left
+//! out.
 
 use std::io::{self, Read};
 use std::process::{Command, Stdio};

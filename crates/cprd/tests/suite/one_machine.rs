@@ -761,8 +761,8 @@ const ASKS: &str = "i=0; while :; do i=$((i+1)); echo $i
     if [ -e ask ]; then rm ask; python3 client.py $SOCKET ${GRIDCPR_JOB%.*} >/dev/null; fi
     sleep 0.05; done";
 
-/// By a command, by another client that speaks the interface, by a clock, and by the program itself: what becomes of the
-/// image and what is known of it is the same.
+/// By a command, by another client that speaks the interface, by a clock, and by the program itself: what becomes of
+/// the image and what is known of it is the same.
 // GCA-DEF-2, GCA-GCS-3, GCA-UC-5.2.2
 #[test]
 fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {

@@ -81,8 +81,8 @@ fn tls(name: &str) -> String {
     )
 }
 
-/// Writes who speaks to whom (addresses and ports), and the bytes of every TCP segment of connections that begin now, each
-/// once and with its place.
+/// Writes who speaks to whom (addresses and ports), and the bytes of every TCP segment of connections that begin now,
+/// each once and with its place.
 const TAP: &str = "
 import socket, struct, sys
 tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))

@@ -61,7 +61,8 @@ fn cpr() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_cprd")).with_file_name("cpr");
     BUILD.call_once(|| {
         let mut command = Command::new(env!("CARGO"));
-        // With the features that the whole workspace has: most of it is built already then. And the library, for programs.
+        // With the features that the whole workspace has: most of it is built already then. And the library, for
+        // programs.
         command.args(["build", "--quiet", "--workspace", "--lib", "--bin", "cpr"]);
         // What cargo says to its tests would have it build things again that are built without.
         let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");

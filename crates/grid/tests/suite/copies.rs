@@ -1,4 +1,5 @@
-//! Copies that users ask for, what becomes of a checkpoint from when it is asked for to when it goes, and what is counted.
+//! Copies that users ask for, what becomes of a checkpoint from when it is asked for to when it goes, and what is
+//! counted.
 
 use cpr_api::agent::{CheckpointReport, CheckpointResult};
 use cpr_api::model::*;

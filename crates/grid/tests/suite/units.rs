@@ -604,7 +604,8 @@ fn units_can_be_saved_in_another_way_while_they_run_and_go_on_from_what_either_h
     });
 }
 
-/// A unit that hears how its connections are made again before the service is started again, and one that hears it after.
+/// A unit that hears how its connections are made again before the service is started again, and one that hears it
+/// after.
 #[test]
 fn units_find_each_other_though_the_service_is_started_again_between_them() {
     with_each_database("units_find_each_other", |place| async move {

@@ -196,8 +196,8 @@ pub unsafe extern "C" fn gridcpr_app_close(app: *mut App) -> c_int {
 /// element.
 ///
 /// # Safety
-/// As [`opened`]; `name` is a string with a zero at its end; `data` is null only where there are no elements; `shape` has
-/// one number for each dimension.
+/// As [`opened`]; `name` is a string with a zero at its end; `data` is null only where there are no elements; `shape`
+/// has one number for each dimension.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gridcpr_app_protect(
     app: *mut App,
@@ -329,8 +329,8 @@ pub unsafe extern "C" fn gridcpr_app_write(app: *mut App) -> i64 {
     })
 }
 
-/// Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does otherwise:
-/// that takes longer than the copy itself. It is kept until the checkpoint is closed.
+/// Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does
+/// otherwise: that takes longer than the copy itself. It is kept until the checkpoint is closed.
 ///
 /// # Safety
 /// As [`gridcpr_app_write`].
@@ -352,8 +352,8 @@ pub unsafe extern "C" fn gridcpr_app_prepare(app: *mut App) -> c_int {
     })
 }
 
-/// Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its end first, and fails
-/// if it failed.
+/// Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its
+/// end first, and fails if it failed.
 ///
 /// # Safety
 /// As [`gridcpr_app_write`].

@@ -54,10 +54,11 @@ pub struct CRestart {
     pub job: [c_char; 72],
 }
 
-/// Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for them, as
-/// cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append", "backup-restore",
-/// "backup-anonymous", or several with commas between them. A pattern that does not begin with a slash is taken below the
-/// working directory. It stays with the job, and not with an image that is restarted as another one.
+/// Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for
+/// them, as cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append",
+/// "backup-restore", "backup-anonymous", or several with commas between them. A pattern that does not begin with a
+/// slash is taken below the working directory. It stays with the job, and not with an image that is restarted as
+/// another one.
 ///
 /// # Safety
 /// Both are null, or strings with zeros at their ends.
@@ -71,7 +72,8 @@ pub unsafe extern "C" fn gridcpr_file_policy(pattern: *const c_char, policy: *co
 }
 
 /// In a program that was restarted: the number of the checkpoint that it goes on from, as callbacks were told around it
-/// (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across restarts.
+/// (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across
+/// restarts.
 #[unsafe(no_mangle)]
 pub extern "C" fn gridcpr_generation() -> i64 {
     run_wide(|| Ok(checkpoint::restarted()?.map_or(0, |restart| i64::from(restart.generation))))

@@ -13,8 +13,8 @@ use crate::command;
 /// no shell takes part. Waits as long as the command takes.
 ///
 /// # Safety
-/// `arguments` is null, or an array of strings with zeros at their ends that is ended by a null pointer; `result` is null,
-/// or has room for `size` bytes.
+/// `arguments` is null, or an array of strings with zeros at their ends that is ended by a null pointer; `result` is
+/// null, or has room for `size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gridcpr_command(arguments: *const *const c_char, result: *mut c_char, size: usize) -> i64 {
     run_wide(|| {

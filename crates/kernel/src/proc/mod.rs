@@ -129,7 +129,8 @@ impl ProcDir {
         maps::parse_smaps_flags(&self.label("smaps"), &self.read("smaps")?)
     }
 
-    /// Size of the pages of the mapping that starts at `start`, bytes, from `/proc/PID/smaps`; none if there is no such one.
+    /// Size of the pages of the mapping that starts at `start`, bytes, from `/proc/PID/smaps`; none if there is no such
+    /// one.
     pub fn page_size_at(&self, start: u64) -> io::Result<Option<u64>> {
         maps::parse_page_size(&self.label("smaps"), &self.read("smaps")?, start)
     }

@@ -1,8 +1,8 @@
 //! TCP connections to other jobs that are saved in the same stop: they are emptied before anything is saved.
 //!
-//! When all jobs stand still nobody writes any more, so that what was written only has to arrive. A receiver whose buffer
-//! is full gets a larger one for that time; nothing is taken from anybody, and whoever dies meanwhile harms nobody. What
-//! has arrived is in one place then, the receiver's queue, and is saved with the receiver.
+//! When all jobs stand still nobody writes any more, so that what was written only has to arrive. A receiver whose
+//! buffer is full gets a larger one for that time; nothing is taken from anybody, and whoever dies meanwhile harms
+//! nobody. What has arrived is in one place then, the receiver's queue, and is saved with the receiver.
 //!
 //! This needs no engine and no privilege: it works on copies of the descriptors.
 
@@ -101,8 +101,8 @@ impl Outward {
         self.0.iter().map(|end| end.end).collect()
     }
 
-    /// Waits until nothing is on its way in these. The other ends must be drained at the same time. A receive buffer that had
-    /// to be enlarged stays so, for what is in it.
+    /// Waits until nothing is on its way in these. The other ends must be drained at the same time. A receive buffer
+    /// that had to be enlarged stays so, for what is in it.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the other end has no room for what was written.
@@ -144,8 +144,8 @@ impl Outward {
 }
 
 impl End {
-    /// Enlarges a receive buffer that is half full, and lets the other side know at once rather than when it asks: looking at
-    /// a queue has the kernel tell where there is much more room than it has told before.
+    /// Enlarges a receive buffer that is half full, and lets the other side know at once rather than when it asks:
+    /// looking at a queue has the kernel tell where there is much more room than it has told before.
     fn make_room(&mut self) -> Result<()> {
         let handle = self.handle.as_fd();
         let size = kernel::number(handle, libc::SOL_SOCKET, libc::SO_RCVBUF).context(|| "ask for its size")?;

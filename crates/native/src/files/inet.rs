@@ -1,7 +1,7 @@
 //! IP sockets: addresses, datagrams waiting to be read. What is special to connections is in [`super::tcp`].
 //!
-//! Saving takes two steps. [`save`] only notes a socket; [`finish`], once all are known, finds out who is connected with
-//! whom and looks at the queues, taking nothing from them.
+//! Saving takes two steps. [`save`] only notes a socket; [`finish`], once all are known, finds out who is connected
+//! with whom and looks at the queues, taking nothing from them.
 //!
 //! Restoring takes two steps, too: [`Sockets::create`] makes, binds and connects all sockets, [`Sockets::fill`] puts
 //! back what waited to be read and sets the options that would be in the way before.

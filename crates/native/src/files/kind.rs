@@ -305,8 +305,8 @@ impl Ends {
         }
     }
 
-    /// Counts the ends of pipes that process `pid` has open, as far as it can be looked at: where it cannot, they lead out
-    /// of the job.
+    /// Counts the ends of pipes that process `pid` has open, as far as it can be looked at: where it cannot, they lead
+    /// out of the job.
     pub fn add_pipes_of(&mut self, pid: i32) {
         let Ok(proc) = ProcDir::open(pid) else { return };
         for fd in proc.descriptors().unwrap_or_default() {

@@ -1,9 +1,10 @@
 //! Connections to other jobs that are restarted together: each restarter makes its ends, and they find each other.
 //!
-//! One end listens where it did, the other connects, as whoever restarts them all has said. Before anything else both show
-//! that they know the secret of this restart, so that a stranger who comes first gets nothing and is nobody. Then each
-//! tells the other what its program had received and not read, and the other writes it again: a queue is filled from the
-//! other end only. Nobody reads more than was told, so that what is written again stays where the program will find it.
+//! One end listens where it did, the other connects, as whoever restarts them all has said. Before anything else both
+//! show that they know the secret of this restart, so that a stranger who comes first gets nothing and is nobody. Then
+//! each tells the other what its program had received and not read, and the other writes it again: a queue is filled
+//! from the other end only. Nobody reads more than was told, so that what is written again stays where the program will
+//! find it.
 //!
 //! All connections of a job are made at once, by one loop that waits for all of them: whoever waits for one would keep
 //! others waiting.
@@ -32,8 +33,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 const FREE: Duration = Duration::from_secs(4);
 /// When a connection is tried again that was refused.
 const AGAIN: Duration = Duration::from_millis(20);
-/// How long whoever is at the other end may take to show who it is. It does so at once; one that does not is a stranger who
-/// has the other end's address, and gives way to it.
+/// How long whoever is at the other end may take to show who it is. It does so at once; one that does not is a stranger
+/// who has the other end's address, and gives way to it.
 const UNPROVEN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 20 });
 /// A proof is a keyed hash.
 const PROOF: usize = 32;
@@ -155,8 +156,8 @@ struct Talk {
 /// Makes the connections of an image to other jobs; gives them with their positions.
 ///
 /// # Errors
-/// [`ErrorKind::Incompatible`] where one leads to a job that is not restarted with this one; [`ErrorKind::TimedOut`] and
-/// [`ErrorKind::Cancelled`] where the other does not come; [`ErrorKind::InUse`] for a port that is taken.
+/// [`ErrorKind::Incompatible`] where one leads to a job that is not restarted with this one; [`ErrorKind::TimedOut`]
+/// and [`ErrorKind::Cancelled`] where the other does not come; [`ErrorKind::InUse`] for a port that is taken.
 pub(super) fn meet(sockets: &[InetSocket], meeting: Option<&Meeting<'_>>) -> Result<Vec<(usize, OwnedFd)>> {
     let mut all = Vec::new();
     for (index, socket) in sockets.iter().enumerate() {
@@ -408,8 +409,8 @@ impl Making<'_> {
             in_family(local, self.socket.family),
             in_family(remote, self.socket.family),
         );
-        // A port that is bound is shared with listening sockets; one that the kernel chooses, of this one, with connections
-        // that have just ended.
+        // A port that is bound is shared with listening sockets; one that the kernel chooses, of this one, with
+        // connections that have just ended.
         let mut last = None;
         for bound in [true, false] {
             let end = sockopt::new_socket(self.socket.family, STREAM, 0)?;
@@ -513,7 +514,8 @@ impl Talk {
         !self.returned && self.missing() > 0
     }
 
-    /// Does what can be done without waiting; whether all is said and done. `unread` is what its own program had not read.
+    /// Does what can be done without waiting; whether all is said and done. `unread` is what its own program had not
+    /// read.
     fn step(&mut self, links: &Links, renewal: &Renewal, unread: &[u8]) -> Result<bool> {
         loop {
             let mut moved = self.say()?;

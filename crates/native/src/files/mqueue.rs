@@ -1,6 +1,7 @@
 //! POSIX message queues: their attributes and messages, and descriptors of them.
 //!
-//! Only queues of IPC namespaces of the job's own are saved: nobody else can use them while the job stands still, which reading them needs ([`cpr_kernel::mqueue::peek_all`]).
+//! Only queues of IPC namespaces of the job's own are saved: nobody else can use them while the job stands still, which
+//! reading them needs ([`cpr_kernel::mqueue::peek_all`]).
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -80,7 +81,8 @@ impl SaveState {
         Ok(state)
     }
 
-    /// The IPC namespace of the job's that a file system of queues is of; none for the job's own. None at all for others.
+    /// The IPC namespace of the job's that a file system of queues is of; none for the job's own. None at all for
+    /// others.
     pub fn namespace_of(&self, device: u64) -> Option<Option<IpcNamespaceId>> {
         self.namespaces.get(&device).copied()
     }

@@ -1,5 +1,5 @@
-//! Files with a policy of their own (LBNL-3.9.8.2): what is kept of them at a checkpoint, and what is done about them at
-//! restart.
+//! Files with a policy of their own (LBNL-3.9.8.2): what is kept of them at a checkpoint, and what is done about them
+//! at restart.
 //!
 //! Nothing is changed before [`Changes::apply`], which is made when nothing else can fail, and undone where the restart
 //! fails all the same. New contents are written beside a file and exchanged with it, never through a symbolic link.
@@ -296,7 +296,8 @@ enum Placed {
     Over,
 }
 
-/// Files written beside those whose place they are to take. Dropping it puts everything back, unless it is told to keep.
+/// Files written beside those whose place they are to take. Dropping it puts everything back, unless it is told to
+/// keep.
 #[derive(Debug, Default)]
 pub struct Backups(Vec<Backup>);
 

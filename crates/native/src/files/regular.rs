@@ -39,8 +39,8 @@ fn has_path(description: &Description, views: &Views) -> Result<bool> {
     }
 }
 
-/// Whether it is the top of the /proc that the job's processes see. Where root saves a user's job it has mounted another one,
-/// of the same PID namespace.
+/// Whether it is the top of the /proc that the job's processes see. Where root saves a user's job it has mounted
+/// another one, of the same PID namespace.
 fn is_proc(description: &Description) -> bool {
     let Description { link, stat, view, .. } = description;
     let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
@@ -179,8 +179,9 @@ pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
     dead_process(link).is_some() && kind::readable(info.flags) && !kind::writable(info.flags)
 }
 
-/// The working directory (`cwd`) or root directory (`root`) of a stopped process as a saved file, if it has been deleted.
-/// That of a process that has ended, in /proc, is as good as that: programs that want to see no files go there.
+/// The working directory (`cwd`) or root directory (`root`) of a stopped process as a saved file, if it has been
+/// deleted. That of a process that has ended, in /proc, is as good as that: programs that want to see no files go
+/// there.
 ///
 /// # Errors
 /// It cannot be looked at.
@@ -223,8 +224,8 @@ pub fn save_deleted_directory(
     ))
 }
 
-/// Where a deleted directory is made again: where it was, if that is of the job's own mount namespace, which is there when
-/// it is made.
+/// Where a deleted directory is made again: where it was, if that is of the job's own mount namespace, which is there
+/// when it is made.
 fn within_reach(view: Option<MountNamespaceId>, path: ByteString) -> ByteString {
     match view {
         None => path,
@@ -447,7 +448,8 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Opens `path` of the job's own mount namespace without doing anything to it, not following a symbolic link at its end.
+/// Opens `path` of the job's own mount namespace without doing anything to it, not following a symbolic link at its
+/// end.
 pub(super) fn locate(path: &ByteString) -> Result<(OwnedFd, Stat)> {
     let views = &Views::default();
     Place {

@@ -477,8 +477,8 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
     }
 }
 
-/// Whether a terminal is of another file system of terminals than that of the job's own mount namespace, where numbers mean
-/// other ones.
+/// Whether a terminal is of another file system of terminals than that of the job's own mount namespace, where numbers
+/// mean other ones.
 fn is_of_other_terminals(description: &Description, context: &SaveContext<'_>) -> bool {
     const DEVPTS_MAGIC: u64 = 0x1cd1;
     let own = context.views.stat(None, b"/dev/pts").map(|stat| stat.st_dev);

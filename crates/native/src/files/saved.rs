@@ -59,8 +59,8 @@ fn mtime_ns(stat: &Stat) -> i64 {
         .saturating_add(stat.st_mtime_nsec as i64)
 }
 
-/// Opens what `handle` is open on once more, for reading; where that is not allowed, gives a copy of a readable `handle`
-/// (and false: its offset is the job's).
+/// Opens what `handle` is open on once more, for reading; where that is not allowed, gives a copy of a readable
+/// `handle` (and false: its offset is the job's).
 fn open_readable(handle: BorrowedFd<'_>) -> Result<(OwnedFd, bool)> {
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -146,8 +146,8 @@ impl SavedFiles {
         self.push(key, entry)
     }
 
-    /// The entry for the file that process `pid` has mapped from `start` to `end` with `offset` in the file; `dev` is as
-    /// makedev(3) makes it. Contents come from a descriptor where there is one, else from all mappings given here.
+    /// The entry for the file that process `pid` has mapped from `start` to `end` with `offset` in the file; `dev` is
+    /// as makedev(3) makes it. Contents come from a descriptor where there is one, else from all mappings given here.
     #[allow(clippy::too_many_arguments)]
     pub fn intern_mapping(
         &mut self,
@@ -347,7 +347,8 @@ fn append(data: &mut Vec<u8>, start: u64, extents: &mut Vec<Extent>, sink: &mut 
     Ok(())
 }
 
-/// Appends the first `size` bytes of a file, without holes and pages of zeros; `ours` tells that its offset may be moved.
+/// Appends the first `size` bytes of a file, without holes and pages of zeros; `ours` tells that its offset may be
+/// moved.
 ///
 /// # Errors
 /// The file cannot be read, or `sink` fails.

@@ -333,8 +333,8 @@ pub(super) fn shrink_buffers(socket: BorrowedFd<'_>, enlarged: &Enlarged) -> Res
     give_back(socket, enlarged, &enlarged.sizes)
 }
 
-/// The same, but leaves a stream the receive buffer in which much waits: the other side was told of its size, and what it
-/// sends into a smaller one is thrown away, and comes again later and later.
+/// The same, but leaves a stream the receive buffer in which much waits: the other side was told of its size, and what
+/// it sends into a smaller one is thrown away, and comes again later and later.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,8 +1,8 @@
 //! Mount namespaces that a job has made.
 //!
-//! Those that are copies of its own, with a /proc of a PID namespace of theirs at most, are saved as such: every path leads
-//! to the same file in all of them, but for those below /proc. Of others all that is mounted in them is saved ([`tree`]),
-//! and paths are theirs ([`crate::views::Views`]).
+//! Those that are copies of its own, with a /proc of a PID namespace of theirs at most, are saved as such: every path
+//! leads to the same file in all of them, but for those below /proc. Of others all that is mounted in them is saved
+//! ([`tree`]), and paths are theirs ([`crate::views::Views`]).
 
 mod contents;
 mod tree;

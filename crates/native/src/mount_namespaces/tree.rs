@@ -1,5 +1,5 @@
-//! What is mounted in a namespace that is no copy of the job's own: bind mounts of what the job's own shows, and new file
-//! systems of some kinds, on and over each other.
+//! What is mounted in a namespace that is no copy of the job's own: bind mounts of what the job's own shows, and new
+//! file systems of some kinds, on and over each other.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

@@ -203,8 +203,8 @@ fn describe(link: &NetworkLink, message: &mut Vec<u8>) {
     netlink::add(message, MTU, &link.mtu.to_ne_bytes());
 }
 
-/// Makes an interface in the namespace of the socket; of a cable, both ends. `other`: the other end, and the namespace it
-/// is in.
+/// Makes an interface in the namespace of the socket; of a cable, both ends. `other`: the other end, and the namespace
+/// it is in.
 ///
 /// # Errors
 /// The kernel refuses it.

@@ -102,7 +102,8 @@ impl Networks {
     /// The network of a socket.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for one where no process of the job lives: nothing could be found out about its peers.
+    /// [`ErrorKind::Unsupported`] for one where no process of the job lives: nothing could be found out about its
+    /// peers.
     pub fn of_socket(&self, socket: BorrowedFd<'_>, label: &str) -> Result<Option<NetworkId>> {
         let cookie = kernel::network_cookie(socket);
         let cookie = cookie.context(|| format!("{label}: ask for the network namespace"))?;

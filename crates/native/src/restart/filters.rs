@@ -1,8 +1,8 @@
 //! System call filters of threads (seccomp(2), LBNL-3.9.1.M16).
 //!
-//! Who may suspend them installs them while there is still something to do in a thread. For others they come last: no system
-//! call of ours is made in a thread that has them. The kernel takes filters of those only that have given up gaining
-//! privileges, or have them.
+//! Who may suspend them installs them while there is still something to do in a thread. For others they come last: no
+//! system call of ours is made in a thread that has them. The kernel takes filters of those only that have given up
+//! gaining privileges, or have them.
 
 use cpr_image::model::{AddressSpace, MappingKind, Process, Seccomp, SeccompFilter, Thread};
 use cpr_kernel::arch::Registers;
@@ -17,7 +17,8 @@ use super::stub::Workshop;
 use crate::freeze;
 
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
-/// SECCOMP_FILTER_FLAG_TSYNC and SECCOMP_FILTER_FLAG_TSYNC_ESRCH: an error, and not a number, where a thread cannot have it.
+/// SECCOMP_FILTER_FLAG_TSYNC and SECCOMP_FILTER_FLAG_TSYNC_ESRCH: an error, and not a number, where a thread cannot
+/// have it.
 const FOR_ALL_THREADS: u64 = 1 | 1 << 4;
 /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation is restored by itself.
 const SPEC_ALLOW: u64 = 4;
@@ -123,9 +124,9 @@ fn flags(filter: &SeccompFilter, for_all: bool) -> u64 {
     filter.flags & LOG | SPEC_ALLOW | all
 }
 
-/// Installs the filters of the thread at `index` when everything else is done but setting its registers. `instruction` is a
-/// system call instruction of the process. Threads that share filters get them with the first one, which comes last, and
-/// whose `space` has lost our memory already: the program's own is borrowed.
+/// Installs the filters of the thread at `index` when everything else is done but setting its registers. `instruction`
+/// is a system call instruction of the process. Threads that share filters get them with the first one, which comes
+/// last, and whose `space` has lost our memory already: the program's own is borrowed.
 ///
 /// # Errors
 /// The kernel refuses a filter.

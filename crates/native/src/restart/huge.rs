@@ -1,8 +1,8 @@
 //! Huge pages for memory that a restart fills: one page fault for 2 MiB instead of 512.
 //!
-//! Only for ranges that the image has every page of, so that the job does not grow. Pages are filled in a staging area that
-//! asks for huge pages and then moved to their place, whose mapping gets no flag by that. The kernel may split them
-//! again: the job sees no difference but in AnonHugePages of smaps.
+//! Only for ranges that the image has every page of, so that the job does not grow. Pages are filled in a staging area
+//! that asks for huge pages and then moved to their place, whose mapping gets no flag by that. The kernel may split
+//! them again: the job sees no difference but in AnonHugePages of smaps.
 
 use cpr_image::model::{Mapping, MappingKind};
 use cpr_kernel::batch::Batch;

@@ -40,8 +40,8 @@ impl Rights {
     }
 }
 
-/// Adds everything that belongs to one thread but its credentials and registers. `numbers`: of its process and of itself,
-/// as it knows them.
+/// Adds everything that belongs to one thread but its credentials and registers. `numbers`: of its process and of
+/// itself, as it knows them.
 pub fn thread(thread: &Thread, numbers: [i32; 2], batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
     let (head, length) = thread.robust_list;
@@ -334,7 +334,8 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         libc::SYS_prctl,
         &[libc::PR_SET_PDEATHSIG.into(), thread.parent_death_signal.into()],
     );
-    // Changing users has cleared it. A process that lets nobody look at it gets it back when nothing is left to be done.
+    // Changing users has cleared it. A process that lets nobody look at it gets it back when nothing is left to be
+    // done.
     if thread.tid == process.pid {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), Arg::from(1)]);
     }

@@ -1,12 +1,12 @@
 //! Lazy restart: a job runs at once, and its memory comes when it is touched, the rest behind it.
 //!
-//! Private anonymous memory is mapped and left empty. A thread of the restarter, the *pager*, serves the faults of the job
-//! from the image and fills in what nobody has touched; it follows forks, and memory that moves or goes. Every piece of
-//! the image is compared with its hash before any of it is used. Other memory is filled before the job runs.
+//! Private anonymous memory is mapped and left empty. A thread of the restarter, the *pager*, serves the faults of the
+//! job from the image and fills in what nobody has touched; it follows forks, and memory that moves or goes. Every
+//! piece of the image is compared with its hash before any of it is used. Other memory is filled before the job runs.
 //!
-//! Invariant: a page is empty only where the image has none, or where the job has given it back. While pages are missing,
-//! the descriptors of the pager must not all be closed, or the job would read zeros: a second set is sent to a socket
-//! that somebody else holds and never reads.
+//! Invariant: a page is empty only where the image has none, or where the job has given it back. While pages are
+//! missing, the descriptors of the pager must not all be closed, or the job would read zeros: a second set is sent to a
+//! socket that somebody else holds and never reads.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! The log of a job in the background when the job restarts as another one.
 //!
-//! Its output is to go where that one's goes: the old log belongs to the old job, and may not exist on this host. The file
-//! becomes a standard stream of whoever restarts, as a terminal does.
+//! Its output is to go where that one's goes: the old log belongs to the old job, and may not exist on this host. The
+//! file becomes a standard stream of whoever restarts, as a terminal does.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,9 +14,9 @@ pub(super) fn is_log(manifest: &Manifest, object: &Object) -> bool {
     matches!(object, Object::Regular(file) if !log.0.is_empty() && file.path == *log)
 }
 
-/// The same image with its log replaced by standard streams; none where nothing is to be replaced. `own` is the log of the
-/// job that the image becomes, where the files of the image are opened by its owner. One of the same name that is shorter
-/// than it was is another one: the old job was removed.
+/// The same image with its log replaced by standard streams; none where nothing is to be replaced. `own` is the log of
+/// the job that the image becomes, where the files of the image are opened by its owner. One of the same name that is
+/// shorter than it was is another one: the old job was removed.
 pub(super) fn redirect(manifest: &Manifest, own: Option<&Path>) -> Option<Manifest> {
     let saved_length = |file: &OpenFile| match &file.object {
         Object::Regular(regular) if is_log(manifest, &file.object) => Some(regular.size),

@@ -1,7 +1,7 @@
 //! Filling file systems in memory.
 //!
-//! Everything is made in a directory that is open, under a name that leads nowhere else, and never over what is there: an
-//! image cannot have anything made elsewhere.
+//! Everything is made in a directory that is open, under a name that leads nowhere else, and never over what is there:
+//! an image cannot have anything made elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

@@ -1,8 +1,8 @@
 //! Mounting everything in a mount namespace that is no copy of the job's own.
 //!
-//! It is built over the root directory of a copy, which then goes. Everything is mounted by descriptors: a path is looked
-//! up once, from the directory it is of, and never leads out of that. Whoever builds is in the user namespace that the
-//! mount namespace belongs to, so that the kernel allows what it allowed the job, and locks what was locked.
+//! It is built over the root directory of a copy, which then goes. Everything is mounted by descriptors: a path is
+//! looked up once, from the directory it is of, and never leads out of that. Whoever builds is in the user namespace
+//! that the mount namespace belongs to, so that the kernel allows what it allowed the job, and locks what was locked.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -29,8 +29,8 @@ const FSMOUNT_CLOEXEC: i32 = 1;
 const ATTRIBUTE_READ_ONLY: u64 = 1;
 /// MOUNT_ATTR__ATIME.
 const TIMES: u64 = 0x70;
-/// What is set again whatever it was: when times of access are noted (MOUNT_ATTR__ATIME and NODIRATIME). Nothing is allowed
-/// that is not where a mount is taken from, but in the job's own file systems.
+/// What is set again whatever it was: when times of access are noted (MOUNT_ATTR__ATIME and NODIRATIME). Nothing is
+/// allowed that is not where a mount is taken from, but in the job's own file systems.
 const CHOSEN: u64 = TIMES | 0x80;
 /// MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC and NOSYMFOLLOW.
 const DENIED: u64 = 1 | 2 | 4 | 8 | 0x20_0000;
@@ -41,8 +41,8 @@ const NO_LINKS: u64 = 4;
 const IN_ROOT: u64 = 0x10;
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
-/// Makes a file system of terminals of a mount namespace, before there is one to mount it in: sessions need theirs when they
-/// are made.
+/// Makes a file system of terminals of a mount namespace, before there is one to mount it in: sessions need theirs when
+/// they are made.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -86,8 +86,8 @@ pub fn make_terminals(
     Ok(system)
 }
 
-/// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in it;
-/// `given` is what has been made already, by the place in the tree.
+/// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in
+/// it; `given` is what has been made already, by the place in the tree.
 ///
 /// # Errors
 /// [`ErrorKind::Incompatible`] where what it needs is missing; the kernel refuses a mount.
@@ -430,7 +430,8 @@ impl Work<'_> {
         self.close(context)
     }
 
-    /// Gives a mount its attributes. When times of access are noted may be locked by who owns the machine, and stays then.
+    /// Gives a mount its attributes. When times of access are noted may be locked by who owns the machine, and stays
+    /// then.
     fn set_attributes(&self, mount: i32, point: &MountPoint) -> Result<()> {
         let propagation = match point.propagation {
             Propagation::Private => libc::MS_PRIVATE,

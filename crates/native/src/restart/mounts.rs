@@ -68,8 +68,9 @@ pub fn enter_all(
     Ok(views)
 }
 
-/// Makes one, by a process in the PID namespace that its /proc is of. `given` is what has been made already, by the place
-/// in its tree: file systems of terminals, and the namespaces whose queues are shown. Gives its root directory, too.
+/// Makes one, by a process in the PID namespace that its /proc is of. `given` is what has been made already, by the
+/// place in its tree: file systems of terminals, and the namespaces whose queues are shown. Gives its root directory,
+/// too.
 fn make(
     workshop: &mut Workshop,
     namespace: &MountNamespace,

@@ -96,7 +96,8 @@ fn plan(processes: &[Process], whole: bool, root: i32, levels: &Levels) -> Resul
     }
     let mut external: HashSet<i32> = [0, 1].into();
     if !whole && let Some(root) = by_pid.get(&root) {
-        // The session and group it was started in stay behind; it gets the restarter's (LBNL-3.9.5.3.6, LBNL-3.9.5.4.3).
+        // The session and group it was started in stay behind; it gets the restarter's (LBNL-3.9.5.3.6,
+        // LBNL-3.9.5.4.3).
         external.extend([root.sid, root.pgid].into_iter().filter(|id| !by_pid.contains_key(id)));
     }
     let mut planner = Planner {
@@ -165,8 +166,8 @@ impl<'a> Planner<'a> {
             .find(|session| *session != Some(process.pid))
     }
 
-    /// Whether a child of the first process of a PID namespace was made by another process in it, which has ended: it is in
-    /// a session of the namespace that is not its parent's.
+    /// Whether a child of the first process of a PID namespace was made by another process in it, which has ended: it
+    /// is in a session of the namespace that is not its parent's.
     fn is_orphan(&self, child: &Process, parent: &Process) -> bool {
         let namespace = self.levels.namespace(parent.pid);
         namespace.is_some_and(|inner| self.levels.first(inner) == Some(parent.pid))

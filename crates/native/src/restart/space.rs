@@ -248,8 +248,8 @@ fn outside(extents: &[Extent], ranges: &[(u64, u64)]) -> Vec<Extent> {
 /// # Errors
 /// What cannot be mapped, by address.
 ///
-/// `born_with` is the address space of an ancestor, if it was born with that one's memory. With `is_lazy`, mappings whose
-/// pages may come later are left empty.
+/// `born_with` is the address space of an ancestor, if it was born with that one's memory. With `is_lazy`, mappings
+/// whose pages may come later are left empty.
 pub fn rebuild(
     workshop: &Workshop,
     process: &Process,

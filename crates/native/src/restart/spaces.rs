@@ -1,8 +1,8 @@
 //! Having processes live in the network, IPC and cgroup namespaces they were in.
 //!
-//! The namespaces are made before there is any process, and networks are filled before there is any socket. A process goes
-//! into its own as soon as it is made: before it has memory, some of which can be segments of its IPC namespace, and
-//! threads, which would stay behind.
+//! The namespaces are made before there is any process, and networks are filled before there is any socket. A process
+//! goes into its own as soon as it is made: before it has memory, some of which can be segments of its IPC namespace,
+//! and threads, which would stay behind.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -432,8 +432,9 @@ impl Workshop {
         Ok(())
     }
 
-    /// How many of the numbers of a new process or thread, the innermost first, who makes it may choose. The kernel is told
-    /// that the others are the next ones. `namespace`: the innermost one, which is new where its first process is made.
+    /// How many of the numbers of a new process or thread, the innermost first, who makes it may choose. The kernel is
+    /// told that the others are the next ones. `namespace`: the innermost one, which is new where its first process is
+    /// made.
     fn choose_numbers(&mut self, by: i32, namespace: Option<PidNamespaceId>, numbers: &[i32]) -> Result<usize> {
         let user = self.stub(by)?.user;
         let mut at = namespace;
@@ -572,8 +573,8 @@ impl Workshop {
         Ok(())
     }
 
-    /// Has the children of all processes be born where they are to be. Those that have a PID namespace ready that nobody
-    /// is in yet get a new one. There must be no threads to be made any more: the kernel makes none then.
+    /// Has the children of all processes be born where they are to be. Those that have a PID namespace ready that
+    /// nobody is in yet get a new one. There must be no threads to be made any more: the kernel makes none then.
     ///
     /// # Errors
     /// The kernel refuses it.

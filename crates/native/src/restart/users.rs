@@ -294,8 +294,8 @@ pub fn become_like(workshop: &Workshop, pid: i32, whose: i32) -> Result<()> {
     }
 }
 
-/// Has every process become the user it was and enter its user namespace. They must have no threads yet, which would stay
-/// behind.
+/// Has every process become the user it was and enter its user namespace. They must have no threads yet, which would
+/// stay behind.
 ///
 /// # Errors
 /// The kernel refuses it.
@@ -316,8 +316,8 @@ pub fn enter_all(workshop: &mut Workshop, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Gives a process that was made in a user namespace the users and groups it had, by the numbers of that, where they are
-/// others than those of whom it comes from.
+/// Gives a process that was made in a user namespace the users and groups it had, by the numbers of that, where they
+/// are others than those of whom it comes from.
 fn change_inside(workshop: &Workshop, process: &Process, born: UserNamespaceId) -> Result<()> {
     let users = &workshop.users;
     let first = process.pid_namespace.and_then(|id| workshop.first_of(id));

@@ -1,8 +1,9 @@
 //! Programs of a kernel with another vdso.
 //!
 //! A program knows the functions of the vdso (vdso(7)) by their addresses, and the code there is the kernel's. Under a
-//! kernel with other code, what the image has of the old one is put in its place as memory of the program's own, and each
-//! of its functions begins with a jump to the same function of the new one, which stays where the program has nothing.
+//! kernel with other code, what the image has of the old one is put in its place as memory of the program's own, and
+//! each of its functions begins with a jump to the same function of the new one, which stays where the program has
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::fs::File;

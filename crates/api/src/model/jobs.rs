@@ -1,34 +1,31 @@
-//! Jobs, checkpoints, nodes and events as users of the interface see them.
-//!
-//! Times ending in `_ms` are milliseconds since the epoch, by the clock of the grid service.
+//! Jobs and their units.
 
 use std::collections::BTreeMap;
 
-use cpr_types::{ConnectionEnd, Error, ErrorKind, Result};
+use cpr_types::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::{NATIVE, Owner};
 use crate::staging::{self, Staging};
 
-/// Most words of a command line, and variables of an environment.
-const MOST_WORDS: usize = 16_384;
-/// Seconds between checkpoints where that is to be adapted and nothing is known.
-const ADAPT_FROM_S: u64 = 600;
+/// Most bytes of all words and variables together; below what execve(2) takes.
+const MOST_BYTES: usize = 1 << 20;
+/// What says to a unit how many there are.
+const UNITS: &str = "GRIDCPR_UNITS";
+/// What says to a unit which one it is.
+const UNIT: &str = "GRIDCPR_UNIT";
+/// Most units of a job.
+const MOST_UNITS: usize = 256;
 /// Longest time that a node may put off a checkpoint, seconds; the service gives up those of units after 900.
 const LONGEST_PATIENCE_S: u64 = 600;
-/// The engine that jobs are saved by that ask for no other.
-pub const NATIVE: &str = "native";
+/// Seconds between checkpoints where that is to be adapted and nothing is known.
+const ADAPT_FROM_S: u64 = 600;
+/// Most words of a command line, and variables of an environment.
+const MOST_WORDS: usize = 16_384;
 
 pub(crate) fn native() -> String {
     NATIVE.into()
 }
-/// Most units of a job.
-const MOST_UNITS: usize = 256;
-/// What says to a unit which one it is.
-const UNIT: &str = "GRIDCPR_UNIT";
-/// What says to a unit how many there are.
-const UNITS: &str = "GRIDCPR_UNITS";
-/// Most bytes of all words and variables together; below what execve(2) takes.
-const MOST_BYTES: usize = 1 << 20;
 
 /// What a job is to be, as its user submits it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +56,8 @@ pub struct JobSpec {
     /// Number of complete checkpoints kept while the job runs; 2 where nothing is said.
     #[serde(default)]
     pub keep: Option<u32>,
-    /// Seconds after which a complete checkpoint may go, though fewer than `keep` stay; the newest one stays while the job
-    /// may go on. No limit where nothing is said; those of a job that failed or was cancelled stay for a week then.
+    /// Seconds after which a complete checkpoint may go, though fewer than `keep` stay; the newest one stays while the
+    /// job may go on. No limit where nothing is said; those of a job that failed or was cancelled stay for a week then.
     #[serde(default)]
     pub ttl_s: Option<u64>,
     /// Jobs with higher numbers go first.
@@ -78,7 +75,8 @@ pub struct JobSpec {
     /// Properties a node must publish.
     #[serde(default)]
     pub requires: BTreeMap<String, String>,
-    /// Properties that the engine must have which is to save it; several words of one, separated by commas, all at once.
+    /// Properties that the engine must have which is to save it; several words of one, separated by commas, all at
+    /// once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub needs: BTreeMap<String, String>,
     /// Jobs that must have finished with exit code 0 before this one starts.
@@ -90,23 +88,24 @@ pub struct JobSpec {
     /// How often the job is started again after failures of the system; 5 where nothing is said.
     #[serde(default)]
     pub retries: Option<u32>,
-    /// Parts of the job that run at the same time, each on a node: all are started or none is, all are saved in one stop,
-    /// and all go on together. A job without is one whole on one node.
+    /// Parts of the job that run at the same time, each on a node: all are started or none is, all are saved in one
+    /// stop, and all go on together. A job without is one whole on one node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitSpec>,
     /// Its units need not be of one moment, because they say nothing to each other: each is saved by itself while the
     /// others run, and goes on by itself where the system fails under it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub independent: bool,
-    /// Seconds that its node may put off a checkpoint until the job, or the unit of independent ones, uses little memory;
-    /// 600 at most. At once where nothing is said, and where the checkpoint is to end it.
+    /// Seconds that its node may put off a checkpoint until the job, or the unit of independent ones, uses little
+    /// memory; 600 at most. At once where nothing is said, and where the checkpoint is to end it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_low_s: Option<u64>,
-    /// Files that are brought to its node before it starts: from the grid's area for files, or from elsewhere on the node, to
-    /// below its working directory. On a node where it goes on they are brought if they are not there.
+    /// Files that are brought to its node before it starts: from the grid's area for files, or from elsewhere on the
+    /// node, to below its working directory. On a node where it goes on they are brought if they are not there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stage_in: Vec<Staging>,
-    /// Files that are brought away from below its working directory when it has ended. It has finished only when all are.
+    /// Files that are brought away from below its working directory when it has ended. It has finished only when all
+    /// are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stage_out: Vec<Staging>,
 }
@@ -196,7 +195,7 @@ impl JobSpec {
         Ok(())
     }
 
-    fn check_whole(&self) -> Result<()> {
+    pub(super) fn check_whole(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
         let words = || self.command.iter().map(String::as_str);
         let variables = || {
@@ -284,18 +283,6 @@ impl JobSpec {
     pub fn retries(&self) -> u32 {
         self.retries.unwrap_or(5)
     }
-}
-
-/// Whose job it is: who may do what with it, and as whom it runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Owner {
-    /// Login name.
-    pub name: String,
-    /// User ID its processes have.
-    pub uid: u32,
-    /// Their primary group.
-    pub gid: u32,
 }
 
 /// Where a job is in its life.
@@ -513,7 +500,7 @@ pub struct ArrayRequest {
     pub step: i64,
 }
 
-fn one() -> i64 {
+pub(super) fn one() -> i64 {
     1
 }
 
@@ -649,496 +636,4 @@ impl Job {
         let begin_ms = begin_s.map(|every| i64::try_from(every.saturating_mul(1000)).unwrap_or(i64::MAX));
         self.interval_ms.filter(|_| self.spec.adapt).or(begin_ms)
     }
-}
-
-/// State of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckpointState {
-    /// Asked for, or being made.
-    Pending,
-    /// On the disk of its node, and not yet at as many places as it has to be.
-    Stored,
-    /// Durable at as many places as it has to be.
-    Complete,
-    /// Could not be made.
-    Failed,
-    /// All its copies are gone or damaged.
-    Lost,
-    /// Removed because it is no longer needed.
-    Freed,
-}
-
-impl CheckpointState {
-    /// As it is written in the interface.
-    pub const fn name(self) -> &'static str {
-        match self {
-            CheckpointState::Pending => "pending",
-            CheckpointState::Stored => "stored",
-            CheckpointState::Complete => "complete",
-            CheckpointState::Failed => "failed",
-            CheckpointState::Lost => "lost",
-            CheckpointState::Freed => "freed",
-        }
-    }
-
-    /// It has no image, and will never have one again.
-    pub const fn is_gone(self) -> bool {
-        matches!(
-            self,
-            CheckpointState::Failed | CheckpointState::Lost | CheckpointState::Freed
-        )
-    }
-
-    /// A job can go on from it.
-    pub const fn is_usable(self) -> bool {
-        matches!(self, CheckpointState::Stored | CheckpointState::Complete)
-    }
-}
-
-/// One copy of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Location {
-    /// The node whose disk it is on; empty for the store that all nodes share.
-    pub node: String,
-    /// When it was last known to be whole.
-    pub verified_ms: i64,
-}
-
-/// A copy of an image on its way to a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Arriving {
-    /// The node.
-    pub node: String,
-    /// Bytes that it has so far.
-    pub bytes: u64,
-}
-
-/// What all units of a job do for a checkpoint, one step after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// Get ready; the unit runs.
-    Prepare,
-    /// Stand still.
-    Stop,
-    /// Empty the connections between units; where there are any.
-    Drain,
-    /// Save what stands still.
-    Save,
-    /// Go on.
-    Resume,
-}
-
-/// The coordination of a checkpoint of several units.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Coordination {
-    /// What the units do.
-    pub step: Step,
-    /// It is given up where not all have done it by then.
-    pub deadline_ms: i64,
-    /// Each unit does all steps by itself.
-    #[serde(default)]
-    pub independent: bool,
-}
-
-/// The image of one unit in a checkpoint of several.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Part {
-    /// The checkpoint of all of them.
-    pub of: i64,
-    /// The unit.
-    pub unit: u32,
-    /// The last step that its node has done.
-    #[serde(default)]
-    pub done: Option<Step>,
-    /// TCP connections that lead out of the unit, since it stands still; none where its node does not tell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<Object>>))]
-    pub connections: Option<Vec<ConnectionEnd>>,
-}
-
-/// One image of a checkpoint of several units.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct UnitImage {
-    /// The unit.
-    pub unit: u32,
-    /// Its number among the checkpoints, as which it can be asked for.
-    pub checkpoint: i64,
-}
-
-/// A checkpoint of a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Checkpoint {
-    /// Number that no other checkpoint of the grid has or will have.
-    pub id: i64,
-    /// The job.
-    pub job: i64,
-    /// Whose it is.
-    pub owner: Owner,
-    /// Its how-manieth start this is of.
-    pub incarnation: u32,
-    /// Number among the job's checkpoints, from 1.
-    pub generation: u32,
-    /// State.
-    pub state: CheckpointState,
-    /// Its program has made it when it liked: its number among the images of that start on its node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub own: Option<u64>,
-    /// It ends the job.
-    pub stop: bool,
-    /// The checkpoint the job had gone on from when this one was made.
-    #[serde(default)]
-    pub parent: Option<i64>,
-    /// The engine that made it.
-    pub engine: String,
-    /// The node it was made on.
-    pub node: String,
-    /// Size of the image, bytes.
-    #[serde(default)]
-    pub bytes: u64,
-    /// BLAKE3 of the image, in hexadecimal digits.
-    #[serde(default)]
-    pub blake3: String,
-    /// How long the job stood still for it, milliseconds.
-    #[serde(default)]
-    pub cost_ms: Option<u64>,
-    /// How long it took to make, milliseconds.
-    #[serde(default)]
-    pub took_ms: Option<u64>,
-    /// When it was asked for.
-    pub created_ms: i64,
-    /// When it was on disk.
-    #[serde(default)]
-    pub stored_ms: Option<i64>,
-    /// Why it failed, or was lost or freed.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// Where its copies are; those of its images, where it has several.
-    #[serde(default)]
-    pub locations: Vec<Location>,
-    /// Nodes that are to get a copy, and how far each is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub arriving: Vec<Arriving>,
-    /// Its images, where it is of a job of several units. Units that had finished have none.
-    #[serde(default)]
-    pub units: Vec<UnitImage>,
-    /// How far the units are, while it is made.
-    #[serde(default)]
-    pub coordination: Option<Coordination>,
-    /// Which image of which checkpoint this is, where that has several.
-    #[serde(default)]
-    pub part: Option<Part>,
-}
-
-impl Checkpoint {
-    /// Whether it is one of several units, and has no image itself.
-    pub fn is_set(&self) -> bool {
-        self.coordination.is_some()
-    }
-}
-
-/// State of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum NodeState {
-    /// Its lease holds, and it takes jobs.
-    Ready,
-    /// Its lease holds; it takes no more jobs, and those it has go elsewhere.
-    Draining,
-    /// Its lease has lapsed.
-    Lost,
-}
-
-impl NodeState {
-    /// As it is written in the interface.
-    pub const fn name(self) -> &'static str {
-        match self {
-            NodeState::Ready => "ready",
-            NodeState::Draining => "draining",
-            NodeState::Lost => "lost",
-        }
-    }
-}
-
-/// What a node says of itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct NodeInfo {
-    /// Its name.
-    pub name: String,
-    /// Where other nodes fetch images, as `HOST:PORT`; empty where they cannot.
-    #[serde(default)]
-    pub address: String,
-    /// Jobs it takes at once, counted in slots.
-    pub slots: u32,
-    /// Its memory, MiB.
-    pub memory_mb: u64,
-    /// It reaches the store that all nodes share.
-    #[serde(default)]
-    pub has_store: bool,
-    /// It can have units of jobs that have several, and does step by step what their coordinator says.
-    #[serde(default)]
-    pub has_units: bool,
-    /// Engines that work on it, the preferred one first.
-    #[serde(default)]
-    pub engines: Vec<String>,
-    /// Classes of engines, each with the names of those of its members that work.
-    #[serde(default)]
-    pub classes: BTreeMap<String, Vec<String>>,
-    /// What each of the engines can do.
-    #[serde(default)]
-    pub abilities: BTreeMap<String, Abilities>,
-    /// Anything more that jobs can ask for: architecture, kernel, what its operator configured.
-    #[serde(default)]
-    pub properties: BTreeMap<String, String>,
-}
-
-/// What an engine can do, as its node publishes it. How it is run there is the node's business.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Abilities {
-    /// Version, where it is known.
-    #[serde(default)]
-    pub version: Option<String>,
-    /// Words of each property.
-    #[serde(default)]
-    pub properties: BTreeMap<String, Vec<String>>,
-}
-
-impl Abilities {
-    /// Whether all these words are among those of their properties.
-    pub fn have(&self, needs: &BTreeMap<String, String>) -> bool {
-        needs.iter().all(|(key, words)| {
-            let known = self.properties.get(key);
-            words
-                .split(',')
-                .all(|word| known.is_some_and(|known| known.iter().any(|has| has == word)))
-        })
-    }
-}
-
-/// A node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Node {
-    /// What it says of itself.
-    pub info: NodeInfo,
-    /// State.
-    pub state: NodeState,
-    /// Whether an operator wants it drained; a lost node that comes back is then drained still.
-    #[serde(default)]
-    pub drain: bool,
-    /// What is wrong with it, as somebody or its detector has said; it is drained for that.
-    #[serde(default)]
-    pub fault: Option<String>,
-    /// Made anew by each start of its agent on a fresh directory; tells two agents of one name apart.
-    #[serde(default)]
-    pub instance: String,
-    /// When it was first, and last, heard of.
-    pub first_seen_ms: i64,
-    /// The same; written down when its state changes, not with every heartbeat.
-    pub last_seen_ms: i64,
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Event {
-    /// Ascending number.
-    pub id: i64,
-    /// When.
-    pub at_ms: i64,
-    /// What, as `job.running`, `checkpoint.complete` or `node.lost`.
-    pub kind: String,
-    /// The job it is about.
-    #[serde(default)]
-    pub job: Option<i64>,
-    /// The node it is about.
-    #[serde(default)]
-    pub node: Option<String>,
-    /// Login name of the job's owner.
-    #[serde(default)]
-    pub owner: Option<String>,
-    /// In words.
-    pub text: String,
-}
-
-/// A job that waits, and for what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Waiting {
-    /// Place among all jobs that wait, also those of others, from 1.
-    pub place: i64,
-    /// The job.
-    pub job: Job,
-    /// Jobs that have to finish first.
-    #[serde(default)]
-    pub needs: Vec<i64>,
-    /// Why it waits, for people.
-    pub why: String,
-}
-
-/// A page of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Page<T> {
-    /// The items.
-    pub items: Vec<T>,
-    /// What to give as `after` for the next page; none where this is the last one.
-    #[serde(default)]
-    pub next: Option<String>,
-}
-
-/// An error as the interface tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Problem {
-    /// Kind, as in `docs/exit-codes.md`.
-    #[cfg_attr(feature = "schema", schema(value_type = String))]
-    pub kind: ErrorKind,
-    /// What failed and why.
-    pub message: String,
-    /// What can be done.
-    #[serde(default)]
-    pub hint: Option<String>,
-}
-
-impl From<&Error> for Problem {
-    fn from(error: &Error) -> Self {
-        Problem {
-            kind: error.kind(),
-            message: error.chain(),
-            hint: error.hint().map(str::to_string),
-        }
-    }
-}
-
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
-        let error = Error::new(problem.kind, problem.message);
-        match problem.hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
-    }
-}
-
-/// `POST /v1/jobs/{id}/recover`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct RecoverRequest {
-    /// The checkpoint to go on from; the newest good one where there is none.
-    #[serde(default)]
-    pub from: Option<i64>,
-    /// The node to go on.
-    #[serde(default)]
-    pub on: Option<String>,
-}
-
-/// `POST /v1/jobs/{id}/migrate`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct MigrateRequest {
-    /// The node to go on; any other where there is none.
-    #[serde(default)]
-    pub to: Option<String>,
-}
-
-/// `POST /v1/jobs/{id}/policy`: how a job is saved from now on. What is not said stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct PolicyRequest {
-    /// Seconds between checkpoints; 0: none are made by schedule.
-    #[serde(default)]
-    pub every_s: Option<u64>,
-    /// Whether the time between checkpoints is adapted.
-    #[serde(default)]
-    pub adapt: Option<bool>,
-    /// Number of complete checkpoints kept.
-    #[serde(default)]
-    pub keep: Option<u32>,
-    /// Seconds after which a complete checkpoint may go; 0: no limit.
-    #[serde(default)]
-    pub ttl_s: Option<u64>,
-    /// Whether each unit is saved by itself.
-    #[serde(default)]
-    pub independent: Option<bool>,
-    /// Seconds that a checkpoint may be put off until little memory is used; 0: it is made at once.
-    #[serde(default)]
-    pub save_low_s: Option<u64>,
-}
-
-impl PolicyRequest {
-    /// Changes what a job is to be.
-    pub fn apply(&self, spec: &mut JobSpec) {
-        let or_none = |seconds: u64| Some(seconds).filter(|seconds| *seconds > 0);
-        spec.every_s = self.every_s.map_or(spec.every_s, or_none);
-        spec.adapt = self.adapt.unwrap_or(spec.adapt);
-        spec.keep = self.keep.or(spec.keep);
-        spec.ttl_s = self.ttl_s.map_or(spec.ttl_s, or_none);
-        spec.independent = self.independent.unwrap_or(spec.independent);
-        spec.save_low_s = self.save_low_s.map_or(spec.save_low_s, or_none);
-    }
-}
-
-/// What a user has had done, and what their checkpoints take.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Usage {
-    /// Login name.
-    pub owner: String,
-    /// Requests that were done: jobs submitted, saved, suspended, recovered, moved, cancelled or changed.
-    pub operations: i64,
-    /// Images that were made.
-    pub images: i64,
-    /// Bytes of all of them.
-    pub bytes_stored: i64,
-    /// Bytes that were copied to other nodes and to the store.
-    pub bytes_moved: i64,
-    /// Bytes that images take now, every copy counted.
-    pub bytes_held: i64,
-}
-
-/// `POST /v1/nodes/{name}/fault`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct FaultRequest {
-    /// What is wrong, in a few words.
-    pub reason: String,
-}
-
-/// `POST /v1/checkpoints/{id}/copies`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct CopyRequest {
-    /// The node that is to hold a copy.
-    pub to: String,
-    /// It is not to get it after all.
-    #[serde(default)]
-    pub cancel: bool,
-}
-
-/// `POST /v1/nodes/{name}/drain`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct DrainRequest {
-    /// Take jobs again instead.
-    #[serde(default)]
-    pub undo: bool,
 }

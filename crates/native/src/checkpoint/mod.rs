@@ -1,0 +1,475 @@
+//! Taking a checkpoint: look, stop, save, let go on, write.
+//!
+//! # Order
+//! Everything that can fail without the job being stopped is done first. A job that goes on is stopped twice: for a
+//! moment to begin tracking its writes, and, when nearly all its memory has been copied while it ran ([`crate::live`]),
+//! for the rest of its state. A job that is to end is stopped once, and all is copied then.
+//!
+//! While the job is stopped, page data go into memory (up to [`crate::pipeline::BUFFERED`]) and are hashed and written
+//! by a second thread; the job goes on when all is read, and the rest is written behind it. Only when the image is
+//! durable is the job ended or signalled, where that was asked. A job that is handed over stays stopped until the other
+//! side has said that it runs there; only then it is ended here.
+//!
+//! # Crash consistency
+//! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
+
+mod collect;
+mod look;
+mod owner;
+mod request;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use cpr_image::model::{Checkpoint, Manifest, Uname};
+use cpr_image::{Image, ImageWriter, WriteOptions};
+use cpr_kernel::arch;
+use cpr_kernel::clocks::Offsets;
+use cpr_kernel::proc::ProcDir;
+use cpr_kernel::process::{PidFd, clock_ns};
+use cpr_kernel::ptrace::block_child_signals;
+use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::time::ClockId;
+
+use crate::callbacks::{self, Asked, GoOn};
+use crate::files;
+use crate::freeze::{self, Frozen, Members, Purpose, Scope};
+use crate::libraries::{Keep, Libraries};
+use crate::live::{self, Copied, Earlier, Known, Tracked};
+use crate::memory::{self, FlagTable};
+use crate::pipeline::{Pipeline, nobody_waits};
+use crate::restart::available_memory;
+use crate::sink::PAGE_SIZE;
+use crate::snapshot;
+use crate::{blockers, cgroups};
+
+use collect::{Looked, Snapshots, Taken, collect, ended};
+use look::{find_blockers, refuse_blocked};
+use owner::owner_of_image;
+
+pub use look::check;
+pub use request::{
+    After, CheckpointReport, CheckpointRequest, Destination, Event, Handover, Method, Requester, Surroundings, Verdict,
+};
+
+/// The phase that begins when the job stands still, where [`CheckpointRequest::hold`] asks for it.
+pub const ALL_STOPPED: &str = "all stopped";
+
+/// Is told of events; breaks when nobody waits for the checkpoint any more. It is then given up, unless the image has
+/// its name already.
+pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
+
+/// A process with less memory than this, bytes, is copied while it stands still, unless later images are to refer to
+/// its pages: to find out what it has written since a copy was made takes as long.
+const SMALL: u64 = 512 << 10;
+/// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
+const UNMEASURED_RATE: u64 = 1 << 30;
+/// How long a program is given to read events of inotify, which cannot be saved.
+const INOTIFY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
+/// what was kept of the checkpoint before; what is kept of this one comes with the report.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming everything that cannot be saved; [`ErrorKind::Denied`], [`ErrorKind::Gone`],
+/// [`ErrorKind::TimedOut`], [`ErrorKind::NoSpace`], [`ErrorKind::Cancelled`]. The job then runs on as before.
+pub fn checkpoint(
+    request: &CheckpointRequest,
+    destination: Destination,
+    earlier: Option<Earlier>,
+    observer: &mut Observer<'_>,
+) -> Result<(CheckpointReport, Vec<Tracked>)> {
+    let begun = Instant::now();
+    let members = match request.session {
+        Some(sid) => Members::Session(sid),
+        None if request.own_pid_namespace => Members::Namespace,
+        None => Members::Tree(request.pid),
+    };
+    let scope = Scope {
+        members,
+        requester: request.requester.map(|requester| requester.pid),
+    };
+    block_child_signals().context(|| "block SIGCHLD")?;
+    // Every shared mapping and open file takes one of ours.
+    cpr_kernel::process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
+    // First: a callback may do away with what else would be refused (LBNL-2.4.1).
+    let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
+    let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
+    // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
+    // So is memory that vfork(2) shares.
+    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
+    refuse_blocked(blocked)?;
+    let mut own = HashMap::new();
+    for pid in freeze::members(scope)? {
+        if let Ok(status) = cpr_kernel::proc::status_of(pid) {
+            own.insert(pid, status.rss_own_kib * 1024);
+        }
+    }
+    let expected = own.values().sum();
+    let mut manifest = Manifest {
+        checkpoint: about(request)?,
+        ..Manifest::default()
+    };
+    let (pending, stream, word) = match destination {
+        Destination::File(pending) => {
+            let file = pending
+                .file()
+                .try_clone()
+                .context(|| "copy the descriptor of the image")?;
+            (Some(pending), file, None)
+        }
+        Destination::Stream(file) => (None, file, None),
+        Destination::Handover(Handover { stream, word }) => (None, stream, Some(word)),
+    };
+    let mut known = Known::default();
+    let mut copied = Vec::new();
+    if let Some(earlier) = earlier {
+        known = Known::new(&earlier, request.basis);
+        copied = live::take_up(earlier.processes);
+        live::register(&mut copied, &known);
+        if copied.is_empty() {
+            known = Known::default();
+        }
+    }
+    let options = WriteOptions {
+        compression: request.compression,
+        incremental: !known.ancestors.is_empty(),
+    };
+    let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
+    let mut writer = Pipeline::start(writer, observer, expected, options.incremental)?;
+    let mut libraries = Libraries::new(request.keep);
+    if request.keep != Keep::default() {
+        for pid in freeze::members(scope)? {
+            if let Ok(proc) = ProcDir::open(pid) {
+                libraries.save_early(&proc, &mut writer)?;
+            }
+        }
+    }
+    // A job that goes on is copied while it runs, all but what it writes in the last moments.
+    let mut first_stop_ns = 0;
+    let mut method = Method::Stop;
+    let mut rate = UNMEASURED_RATE;
+    let mut written = 0;
+    if request.after == After::Continue || request.live || !copied.is_empty() {
+        writer.enter("copy")?;
+        let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
+        let is_large = |pid: i32| request.keep_tracking || own.get(&pid).is_none_or(|bytes| *bytes >= SMALL);
+        if freeze::members(scope)?
+            .into_iter()
+            .any(|pid| !tracked(pid) && is_large(pid) && !is_zombie(pid))
+        {
+            let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout, request.group.as_deref())?;
+            let deadline = frozen.deadline();
+            live::track(&mut frozen, &mut copied, is_large, deadline);
+            frozen.resume()?;
+            first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
+            live::register(&mut copied, &known);
+        }
+        if !copied.is_empty() {
+            let rounds = live::copy_while_running(&mut copied, &mut writer)?;
+            if rounds.settled {
+                method = Method::Live;
+            }
+            rate = rounds.rate;
+            written = rounds.left;
+        }
+        writer.drain()?;
+    }
+    let is_tracked = |pid: &i32| copied.iter().any(|copied| copied.pid() == *pid);
+    let untracked: u64 = own
+        .iter()
+        .filter(|(pid, _)| !is_tracked(pid))
+        .map(|(_, bytes)| bytes)
+        .sum();
+    let left = untracked + written;
+    // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
+    let room = || {
+        let own = ProcDir::open(request.pid)
+            .ok()
+            .and_then(|proc| cgroups::memory_left(&proc))?;
+        Some(available_memory()?.min(own))
+    };
+    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, own.len(), room());
+    for copied in &mut copied {
+        copied.keep = request.keep_tracking;
+    }
+    // Read last, because tracking joins mappings that were apart.
+    let mut flags = FlagTable::default();
+    for pid in freeze::members(scope)? {
+        if let Ok(proc) = ProcDir::open(pid) {
+            flags.add(&proc);
+        }
+    }
+    let before_stop = writer.placed();
+    writer.enter("stop")?;
+    if request.after == After::Continue && !wanted {
+        writer.make_ready(left);
+    }
+    writer.hurry(request.after == After::Continue);
+    let mut frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
+    if request.hold {
+        writer.enter(ALL_STOPPED)?;
+    }
+    // Zombies alone are nothing that could go on.
+    if frozen.processes.iter().all(|process| process.threads.is_empty()) {
+        return Err(Error::new(ErrorKind::Gone, "the job has ended"));
+    }
+    manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
+    let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
+    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.pid));
+    let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
+    let Offsets {
+        monotonic_ns,
+        boottime_ns,
+    } = ahead.unwrap_or_default();
+    manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic).saturating_add_signed(monotonic_ns);
+    manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime).saturating_add_signed(boottime_ns);
+    let mut looked = Looked {
+        flags,
+        libraries,
+        copied,
+        snapshots: match (request.compare, wanted) {
+            // What is read from a copy is no check of it.
+            (true, _) => Snapshots::ToCompare,
+            (false, true) => Snapshots::Wanted,
+            (false, false) => Snapshots::None,
+        },
+        taken: Vec::new(),
+    };
+    let requester = scope.requester()?;
+    let sockets = collect(&mut frozen, request, requester, &mut looked, &mut manifest, &mut writer)?;
+    if let Some(requester) = request.requester.filter(|r| Some(r.pid) == requester) {
+        ended(requester, &mut manifest)?;
+    }
+    let parent = known.ancestors.first().map(|ancestor| hexadecimal(&ancestor.id.0));
+    manifest.ancestors = known.ancestors;
+    let stopped_bytes = writer.placed() - before_stop;
+    let threads = manifest.processes.iter().map(|p| p.threads.len()).sum();
+    if request.after == After::Continue {
+        asked.tell_continue();
+        frozen.resume()?;
+    }
+    writer.hurry(false);
+    // The longest time without a step of the job.
+    let mut freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
+    manifest.checkpoint.freeze_ns = freeze_ns;
+    for taken in &mut looked.taken {
+        let later = std::mem::take(&mut taken.later);
+        if later.is_empty() {
+            continue;
+        }
+        method = Method::Snapshot;
+        writer.enter("copy")?;
+        let space = manifest.address_spaces.get_mut(taken.space.index());
+        let space = space.ok_or_else(|| Error::new(ErrorKind::Internal, "a snapshot is of no address space"))?;
+        memory::save_later(later, &taken.snapshot.memory, space, &mut writer)?;
+    }
+    if !request.compare {
+        // They hold memory that the job has changed since.
+        looked.taken.clear();
+    }
+    writer.enter("write")?;
+    let owner = owner_of_image(&manifest);
+    let processes = manifest.processes.len();
+    let (mut stream, summary) = writer.finish(&manifest)?;
+    let compared_pages = match request.compare {
+        true => Some(compare(&looked.taken, &manifest, &stream)?),
+        false => None,
+    };
+    match pending {
+        Some(pending) => pending.publish(Some(owner))?,
+        None => stream.flush().context(|| "write the image")?,
+    }
+    if let Some(word) = word {
+        // Its end tells the other side that it has all.
+        drop(stream);
+        match await_verdict(&word, observer)? {
+            Verdict::Taken => freeze_ns = freeze_ns.max(frozen.since.elapsed().as_nanos() as u64),
+            Verdict::Refused => return Err(Error::new(ErrorKind::Cancelled, "the job was not taken over")),
+            Verdict::Unknown => {
+                frozen.resume_stopped()?;
+                let text = "nobody said whether the job was taken over; it is stopped here";
+                return Err(Error::new(ErrorKind::Cancelled, text));
+            }
+        }
+    }
+    // From here on the image is there, and what was asked is done to the end.
+    if observer(Event::Durable).is_break() && request.hold {
+        return Err(Error::new(
+            ErrorKind::Cancelled,
+            "what was to be saved with the job was not",
+        ));
+    }
+    match request.after {
+        After::Continue => {}
+        After::Kill => {
+            sockets.endings.iter().for_each(files::tcp::Ending::prepare);
+            frozen.kill()?;
+            asked.forget();
+        }
+        After::Signal(signal) => {
+            asked.tell_continue();
+            for process in &frozen.processes {
+                if process.space.is_some() {
+                    PidFd::open(process.pid)
+                        .and_then(|fd| fd.signal(signal))
+                        .context(|| format!("send signal {signal} to process {}", process.pid))?;
+                }
+            }
+            frozen.resume()?;
+        }
+    }
+    let report = CheckpointReport {
+        image_id: summary.id.to_string(),
+        image_bytes: summary.length,
+        data_bytes: summary.data_bytes,
+        freeze_ns,
+        total_ns: begun.elapsed().as_nanos() as u64,
+        processes,
+        threads,
+        parent,
+        root_hash: hexadecimal(&summary.root_hash),
+        method,
+        stopped_bytes,
+        compared_pages,
+    };
+    let kept = if request.keep_tracking && request.after == After::Continue {
+        looked.copied.into_iter().map(Copied::into_tracked).collect()
+    } else {
+        Vec::new()
+    };
+    Ok((report, kept))
+}
+
+/// Compares the image with the copies that were made of the job's memory; gives the number of pages.
+fn compare(taken: &[Taken], manifest: &Manifest, stream: &File) -> Result<u64> {
+    let file = stream.try_clone().context(|| "copy the descriptor of the image")?;
+    let mut image = Image::from_file(file, "just made").context(|| "read the image back, to compare it")?;
+    image.open_ancestors()?;
+    let mut pages = 0;
+    for taken in taken {
+        if let Some(space) = manifest.address_spaces.get(taken.space.index()) {
+            pages += taken.snapshot.compare(space, &image)?;
+        }
+    }
+    Ok(pages)
+}
+
+/// Waits for the word of the other side. Where there is none because its speaker has ended, nobody knows.
+fn await_verdict(word: &OwnedFd, observer: &mut Observer<'_>) -> Result<Verdict> {
+    /// How often it is seen that somebody still waits.
+    const LOOK: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    let what = || "wait until the job was taken over";
+    let _ = waited_for(observer, "hand over");
+    loop {
+        let mut polled = [PollFd::new(word, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&LOOK)) {
+            Ok(0) => {
+                if waited_for(observer, "hand over").is_err() {
+                    return Ok(Verdict::Unknown);
+                }
+            }
+            Ok(_) => {
+                let mut byte = [0];
+                let got = rustix::io::retry_on_intr(|| rustix::io::read(word, &mut byte));
+                return Ok(match got.map_err(std::io::Error::from).context(what)? {
+                    1 if byte[0] == Verdict::Taken.byte() => Verdict::Taken,
+                    1 if byte[0] == Verdict::Refused.byte() => Verdict::Refused,
+                    _ => Verdict::Unknown,
+                });
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(std::io::Error::from(error)).context(what),
+        }
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z')
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Tells the observer of a phase before anything is written.
+fn waited_for(observer: &mut Observer<'_>, phase: &str) -> Result<()> {
+    let event = Event::Progress {
+        phase: phase.to_owned(),
+        done: 0,
+        total: 0,
+    };
+    match observer(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(nobody_waits()),
+    }
+}
+
+/// Stops the job while nobody is in a critical section and all callbacks have run.
+fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mut GoOn<'_>) -> Result<Frozen> {
+    let deadline = Instant::now() + request.stop_timeout;
+    let read_by = deadline.min(Instant::now() + INOTIFY_PATIENCE);
+    let queues = files::inotify::queues(freeze::members(scope)?);
+    loop {
+        asked.close(scope, go_on)?;
+        let mut frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
+        if asked.holds(&frozen) {
+            if Instant::now() > read_by || files::inotify::all_are_read(&queues) {
+                return Ok(frozen);
+            }
+            frozen.resume()?;
+            files::inotify::wait_until_read(&queues, read_by);
+            continue;
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "stop the job: it starts processes with callbacks faster than they can be run",
+            )
+            .with_hint("raise --timeout"));
+        }
+    }
+}
+
+fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
+    let uname = rustix::system::uname();
+    let text = |s: &std::ffi::CStr| s.to_string_lossy().into_owned();
+    let cpuinfo = cpr_kernel::proc::cpu_flags().unwrap_or_default();
+    Ok(Checkpoint {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine: "native".to_owned(),
+        job: request.job.clone(),
+        initiator_uid: request.initiator_uid,
+        uname: Uname {
+            sysname: text(uname.sysname()),
+            nodename: text(uname.nodename()),
+            release: text(uname.release()),
+            version: text(uname.version()),
+            machine: text(uname.machine()),
+        },
+        architecture: arch::NAME.to_owned(),
+        cpu_flags: cpuinfo,
+        page_size: PAGE_SIZE as u32,
+        own_pid_namespace: request.own_pid_namespace,
+        own_ipc_namespace: request.own_ipc_namespace,
+        session: request.session.unwrap_or(0),
+        log: request.log.clone(),
+        ..Checkpoint::default()
+    })
+}
+
+fn root(frozen: &Frozen, request: &CheckpointRequest) -> i32 {
+    if frozen.processes.iter().any(|p| p.pid == request.pid) {
+        request.pid
+    } else {
+        frozen.processes.first().map_or(0, |p| p.pid)
+    }
+}

@@ -1,0 +1,172 @@
+//! Which processes a job has.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use cpr_kernel::proc::{self, ProcDir, Stat};
+use cpr_kernel::process::PidFd;
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+/// How long a process of which only the main thread has ended may take to end wholly: on a loaded machine the others
+/// have to be given a processor first.
+const LEADER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which processes belong to the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Members {
+    /// This process and its descendants.
+    Tree(i32),
+    /// All descendants of the PID namespace's init, which itself stays out.
+    Namespace,
+    /// Everything in this POSIX session, with all descendants.
+    Session(i32),
+}
+
+/// What is checkpointed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope {
+    /// Which processes belong to the job.
+    pub members: Members,
+    /// Our parent, where it asks for the checkpoint from inside the job: it has to go on and waits for us.
+    pub requester: Option<i32>,
+}
+
+impl Scope {
+    /// The process that asks from inside the job, if there is one.
+    ///
+    /// # Errors
+    /// The processes cannot be listed.
+    pub fn requester(self) -> Result<Option<i32>> {
+        let Some(pid) = self.live_requester() else {
+            return Ok(None);
+        };
+        Ok(everybody(self.members)?.contains(&pid).then_some(pid))
+    }
+
+    /// A requester that has ended is our parent no longer, and its number may be anybody's.
+    pub(super) fn live_requester(self) -> Option<i32> {
+        let parent = i32::try_from(std::os::unix::process::parent_id()).ok();
+        self.requester.filter(|pid| Some(*pid) == parent)
+    }
+}
+
+/// PIDs of the job, every parent before its children; without us, and without who asks.
+///
+/// # Errors
+/// [`ErrorKind::Gone`] when the root is not there.
+pub fn members(scope: Scope) -> Result<Vec<i32>> {
+    let own = std::process::id() as i32;
+    let requester = scope.live_requester();
+    let mut all = everybody(scope.members)?;
+    all.retain(|&pid| pid != own && Some(pid) != requester);
+    Ok(all)
+}
+
+pub(super) fn everybody(members: Members) -> Result<Vec<i32>> {
+    match members {
+        Members::Tree(root) => descendants(root),
+        Members::Namespace => inhabitants(),
+        Members::Session(sid) => session(sid),
+    }
+}
+
+/// The processes of a session and all below them. Zombies that a process outside has to wait for are left to it.
+pub(super) fn session(sid: i32) -> Result<Vec<i32>> {
+    let mut parents: HashMap<i32, i32> = HashMap::new();
+    let mut inside: Vec<i32> = Vec::new();
+    for pid in cpr_kernel::proc::pids().context(|| "list /proc")? {
+        if let Ok(stat) = proc::stat_of(pid) {
+            parents.insert(pid, stat.ppid);
+            if stat.session == sid && !is_zombie(&stat) {
+                inside.push(pid);
+            }
+        }
+    }
+    if inside.is_empty() {
+        return Err(Error::new(ErrorKind::Gone, format!("session {sid} has no process")));
+    }
+    // Nobody can be below himself, but what was read one after the other may say so.
+    let is_root = |pid: &i32| parents.get(pid).is_none_or(|parent| !inside.contains(parent));
+    let mut all: Vec<i32> = inside.iter().copied().filter(is_root).collect();
+    all.sort_unstable();
+    let mut next = 0;
+    while next < all.len() {
+        let pid = all[next];
+        next += 1;
+        let mut children: Vec<i32> = parents
+            .iter()
+            .filter(|(child, parent)| **parent == pid && !all.contains(child))
+            .map(|(child, _)| *child)
+            .collect();
+        children.sort_unstable();
+        all.extend(children);
+    }
+    Ok(all)
+}
+
+/// A process and all below it, found downwards.
+pub(super) fn descendants(root: i32) -> Result<Vec<i32>> {
+    let mut all = vec![root];
+    let mut next = 0;
+    while next < all.len() {
+        let pid = all[next];
+        next += 1;
+        match ProcDir::open(pid).and_then(|dir| dir.children()) {
+            Ok(children) => all.extend(children),
+            Err(error) if pid == root => {
+                return Err(Error::new(ErrorKind::Gone, format!("process {pid} does not exist")).with_source(error));
+            }
+            // It ended meanwhile.
+            Err(_) => {}
+        }
+    }
+    Ok(all)
+}
+
+/// All processes of our PID namespace that descend from its init. Found by listing and not from parent to child: an
+/// orphan that gets a new parent meanwhile must not be missed.
+pub(super) fn inhabitants() -> Result<Vec<i32>> {
+    let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in pids {
+        if let Ok(stat) = proc::stat_of(pid) {
+            children.entry(stat.ppid).or_default().push(pid);
+        }
+    }
+    let mut all = vec![1];
+    let mut next = 0;
+    while next < all.len() {
+        all.extend(children.remove(&all[next]).unwrap_or_default());
+        next += 1;
+    }
+    // Processes from outside have no parent here (0); a parent that died between two looks is as good as init.
+    let strangers: Vec<i32> = children.remove(&0).unwrap_or_default();
+    let mut lost: Vec<i32> = children
+        .into_iter()
+        .filter(|(parent, _)| !strangers.contains(parent))
+        .flat_map(|(_, orphans)| orphans)
+        .collect();
+    lost.sort_unstable();
+    all.extend(lost);
+    all.remove(0);
+    Ok(all)
+}
+
+/// Why a process whose main thread is dead cannot be saved; none for others, and for those that are wholly dead.
+pub fn without_leader(pid: i32) -> Option<String> {
+    let stat = proc::stat_of(pid).ok()?;
+    (is_zombie(&stat) && stat.num_threads > 1).then(|| "its main thread has ended while others run".to_owned())
+}
+
+/// The same as [`without_leader`] for a process that nobody has stopped: one whose main thread is only the first to end
+/// of all is waited for.
+pub fn runs_without_leader(pid: i32) -> Option<String> {
+    let reason = without_leader(pid)?;
+    let ended = PidFd::open(pid).and_then(|process| process.has_ended(LEADER_PATIENCE));
+    // An error: it is gone already.
+    matches!(ended, Ok(false)).then_some(reason)
+}
+
+pub(super) fn is_zombie(stat: &Stat) -> bool {
+    stat.state == b'Z'
+}

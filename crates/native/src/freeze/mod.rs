@@ -1,0 +1,132 @@
+//! Stopping a whole process tree with ptrace, and letting it go again.
+//!
+//! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
+//! it lets everything go on as if nothing had happened.
+
+mod members;
+mod process;
+mod stop;
+
+use std::time::{Duration, Instant};
+
+use cpr_kernel::process::PidFd;
+use cpr_kernel::ptrace::{SeizeOptions, Stop};
+use cpr_types::{Context, Result};
+
+use process::put_right;
+
+pub use members::{Members, Scope, members, runs_without_leader};
+pub use process::{Process, Space, Thread, interrupts, loaded_number, park};
+pub use stop::{Purpose, freeze, nudge, traced};
+
+/// Kernel-internal results of interrupted system calls (<linux/errno.h>).
+const ERESTARTSYS: i64 = -512;
+const EINTR: i64 = -4;
+/// How threads of a job are attached to: they live on when we die.
+const ATTACHED: SeizeOptions = SeizeOptions {
+    kill_on_exit: false,
+    follow: false,
+};
+
+/// A stopped process tree.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Processes, every parent before its children.
+    pub processes: Vec<Process>,
+    /// When the first thread was asked to stop.
+    pub since: Instant,
+    /// Which processes these are.
+    pub scope: Scope,
+    deadline: Instant,
+}
+
+impl Frozen {
+    /// When waiting for a stopped thread has to end.
+    pub fn deadline(&self) -> Instant {
+        self.deadline.max(Instant::now() + Duration::from_secs(10))
+    }
+
+    /// Lets everything go on. Returns the first failure; the rest is let go all the same.
+    pub fn resume(&mut self) -> Result<()> {
+        self.let_go(false)
+    }
+
+    /// The same, but all processes are stopped by SIGSTOP before they have done anything.
+    pub fn resume_stopped(&mut self) -> Result<()> {
+        self.let_go(true)
+    }
+
+    fn let_go(&mut self, stopped: bool) -> Result<()> {
+        let deadline = self.deadline();
+        let mut first: Result<()> = Ok(());
+        for process in &mut self.processes {
+            let unmapped = process.unmap_arena(deadline);
+            let result = process.conceal(deadline).and(unmapped);
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        for process in self.processes.drain(..) {
+            let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
+            let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();
+            let mut stop = stopped && !process.threads.is_empty();
+            let mut note = |result: std::io::Result<()>, thread: &Thread| {
+                let result = result.context(|| format!("let thread {} go on", thread.tracee.tid()));
+                if first.is_ok() {
+                    first = result;
+                }
+            };
+            for thread in &process.threads {
+                let result = put_right(process.pid, thread, &shared, deadline).map(|came| stop |= came);
+                note(result, thread);
+            }
+            // One that came while it was held was taken away from it.
+            if stop && let Some(leader) = process.threads.first() {
+                note(PidFd::open(process.pid).and_then(|fd| fd.signal(libc::SIGSTOP)), leader);
+            }
+            for thread in &process.threads {
+                note(thread.tracee.detach(0), thread);
+            }
+        }
+        first
+    }
+
+    /// Sends SIGKILL to everything, children last so that nobody is told of a death first.
+    pub fn kill(mut self) -> Result<()> {
+        let mut first: Result<()> = Ok(());
+        let mut killed = Vec::new();
+        for process in self.processes.drain(..) {
+            if process.threads.is_empty() {
+                continue;
+            }
+            let result = PidFd::open(process.pid)
+                .and_then(|fd| fd.signal(libc::SIGKILL))
+                .context(|| format!("kill process {}", process.pid));
+            killed.push(process);
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        // As the tracer we are told of each thread's end; wait, so that PIDs and locks are free afterwards.
+        // Children first: the first process of a PID namespace ends when nobody is left in it.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for process in killed.iter().rev() {
+            for thread in process.threads.iter().rev() {
+                while let Ok(stop) = thread.tracee.wait(deadline) {
+                    if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+                        break;
+                    }
+                    let _ = thread.tracee.cont(0);
+                }
+            }
+        }
+        first
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Nothing can be reported from here; whoever wants to know calls resume().
+        let _ = self.resume();
+    }
+}

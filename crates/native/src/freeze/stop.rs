@@ -1,0 +1,516 @@
+//! Stopping all threads of a job.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cpr_kernel::arch;
+use cpr_kernel::proc::{self, ProcDir, Stat, Status};
+use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
+use cpr_kernel::remote::Deferred;
+use cpr_types::{Context, Error, ErrorKind, Result};
+
+use super::members::{Members, Scope, is_zombie, members, runs_without_leader, without_leader};
+use super::process::{Process, Thread};
+use super::{ATTACHED, EINTR, ERESTARTSYS, Frozen};
+
+/// How long a thread that does not stop is waited for before it is asked whether it waits for a child it has
+/// stopped with: vfork(2).
+const VFORK_PATIENCE: Duration = Duration::from_millis(50);
+/// With at most this many threads, the time each fell asleep is read just before it is stopped (tens of microseconds
+/// each); with more, relative timeouts start anew after a restart. The same holds, for each process, for where in the
+/// kernel they sleep: with more, that is looked at for those of which nothing else tells.
+const SLEEPERS: usize = 64;
+
+/// What a job is stopped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read its state.
+    Save,
+    /// To have its processes make a system call or two: of sleeping threads it need not be known what they sleep in.
+    Call,
+}
+
+/// Stops all processes of `scope`. The calling thread becomes their tracer and must have SIGCHLD blocked.
+///
+/// Where they start others meanwhile, `group`, a control group of version 2 that holds them all, is frozen until all
+/// are stopped: nobody in it starts another then (cgroups(7); XGCP-PG-7). To a program it is as if it was not.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
+/// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
+pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&Path>) -> Result<Frozen> {
+    let mut still: Option<Still> = None;
+    let mut seized: HashMap<i32, Seized> = HashMap::new();
+    let mut order: Vec<i32> = Vec::new();
+    let mut dead: HashSet<i32> = HashSet::new();
+    // All threads are attached while they run, so that the stop itself is short.
+    for pid in members(scope)? {
+        seize_process(pid, purpose, &mut seized, &mut order)?;
+    }
+    let since = Instant::now();
+    let deadline = since + timeout;
+    let mut stopped: HashMap<i32, Stopped> = HashMap::new();
+    let all = loop {
+        let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
+        let few = purpose == Purpose::Save && pending.len() <= SLEEPERS;
+        for tid in &pending {
+            if let Some(thread) = seized.get_mut(tid) {
+                if few && let Ok(dir) = ProcDir::open_task(thread.pid, *tid) {
+                    thread.asleep_since = dir.sched_exec_start_ns().ok().flatten();
+                }
+                // ESRCH: it ended; the wait below tells.
+                let _ = thread.tracee.interrupt();
+            }
+        }
+        let mut late: Vec<(i32, i32, Tracee)> = Vec::new();
+        for tid in pending.drain(..) {
+            let Some(&Seized { pid, tracee, .. }) = seized.get(&tid) else {
+                continue;
+            };
+            let soon = deadline.min(Instant::now() + VFORK_PATIENCE);
+            match wait_stopped(pid, tracee, soon) {
+                Ok(result) => drop(stopped.insert(tid, result)),
+                Err(error) if error.kind() == ErrorKind::TimedOut => late.push((tid, pid, tracee)),
+                Err(error) => return Err(error),
+            }
+        }
+        if late.iter().any(|&(_, pid, _)| in_vfork(pid)) {
+            // A thread in vfork(2) cannot stop before its child has called exec, and we have stopped the child.
+            still = None;
+            let here: Vec<i32> = stopped
+                .extract_if(|_, s| matches!(s, Stopped::Here { group: None }))
+                .map(|(tid, _)| tid)
+                .collect();
+            for tid in here {
+                run_on(Tracee::born(tid)).context(|| format!("let thread {tid} go on"))?;
+            }
+        }
+        for (tid, pid, tracee) in late {
+            let result = wait_stopped(pid, tracee, deadline)?;
+            stopped.insert(tid, result);
+        }
+        if order.iter().any(|tid| !stopped.contains_key(tid)) {
+            continue;
+        }
+        // Everything known stands still: whatever else there is was started meanwhile. One that has ended may have
+        // started another one before, after that could have been seen.
+        let known = order.len() + dead.len();
+        catch(scope, purpose, &mut seized, &mut order, &mut dead)?;
+        let all = members(scope)?;
+        for &pid in &all {
+            seize_process(pid, purpose, &mut seized, &mut order)?;
+            if !seized.contains_key(&pid) {
+                dead.insert(pid);
+            }
+        }
+        if order.len() + dead.len() == known {
+            break all;
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                "stop the job: it starts new processes faster than they stop",
+            )
+            .with_hint("raise --timeout"));
+        }
+        if still.is_none() {
+            still = group.and_then(Still::keep);
+        }
+    };
+    // All are stopped by us now, and have to be able to run for us.
+    drop(still);
+    let mut frozen = Frozen {
+        processes: Vec::new(),
+        since,
+        scope,
+        deadline,
+    };
+    let mut threads: HashMap<i32, Vec<i32>> = HashMap::new();
+    for tid in &order {
+        if let Some(thread) = seized.get(tid) {
+            threads.entry(thread.pid).or_default().push(*tid);
+        }
+    }
+    for pid in all {
+        let process = describe(
+            pid,
+            &seized,
+            threads.remove(&pid).unwrap_or_default(),
+            &stopped,
+            deadline,
+        )?;
+        frozen.processes.extend(process);
+    }
+    if purpose == Purpose::Save {
+        for process in &mut frozen.processes {
+            process.settle_restarts(deadline)?;
+        }
+    }
+    Ok(frozen)
+}
+
+/// A control group that is frozen, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Still {
+    pub(super) switch: File,
+}
+
+impl Still {
+    /// Freezes a group; none where that cannot be done, and the stop has to do without. It is not waited for: who has
+    /// not come so far starts nobody all the same (kernel/cgroup/freezer.c).
+    pub(super) fn keep(group: &Path) -> Option<Still> {
+        let mut switch = File::options().write(true).open(group.join("cgroup.freeze")).ok()?;
+        switch.write_all(b"1").ok()?;
+        Some(Still { switch })
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        // It was written to a moment ago; and who waits for us thaws it where we could not.
+        let _ = self.switch.write_all(b"0");
+    }
+}
+
+/// Attaches to processes that have come since, the youngest first and without looking at anything else before: a
+/// process that only lives until it has started the next one has ended by the time that all have been looked at.
+/// Everybody in the job's own PID namespace who came not from outside is the job's; elsewhere orphans are not.
+pub(super) fn catch(
+    scope: Scope,
+    purpose: Purpose,
+    seized: &mut HashMap<i32, Seized>,
+    order: &mut Vec<i32>,
+    dead: &mut HashSet<i32>,
+) -> Result<()> {
+    if !matches!(scope.members, Members::Namespace) {
+        return Ok(());
+    }
+    let spared = [Some(1), Some(std::process::id() as i32), scope.live_requester()];
+    let look = proc::stat_of;
+    let pids = cpr_kernel::proc::pids().context(|| "list /proc")?;
+    for pid in pids.into_iter().rev() {
+        if seized.contains_key(&pid) || dead.contains(&pid) || spared.contains(&Some(pid)) {
+            continue;
+        }
+        let Some(stat) = look(pid).ok().filter(|stat| !is_zombie(stat)) else {
+            dead.insert(pid);
+            continue;
+        };
+        let has_known_parent = stat.ppid == 1 || seized.contains_key(&stat.ppid);
+        if stat.ppid == 0 || !has_known_parent && look(stat.ppid).is_ok_and(|parent| parent.ppid == 0) {
+            continue;
+        }
+        if let Ok(tracee) = Tracee::seize(pid, ATTACHED) {
+            // Before it starts another one. ESRCH: it has ended.
+            let _ = tracee.interrupt();
+            let thread = Seized {
+                pid,
+                tracee,
+                asleep_since: None,
+                asleep_in: None,
+            };
+            seized.insert(pid, thread);
+            order.push(pid);
+        }
+        seize_process(pid, purpose, seized, order)?;
+    }
+    Ok(())
+}
+
+/// A thread that is attached to.
+#[derive(Debug, Clone)]
+pub(super) struct Seized {
+    pub(super) pid: i32,
+    pub(super) tracee: Tracee,
+    pub(super) asleep_since: Option<u64>,
+    pub(super) asleep_in: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stopped {
+    Here { group: Option<i32> },
+    Gone,
+}
+
+pub(super) fn seize_process(
+    pid: i32,
+    purpose: Purpose,
+    seized: &mut HashMap<i32, Seized>,
+    order: &mut Vec<i32>,
+) -> Result<()> {
+    let Ok(dir) = ProcDir::open(pid) else {
+        return Ok(());
+    };
+    loop {
+        let mut added = false;
+        let Ok(tasks) = dir.tasks() else {
+            return Ok(());
+        };
+        let few = purpose == Purpose::Save && tasks.len() <= SLEEPERS;
+        for tid in tasks {
+            if seized.contains_key(&tid) {
+                continue;
+            }
+            match Tracee::seize(tid, ATTACHED) {
+                Ok(tracee) => {
+                    let asleep_in = few.then(|| dir.task_wchan(tid).ok().flatten()).flatten();
+                    let thread = Seized {
+                        pid,
+                        tracee,
+                        asleep_since: None,
+                        asleep_in,
+                    };
+                    seized.insert(tid, thread);
+                    order.push(tid);
+                    added = true;
+                }
+                Err(error) => match why_not(&dir, pid, tid)? {
+                    Skip::Yes => {}
+                    Skip::No => {
+                        return Err(error)
+                            .context(|| format!("attach to thread {tid} of process {pid}"))
+                            .map_err(|error| match error.kind() {
+                                ErrorKind::Denied => error.with_hint(
+                                    "a process that is another user's, or lets nobody look at it (prctl PR_SET_DUMPABLE), \
+                                     can be saved by root only",
+                                ),
+                                _ => error,
+                            });
+                    }
+                },
+            }
+        }
+        if !added {
+            return Ok(());
+        }
+    }
+}
+
+pub(super) enum Skip {
+    Yes,
+    No,
+}
+
+/// Tells why a thread cannot be attached to: ended and dead ones do not matter.
+pub(super) fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
+    let Ok(status) = ProcDir::open_task(pid, tid).and_then(|task| task.status()) else {
+        return Ok(Skip::Yes);
+    };
+    if status.tracer_pid != 0 {
+        return Err(traced(pid, status.tracer_pid));
+    }
+    if dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
+        // The first thread of all may be the first to end.
+        return match runs_without_leader(pid) {
+            None => Ok(Skip::Yes),
+            Some(reason) => Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}"))),
+        };
+    }
+    let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
+    Ok(match task {
+        Ok(stat) if matches!(stat.state, b'Z' | b'X') && tid != pid => Skip::Yes,
+        Err(_) => Skip::Yes,
+        _ => Skip::No,
+    })
+}
+
+/// The error for a process that has a tracer (LBNL-2.2.4B.23).
+pub fn traced(pid: i32, tracer: i32) -> Error {
+    let name = ProcDir::open(tracer)
+        .and_then(|dir| dir.stat())
+        .map(|stat| String::from_utf8_lossy(&stat.comm).into_owned())
+        .unwrap_or_else(|_| "outside this PID namespace".to_owned());
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("process {pid} is being traced by process {tracer} ({name})"),
+    )
+    .with_hint("detach the debugger or tracer first")
+}
+
+pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Result<Stopped> {
+    let tid = tracee.tid();
+    loop {
+        let stop = match tracee.wait(deadline) {
+            Ok(stop) => stop,
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                let state = ProcDir::open_task(pid, tid)
+                    .and_then(|t| t.stat())
+                    .map(|s| s.state as char);
+                let doing = match state {
+                    Ok('D') => " (it sleeps uninterruptibly, perhaps on a device, a dead file server, or in vfork)",
+                    _ => "",
+                };
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("stop thread {tid} of process {pid}{doing}"),
+                )
+                .with_source(error)
+                .with_hint("raise --timeout, or try again later"));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Gone),
+            Err(error) => return Err(error).context(|| format!("wait for thread {tid} of process {pid}")),
+        };
+        match stop {
+            Stop::Interrupted(signal) => {
+                let group = (signal != libc::SIGTRAP).then_some(signal);
+                return Ok(Stopped::Here { group });
+            }
+            Stop::Exited(_) | Stop::Killed(_) => return Ok(Stopped::Gone),
+            // Any stop clears the request for another (ptrace_stop in kernel/signal.c): it is made again.
+            Stop::Signal(signal) => tracee.interrupt().and_then(|()| tracee.cont(signal)),
+            Stop::Event(_) | Stop::Syscall => tracee.interrupt().and_then(|()| tracee.cont(0)),
+        }
+        .or_else(|error| {
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+        .context(|| format!("let thread {tid} of process {pid} take a signal"))?;
+    }
+}
+
+/// Whether a process has a child that still runs in its memory.
+pub(super) fn in_vfork(pid: i32) -> bool {
+    let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
+    children
+        .into_iter()
+        .any(|child| cpr_kernel::process::shares(cpr_kernel::process::KCMP_VM, pid, child) == Some(true))
+}
+
+/// Lets a thread that was stopped and not touched go on, still attached to.
+pub(super) fn run_on(tracee: Tracee) -> std::io::Result<()> {
+    restart_call(tracee)?;
+    tracee.cont(0)
+}
+
+/// Makes a system call that only our stop has ended with EINTR start again.
+pub(super) fn restart_call(tracee: Tracee) -> std::io::Result<()> {
+    let mut registers = tracee.registers()?;
+    if let Some(number) = registers.interrupted_syscall()
+        && registers.syscall_result() == EINTR
+        && arch::is_eintr_only(number)
+    {
+        registers.set_syscall_result(ERESTARTSYS);
+        tracee.set_registers(&registers)?;
+    }
+    Ok(())
+}
+
+/// Stops a running thread for an instant. A futex wait in it starts again, and so looks at its word anew. A thread that
+/// has ended is nothing to complain of.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] when it does not stop until `deadline`, [`ErrorKind::Denied`] without the right to trace it.
+pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
+    let Ok(dir) = ProcDir::open(pid) else {
+        return Ok(());
+    };
+    let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    let what = || format!("stop thread {tid} of process {pid} for an instant");
+    let options = SeizeOptions {
+        kill_on_exit: false,
+        follow: false,
+    };
+    let tracee = match Tracee::seize(tid, options) {
+        Ok(tracee) => tracee,
+        Err(error) => match why_not(&dir, pid, tid)? {
+            Skip::Yes => return Ok(()),
+            Skip::No => return Err(error).context(what),
+        },
+    };
+    match tracee.interrupt() {
+        Err(error) if gone(&error) => return Ok(()),
+        result => result.context(what)?,
+    }
+    match wait_stopped(pid, tracee, deadline)? {
+        Stopped::Gone => Ok(()),
+        Stopped::Here { .. } => match restart_call(tracee).and_then(|()| tracee.detach(0)) {
+            Err(error) if gone(&error) => Ok(()),
+            result => result.context(what),
+        },
+    }
+}
+
+/// Everything about a process that is stopped, or dead, with these threads; none for one that was dead already, and has
+/// been reaped meanwhile by a parent outside the job.
+pub(super) fn describe(
+    pid: i32,
+    seized: &HashMap<i32, Seized>,
+    mut tids: Vec<i32>,
+    stopped: &HashMap<i32, Stopped>,
+    deadline: Instant,
+) -> Result<Option<Process>> {
+    let look = || -> Result<(ProcDir, Stat, Status)> {
+        let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
+        let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
+        let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
+        Ok((proc, stat, status))
+    };
+    let (proc, stat, status) = match look() {
+        Ok(found) => found,
+        Err(_)
+            if !tids
+                .iter()
+                .any(|tid| matches!(stopped.get(tid), Some(Stopped::Here { .. }))) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut threads = Vec::new();
+    let mut stopped_by = None;
+    tids.sort_by_key(|&tid| (tid != pid, tid));
+    for tid in tids {
+        let Some(Stopped::Here { group }) = stopped.get(&tid) else {
+            continue;
+        };
+        let Some(Seized {
+            tracee,
+            asleep_since,
+            asleep_in,
+            ..
+        }) = seized.get(&tid).cloned()
+        else {
+            continue;
+        };
+        stopped_by = stopped_by.or(*group);
+        let registers = tracee
+            .registers()
+            .context(|| format!("read the registers of thread {tid}"))?;
+        let mask = tracee
+            .signal_mask()
+            .context(|| format!("read the signal mask of thread {tid}"))?;
+        threads.push(Thread {
+            tracee,
+            registers,
+            mask,
+            asleep_since,
+            asleep_in,
+            injected: false,
+            in_syscall_exit: false,
+            deferred: Deferred::default(),
+        });
+    }
+    if !threads.is_empty()
+        && let Some(reason) = without_leader(pid)
+    {
+        return Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")));
+    }
+    let mut process = Process {
+        pid,
+        proc,
+        stat,
+        status,
+        threads,
+        space: None,
+        stopped_by,
+        concealed: None,
+    };
+    process.open_space(deadline)?;
+    Ok(Some(process))
+}
