@@ -172,15 +172,16 @@ typedef struct gridcpr_restart {
  * cut to `size` bytes. */
 int gridcpr_checkpoint(uint32_t flags, char *image, size_t size);
 
-/** Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for them, as
- * cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append", "backup-restore",
- * "backup-anonymous", or several with commas between them. A pattern that does not begin with a slash is taken below the
- * working directory. It stays with the job, and not with an image that is restarted as another one. */
-int gridcpr_file_policy(const char *pattern,
-                        const char *policy);
+/** Says how checkpoints of the job that the program runs in treat files, from the next one on and whoever asks for
+ * them, as cpr run --file PATTERN=POLICY does: "check", "nocheck", "truncate", "nottruncate", "append",
+ * "backup-restore", "backup-anonymous", or several with commas between them. A pattern that does not begin with a
+ * slash is taken below the working directory. It stays with the job, and not with an image that is restarted as
+ * another one. */
+int gridcpr_file_policy(const char *pattern, const char *policy);
 
 /** In a program that was restarted: the number of the checkpoint that it goes on from, as callbacks were told around it
- * (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across restarts. */
+ * (`checkpoint` of gridcpr_notice); else 0. The first checkpoint of a program is 1, and the numbers grow across
+ * restarts. */
 int64_t gridcpr_generation(void);
 
 /** 1 in a program that was restarted, else 0. `restart` may be NULL. */
@@ -193,9 +194,7 @@ int gridcpr_restarted(gridcpr_restart *restart);
  * Gives the length of the result without the zero at the end, and writes at most `size` bytes of it, zero included,
  * like snprintf(3): a JSON object as docs/commands.md has it. The command is cpr on PATH, or what GRIDCPR_CPR names;
  * no shell takes part. Waits as long as the command takes. */
-int64_t gridcpr_command(const char *const *arguments,
-                        char *result,
-                        size_t size);
+int64_t gridcpr_command(const char *const *arguments, char *result, size_t size);
 
 /* ---- Images ------------------------------------------------------------------------------------------------------ */
 
@@ -495,12 +494,12 @@ int gridcpr_app_set_attribute(gridcpr_app *app, const char *key, const char *val
  * when this returns. What is no longer to be kept is removed. */
 int64_t gridcpr_app_write(gridcpr_app *app);
 
-/** Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does otherwise:
- * that takes longer than the copy itself. It is kept until the checkpoint is closed. */
+/** Gets the memory that copies of the protected variables go to, which the first gridcpr_app_write_begin() does
+ * otherwise: that takes longer than the copy itself. It is kept until the checkpoint is closed. */
 int gridcpr_app_prepare(gridcpr_app *app);
 
-/** Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its end first, and fails
- * if it failed. */
+/** Copies the protected variables, and writes the copy while the program goes on. Every other function waits for its
+ * end first, and fails if it failed. */
 int gridcpr_app_write_begin(gridcpr_app *app);
 
 /** 1 while one is being written, else 0; bytes done and in all. */
