@@ -19,7 +19,7 @@ LIBDIR ?= $(PREFIX)/lib
 DESTDIR ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: fuzz header bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm lint man clean
+.PHONY: fuzz header bench-app bench-grid compat install-library reference help setup build install demo test test-all bench compat-zdtm compat-dmtcp lint man clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -96,6 +96,10 @@ bench-grid: ## Measure the service of a grid with 10 000 jobs and 100 000 checkp
 compat-zdtm: build ## Run CRIU's zdtm programs against cpr: ZDTM=DIR, a built test/zdtm of its source; as root
 	@test -n "$(ZDTM)" || { echo "usage: make compat-zdtm ZDTM=DIR" >&2; exit 2; }
 	scripts/zdtm $(ZDTM) --isolate --cpr target/release/cpr --json target/zdtm.json
+
+compat-dmtcp: build ## Run DMTCP's test programs against cpr: DMTCP=DIR, the built directory test of its source
+	@test -n "$(DMTCP)" || { echo "usage: make compat-dmtcp DMTCP=DIR" >&2; exit 2; }
+	scripts/dmtcp $(DMTCP) --cpr target/release/cpr --json target/dmtcp.json
 
 compat: build setup ## Try kernel objects and stock programs, and compare with docs/coverage.md
 	@scripts/install-packages --programs

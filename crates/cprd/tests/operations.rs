@@ -41,7 +41,7 @@ printf '#!/bin/sh\nexec sleep 1000\n' >sim; chmod +x sim; touch input.dat
 $ cpr submit --every 10m --name sim -- ./sim input.dat
 $ cpr jobs
 within has running cpr jobs
-cpr suspend @1
+$ cpr suspend @1
 cd /var/lib/cprd/grid
 $ sqlite3 grid.db '.backup copy.db'
 finish
@@ -62,18 +62,23 @@ printf 'command = ["./sim"]\n[[units]]\n[[units]]\nslots = 100000\n' >coupled.to
 $ cpr submit --file coupled.toml
 within has 'unit 1: waits' cpr queue
 $ cpr events --kind checkpoint.step
+$ cpr events --kind unit.waiting
+$ cpr events --kind checkpoint.own
+$ cpr checkpoints --json
+$ cpr jobs --json
 $ cpr usage
 has 'root *[0-9]' cpr usage
 cpr submit --name kept -- ./sim
 within has 'kept *[a-z]* *running' cpr jobs
 $ cpr policy 4 --every 5m --keep 3
 has '"every_s": *300' cpr jobs 4 --json
-cpr checkpoint @4
+$ cpr checkpoint @4
 $ cpr transfer 2 $(uname -n)
-cpr checkpoint @4
+$ cpr checkpoint @4
 $ cpr free 2
 has freed cpr checkpoints --all
 $ cpr checkpoints --json
+$ cpr jobs --json
 $ cprd schema
 has Checkpoint cprd schema
 cpr cancel 4
