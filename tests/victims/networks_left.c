@@ -1,5 +1,5 @@
 /* Sockets of a network namespace where nobody lives any more: a process has made it, and sockets there, and come back. */
-#include "victim.h"
+#include "network.h"
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -8,11 +8,6 @@
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
-
-static void put(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY);
-    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) && close(fd) == 0);
-}
 
 static uint64_t cookie(int fd) {
     uint64_t value = 0;
@@ -25,13 +20,7 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     if (geteuid() != 0) {
         /* A user comes back only to a network of his own. */
-        char user[64], group[64];
-        snprintf(user, sizeof user, "%d %d 1", geteuid(), geteuid());
-        snprintf(group, sizeof group, "%d %d 1", getegid(), getegid());
-        CHECK(unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0);
-        put("/proc/self/setgroups", "deny");
-        put("/proc/self/uid_map", user);
-        put("/proc/self/gid_map", group);
+        go_to_a_network_of_ones_own();
     }
     int home = open("/proc/self/ns/net", O_RDONLY);
     CHECK(home >= 0 && unshare(CLONE_NEWNET) == 0);

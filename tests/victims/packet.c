@@ -1,6 +1,6 @@
 /* Packet sockets: protocols, interfaces, memberships, options, a fanout group, and a ring in use. Whoever may have none gets
    them in a network of his own. */
-#include "victim.h"
+#include "network.h"
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
 #include <linux/rtnetlink.h>
@@ -12,19 +12,8 @@ enum { PROTOCOL = 0x88b6, BLOCK = 4096, FRAME = 2048, FRAMES = 4, HOLD = 0x77 };
 static int loopback, sender, ringed;
 static char *ring;
 
-static void put(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY);
-    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) && close(fd) == 0);
-}
-
 static void network_of_ones_own(void) {
-    char user[64], group[64];
-    snprintf(user, sizeof user, "%d %d 1", geteuid(), geteuid());
-    snprintf(group, sizeof group, "%d %d 1", getegid(), getegid());
-    CHECK(unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0);
-    put("/proc/self/setgroups", "deny");
-    put("/proc/self/uid_map", user);
-    put("/proc/self/gid_map", group);
+    go_to_a_network_of_ones_own();
     int any = socket(AF_INET, SOCK_DGRAM, 0);
     struct ifreq up = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_LOOPBACK | IFF_RUNNING};
     CHECK(any >= 0 && ioctl(any, SIOCSIFFLAGS, &up) == 0 && close(any) == 0);

@@ -62,9 +62,7 @@ impl Agent {
             if_missing: false,
             tag: "cpr-own".into(),
         };
-        let copying = serde_json::to_string(&copying)
-            .map_err(|error| Error::new(ErrorKind::Internal, "write down what to copy").with_source(error))?;
-        self.runner.copy(owner, &self.layout.state(owner.uid), copying)?;
+        self.runner.copy(owner, &self.layout.state(owner.uid), &copying)?;
         stored(&path, &serde_json::Value::Null)
     }
 }

@@ -20,6 +20,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::task::JoinHandle;
 
+use crate::files::Copying;
+
 /// PATH of jobs that bring none.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -135,7 +137,9 @@ impl Runner {
     }
 
     /// Copies a file as a user; gives what is said of it.
-    pub fn copy(&self, owner: &Owner, state: &Path, what: String) -> Result<Value> {
+    pub fn copy(&self, owner: &Owner, state: &Path, copying: &Copying) -> Result<Value> {
+        let what = serde_json::to_string(copying)
+            .map_err(|error| Error::new(ErrorKind::Internal, "write down what to copy").with_source(error))?;
         let call = Call {
             owner,
             state,

@@ -197,10 +197,8 @@ impl Agent {
             if_missing,
             tag: format!("cpr-{}", job.incarnation),
         };
-        let wanted = serde_json::to_string(&copying)
-            .map_err(|error| Error::new(ErrorKind::Internal, "write down what to copy").with_source(error))?;
         let state = self.layout.state(job.owner.uid);
-        let done = self.runner.copy(job.owner, &state, wanted)?;
+        let done = self.runner.copy(job.owner, &state, &copying)?;
         let skipped = done.get("skipped").and_then(serde_json::Value::as_bool);
         let bytes = done.get("bytes").and_then(serde_json::Value::as_u64);
         Ok(bytes.filter(|_| skipped != Some(true)))

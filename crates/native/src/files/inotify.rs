@@ -19,10 +19,9 @@ use cpr_kernel::proc::{self, FdInfoKind, Mount};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::inotify::CreateFlags;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 use super::eventfd::is_nonblocking;
-use super::{Description, RestoreContext, SaveContext};
+use super::{Description, RestoreContext, SaveContext, Target, get};
 
 /// What a link of /proc/PID/fd to an inotify descriptor says.
 const LINK: &[u8] = b"anon_inode:inotify";
@@ -40,19 +39,15 @@ const LOOK: Duration = Duration::from_millis(1);
 pub fn queues(pids: impl IntoIterator<Item = i32>) -> Vec<OwnedFd> {
     let mut found = Vec::new();
     for pid in pids {
-        let Some(process) = rustix::process::Pid::from_raw(pid) else {
-            continue;
-        };
         let Ok(proc) = proc::ProcDir::open(pid) else { continue };
         let fds = proc.descriptors().unwrap_or_default().into_iter();
         let mut fds = fds
             .filter(|&fd| proc.fd_link(fd).is_ok_and(|link| link == LINK))
             .peekable();
-        if fds.peek().is_none() {
-            continue;
-        }
-        if let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) {
-            found.extend(fds.filter_map(|fd| rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok()));
+        if fds.peek().is_some()
+            && let Ok(Some(target)) = Target::open(pid)
+        {
+            found.extend(fds.filter_map(|fd| get(&target, fd).ok()));
         }
     }
     found
