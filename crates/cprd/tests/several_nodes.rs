@@ -1353,13 +1353,14 @@ fn a_detector_of_the_operators_has_the_jobs_of_a_failing_node_told_and_go_on_els
 #[test]
 fn whatever_is_lost_in_any_step_of_a_checkpoint_the_job_comes_to_its_end() {
     let Some(mut lab) = lab(4, "", "") else { return };
-    let id = in_step(&lab, 700);
+    let id = in_step(&lab, 1000);
     let job = format!("@{id}");
     lab.site.json(&["checkpoint", &job]);
     for step in 1..=3 {
         for service in [true, false] {
             let before = steps_of(&lab, &id);
             let node = nodes_of(&lab, &id)[step % 3].clone();
+            let incarnation = lab.site.job(&id)["incarnation"].clone();
             let mut asking = lab.site.command(&["checkpoint", &job]);
             asking.stdout(std::process::Stdio::null());
             let mut asking = asking.stderr(std::process::Stdio::null()).spawn().unwrap();
@@ -1372,6 +1373,10 @@ fn whatever_is_lost_in_any_step_of_a_checkpoint_the_job_comes_to_its_end() {
                 wait_until("the node is missed", || lab.node_state(&node) == "lost");
                 lab.start(&node);
                 wait_until("the node is back", || lab.node_state(&node) == "ready");
+                // The start before is said to run until its last unit has been ended.
+                wait_until("the job is started again", || {
+                    lab.site.job(&id)["incarnation"] != incarnation
+                });
             }
             let _ = asking.wait();
             wait_until("nothing is under way any more", || {
@@ -1382,7 +1387,7 @@ fn whatever_is_lost_in_any_step_of_a_checkpoint_the_job_comes_to_its_end() {
             lab.site.wait_for_state(&id, "running");
         }
     }
-    all_counted(&lab, &id, 700);
+    all_counted(&lab, &id, 1000);
 }
 
 // XGCP-COORD-12
