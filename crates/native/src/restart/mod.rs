@@ -17,6 +17,7 @@ mod terminals;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
@@ -69,6 +70,8 @@ mod mount_tree;
 mod mounts;
 
 mod numbers;
+
+mod pace;
 
 mod plan;
 
@@ -203,6 +206,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             saved: &saved,
             segments: &manifest.ipc.segments,
             huge_pages: huge::are_allowed(),
+            pace: Mutex::default(),
         };
         let copies = saved
             .iter()

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use cpr_image::Image;
 use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Process, Segment};
@@ -12,6 +14,7 @@ use cpr_kernel::memory::PAGE;
 use cpr_kernel::page_move;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::pace::{Pace, PageSize};
 use super::stub::{Workshop, number};
 use super::{aio, huge, inherit, lazy};
 
@@ -48,6 +51,14 @@ pub struct Sources<'a> {
     pub segments: &'a [Segment],
     /// The system has huge pages for programs.
     pub huge_pages: bool,
+    /// How fast they come.
+    pub pace: Mutex<Pace>,
+}
+
+impl Sources<'_> {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Builder<'a> {
@@ -146,45 +157,71 @@ impl Builder<'_> {
 
     /// Fills a mapping, parts of it with huge pages.
     fn fill_mapping(&mut self, mapping: &Mapping, place: &str) -> Result<()> {
-        let mut rest = mapping.extents.clone();
-        if let Some(mover) = self.mover {
-            let ranges = huge::ranges(mapping);
-            if !ranges.is_empty() {
-                self.fill_huge(mapping, &ranges, mover, place)?;
-                rest = outside(&mapping.extents, &ranges);
-                for (at, length) in self.unmoved.drain(..) {
-                    rest.extend(inside(&mapping.extents, at, at + length));
+        let ranges = match self.mover {
+            Some(mover) => {
+                let ranges = huge::ranges(mapping);
+                if !ranges.is_empty() {
+                    self.fill_huge(mapping, &ranges, mover, place)?;
                 }
+                ranges
             }
-        }
-        for extent in &rest {
+            None => Vec::new(),
+        };
+        for extent in &outside(&mapping.extents, &ranges) {
             self.fill(extent, place)?;
         }
         Ok(())
     }
 
-    /// Fills ranges that the image has every page of, as far as it works: what does not is in `unmoved` afterwards.
+    /// Fills ranges that the image has every page of, with huge pages as far as that works and is faster.
     fn fill_huge(&mut self, mapping: &Mapping, ranges: &[(u64, u64)], mover: u64, place: &str) -> Result<()> {
+        // What has gathered before takes its own time.
+        self.flush()?;
         let staging = self.workshop.staging;
         huge::stage(&mut self.batch, staging);
-        page_move::register_call(&mut self.batch, mover, mapping.start, mapping.end);
         for &(start, end) in ranges {
-            for at in (start..end).step_by(huge::STAGING as usize) {
-                let length = huge::STAGING.min(end - at);
-                for extent in inside(&mapping.extents, at, at + length) {
-                    let there = Extent {
-                        start: staging + (extent.start - at),
-                        ..extent
-                    };
-                    self.fill(&there, place)?;
+            let mut at = start;
+            while at < end {
+                let (pages, most) = self.sources.pace().next();
+                let length = most.min(end - at);
+                let begun = Instant::now();
+                match pages {
+                    PageSize::Huge => self.fill_piece(mapping, at, length, mover, place)?,
+                    PageSize::Small => self.fill_in_place(mapping, at, length, place)?,
                 }
-                let call = page_move::move_call(&mut self.batch, mover, at, staging, length);
-                self.moves.push((call, at, length));
-                self.make_room()?;
+                self.sources.pace().note(pages, length, begun.elapsed());
+                at += length;
             }
         }
-        page_move::unregister_call(&mut self.batch, mover, mapping.start, mapping.end);
         huge::unstage(&mut self.batch, staging);
+        self.flush()
+    }
+
+    /// Fills as many bytes as the staging area has at most with huge pages.
+    fn fill_piece(&mut self, mapping: &Mapping, at: u64, length: u64, mover: u64, place: &str) -> Result<()> {
+        let staging = self.workshop.staging;
+        for extent in inside(&mapping.extents, at, at + length) {
+            let there = Extent {
+                start: staging + (extent.start - at),
+                ..extent
+            };
+            self.fill(&there, place)?;
+        }
+        page_move::register_call(&mut self.batch, mover, at, at + length);
+        let call = page_move::move_call(&mut self.batch, mover, at, staging, length);
+        self.moves.push((call, at, length));
+        page_move::unregister_call(&mut self.batch, mover, at, at + length);
+        self.flush()?;
+        for (at, length) in std::mem::take(&mut self.unmoved) {
+            self.fill_in_place(mapping, at, length, place)?;
+        }
+        Ok(())
+    }
+
+    fn fill_in_place(&mut self, mapping: &Mapping, at: u64, length: u64, place: &str) -> Result<()> {
+        for extent in inside(&mapping.extents, at, at + length) {
+            self.fill(&extent, place)?;
+        }
         self.flush()
     }
 
