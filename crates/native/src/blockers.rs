@@ -11,8 +11,12 @@ use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
 use cpr_types::{Error, ErrorKind, Result};
 
 use crate::Blocker;
+use crate::beside::beside;
 use crate::files::Target;
 use crate::freeze::{Members, Scope};
+
+/// With so many threads in a process, two threads of ours look at them.
+const MANY: usize = 64;
 
 /// What memory shared with another process is called; vfork(2) makes it for moments.
 pub const MEMORY: &str = "memory";
@@ -206,8 +210,8 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
             continue;
         };
-        let saved = *file == SAVED || VISITED.contains(file) && home.may_visit_kind(proc, file);
-        if shared.as_ref().is_some_and(|shared| *shared != own) && !saved {
+        let is_saved = || *file == SAVED || VISITED.contains(file) && home.may_visit_kind(proc, file);
+        if shared.as_ref().is_some_and(|shared| *shared != own) && !is_saved() {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
         if !["pid", "time"].contains(file) {
@@ -222,7 +226,7 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
             Err(_) => continue,
         };
         match later {
-            _ if !saved => add(
+            _ if !is_saved() => add(
                 &object,
                 &format!("the process has made a {name} namespace for its children"),
             ),
@@ -255,31 +259,37 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
         .filter(|(file, _)| !["pid", "user", "time"].contains(file))
         .collect();
     let link = |directory: &str, file: &str| proc.read_link(&format!("{directory}ns/{file}")).ok();
-    let others: Vec<i32> = proc.tasks().unwrap_or_default();
-    let others = others.into_iter().filter(|tid| *tid != pid);
-    let mut others = others.peekable();
-    if others.peek().is_none() {
+    let mut others: Vec<i32> = proc.tasks().unwrap_or_default();
+    others.retain(|tid| *tid != pid);
+    if others.is_empty() {
         return Vec::new();
     }
     let own: Vec<Option<Vec<u8>>> = kinds.iter().map(|(file, _)| link("", file)).collect();
     let own_pids = link("", "pid");
-    let mut found = Vec::new();
-    for tid in others {
-        let directory = format!("task/{tid}/");
-        for ((file, name), own) in kinds.iter().zip(&own) {
-            let thread = link(&directory, file);
-            if own.is_some() && thread.is_some() && *own != thread {
-                let reason = format!("thread {tid} is in a {name} namespace of its own");
-                found.push((format!("{name} namespace"), reason));
+    let look = |tids: &[i32]| {
+        let mut found = Vec::new();
+        for tid in tids {
+            let directory = format!("task/{tid}/");
+            for ((file, name), own) in kinds.iter().zip(&own) {
+                let thread = link(&directory, file);
+                if own.is_some() && thread.is_some() && *own != thread {
+                    let reason = format!("thread {tid} is in a {name} namespace of its own");
+                    found.push((format!("{name} namespace"), reason));
+                }
+            }
+            // A process that has made one for its children can start no threads.
+            let later = link(&directory, "pid_for_children");
+            if own_pids.is_some() && later.is_some() && own_pids != later {
+                let reason = format!("thread {tid} has made a PID namespace for its children");
+                found.push(("PID namespace".to_owned(), reason));
             }
         }
-        // A process that has made one for its children can start no threads.
-        let later = link(&directory, "pid_for_children");
-        if own_pids.is_some() && later.is_some() && own_pids != later {
-            let reason = format!("thread {tid} has made a PID namespace for its children");
-            found.push(("PID namespace".to_owned(), reason));
-        }
-    }
+        found
+    };
+    let (first, second) = others.split_at(others.len() / 2);
+    let halves = beside(others.len() >= MANY, || look(first), || look(second));
+    let (mut found, rest) = halves.unwrap_or_else(|_| (look(first), look(second)));
+    found.extend(rest);
     found
 }
 

@@ -9,6 +9,7 @@
 //! memory that comes later, before it comes).
 
 mod aio;
+mod beside;
 mod blockers;
 mod callbacks;
 mod cgroups;

@@ -1,6 +1,5 @@
 //! What a stopped process and its threads are, apart from memory and descriptors.
 
-use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use cpr_image::model::{
@@ -9,11 +8,12 @@ use cpr_image::model::{
     Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
-use cpr_kernel::proc::{ProcDir, Status, TimerNotify, TimerTarget};
+use cpr_kernel::proc::{ProcDir, Stat, Status, TimerNotify, TimerTarget};
 use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::thread::CpuSet;
 
+use crate::beside::beside;
 use crate::blockers::{self, Home};
 use crate::freeze::{Process, interrupts, loaded_number};
 
@@ -40,8 +40,8 @@ fn slowest_clock() -> Option<u64> {
     Some(now().wrapping_sub(behind?))
 }
 
-/// With so many threads of a process, a thread of ours looks at them while others are asked.
-const MANY: usize = 32;
+/// With so many threads in a job, a thread of ours looks at them while others are asked.
+const MANY: usize = 8;
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
 /// Size of `struct sched_attr` up to `sched_period`.
@@ -72,130 +72,211 @@ fn unsupported(pid: i32, what: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("process {pid}: {what}"))
 }
 
-/// Reads everything about `process` but memory and descriptors. Maps an arena in it.
+/// Everything about `processes` but memory and descriptors. Maps an arena in each; zombies have little of all this.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for state that cannot be saved, by name.
-pub fn save(process: &mut Process, home: &Home, deadline: Instant) -> Result<(Saved, MemoryLayout)> {
-    let pid = process.pid;
-    let stat = process.stat.clone();
-    let mut saved = Saved {
-        pid,
-        ppid: stat.ppid,
-        pgid: stat.pgrp,
-        sid: stat.session,
-        ..Saved::default()
-    };
-    if process.threads.is_empty() {
-        saved.state = ProcessState::Zombie(stat.exit_code);
-        return Ok((saved, MemoryLayout::default()));
+pub fn save(processes: &mut [Process], home: &Home, deadline: Instant) -> Result<Vec<(Saved, MemoryLayout)>> {
+    let seen: Vec<Seen> = processes.iter().map(Seen::of).collect();
+    let threads: usize = seen.iter().map(|process| process.tids.len()).sum();
+    let (outside, inside) = beside(
+        // What runs other code than ours is refused before it is asked to do anything.
+        threads >= MANY && seen.iter().all(|process| process.is_native),
+        || {
+            let all = seen.iter().map(|process| Outside::look(process, home));
+            all.collect::<Result<Vec<Outside>>>()
+        },
+        || {
+            let all = processes.iter_mut().map(|process| Inside::ask(process, deadline));
+            all.collect::<Result<Vec<Option<Inside>>>>()
+        },
+    )?;
+    let answers = outside?.into_iter().zip(inside?);
+    processes
+        .iter()
+        .zip(answers)
+        .map(|(process, (outside, inside))| combine(process, outside, inside))
+        .collect()
+}
+
+/// A stopped process, as far as who looks at it from outside has to know it.
+struct Seen {
+    pid: i32,
+    stat: Stat,
+    status: Status,
+    tids: Vec<i32>,
+    stopped_by: Option<i32>,
+    is_native: bool,
+}
+
+impl Seen {
+    fn of(process: &Process) -> Self {
+        Seen {
+            pid: process.pid,
+            stat: process.stat.clone(),
+            status: process.status.clone(),
+            tids: process.threads.iter().map(|thread| thread.tracee.tid()).collect(),
+            stopped_by: process.stopped_by,
+            is_native: process.threads.iter().all(|thread| thread.registers.is_native()),
+        }
     }
-    if let Some((object, reason)) = blockers::of_process(&process.proc, home)
-        .into_iter()
-        .find(|(object, _)| object != "tracer")
-    {
-        return Err(unsupported(pid, &format!("{object}: {reason}")));
-    }
-    if process.threads.iter().any(|t| !t.registers.is_native()) {
-        return Err(unsupported(pid, "it runs 32-bit code"));
-    }
-    if let Some(signal) = process.stopped_by {
-        saved.state = ProcessState::Stopped(signal);
-    }
-    let status = &process.status;
-    saved.umask = status.umask.unwrap_or(0o22);
-    saved.thp_disabled = status.thp_enabled == Some(false);
-    let file = |name: &str| process.proc.read(name).context(|| format!("read /proc/{pid}/{name}"));
-    let number = |name: &str| -> Result<i64> {
-        let text = String::from_utf8_lossy(&file(name)?).trim().to_owned();
-        Ok(text.parse().unwrap_or(0))
-    };
-    saved.oom_score_adj = number("oom_score_adj")? as i32;
-    let login = String::from_utf8_lossy(&file("loginuid").unwrap_or_default())
-        .trim()
-        .parse();
-    saved.login_user = login.ok().filter(|user| *user != u32::MAX);
-    if saved.sid == pid {
-        saved.autogroup_nice = autogroup_nice(&file("autogroup").unwrap_or_default());
-    }
-    let filter = file("coredump_filter").unwrap_or_default();
-    saved.coredump_filter = u32::from_str_radix(String::from_utf8_lossy(&filter).trim(), 16).unwrap_or(0x33);
-    saved.cwd = working_directory(&process.proc)?;
-    saved.root = link(&process.proc, "root")?;
-    saved.limits = process
-        .proc
-        .limits()
-        .context(|| format!("read /proc/{pid}/limits"))?
-        .into_iter()
-        .map(|l| Limit {
-            resource: l.resource,
-            soft: l.soft,
-            hard: l.hard,
-        })
-        .collect();
-    saved.accounting = accounting(&process.proc, &stat, status.vm_hwm_kib);
-    let leader = process.threads[0].tracee;
-    saved.pending_signals = pending(
-        leader
-            .pending_signals(true)
-            .context(|| format!("read signals of {pid}"))?,
-    );
-    let auxv = process.proc.auxv().context(|| format!("read /proc/{pid}/auxv"))?;
-    let mut layout = MemoryLayout {
-        start_code: stat.start_code,
-        end_code: stat.end_code,
-        start_data: stat.start_data,
-        end_data: stat.end_data,
-        start_brk: stat.start_brk,
-        brk: 0,
-        start_stack: stat.start_stack,
-        arg_start: stat.arg_start,
-        arg_end: stat.arg_end,
-        env_start: stat.env_start,
-        env_end: stat.env_end,
-        auxv: Bytes(auxv),
-    };
-    let tids: Vec<i32> = process.threads.iter().map(|thread| thread.tracee.tid()).collect();
-    let look = || {
+}
+
+/// What /proc tells of a process.
+struct Outside {
+    saved: Saved,
+    layout: MemoryLayout,
+    tasks: Vec<Task>,
+}
+
+impl Outside {
+    fn look(process: &Seen, home: &Home) -> Result<Outside> {
+        let Seen { pid, stat, status, .. } = process;
+        let pid = *pid;
+        let mut saved = Saved {
+            pid,
+            ppid: stat.ppid,
+            pgid: stat.pgrp,
+            sid: stat.session,
+            ..Saved::default()
+        };
+        if process.tids.is_empty() {
+            saved.state = ProcessState::Zombie(stat.exit_code);
+            return Ok(Outside {
+                saved,
+                layout: MemoryLayout::default(),
+                tasks: Vec::new(),
+            });
+        }
         let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
-        tids.iter()
-            .map(|&tid| Task::look(&proc, tid))
-            .collect::<Result<Vec<Task>>>()
-    };
-    std::thread::scope(|scope| {
-        // /proc needs no tracer, and takes as long for many threads as asking them does.
-        let thread = std::thread::Builder::new().name("cpr-look".to_owned());
-        let looking = match tids.len() {
-            0..MANY => None,
-            // Without it we look ourselves.
-            _ => thread.spawn_scoped(scope, look).ok(),
+        if let Some((object, reason)) = blockers::of_process(&proc, home)
+            .into_iter()
+            .find(|(object, _)| object != "tracer")
+        {
+            return Err(unsupported(pid, &format!("{object}: {reason}")));
+        }
+        if !process.is_native {
+            return Err(unsupported(pid, "it runs 32-bit code"));
+        }
+        if let Some(signal) = process.stopped_by {
+            saved.state = ProcessState::Stopped(signal);
+        }
+        saved.umask = status.umask.unwrap_or(0o22);
+        saved.thp_disabled = status.thp_enabled == Some(false);
+        let file = |name: &str| proc.read(name).context(|| format!("read /proc/{pid}/{name}"));
+        let number = |name: &str| -> Result<i64> {
+            let text = String::from_utf8_lossy(&file(name)?).trim().to_owned();
+            Ok(text.parse().unwrap_or(0))
+        };
+        saved.oom_score_adj = number("oom_score_adj")? as i32;
+        let login = String::from_utf8_lossy(&file("loginuid").unwrap_or_default())
+            .trim()
+            .parse();
+        saved.login_user = login.ok().filter(|user| *user != u32::MAX);
+        if saved.sid == pid {
+            saved.autogroup_nice = autogroup_nice(&file("autogroup").unwrap_or_default());
+        }
+        let filter = file("coredump_filter").unwrap_or_default();
+        saved.coredump_filter = u32::from_str_radix(String::from_utf8_lossy(&filter).trim(), 16).unwrap_or(0x33);
+        saved.cwd = working_directory(&proc)?;
+        saved.root = link(&proc, "root")?;
+        saved.limits = proc
+            .limits()
+            .context(|| format!("read /proc/{pid}/limits"))?
+            .into_iter()
+            .map(|l| Limit {
+                resource: l.resource,
+                soft: l.soft,
+                hard: l.hard,
+            })
+            .collect();
+        saved.accounting = accounting(&proc, stat, status.vm_hwm_kib);
+        let auxv = proc.auxv().context(|| format!("read /proc/{pid}/auxv"))?;
+        let layout = MemoryLayout {
+            start_code: stat.start_code,
+            end_code: stat.end_code,
+            start_data: stat.start_data,
+            end_data: stat.end_data,
+            start_brk: stat.start_brk,
+            brk: 0,
+            start_stack: stat.start_stack,
+            arg_start: stat.arg_start,
+            arg_end: stat.arg_end,
+            env_start: stat.env_start,
+            env_end: stat.env_end,
+            auxv: Bytes(auxv),
+        };
+        let tasks = process.tids.iter().map(|&tid| Task::look(&proc, tid));
+        Ok(Outside {
+            saved,
+            layout,
+            tasks: tasks.collect::<Result<Vec<Task>>>()?,
+        })
+    }
+}
+
+/// What a process and its threads tell when they are asked themselves.
+struct Inside {
+    /// Only what [`in_process`] fills in.
+    saved: Saved,
+    brk: u64,
+    asked: Questions,
+    outcomes: Vec<Outcome>,
+}
+
+impl Inside {
+    fn ask(process: &mut Process, deadline: Instant) -> Result<Option<Inside>> {
+        let pid = process.pid;
+        let Some(leader) = process.threads.first().map(|thread| thread.tracee) else {
+            return Ok(None);
+        };
+        let signals = leader.pending_signals(true);
+        let mut saved = Saved {
+            pending_signals: pending(signals.context(|| format!("read signals of {pid}"))?),
+            ..Saved::default()
         };
         process.map_arena(64 * 1024, deadline)?;
-        in_process(process, &mut saved, &mut layout, deadline)?;
+        let brk = in_process(process, &mut saved, deadline)?;
         let asked = questions();
         let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
-        let tasks = match looking.map(ScopedJoinHandle::join) {
-            Some(Ok(tasks)) => tasks?,
-            Some(Err(_)) => {
-                return Err(Error::new(
-                    ErrorKind::Internal,
-                    "the thread that looks at threads panicked",
-                ));
-            }
-            None => look()?,
-        };
-        let shared: Vec<[u8; 128]> = saved
-            .pending_signals
-            .iter()
-            .filter_map(|info| info.0.as_slice().try_into().ok())
-            .collect();
-        for (index, (outcome, task)) in outcomes.iter().zip(tasks).enumerate() {
-            saved
-                .threads
-                .push(thread_state(process, index, &shared, &asked, outcome, task)?);
-        }
-        Ok(())
-    })?;
+        Ok(Some(Inside {
+            saved,
+            brk,
+            asked,
+            outcomes,
+        }))
+    }
+}
+
+fn combine(process: &Process, outside: Outside, inside: Option<Inside>) -> Result<(Saved, MemoryLayout)> {
+    let Outside {
+        mut saved,
+        mut layout,
+        tasks,
+    } = outside;
+    let Some(inside) = inside else {
+        return Ok((saved, layout));
+    };
+    layout.brk = inside.brk;
+    let own = inside.saved;
+    saved.pending_signals = own.pending_signals;
+    saved.signal_actions = own.signal_actions;
+    saved.interval_timers = own.interval_timers;
+    saved.posix_timers = own.posix_timers;
+    saved.dumpable = own.dumpable;
+    saved.child_subreaper = own.child_subreaper;
+    saved.membarrier = own.membarrier;
+    saved.personality = own.personality;
+    saved.memory_deny_write_execute = own.memory_deny_write_execute;
+    let shared: Vec<[u8; 128]> = saved
+        .pending_signals
+        .iter()
+        .filter_map(|info| info.0.as_slice().try_into().ok())
+        .collect();
+    for (index, (outcome, task)) in inside.outcomes.iter().zip(tasks).enumerate() {
+        let thread = thread_state(process, index, &shared, &inside.asked, outcome, task)?;
+        saved.threads.push(thread);
+    }
     Ok((saved, layout))
 }
 
@@ -324,8 +405,8 @@ fn accounting(proc: &ProcDir, stat: &cpr_kernel::proc::Stat, peak_rss_kib: u64) 
     }
 }
 
-/// What only the process itself can ask the kernel.
-fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayout, deadline: Instant) -> Result<()> {
+/// What only the process itself can ask the kernel. Gives the end of its heap.
+fn in_process(process: &mut Process, saved: &mut Saved, deadline: Instant) -> Result<u64> {
     let pid = process.pid;
     let timers = process.proc.timers().context(|| format!("read /proc/{pid}/timers"))?;
     let mut batch = Batch::new();
@@ -418,7 +499,6 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
             overrun: outcome.raw(overrun) as i32,
         });
     }
-    layout.brk = outcome.raw(brk) as u64;
     saved.dumpable = match process.concealed {
         Some(concealed) => concealed.dumpable,
         None => outcome.result(dumpable).unwrap_or(1) as u32,
@@ -428,7 +508,7 @@ fn in_process(process: &mut Process, saved: &mut Saved, layout: &mut MemoryLayou
     saved.membarrier = outcome.result(barriers).unwrap_or(0) as u32;
     saved.personality = outcome.result(personality).unwrap_or(0);
     saved.memory_deny_write_execute = outcome.result(write_execute).unwrap_or(0) as u32;
-    Ok(())
+    Ok(outcome.raw(brk) as u64)
 }
 
 /// What a thread is asked: a batch of calls, and where the answers are.

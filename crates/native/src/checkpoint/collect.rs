@@ -68,8 +68,8 @@ pub(super) fn collect(
     let mut group_places = Visits::new(Place::Cgroup);
     let mut pid_namespaces = pid_namespaces::Saved::default();
     let mut users = user_namespaces::Saved::default();
-    for process in &mut frozen.processes {
-        let (mut saved, layout) = state::save(process, &home, deadline)?;
+    let states = state::save(&mut frozen.processes, &home, deadline)?;
+    for (process, (mut saved, layout)) in frozen.processes.iter_mut().zip(states) {
         saved.host_names = host_names.of(process, &home, &mut users, deadline)?;
         let number = |index: usize| index as u32;
         saved.network = places.of_process(process, &home)?.map(number).map(NetworkId);

@@ -5,6 +5,7 @@ use cpr_kernel::namespace::Place;
 use cpr_types::{Error, ErrorKind, Result};
 
 use super::request::Surroundings;
+use crate::beside::beside;
 use crate::blockers::Home;
 use crate::files::{self, Target};
 use crate::freeze::{self, Members, Scope};
@@ -13,6 +14,8 @@ use crate::networks::{self, Networks};
 use crate::visits::Visits;
 use crate::{Blocker, blockers, cgroups, ipc};
 
+/// With so many processes, another thread looks at each while this one looks at what they have together.
+const MANY: usize = 4;
 /// How often something has to be seen in a running job before it counts.
 const LOOKS: usize = 5;
 
@@ -62,50 +65,81 @@ pub(super) struct Look {
 }
 
 pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
+    let last_pid = cpr_kernel::proc::last_pid().ok();
+    let mut targets = Vec::new();
+    let mut found = Vec::new();
+    let home = Home::of(scope, root);
+    for pid in freeze::members(scope)? {
+        match Target::open(pid)? {
+            Some(target) => targets.push(target),
+            None => found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
+                pid,
+                object: "main thread".to_owned(),
+                reason,
+                hint: None,
+            })),
+        }
+    }
+    let (themselves, together) = beside(
+        targets.len() >= MANY,
+        || of_each(&targets, &home),
+        || of_all(&targets, &home, root, scope, around),
+    )?;
+    let (together, elsewhere) = together?;
+    found.extend(themselves);
+    found.extend(together);
+    Ok(Look {
+        found,
+        elsewhere,
+        is_settled: cpr_kernel::proc::last_pid().ok() == last_pid,
+    })
+}
+
+/// What stands in the way in each process by itself.
+fn of_each(targets: &[Target], home: &Home) -> Vec<Blocker> {
+    let mut found = Vec::new();
+    for target in targets {
+        let own = blockers::of_process(&target.proc, home)
+            .into_iter()
+            .chain(blockers::of_threads(&target.proc))
+            .chain(memory::blockers(&target.proc));
+        found.extend(own.map(|(object, reason)| Blocker {
+            pid: target.pid,
+            object,
+            reason,
+            hint: None,
+        }));
+    }
+    found
+}
+
+/// What stands in the way in that which processes have together; first what counts at once, then what may count when
+/// the job stands still.
+fn of_all(
+    targets: &[Target],
+    home: &Home,
+    root: i32,
+    scope: Scope,
+    around: Surroundings<'_>,
+) -> Result<(Vec<Blocker>, Vec<Blocker>)> {
     let Surroundings {
         own_ipc,
         tcp,
         channels,
         mounts,
     } = around;
-    let last_pid = cpr_kernel::proc::last_pid().ok();
-    let mut targets = Vec::new();
-    let mut found = Vec::new();
-    let home = Home::of(scope, root);
     let (mut networks, mut groups) = (Visits::new(Place::Network), Visits::new(Place::Cgroup));
-    for pid in freeze::members(scope)? {
-        let Some(target) = Target::open(pid)? else {
-            found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
-                pid,
-                object: "main thread".to_owned(),
-                reason,
-                hint: None,
-            }));
-            continue;
-        };
-        for (object, reason) in blockers::of_process(&target.proc, &home)
-            .into_iter()
-            .chain(blockers::of_threads(&target.proc))
-            .chain(memory::blockers(&target.proc))
-        {
-            found.push(Blocker {
-                pid,
-                object,
-                reason,
-                hint: None,
-            });
-        }
+    for target in targets {
         // One that has just gone is in none.
         let _ = networks
-            .of(&target.proc, &home)
-            .and_then(|_| groups.of(&target.proc, &home))
-            .and_then(|_| networks::include_those_of_sockets(&target.proc, &home, &mut networks));
-        targets.push(target);
+            .of(&target.proc, home)
+            .and_then(|_| groups.of(&target.proc, home))
+            .and_then(|_| networks::include_those_of_sockets(&target.proc, home, &mut networks));
     }
-    found.extend(blockers::sharing(&targets));
+    let mut found = blockers::sharing(targets);
     let mut ipc = Visits::new(Place::Ipc);
-    found.extend(ipc::blockers(&targets, own_ipc, &mut ipc, &home)?);
-    found.extend(namespace_blocker("network", save_networks(&networks, &targets)));
+    found.extend(ipc::blockers(targets, own_ipc, &mut ipc, home)?);
+    found.extend(namespace_blocker("network", save_networks(&networks, targets)));
     let first = targets.iter().find(|target| target.pid == root).or(targets.first());
     if let Some(first) = first {
         found.extend(namespace_blocker(
@@ -115,7 +149,7 @@ pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<
     }
     let networks = Networks::new(networks);
     let files::Found { themselves, elsewhere } = files::check(
-        &targets,
+        targets,
         files::Surroundings {
             root_pid: root,
             own_ipc,
@@ -128,13 +162,9 @@ pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<
     );
     found.extend(themselves);
     if let Some(mounts) = mounts {
-        found.extend(blockers::mounts(&home, root, mounts));
+        found.extend(blockers::mounts(home, root, mounts));
     }
-    Ok(Look {
-        found,
-        elsewhere,
-        is_settled: cpr_kernel::proc::last_pid().ok() == last_pid,
-    })
+    Ok((found, elsewhere))
 }
 
 pub(super) fn save_networks(visits: &Visits, targets: &[Target]) -> Result<Vec<Network>> {

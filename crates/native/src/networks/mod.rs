@@ -41,7 +41,10 @@ pub struct Networks {
 /// # Errors
 /// One of them cannot be looked at.
 pub fn include_those_of_sockets(process: &ProcDir, home: &Home, visits: &mut Visits) -> Result<()> {
-    if !home.may_visit_kind(process, Place::Network.file()) {
+    let is_socket = |fd: &i32| process.fd_link(*fd).is_ok_and(|link| link.starts_with(b"socket:["));
+    let mut sockets = process.descriptors().unwrap_or_default();
+    sockets.retain(is_socket);
+    if sockets.is_empty() || !home.may_visit_kind(process, Place::Network.file()) {
         return Ok(());
     }
     let Ok(Some(target)) = Target::open(process.pid()) else {
@@ -49,10 +52,7 @@ pub fn include_those_of_sockets(process: &ProcDir, home: &Home, visits: &mut Vis
     };
     // Whatever cannot be looked at has gone, or is refused when it is saved.
     let mut known: HashSet<u64> = cookie().into_iter().collect();
-    for fd in process.descriptors().unwrap_or_default() {
-        if !process.fd_link(fd).is_ok_and(|link| link.starts_with(b"socket:[")) {
-            continue;
-        }
+    for fd in sockets {
         let Ok(socket) = get(&target, fd) else { continue };
         let is_new = kernel::network_cookie(socket.as_fd()).is_ok_and(|cookie| known.insert(cookie));
         if let Some(network) = is_new.then(|| kernel::network_of(socket.as_fd()).ok()).flatten() {
