@@ -17,8 +17,8 @@ mod collect;
 mod look;
 mod owner;
 mod request;
+mod running;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -26,10 +26,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Checkpoint, Manifest, Uname};
-use cpr_image::{Image, ImageWriter, WriteOptions};
+use cpr_image::{Image, ImageWriter, PendingImage, WriteOptions};
 use cpr_kernel::arch;
 use cpr_kernel::clocks::Offsets;
-use cpr_kernel::proc::ProcDir;
 use cpr_kernel::process::{PidFd, clock_ns};
 use cpr_kernel::ptrace::block_child_signals;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -37,20 +36,16 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::time::ClockId;
 
 use crate::callbacks::{self, Asked, GoOn};
-use crate::files;
 use crate::freeze::{self, Frozen, Members, Purpose, Scope};
-use crate::libraries::{Keep, Libraries};
-use crate::live::{self, Copied, Earlier, Known, Tracked};
-use crate::memory::{self, FlagTable};
+use crate::live::{Copied, Earlier, Tracked};
 use crate::pipeline::{Pipeline, nobody_waits};
-use crate::restart::available_memory;
 use crate::sink::PAGE_SIZE;
-use crate::snapshot;
-use crate::{blockers, cgroups};
+use crate::{blockers, files, memory};
 
-use collect::{Looked, Snapshots, Taken, collect, ended};
+use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
 use owner::owner_of_image;
+use running::{Resident, copy_running, early_libraries, flags_of, take_up};
 
 pub use look::check;
 pub use request::{
@@ -64,11 +59,6 @@ pub const ALL_STOPPED: &str = "all stopped";
 /// its name already.
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
-/// A process with less memory than this, bytes, is copied while it stands still, unless later images are to refer to
-/// its pages: to find out what it has written since a copy was made takes as long.
-const SMALL: u64 = 512 << 10;
-/// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
-const UNMEASURED_RATE: u64 = 1 << 30;
 /// How long a program is given to read events of inotify, which cannot be saved.
 const INOTIFY_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -85,129 +75,37 @@ pub fn checkpoint(
     observer: &mut Observer<'_>,
 ) -> Result<(CheckpointReport, Vec<Tracked>)> {
     let begun = Instant::now();
-    let members = match request.session {
-        Some(sid) => Members::Session(sid),
-        None if request.own_pid_namespace => Members::Namespace,
-        None => Members::Tree(request.pid),
-    };
-    let scope = Scope {
-        members,
-        requester: request.requester.map(|requester| requester.pid),
-    };
+    let scope = scope_of(request);
     block_child_signals().context(|| "block SIGCHLD")?;
     // Every shared mapping and open file takes one of ours.
     cpr_kernel::process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
     // First: a callback may do away with what else would be refused (LBNL-2.4.1).
     let mut asked = callbacks::ask(scope, request.stop_timeout, &mut || waited_for(observer, "callbacks"))?;
-    let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
-    // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
-    // So is memory that vfork(2) shares.
-    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
-    refuse_blocked(blocked)?;
-    let mut own = HashMap::new();
-    for pid in freeze::members(scope)? {
-        if let Ok(status) = cpr_kernel::proc::status_of(pid) {
-            own.insert(pid, status.rss_own_kib * 1024);
-        }
-    }
-    let expected = own.values().sum();
+    refuse_what_blocks(scope, request)?;
+    let resident = Resident::of(scope)?;
     let mut manifest = Manifest {
         checkpoint: about(request)?,
         ..Manifest::default()
     };
-    let (pending, stream, word) = match destination {
-        Destination::File(pending) => {
-            let file = pending
-                .file()
-                .try_clone()
-                .context(|| "copy the descriptor of the image")?;
-            (Some(pending), file, None)
-        }
-        Destination::Stream(file) => (None, file, None),
-        Destination::Handover(Handover { stream, word }) => (None, stream, Some(word)),
-    };
-    let mut known = Known::default();
-    let mut copied = Vec::new();
-    if let Some(earlier) = earlier {
-        known = Known::new(&earlier, request.basis);
-        copied = live::take_up(earlier.processes);
-        live::register(&mut copied, &known);
-        if copied.is_empty() {
-            known = Known::default();
-        }
-    }
+    let Outlet { pending, stream, word } = Outlet::of(destination)?;
+    let (known, mut copied) = take_up(earlier, request.basis);
     let options = WriteOptions {
         compression: request.compression,
         incremental: !known.ancestors.is_empty(),
     };
     let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
-    let mut writer = Pipeline::start(writer, observer, expected, options.incremental)?;
-    let mut libraries = Libraries::new(request.keep);
-    if request.keep != Keep::default() {
-        for pid in freeze::members(scope)? {
-            if let Ok(proc) = ProcDir::open(pid) {
-                libraries.save_early(&proc, &mut writer)?;
-            }
-        }
-    }
-    // A job that goes on is copied while it runs, all but what it writes in the last moments.
-    let mut first_stop_ns = 0;
-    let mut method = Method::Stop;
-    let mut rate = UNMEASURED_RATE;
-    let mut written = 0;
-    if request.after == After::Continue || request.live || !copied.is_empty() {
-        writer.enter("copy")?;
-        let tracked = |pid: i32| copied.iter().any(|copied: &Copied| copied.pid() == pid);
-        let is_large = |pid: i32| request.keep_tracking || own.get(&pid).is_none_or(|bytes| *bytes >= SMALL);
-        if freeze::members(scope)?
-            .into_iter()
-            .any(|pid| !tracked(pid) && is_large(pid) && !is_zombie(pid))
-        {
-            let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout, request.group.as_deref())?;
-            let deadline = frozen.deadline();
-            live::track(&mut frozen, &mut copied, is_large, deadline);
-            frozen.resume()?;
-            first_stop_ns = frozen.since.elapsed().as_nanos() as u64;
-            live::register(&mut copied, &known);
-        }
-        if !copied.is_empty() {
-            let rounds = live::copy_while_running(&mut copied, &mut writer)?;
-            if rounds.settled {
-                method = Method::Live;
-            }
-            rate = rounds.rate;
-            written = rounds.left;
-        }
-        writer.drain()?;
-    }
-    let is_tracked = |pid: &i32| copied.iter().any(|copied| copied.pid() == *pid);
-    let untracked: u64 = own
-        .iter()
-        .filter(|(pid, _)| !is_tracked(pid))
-        .map(|(_, bytes)| bytes)
-        .sum();
-    let left = untracked + written;
-    // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
-    let room = || {
-        let own = ProcDir::open(request.pid)
-            .ok()
-            .and_then(|proc| cgroups::memory_left(&proc))?;
-        Some(available_memory()?.min(own))
-    };
-    let wanted = request.after == After::Continue && snapshot::pays(left, rate, expected, own.len(), room());
+    let mut writer = Pipeline::start(writer, observer, resident.all(), options.incremental)?;
+    let libraries = early_libraries(scope, request.keep, &mut writer)?;
+    let running = copy_running(scope, request, &resident, &known, &mut copied, &mut writer)?;
+    let left = resident.without(&copied) + running.written;
+    let snapshots = request.after == After::Continue && resident.is_worth_snapshots(request.pid, left, running.rate);
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }
-    // Read last, because tracking joins mappings that were apart.
-    let mut flags = FlagTable::default();
-    for pid in freeze::members(scope)? {
-        if let Ok(proc) = ProcDir::open(pid) {
-            flags.add(&proc);
-        }
-    }
+    let flags = flags_of(scope)?;
     let before_stop = writer.placed();
     writer.enter("stop")?;
-    if request.after == After::Continue && !wanted {
+    if request.after == After::Continue && !snapshots {
         writer.make_ready(left);
     }
     writer.hurry(request.after == After::Continue);
@@ -219,21 +117,12 @@ pub fn checkpoint(
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
     }
-    manifest.checkpoint.time_ns = clock_ns(ClockId::Realtime);
-    let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
-    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.pid));
-    let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
-    let Offsets {
-        monotonic_ns,
-        boottime_ns,
-    } = ahead.unwrap_or_default();
-    manifest.checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic).saturating_add_signed(monotonic_ns);
-    manifest.checkpoint.boottime_ns = clock_ns(ClockId::Boottime).saturating_add_signed(boottime_ns);
+    note_time(&frozen, &mut manifest)?;
     let mut looked = Looked {
         flags,
         libraries,
         copied,
-        snapshots: match (request.compare, wanted) {
+        snapshots: match (request.compare, snapshots) {
             // What is read from a copy is no check of it.
             (true, _) => Snapshots::ToCompare,
             (false, true) => Snapshots::Wanted,
@@ -256,19 +145,12 @@ pub fn checkpoint(
     }
     writer.hurry(false);
     // The longest time without a step of the job.
-    let mut freeze_ns = first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
+    let mut freeze_ns = running.first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
-    for taken in &mut looked.taken {
-        let later = std::mem::take(&mut taken.later);
-        if later.is_empty() {
-            continue;
-        }
-        method = Method::Snapshot;
-        writer.enter("copy")?;
-        let space = manifest.address_spaces.get_mut(taken.space.index());
-        let space = space.ok_or_else(|| Error::new(ErrorKind::Internal, "a snapshot is of no address space"))?;
-        memory::save_later(later, &taken.snapshot.memory, space, &mut writer)?;
-    }
+    let method = match write_later(&mut looked.taken, &mut manifest, &mut writer)? {
+        true => Method::Snapshot,
+        false => running.method,
+    };
     if !request.compare {
         // They hold memory that the job has changed since.
         looked.taken.clear();
@@ -288,15 +170,8 @@ pub fn checkpoint(
     if let Some(word) = word {
         // Its end tells the other side that it has all.
         drop(stream);
-        match await_verdict(&word, observer)? {
-            Verdict::Taken => freeze_ns = freeze_ns.max(frozen.since.elapsed().as_nanos() as u64),
-            Verdict::Refused => return Err(Error::new(ErrorKind::Cancelled, "the job was not taken over")),
-            Verdict::Unknown => {
-                frozen.resume_stopped()?;
-                let text = "nobody said whether the job was taken over; it is stopped here";
-                return Err(Error::new(ErrorKind::Cancelled, text));
-            }
-        }
+        hand_over(&word, &mut frozen, observer)?;
+        freeze_ns = freeze_ns.max(frozen.since.elapsed().as_nanos() as u64);
     }
     // From here on the image is there, and what was asked is done to the end.
     if observer(Event::Durable).is_break() && request.hold {
@@ -305,25 +180,7 @@ pub fn checkpoint(
             "what was to be saved with the job was not",
         ));
     }
-    match request.after {
-        After::Continue => {}
-        After::Kill => {
-            sockets.endings.iter().for_each(files::tcp::Ending::prepare);
-            frozen.kill()?;
-            asked.forget();
-        }
-        After::Signal(signal) => {
-            asked.tell_continue();
-            for process in &frozen.processes {
-                if process.space.is_some() {
-                    PidFd::open(process.pid)
-                        .and_then(|fd| fd.signal(signal))
-                        .context(|| format!("send signal {signal} to process {}", process.pid))?;
-                }
-            }
-            frozen.resume()?;
-        }
-    }
+    end(frozen, request.after, &sockets, &mut asked)?;
     let report = CheckpointReport {
         image_id: summary.id.to_string(),
         image_bytes: summary.length,
@@ -344,6 +201,114 @@ pub fn checkpoint(
         Vec::new()
     };
     Ok((report, kept))
+}
+
+fn scope_of(request: &CheckpointRequest) -> Scope {
+    Scope {
+        members: match request.session {
+            Some(sid) => Members::Session(sid),
+            None if request.own_pid_namespace => Members::Namespace,
+            None => Members::Tree(request.pid),
+        },
+        requester: request.requester.map(|requester| requester.pid),
+    }
+}
+
+fn refuse_what_blocks(scope: Scope, request: &CheckpointRequest) -> Result<()> {
+    let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
+    // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
+    // So is memory that vfork(2) shares.
+    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
+    refuse_blocked(blocked)
+}
+
+/// Where an image goes, its name if it is to get one, and who tells whether the job was taken over.
+struct Outlet {
+    pending: Option<PendingImage>,
+    stream: File,
+    word: Option<OwnedFd>,
+}
+
+impl Outlet {
+    fn of(destination: Destination) -> Result<Self> {
+        let (pending, stream, word) = match destination {
+            Destination::File(pending) => {
+                let file = pending.file().try_clone();
+                let file = file.context(|| "copy the descriptor of the image")?;
+                (Some(pending), file, None)
+            }
+            Destination::Stream(file) => (None, file, None),
+            Destination::Handover(Handover { stream, word }) => (None, stream, Some(word)),
+        };
+        Ok(Outlet { pending, stream, word })
+    }
+}
+
+fn note_time(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
+    let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
+    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.pid));
+    let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
+    let Offsets {
+        monotonic_ns,
+        boottime_ns,
+    } = ahead.unwrap_or_default();
+    let checkpoint = &mut manifest.checkpoint;
+    checkpoint.time_ns = clock_ns(ClockId::Realtime);
+    checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic).saturating_add_signed(monotonic_ns);
+    checkpoint.boottime_ns = clock_ns(ClockId::Boottime).saturating_add_signed(boottime_ns);
+    Ok(())
+}
+
+/// Writes from copies what the job did not wait for; tells whether there was any.
+fn write_later(taken: &mut [Taken], manifest: &mut Manifest, writer: &mut Pipeline<'_, '_>) -> Result<bool> {
+    let mut any = false;
+    for taken in taken {
+        let later = std::mem::take(&mut taken.later);
+        if later.is_empty() {
+            continue;
+        }
+        any = true;
+        writer.enter("copy")?;
+        let space = manifest.address_spaces.get_mut(taken.space.index());
+        let space = space.ok_or_else(|| Error::new(ErrorKind::Internal, "a snapshot is of no address space"))?;
+        memory::save_later(later, &taken.snapshot.memory, space, writer)?;
+    }
+    Ok(any)
+}
+
+/// Waits until somebody else has taken the job over.
+fn hand_over(word: &OwnedFd, frozen: &mut Frozen, observer: &mut Observer<'_>) -> Result<()> {
+    match await_verdict(word, observer)? {
+        Verdict::Taken => Ok(()),
+        Verdict::Refused => Err(Error::new(ErrorKind::Cancelled, "the job was not taken over")),
+        Verdict::Unknown => {
+            frozen.resume_stopped()?;
+            let text = "nobody said whether the job was taken over; it is stopped here";
+            Err(Error::new(ErrorKind::Cancelled, text))
+        }
+    }
+}
+
+/// What becomes of the job now that its image is there.
+fn end(mut frozen: Frozen, after: After, sockets: &HeldSockets, asked: &mut Asked) -> Result<()> {
+    match after {
+        After::Continue => Ok(()),
+        After::Kill => {
+            sockets.endings.iter().for_each(files::tcp::Ending::prepare);
+            frozen.kill()?;
+            asked.forget();
+            Ok(())
+        }
+        After::Signal(signal) => {
+            asked.tell_continue();
+            for process in frozen.processes.iter().filter(|process| process.space.is_some()) {
+                PidFd::open(process.pid)
+                    .and_then(|fd| fd.signal(signal))
+                    .context(|| format!("send signal {signal} to process {}", process.pid))?;
+            }
+            frozen.resume()
+        }
+    }
 }
 
 /// Compares the image with the copies that were made of the job's memory; gives the number of pages.
@@ -390,10 +355,6 @@ fn await_verdict(word: &OwnedFd, observer: &mut Observer<'_>) -> Result<Verdict>
             Err(error) => return Err(std::io::Error::from(error)).context(what),
         }
     }
-}
-
-fn is_zombie(pid: i32) -> bool {
-    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z')
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
