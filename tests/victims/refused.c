@@ -63,13 +63,6 @@ static pid_t child(int flags) {
     return pid;
 }
 
-/* The last thread of a program whose main thread has ended. */
-static void *ended_by_a_file(void *unused) {
-    (void)unused;
-    while (access("end", F_OK) != 0) usleep(1000);
-    _exit(0);
-}
-
 static void *slot_two(void *unused) {
     beat(2);
     return unused;
@@ -178,21 +171,6 @@ int main(int argc, char **argv) {
         pthread_t thread;
         CHECK(pthread_create(&thread, NULL, apart, NULL) == 0);
         AWAIT(beats[2] > 0);
-    } else if (IS("leader")) {
-        pid_t headless = fork();
-        CHECK(headless >= 0);
-        if (headless == 0) {
-            pthread_t thread;
-            CHECK(pthread_create(&thread, NULL, slot_two, NULL) == 0);
-            syscall(SYS_exit, 0);
-        }
-        AWAIT(beats[2] > 0);
-        hold(headless);
-    } else if (IS("ending")) {
-        pthread_t thread;
-        CHECK(pthread_create(&thread, NULL, ended_by_a_file, NULL) == 0);
-        dprintf(1, "READY %d\n", (int)getpid());
-        syscall(SYS_exit, 0);
     } else if (IS("exec")) {
         /* The program gets the file, and no shared memory. */
         NEED(dup3(file, KEPT, 0) == KEPT);

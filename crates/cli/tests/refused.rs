@@ -11,12 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use support::steps::Steps;
 use support::{As, Cpr, PATIENCE, finish, poll, skip, wait_until};
 
 /// `Unsupported` of docs/exit-codes.md.
 const UNSUPPORTED: i32 = 69;
-/// `Gone`.
-const GONE: i32 = 68;
 /// Numbers in the file `beat`.
 const BEATS: usize = 8;
 const CLONE_NEWTIME: u32 = 0x80;
@@ -246,37 +245,34 @@ fn socket() -> OwnedFd {
     theirs.into()
 }
 
-/// Of a program that ends, the main thread may be the first to go. It is ending then, and nothing that
-/// cannot be saved.
+/// Whatever could not be done then, could not be done because of that.
 #[test]
-fn a_program_that_is_ending_has_ended() {
-    let test = "a_program_that_is_ending_has_ended";
-    let Some(cpr) = Cpr::new(test, As::User) else { return };
-    let program = compile(&cpr, "refused", &["-pthread"]).expect("a compiler");
-    cpr.run_detached(
-        "job",
-        &[],
-        &[program.to_str().expect("paths of tests are text"), "ending"],
-    );
-    let state = fs::read(cpr.state_dir.join("jobs/job/state.json")).expect("the job has a state");
-    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
-    let init = state["init"]["pid"].as_i64().expect("the job's init");
-    let root = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("init lives");
-    let status = format!("/proc/{}/status", root.trim());
-    wait_until(PATIENCE, "the main thread ends", || {
-        fs::read_to_string(&status).is_ok_and(|status| status.contains("zombie"))
-    });
-    let mut checkpoint = cpr.command(cpr.binary());
-    checkpoint
-        .args(["checkpoint", "job"])
+fn a_process_that_ends_while_it_is_saved_is_said_to_have_ended() {
+    /// `Gone` of docs/exit-codes.md.
+    const GONE: i32 = 68;
+    let Some(cpr) = Cpr::new("a_process_that_ends_while_it_is_saved", As::User) else {
+        return;
+    };
+    let mut sleeps = cpr.command(cpr.binary());
+    sleeps
+        .args(["exec", "--name", "sleeps", "--", "sleep", "1000"])
         .stdin(Stdio::null())
-        .stderr(Stdio::piped());
-    let checkpoint = checkpoint.spawn().expect("cpr can be run");
-    fs::write(cpr.work.join("end"), "").expect("the test's directory can be written");
-    let ended = checkpoint.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(GONE), "{said}");
-    assert_eq!(cpr.wait("job"), 0);
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut sleeps = sleeps.spawn().expect("a program");
+    let registered = cpr.state_dir.join("jobs/sleeps/state.json");
+    wait_until(PATIENCE, "the job is there", || registered.exists());
+    let mut steps = Steps::new(&cpr, &["checkpoint", "--steps", "60s", "-o", "sleep.cpr", "sleeps"]);
+    steps.says("prepared");
+    steps.say("stop");
+    steps.says("stopped");
+    sleeps.kill().expect("it lives");
+    steps.say("save");
+    let (code, said) = steps.end_with();
+    assert_eq!(code, GONE, "{said}");
+    assert!(said.contains("the job ended while it was being saved"), "{said}");
+    sleeps.wait().expect("it has ended");
+    assert!(!cpr.work.join("sleep.cpr").exists(), "nothing is left");
 }
 
 /// One test for each of these users.
@@ -334,7 +330,6 @@ refused! {
     seccomp [user]: ["seccomp"]; "seccomp filter", "only root can read and suspend the filters";
     shared_memory_space [root user]: ["clone_vm"]; "memory", "it shares its memory with process";
     shared_working_directory [root user]: ["clone_fs"]; "working directory", "it shares its working directory with process";
-    main_thread_ended [root user]: ["leader"]; "main thread", "its main thread has ended while others run";
     // LBNL-3.2.2.1
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";

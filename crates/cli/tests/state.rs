@@ -114,6 +114,7 @@ survive! {
     memory;
     // LBNL-2.2.4B.9, LBNL-3.9.1.M1, LBNL-3.9.10.2.2
     threads;
+    leaderless;
     // LBNL-3.9.1.M2
     vectors;
     // LBNL-2.2.4B.6, LBNL-3.9.1.M12, XGCP-RES-1

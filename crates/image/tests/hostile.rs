@@ -69,6 +69,18 @@ fn processes_and_threads() {
     check("belongs to another process", |m| {
         m.processes[1].address_space = Some(AddressSpaceId(0))
     });
+    check("thread 101 is listed twice", |m| {
+        m.processes[1].ended_leader = Some(EndedLeader::default());
+    });
+    check("number of groups", |m| {
+        let mut ended = EndedLeader::default();
+        ended.credentials.groups = vec![0; 65537];
+        m.processes[1].threads[0].tid = 900;
+        m.processes[1].ended_leader = Some(ended);
+    });
+    check("zombie with threads", |m| {
+        m.processes[2].ended_leader = Some(EndedLeader::default())
+    });
     check("zombie with threads", |m| {
         m.processes[1].state = ProcessState::Zombie(0)
     });

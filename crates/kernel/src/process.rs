@@ -13,8 +13,22 @@ pub struct PidFd {
 impl PidFd {
     /// pidfd_open(2) of a process (thread-group leader).
     pub fn open(pid: i32) -> io::Result<Self> {
+        Self::open_with(pid, 0)
+    }
+
+    /// The same of a single thread, whose descriptors pidfd_getfd(2) gives where its main thread has ended.
+    ///
+    /// # Errors
+    /// EINVAL before Linux 6.9.
+    pub fn open_thread(tid: i32) -> io::Result<Self> {
+        /// PIDFD_THREAD of <linux/pidfd.h>.
+        const THREAD: i32 = libc::O_EXCL;
+        Self::open_with(tid, THREAD)
+    }
+
+    fn open_with(pid: i32, flags: i32) -> io::Result<Self> {
         // SAFETY: pidfd_open takes two numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

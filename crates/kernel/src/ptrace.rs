@@ -16,6 +16,12 @@ const RECHECK: Duration = Duration::from_millis(20);
 /// PTRACE_EVENT_STOP of <linux/ptrace.h>.
 const EVENT_STOP: i32 = 128;
 
+/// PTRACE_EVENT_EXIT.
+pub const EVENT_EXIT: i32 = libc::PTRACE_EVENT_EXIT;
+
+/// PTRACE_O_SUSPEND_SECCOMP.
+const SUSPEND_SECCOMP: i32 = 1 << 21;
+
 /// A seized thread. Dropping it does nothing; the kernel detaches all tracees when the tracer thread ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tracee {
@@ -165,21 +171,22 @@ impl Tracee {
         request(libc::PTRACE_SETOPTIONS, self.tid, 0, options.flags() as usize).map(drop)
     }
 
+    /// Has the stopped thread stop once more, at [`Stop::Event`] with [`EVENT_EXIT`], on its way out. `suspended`: its
+    /// filters are suspended, and stay so. Other options become these.
+    pub fn stop_at_exit(self, options: SeizeOptions, suspended: bool) -> io::Result<()> {
+        let suspend = if suspended { SUSPEND_SECCOMP } else { 0 };
+        let flags = options.flags() | libc::PTRACE_O_TRACEEXIT | suspend;
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, flags as usize).map(drop)
+    }
+
     /// Suspends the seccomp filters of the stopped thread for as long as it is attached to. To be asked for only while
     /// nothing but calls of ours run in it. Other options become these.
     ///
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN in the first user namespace, or when the caller itself is filtered.
     pub fn suspend_seccomp(self, options: SeizeOptions) -> io::Result<()> {
-        /// PTRACE_O_SUSPEND_SECCOMP.
-        const SUSPEND: i32 = 1 << 21;
-        request(
-            libc::PTRACE_SETOPTIONS,
-            self.tid,
-            0,
-            (options.flags() | SUSPEND) as usize,
-        )
-        .map(drop)
+        let flags = options.flags() | SUSPEND_SECCOMP;
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, flags as usize).map(drop)
     }
 
     /// Seccomp filters of the stopped thread, the first installed first: flags and instructions of 8 bytes.

@@ -16,7 +16,7 @@ use std::time::Instant;
 use crate::arch::{self, ENTRY_SIZE, Registers, SYSCALL_INSTRUCTION};
 use crate::batch::{Batch, CallFailed, Outcome};
 use crate::memory::{Memory, PAGE};
-use crate::ptrace::{Stop, Tracee};
+use crate::ptrace::{EVENT_EXIT, SeizeOptions, Stop, Tracee};
 
 /// All signals blocked but SIGTRAP, the mask under which a tracee makes our calls.
 pub const INJECTION_MASK: u64 = !(1 << (libc::SIGTRAP - 1));
@@ -159,6 +159,37 @@ pub fn sleep(tracee: Tracee, base: &Registers, instruction: u64, place: u64, dea
     }
     // -ERESTART_RESTARTBLOCK
     Ok(tracee.registers()?.syscall_result() == -516)
+}
+
+/// Ends a stopped thread, and not its process, with this exit code, and is no longer its tracer. Nothing of its memory is
+/// touched: what it has registered with set_tid_address(2) and the like has to be given up before. `suspended`: its
+/// seccomp filters are.
+///
+/// # Errors
+/// The thread does not come to its end until `deadline`.
+pub fn end_thread(
+    tracee: Tracee,
+    base: &Registers,
+    instruction: u64,
+    code: i32,
+    suspended: bool,
+    deadline: Instant,
+) -> io::Result<()> {
+    let options = SeizeOptions {
+        kill_on_exit: true,
+        follow: false,
+    };
+    tracee.stop_at_exit(options, suspended)?;
+    tracee.set_signal_mask(u64::MAX)?;
+    tracee.set_registers(&base.for_syscall(instruction, libc::SYS_exit, [code as u64, 0, 0, 0, 0, 0]))?;
+    tracee.cont(0)?;
+    loop {
+        match tracee.wait(deadline)? {
+            Stop::Event(EVENT_EXIT) => return tracee.detach(0),
+            Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Stop::Interrupted(_) | Stop::Signal(_) | Stop::Syscall | Stop::Event(_) => tracee.cont(0)?,
+        }
+    }
 }
 
 /// Signals that the kernel sends for faults that come again when the program goes on where it was.

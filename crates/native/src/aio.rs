@@ -106,12 +106,12 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Pins the main thread to the first processor it may run on.
+    /// Pins a thread to the first processor it may run on.
     ///
     /// # Errors
     /// That is not allowed.
-    pub fn new(pid: i32) -> Result<Self> {
-        let thread = Pid::from_raw(pid);
+    pub fn new(tid: i32) -> Result<Self> {
+        let thread = Pid::from_raw(tid);
         let allowed = sched_getaffinity(thread).map_err(std::io::Error::from);
         let allowed = allowed.context(|| "ask for the processors it may run on")?;
         let pinned = Pinned { thread, allowed };
@@ -178,7 +178,11 @@ fn settle_one(process: &mut Process, ring: Ring, deadline: Instant) -> Result<()
             "the memory was inherited from a process that has the context",
         ));
     }
-    let pinned = Pinned::new(process.pid)?;
+    let caller = process
+        .threads
+        .first()
+        .map_or(process.pid, |thread| thread.tracee.tid());
+    let pinned = Pinned::new(caller)?;
     let settled = look(process, &pinned, ring, before, deadline);
     pinned.undo()?;
     settled

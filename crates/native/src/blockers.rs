@@ -82,7 +82,7 @@ impl Home {
     /// # Errors
     /// The process that shows it has gone.
     pub fn mounts(&self) -> std::io::Result<Vec<Mount>> {
-        ProcDir::open(self.init)?.mountinfo()
+        ProcDir::open_living(self.init)?.mountinfo()
     }
 
     /// The root directory of the job, opened with O_PATH.
@@ -90,7 +90,7 @@ impl Home {
     /// # Errors
     /// The process that shows it has gone.
     pub fn root(&self) -> std::io::Result<std::os::fd::OwnedFd> {
-        ProcDir::open(self.init)?.open_file("root", rustix::fs::OFlags::PATH)
+        ProcDir::open_living(self.init)?.open_file("root", rustix::fs::OFlags::PATH)
     }
 
     /// Mount namespaces that were looked at so far.
@@ -135,7 +135,7 @@ impl Home {
             Members::Namespace => 1,
             Members::Tree(_) | Members::Session(_) => root,
         };
-        let (proc, own) = (ProcDir::open(init), ProcDir::open(std::process::id() as i32));
+        let (proc, own) = (ProcDir::open_living(init), ProcDir::open(std::process::id() as i32));
         let has_init = scope.members == Members::Namespace;
         let namespaces = NAMESPACES.map(|(file, _)| {
             let proc = if has_init || !INHERITED.contains(&file) {
@@ -356,16 +356,16 @@ pub fn sharing(targets: &[Target]) -> Vec<Blocker> {
     ];
     let mut found = Vec::new();
     for (kind, object, what) in KINDS {
-        let mut sorted: Vec<i32> = Vec::with_capacity(targets.len());
+        let mut sorted: Vec<&Target> = Vec::with_capacity(targets.len());
         for target in targets {
-            let at =
-                sorted.binary_search_by(|other| process::compare(kind, *other, target.pid).unwrap_or(Ordering::Less));
+            let compare = |other: &&Target| process::compare(kind, other.proc.acting(), target.proc.acting());
+            let at = sorted.binary_search_by(|other| compare(other).unwrap_or(Ordering::Less));
             match at {
-                Err(at) => sorted.insert(at, target.pid),
+                Err(at) => sorted.insert(at, target),
                 Ok(at) => found.push(Blocker {
                     pid: target.pid,
                     object: object.to_owned(),
-                    reason: format!("it shares {what} with process {}", sorted[at]),
+                    reason: format!("it shares {what} with process {}", sorted[at].pid),
                     hint: None,
                 }),
             }

@@ -104,7 +104,7 @@ impl Party {
     /// The party of a process, none where it has no page or is about to end.
     fn find(pid: i32) -> Option<(Party, View)> {
         let pidfd = PidFd::open(pid).ok()?;
-        let proc = ProcDir::open(pid).ok()?;
+        let proc = ProcDir::open_living(pid).ok()?;
         let inner = inner_pid(&proc)?;
         let memory = Memory::open(proc.as_fd()).ok()?;
         let (address, view) = page_of(&proc.maps().ok()?, &memory, inner)?;
@@ -120,7 +120,7 @@ impl Party {
             address,
             tid,
             request: view.request,
-            ahead_ns: Offsets::ahead_of_us(pid).ok()?.monotonic_ns,
+            ahead_ns: Offsets::ahead_of_us(proc.acting()).ok()?.monotonic_ns,
         };
         Some((party, view))
     }
@@ -193,7 +193,7 @@ impl Asked {
         if view.answer.1 != Status::Idle && view.lease_ns > now {
             return Err(busy("is being checkpointed, or its callbacks still run").with_hint("try again later"));
         }
-        let stopped = ProcDir::open(pid)
+        let stopped = ProcDir::open_living(pid)
             .and_then(|proc| proc.stat())
             .is_ok_and(|s| s.state == b'T');
         if stopped && view.callbacks == 0 && view.sections == 0 {

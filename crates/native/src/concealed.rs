@@ -42,7 +42,7 @@ fn instruction(proc: &ProcDir) -> Result<u64> {
     };
     let vdso = maps.iter().find(|map| map.path == b"[vdso]").ok_or_else(none)?;
     let mut code = vec![0; (vdso.end - vdso.start).min(VDSO_MAX) as usize];
-    memory::read_of(pid, vdso.start, &mut code).context(|| format!("read the vdso of process {pid}"))?;
+    memory::read_of(proc.acting(), vdso.start, &mut code).context(|| format!("read the vdso of process {pid}"))?;
     let at = remote::find_syscall_instruction(&code).ok_or_else(none)?;
     Ok(vdso.start + at)
 }

@@ -47,7 +47,6 @@ pub use checkpoint::{
 };
 pub use files::terminal::JobControl;
 pub use files::{Channels, Meeting, Outward, channels};
-pub use freeze::runs_without_leader;
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};
 pub use restart::{LazyRequest, Pages, RestartRequest, Restarted, check_restart, restart};

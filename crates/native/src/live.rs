@@ -319,7 +319,7 @@ impl Copied {
 /// Takes up the tracking of processes that are still the same.
 pub fn take_up(processes: Vec<Tracked>) -> Vec<Copied> {
     let same = |tracked: Tracked| {
-        let proc = ProcDir::open(tracked.pid).ok()?;
+        let proc = ProcDir::open_living(tracked.pid).ok()?;
         let start = proc.stat().ok()?.starttime;
         if start != tracked.start {
             return None;
@@ -485,7 +485,7 @@ fn written_since(tracked: &[Copied]) -> u64 {
 
 /// Registers all private mappings of a process: those that lie one after another at once, where that can be done.
 fn register_process(copied: &mut Copied, known: &Known) -> std::io::Result<()> {
-    let maps = ProcDir::open(copied.pid)?.maps()?;
+    let maps = ProcDir::open_living(copied.pid)?.maps()?;
     let is_ours = |map: &&MapEntry| {
         let anonymous = matches!(
             map.kind(),

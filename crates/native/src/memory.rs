@@ -383,7 +383,7 @@ fn executable(process: &Process, shared: &mut Shared<'_>) -> Result<(Option<Mapp
     let name = name.strip_prefix(b"memfd:").unwrap_or(name);
     let what = || format!("process {pid}: save its program");
     let file = rustix::fs::open(
-        format!("/proc/{pid}/exe"),
+        format!("/proc/{}/exe", process.proc.acting()),
         OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )

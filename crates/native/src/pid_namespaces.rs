@@ -71,8 +71,8 @@ impl Saved {
             ids.push(id);
         }
         self.note(&ids, &process.status, home)?;
-        for thread in process.threads.iter().skip(1) {
-            let tid = thread.tracee.tid();
+        let tids = process.threads.iter().map(|thread| thread.tracee.tid());
+        for tid in tids.filter(|tid| *tid != process.pid) {
             let status = ProcDir::open_task(process.pid, tid).and_then(|task| task.status());
             self.note(&ids, &status.context(|| format!("look at thread {tid}"))?, home)?;
         }

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use cpr_image::model::{
-    Accounting, ByteString, Bytes, Cpu, Credentials, Directories, IntervalTimer, Limit, MemoryLayout, MemoryPolicy,
-    PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
+    Accounting, ByteString, Bytes, Cpu, Credentials, Directories, EndedLeader, IntervalTimer, Limit, MemoryLayout,
+    MemoryPolicy, PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
     Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
@@ -105,6 +105,7 @@ struct Seen {
     stat: Stat,
     status: Status,
     tids: Vec<i32>,
+    ended_leader: Option<EndedLeader>,
     stopped_by: Option<i32>,
     is_native: bool,
 }
@@ -116,6 +117,7 @@ impl Seen {
             stat: process.stat.clone(),
             status: process.status.clone(),
             tids: process.threads.iter().map(|thread| thread.tracee.tid()).collect(),
+            ended_leader: process.ended_leader.clone(),
             stopped_by: process.stopped_by,
             is_native: process.threads.iter().all(|thread| thread.registers.is_native()),
         }
@@ -148,7 +150,7 @@ impl Outside {
                 tasks: Vec::new(),
             });
         }
-        let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
+        let proc = ProcDir::open_living(pid).context(|| format!("open /proc/{pid}"))?;
         if let Some((object, reason)) = blockers::of_process(&proc, home)
             .into_iter()
             .find(|(object, _)| object != "tracer")
@@ -158,6 +160,7 @@ impl Outside {
         if !process.is_native {
             return Err(unsupported(pid, "it runs 32-bit code"));
         }
+        saved.ended_leader.clone_from(&process.ended_leader);
         if let Some(signal) = process.stopped_by {
             saved.state = ProcessState::Stopped(signal);
         }
@@ -291,7 +294,7 @@ impl Task {
         let status = proc
             .task_status(tid)
             .context(|| format!("read the status of thread {tid}"))?;
-        let directories = own_directories(proc.pid(), tid, status.umask)?;
+        let directories = own_directories(proc, tid, status.umask)?;
         Ok(Task { status, directories })
     }
 }
@@ -333,8 +336,9 @@ fn working_directory(proc: &ProcDir) -> Result<ByteString> {
 }
 
 /// What a thread has that does not share the process's directories.
-fn own_directories(pid: i32, tid: i32, umask: Option<u32>) -> Result<Option<Directories>> {
-    if tid == pid || process::shares(process::KCMP_FS, pid, tid) != Some(false) {
+fn own_directories(proc: &ProcDir, tid: i32, umask: Option<u32>) -> Result<Option<Directories>> {
+    let (pid, acting) = (proc.pid(), proc.acting());
+    if tid == acting || process::shares(process::KCMP_FS, acting, tid) != Some(false) {
         return Ok(None);
     }
     let task = &ProcDir::open_task(pid, tid).context(|| format!("open /proc/{pid}/task/{tid}"))?;

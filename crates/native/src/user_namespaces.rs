@@ -187,11 +187,11 @@ pub fn refuse_unmakeable(manifest: &Manifest) -> Result<()> {
         if !is_at_or_below(namespaces, process.user_namespace, birth) {
             return refuse(pid, "it is not within the one that its PID namespace belongs to");
         }
-        let differs = |thread: &cpr_image::model::Thread| {
-            let (own, first) = (&thread.credentials, &leader.credentials);
+        let differs = |own: &cpr_image::model::Credentials| {
+            let first = &leader.credentials;
             (own.uids, own.gids, &own.groups) != (first.uids, first.gids, &first.groups)
         };
-        if process.user_namespace.is_some() && process.threads.iter().any(differs) {
+        if process.user_namespace.is_some() && process.credentials().any(differs) {
             return refuse(pid, "its threads belong to different users or groups");
         }
     }

@@ -39,7 +39,12 @@ pub fn make(
 /// # Errors
 /// The process may not be traced, or has no such descriptor.
 pub fn take(pid: i32, number: u64) -> Result<OwnedFd> {
-    let pidfd = PidFd::open(pid).context(|| format!("open process {pid}"))?;
+    let acting = cpr_kernel::proc::acting(pid);
+    let pidfd = match acting == pid {
+        true => PidFd::open(pid),
+        false => PidFd::open_thread(acting),
+    };
+    let pidfd = pidfd.context(|| format!("open process {pid}"))?;
     rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
         .map_err(std::io::Error::from)
         .context(|| format!("take a descriptor of process {pid}"))

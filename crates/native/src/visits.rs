@@ -226,7 +226,7 @@ impl Visits {
             .filter(|pid| !job.contains(pid));
         others
             .filter_map(|pid| {
-                let link = ProcDir::open(pid).ok()?.read_link(&file).ok()?;
+                let link = ProcDir::open_living(pid).ok()?.read_link(&file).ok()?;
                 let found = self.others.iter().position(|other| other.link == link)?;
                 Some((found, pid))
             })

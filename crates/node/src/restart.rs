@@ -467,9 +467,10 @@ fn give_up_groups(image: &Image) -> Result<()> {
     if rustix::process::geteuid().is_root() || !sets.effective.contains(CapabilitySet::SETGID) {
         return Ok(());
     }
-    let threads = image.manifest().processes.iter().flat_map(|process| &process.threads);
-    let saved: BTreeSet<u32> = threads
-        .flat_map(|thread| thread.credentials.groups.iter().copied())
+    let processes = image.manifest().processes.iter();
+    let saved: BTreeSet<u32> = processes
+        .flat_map(|process| process.credentials())
+        .flat_map(|credentials| credentials.groups.iter().copied())
         .collect();
     if saved.contains(&UNKNOWN_GROUP) {
         return Ok(());

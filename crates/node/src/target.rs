@@ -128,7 +128,12 @@ fn stat(pid: i32) -> Result<(char, u64)> {
     let parse = || {
         let rest = &text[text.rfind(')')? + 1..];
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+        let state = match (fields.first()?.chars().next()?, fields.get(17)?.parse::<u32>().ok()?) {
+            // Only the main thread has ended.
+            ('Z', 2..) => 'S',
+            (state, _) => state,
+        };
+        Some((state, fields.get(19)?.parse().ok()?))
     };
     parse().ok_or_else(|| crate::wire::internal(format!("/proc/{pid}/stat is not understood")))
 }

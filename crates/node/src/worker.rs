@@ -41,17 +41,14 @@ pub(crate) struct Worker {
 /// namespaces of a job with a user namespace of its own: in a mount namespace whose owner may put anything at any path,
 /// root has no business. It gets a `/proc` of its own instead.
 pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
-    let pid = target.pid.to_string();
+    // The namespaces of a process whose main thread has ended are seen by another thread.
+    let pid = cpr_kernel::proc::acting(target.pid).to_string();
     let differs = |kind: &str| -> Result<bool> {
         let what = || format!("read the {kind} namespace of process {pid}");
         let theirs = namespace::identity(&pid, kind)
             .context(what)
             .map_err(|error| match error.kind() {
-                // The namespaces of a process whose main thread has ended cannot be seen.
-                ErrorKind::NotFound => match cpr_native::runs_without_leader(target.pid) {
-                    Some(reason) => Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")),
-                    None => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
-                },
+                ErrorKind::NotFound => Error::new(ErrorKind::Gone, format!("process {pid} has ended")),
                 _ => error,
             })?;
         Ok(theirs != namespace::identity("self", kind).context(what)?)

@@ -23,7 +23,7 @@ impl Steps {
             .current_dir(&cpr.work)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap());
         Steps {
@@ -53,8 +53,17 @@ impl Steps {
     }
 
     /// Nobody tells it anything any more; gives its exit code.
-    pub fn end(mut self) -> i32 {
+    pub fn end(self) -> i32 {
+        self.end_with().0
+    }
+
+    /// The same, and what it has complained of.
+    pub fn end_with(mut self) -> (i32, String) {
         self.words = None;
-        self.child.wait().unwrap().code().unwrap()
+        let mut complaints = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            std::io::Read::read_to_string(&mut stderr, &mut complaints).unwrap();
+        }
+        (self.child.wait().unwrap().code().unwrap(), complaints)
     }
 }

@@ -36,8 +36,8 @@ pub use namespaces::{
     UserNamespace,
 };
 pub use process::{
-    Accounting, Cpu, Credentials, Descriptor, Directories, IntervalTimer, Limit, MemoryPolicy, PosixLock, PosixTimer,
-    Process, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction, Thread, TimedSleep,
+    Accounting, Cpu, Credentials, Descriptor, Directories, EndedLeader, IntervalTimer, Limit, MemoryPolicy, PosixLock,
+    PosixTimer, Process, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction, Thread, TimedSleep,
 };
 pub use sockets::{
     Datagram, Endpoint, InetSocket, InetState, NetlinkSocket, PacketMembership, PacketRing, PacketSocket, PeerEnd,

@@ -34,8 +34,11 @@ pub struct Process {
     pub sid: i32,
     /// State.
     pub state: ProcessState,
-    /// Threads, the leader first. Empty for a zombie.
+    /// Threads, the leader first unless it has ended. Empty for a zombie.
     pub threads: Vec<Thread>,
+    /// The leader where it has ended while other threads go on, as after pthread_exit(3) in main().
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_leader: Option<EndedLeader>,
     /// Memory; none for a zombie.
     pub address_space: Option<AddressSpaceId>,
     /// Open descriptors in ascending order.
@@ -116,6 +119,26 @@ pub struct Process {
     pub controlling_terminal: Option<TerminalId>,
     /// Resources used so far (LBNL-3.9.7.1.1); informational, accounting restarts from zero.
     pub accounting: Accounting,
+}
+
+impl Process {
+    /// The credentials of all its threads, and of a leader that has ended.
+    pub fn credentials(&self) -> impl Iterator<Item = &Credentials> {
+        let ended = self.ended_leader.iter().map(|leader| &leader.credentials);
+        self.threads.iter().map(|thread| &thread.credentials).chain(ended)
+    }
+}
+
+/// What is left of a thread-group leader that has ended before its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct EndedLeader {
+    /// Its exit code (_exit(2)). Before Linux 5.17 it becomes that of the process, since then the last thread's does.
+    pub exit_code: u8,
+    /// /proc/PID/comm.
+    pub name: ByteString,
+    /// Whose signals the process takes.
+    pub credentials: Credentials,
 }
 
 /// Resources used before the checkpoint.

@@ -26,8 +26,9 @@ impl Check<'_> {
             if order.insert(process.pid, index).is_some() {
                 return Err(this("it is listed twice".to_string()));
             }
-            // A zombie has no threads listed, but its ID is taken all the same.
-            let leader = process.threads.is_empty().then_some(process.pid);
+            // A leader that has ended, alone or with all others, is not listed, but its ID is taken all the same.
+            let ended = process.threads.is_empty() || process.ended_leader.is_some();
+            let leader = ended.then_some(process.pid);
             for tid in process.threads.iter().map(|thread| thread.tid).chain(leader) {
                 pid(tid).map_err(this)?;
                 if !tids.insert(tid) {
@@ -68,13 +69,16 @@ impl Check<'_> {
         match process.state {
             ProcessState::Zombie(_) => {
                 within(
-                    process.threads.is_empty() && process.address_space.is_none(),
+                    process.threads.is_empty() && process.address_space.is_none() && process.ended_leader.is_none(),
                     "zombie with threads or memory",
                 )?;
             }
             ProcessState::Running | ProcessState::Stopped(_) => {
                 let leader = process.threads.first().ok_or("it has no threads")?;
-                within(leader.tid == process.pid, "leading thread")?;
+                within(
+                    leader.tid == process.pid || process.ended_leader.is_some(),
+                    "leading thread",
+                )?;
                 let space = process.address_space.ok_or("it has no address space")?;
                 in_table(space.index(), &self.manifest.address_spaces, "address space")?;
             }
@@ -162,6 +166,10 @@ impl Check<'_> {
         })?;
         if let Some(terminal) = process.controlling_terminal {
             in_table(terminal.index(), &self.manifest.terminals, "terminal")?;
+        }
+        if let Some(ended) = &process.ended_leader {
+            within(ended.name.0.len() <= 64 && !ended.name.0.contains(&0), "name")?;
+            within(ended.credentials.groups.len() <= 65536, "number of groups")?;
         }
         for thread in &process.threads {
             self.thread(thread)

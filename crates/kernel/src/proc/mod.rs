@@ -48,6 +48,7 @@ pub use timers::{Timer, TimerNotify, TimerTarget};
 pub struct ProcDir {
     dir: OwnedFd,
     pid: i32,
+    acting: i32,
     path: String,
 }
 
@@ -55,6 +56,15 @@ impl ProcDir {
     /// Opens `/proc/PID`.
     pub fn open(pid: i32) -> io::Result<Self> {
         Self::open_path(pid, format!("/proc/{}", positive(pid)?))
+    }
+
+    /// Opens the directory of a process that may go on without its main thread: /proc/TID of another thread then, which
+    /// shows what threads have in common, and /proc/PID no longer (proc(5)). [`ProcDir::stat`] and [`ProcDir::status`]
+    /// have the process's number, name and start.
+    pub fn open_living(pid: i32) -> io::Result<Self> {
+        let acting = acting(pid);
+        let dir = Self::open_path(acting, format!("/proc/{}", positive(acting)?))?;
+        Ok(Self { pid, ..dir })
     }
 
     /// Opens `/proc/PID/task/TID`; [`ProcDir::pid`] is then the thread's number.
@@ -69,7 +79,18 @@ impl ProcDir {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(Self { dir, pid, path })
+        Ok(Self {
+            dir,
+            pid,
+            acting: pid,
+            path,
+        })
+    }
+
+    /// The number of the thread that acts for the process where a system call wants one that lives: the main thread's,
+    /// unless that has ended ([`ProcDir::open_living`]).
+    pub fn acting(&self) -> i32 {
+        self.acting
     }
 
     /// The number this directory was opened with.
@@ -105,12 +126,32 @@ impl ProcDir {
 
     /// `/proc/PID/stat`.
     pub fn stat(&self) -> io::Result<Stat> {
-        stat::parse(&self.label("stat"), &self.record("stat")?)
+        let stat = stat::parse(&self.label("stat"), &self.record("stat")?)?;
+        if self.acting == self.pid {
+            return Ok(stat);
+        }
+        let main = stat_of(self.pid)?;
+        Ok(Stat {
+            pid: main.pid,
+            comm: main.comm,
+            starttime: main.starttime,
+            ..stat
+        })
     }
 
     /// `/proc/PID/status`.
     pub fn status(&self) -> io::Result<Status> {
-        status::parse(&self.label("status"), &self.record("status")?)
+        let status = status::parse(&self.label("status"), &self.record("status")?)?;
+        if self.acting == self.pid {
+            return Ok(status);
+        }
+        let main = status_of(self.pid)?;
+        Ok(Status {
+            pid: main.pid,
+            name: main.name,
+            ns_pid: main.ns_pid,
+            ..status
+        })
     }
 
     /// `/proc/PID/task/TID/status`.
@@ -257,6 +298,22 @@ impl AsFd for ProcDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
+}
+
+/// The thread that shows what a process has, and acts for it ([`ProcDir::open_living`]): the main thread, or another one
+/// where that has ended; the main thread's number, too, where none is left.
+pub fn acting(pid: i32) -> i32 {
+    // Of all that lives only a zombie and a thread of the kernel have no program.
+    let program = rustix::fs::readlink(format!("/proc/{pid}/exe"), Vec::new());
+    if program != Err(rustix::io::Errno::NOENT) {
+        return pid;
+    }
+    let lives = |tid: &i32| {
+        let stat = ProcDir::open_task(pid, *tid).and_then(|task| task.stat());
+        stat.is_ok_and(|stat| !matches!(stat.state, b'Z' | b'X'))
+    };
+    let threads = ProcDir::open(pid).and_then(|proc| proc.tasks()).unwrap_or_default();
+    threads.into_iter().find(lives).unwrap_or(pid)
 }
 
 /// `/proc/PID/stat` of a process that only one look is taken at: without opening its directory first.

@@ -67,18 +67,9 @@ pub(super) struct Look {
 pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
     let last_pid = cpr_kernel::proc::last_pid().ok();
     let mut targets = Vec::new();
-    let mut found = Vec::new();
     let home = Home::of(scope, root);
     for pid in freeze::members(scope)? {
-        match Target::open(pid)? {
-            Some(target) => targets.push(target),
-            None => found.extend(freeze::runs_without_leader(pid).map(|reason| Blocker {
-                pid,
-                object: "main thread".to_owned(),
-                reason,
-                hint: None,
-            })),
-        }
+        targets.extend(Target::open(pid)?);
     }
     let (themselves, together) = beside(
         targets.len() >= MANY,
@@ -86,7 +77,7 @@ pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<
         || of_all(&targets, &home, root, scope, around),
     )?;
     let (together, elsewhere) = together?;
-    found.extend(themselves);
+    let mut found = themselves;
     found.extend(together);
     Ok(Look {
         found,

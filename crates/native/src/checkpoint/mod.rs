@@ -45,7 +45,7 @@ use crate::{blockers, files, memory};
 use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
 use owner::owner_of_image;
-use running::{Resident, copy_running, early_libraries, flags_of, take_up};
+use running::{Resident, copy_running, early_libraries, ended_meanwhile, flags_of, has_living, take_up};
 
 pub use look::check;
 pub use request::{
@@ -74,8 +74,22 @@ pub fn checkpoint(
     earlier: Option<Earlier>,
     observer: &mut Observer<'_>,
 ) -> Result<(CheckpointReport, Vec<Tracked>)> {
-    let begun = Instant::now();
     let scope = scope_of(request);
+    let lived = has_living(scope);
+    save(scope, request, destination, earlier, observer).map_err(|error| match lived && !has_living(scope) {
+        true => ended_meanwhile(error),
+        false => error,
+    })
+}
+
+fn save(
+    scope: Scope,
+    request: &CheckpointRequest,
+    destination: Destination,
+    earlier: Option<Earlier>,
+    observer: &mut Observer<'_>,
+) -> Result<(CheckpointReport, Vec<Tracked>)> {
+    let begun = Instant::now();
     block_child_signals().context(|| "block SIGCHLD")?;
     // Every shared mapping and open file takes one of ours.
     cpr_kernel::process::raise_descriptor_limit().context(|| "raise the limit on descriptors")?;
@@ -246,7 +260,7 @@ impl Outlet {
 
 fn note_time(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
     let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
-    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.pid));
+    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.proc.acting()));
     let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
     let Offsets {
         monotonic_ns,

@@ -23,8 +23,8 @@ pub(super) fn owner_of(manifest: &Manifest) -> Option<(u32, u32)> {
 /// files open that its user could not open again, as a daemon has that gave root's rights up.
 pub(super) fn owner_of_image(manifest: &Manifest) -> (u32, u32) {
     let owner = (manifest.checkpoint.owner_uid, manifest.checkpoint.owner_gid);
-    let threads = manifest.processes.iter().flat_map(|process| &process.threads);
-    let mut users = threads.flat_map(|thread| thread.credentials.uids);
+    let credentials = manifest.processes.iter().flat_map(|process| process.credentials());
+    let mut users = credentials.flat_map(|credentials| credentials.uids);
     // That of a session is its leader's in any case (LBNL-3.6.2.7).
     if manifest.checkpoint.session != 0 || !rustix::process::geteuid().is_root() {
         return owner;

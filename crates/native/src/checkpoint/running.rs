@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use cpr_kernel::proc::ProcDir;
-use cpr_types::Result;
+use cpr_types::{Error, ErrorKind, Result};
 
 use super::request::{After, CheckpointRequest, Method};
 use crate::freeze::{self, Purpose, Scope};
@@ -26,7 +26,7 @@ impl Resident {
     pub(super) fn of(scope: Scope) -> Result<Self> {
         let mut own = HashMap::new();
         for pid in freeze::members(scope)? {
-            if let Ok(status) = cpr_kernel::proc::status_of(pid) {
+            if let Ok(status) = cpr_kernel::proc::status_of(cpr_kernel::proc::acting(pid)) {
                 own.insert(pid, status.rss_own_kib * 1024);
             }
         }
@@ -48,7 +48,9 @@ impl Resident {
     pub(super) fn is_worth_snapshots(&self, root: i32, left: u64, rate: u64) -> bool {
         // The job must not die of what a checkpoint takes: neither of the machine's limit nor of its own.
         let room = || {
-            let own = ProcDir::open(root).ok().and_then(|proc| cgroups::memory_left(&proc))?;
+            let own = ProcDir::open_living(root)
+                .ok()
+                .and_then(|proc| cgroups::memory_left(&proc))?;
             Some(available_memory()?.min(own))
         };
         snapshot::pays(left, rate, self.all(), self.0.len(), room())
@@ -74,7 +76,7 @@ pub(super) fn early_libraries(scope: Scope, keep: Keep, writer: &mut Pipeline<'_
     let mut libraries = Libraries::new(keep);
     if keep != Keep::default() {
         for pid in freeze::members(scope)? {
-            if let Ok(proc) = ProcDir::open(pid) {
+            if let Ok(proc) = ProcDir::open_living(pid) {
                 libraries.save_early(&proc, writer)?;
             }
         }
@@ -138,13 +140,30 @@ pub(super) fn copy_running(
 pub(super) fn flags_of(scope: Scope) -> Result<FlagTable> {
     let mut flags = FlagTable::default();
     for pid in freeze::members(scope)? {
-        if let Ok(proc) = ProcDir::open(pid) {
+        if let Ok(proc) = ProcDir::open_living(pid) {
             flags.add(&proc);
         }
     }
     Ok(flags)
 }
 
+/// Whether anything of a job lives, as far as that can be seen.
+pub(super) fn has_living(scope: Scope) -> bool {
+    let lives = |pid: &i32| !is_zombie(*pid) && cpr_kernel::proc::stat_of(*pid).is_ok();
+    match freeze::members(scope) {
+        Ok(members) => members.iter().any(lives),
+        Err(error) => error.kind() != ErrorKind::Gone,
+    }
+}
+
+/// The error of a job that has ended: whatever was being done could not be done because of that.
+pub(super) fn ended_meanwhile(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Usage | ErrorKind::NoSpace | ErrorKind::Cancelled => error,
+        _ => Error::new(ErrorKind::Gone, "the job ended while it was being saved").with_source(error),
+    }
+}
+
 fn is_zombie(pid: i32) -> bool {
-    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z')
+    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && stat.num_threads <= 1)
 }

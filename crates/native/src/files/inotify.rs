@@ -39,7 +39,9 @@ const LOOK: Duration = Duration::from_millis(1);
 pub fn queues(pids: impl IntoIterator<Item = i32>) -> Vec<OwnedFd> {
     let mut found = Vec::new();
     for pid in pids {
-        let Ok(proc) = proc::ProcDir::open(pid) else { continue };
+        let Ok(proc) = proc::ProcDir::open_living(pid) else {
+            continue;
+        };
         let fds = proc.descriptors().unwrap_or_default().into_iter();
         let mut fds = fds
             .filter(|&fd| proc.fd_link(fd).is_ok_and(|link| link == LINK))

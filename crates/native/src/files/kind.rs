@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 
-use cpr_kernel::proc::{FdInfo, FdInfoKind, LockKind, ProcDir};
+use cpr_kernel::proc::{self, FdInfo, FdInfoKind, LockKind, ProcDir};
 use cpr_types::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, OFlags, Stat};
@@ -181,14 +181,14 @@ fn anonymous(name: &str) -> Kind {
 fn own_namespace(pid: i32, link: &[u8]) -> Option<Kind> {
     let name = &link[..link.iter().position(|&b| b == b':')?];
     let path = [b"ns/", name].concat();
-    let full = [format!("/proc/{pid}/").as_bytes(), path.as_slice()].concat();
+    let full = [format!("/proc/{}/", proc::acting(pid)).as_bytes(), path.as_slice()].concat();
     let own = rustix::fs::readlink(std::ffi::OsStr::from_bytes(&full), Vec::new()).ok()?;
     (own.as_bytes() == link).then_some(Kind::Proc(Some(pid), path))
 }
 
 /// `f_type` of the file system of an open file.
 fn file_system(pid: i32, fd: i32) -> Option<u64> {
-    let statfs = rustix::fs::statfs(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    let statfs = rustix::fs::statfs(format!("/proc/{}/fd/{fd}", proc::acting(pid))).ok()?;
     Some(statfs.f_type as u32 as u64)
 }
 
@@ -308,7 +308,7 @@ impl Ends {
     /// Counts the ends of pipes that process `pid` has open, as far as it can be looked at: where it cannot, they lead
     /// out of the job.
     pub fn add_pipes_of(&mut self, pid: i32) {
-        let Ok(proc) = ProcDir::open(pid) else { return };
+        let Ok(proc) = ProcDir::open_living(pid) else { return };
         for fd in proc.descriptors().unwrap_or_default() {
             let (Ok(link), Ok(info), Ok(stat)) = (proc.fd_link(fd), proc.fdinfo(fd), proc.fd_stat(fd)) else {
                 continue;

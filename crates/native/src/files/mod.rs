@@ -91,7 +91,7 @@ pub struct Target {
     pub pid: i32,
     /// Its directory in /proc.
     pub proc: ProcDir,
-    /// pidfd_open(2) of it.
+    /// pidfd_open(2) of it, or of the thread that acts for it ([`ProcDir::acting`]).
     pub pidfd: OwnedFd,
 }
 
@@ -101,14 +101,18 @@ impl Target {
     /// # Errors
     /// It cannot be opened.
     pub fn open(pid: i32) -> Result<Option<Target>> {
-        let Ok(proc) = ProcDir::open(pid) else {
+        let Ok(proc) = ProcDir::open_living(pid) else {
             return Ok(None);
         };
         match proc.stat() {
             Ok(stat) if stat.state != b'Z' => {}
             _ => return Ok(None),
         }
-        let pidfd = match PidFd::open(pid) {
+        let opened = match proc.acting() == pid {
+            true => PidFd::open(pid),
+            false => PidFd::open_thread(proc.acting()),
+        };
+        let pidfd = match opened {
             Ok(fd) => fd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(error) => return Err(error).context(|| format!("open process {pid}")),

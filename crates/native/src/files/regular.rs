@@ -51,7 +51,7 @@ fn is_proc(description: &Description) -> bool {
     // The first process is there, and may see more.
     let mut mounts = [description.pid, 1]
         .into_iter()
-        .filter_map(|pid| ProcDir::open(pid).ok()?.mountinfo().ok());
+        .filter_map(|pid| ProcDir::open_living(pid).ok()?.mountinfo().ok());
     view.is_none() && link == b"/proc" && mounts.any(|mounts| mounts.iter().any(is_top))
 }
 

@@ -121,8 +121,11 @@ pub(super) struct SharedTables {
 pub(super) fn shared_tables(targets: &[Target]) -> Result<SharedTables> {
     let mut found = SharedTables::default();
     let mut sorted: Vec<i32> = Vec::with_capacity(targets.len());
+    // Of a process whose main thread has ended another one is compared.
+    let acting: HashMap<i32, i32> = targets.iter().map(|one| (one.pid, one.proc.acting())).collect();
+    let acting = |pid: i32| acting.get(&pid).copied().unwrap_or(pid);
     let compare = |one: i32, other: i32| {
-        cpr_kernel::fd::compare_tables(one, other)
+        cpr_kernel::fd::compare_tables(acting(one), acting(other))
             .context(|| format!("compare the descriptor tables of {one} and {other}"))
             .map_err(|e| e.with_hint("the kernel needs CONFIG_KCMP"))
     };
@@ -193,7 +196,7 @@ fn collect(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<Po
             let key = Key::new(&link, &info, &stat);
             let place = index.find(&key, |known| {
                 let handle = context.entries[known].description.handle.as_raw_fd();
-                cpr_kernel::fd::compare_files(own, handle, target.pid, fd)
+                cpr_kernel::fd::compare_files(own, handle, target.proc.acting(), fd)
                     .context(|| format!("process {}, descriptor {fd}: compare it with others", target.pid))
                     .map_err(|e| e.with_hint("the kernel needs CONFIG_KCMP"))
             })?;

@@ -172,7 +172,7 @@ impl SavedFiles {
         }
         let label = format!("process {pid}, mapping at {start:#x}");
         // Whoever may open it directly (it takes CAP_CHECKPOINT_RESTORE) sees holes, and what is not mapped.
-        let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+        let path = format!("/proc/{}/map_files/{start:x}-{end:x}", cpr_kernel::proc::acting(pid));
         let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
         let mut kind = kind;
         if matches!(&kind, SavedFileKind::Memfd { name, .. } if name.0 == SHARED_ANONYMOUS_NAME) {

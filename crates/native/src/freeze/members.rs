@@ -1,15 +1,9 @@
 //! Which processes a job has.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use cpr_kernel::proc::{self, ProcDir, Stat};
-use cpr_kernel::process::PidFd;
 use cpr_types::{Context, Error, ErrorKind, Result};
-
-/// How long a process of which only the main thread has ended may take to end wholly: on a loaded machine the others
-/// have to be given a processor first.
-const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which processes belong to the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,21 +146,12 @@ pub(super) fn inhabitants() -> Result<Vec<i32>> {
     Ok(all)
 }
 
-/// Why a process whose main thread is dead cannot be saved; none for others, and for those that are wholly dead.
-pub fn without_leader(pid: i32) -> Option<String> {
-    let stat = proc::stat_of(pid).ok()?;
-    (is_zombie(&stat) && stat.num_threads > 1).then(|| "its main thread has ended while others run".to_owned())
-}
-
-/// The same as [`without_leader`] for a process that nobody has stopped: one whose main thread is only the first to end
-/// of all is waited for.
-pub fn runs_without_leader(pid: i32) -> Option<String> {
-    let reason = without_leader(pid)?;
-    let ended = PidFd::open(pid).and_then(|process| process.has_ended(LEADER_PATIENCE));
-    // An error: it is gone already.
-    matches!(ended, Ok(false)).then_some(reason)
-}
-
+/// Whether a process has ended, with all its threads.
 pub(super) fn is_zombie(stat: &Stat) -> bool {
-    stat.state == b'Z'
+    stat.state == b'Z' && stat.num_threads <= 1
+}
+
+/// Whether only the main thread of a process has ended.
+pub(super) fn is_without_leader(pid: i32) -> bool {
+    proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && stat.num_threads > 1)
 }

@@ -15,7 +15,7 @@ use cpr_types::{Context, Result};
 
 use process::put_right;
 
-pub use members::{Members, Scope, members, runs_without_leader};
+pub use members::{Members, Scope, members};
 pub use process::{Process, Space, Thread, interrupts, loaded_number, park};
 pub use stop::{Purpose, freeze, nudge, traced};
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use cpr_image::model::EndedLeader;
 use cpr_kernel::arch::{self, Registers};
 use cpr_kernel::batch::{Batch, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
@@ -53,7 +54,9 @@ pub struct Process {
     pub stat: Stat,
     /// /proc/PID/status at the stop.
     pub status: Status,
-    /// Threads, the leader first; none for a zombie.
+    /// Its leader, where that has ended while others go on.
+    pub ended_leader: Option<EndedLeader>,
+    /// Threads, the leader first unless it has ended; none for a zombie.
     pub threads: Vec<Thread>,
     /// Memory and page table; none for a zombie.
     pub space: Option<Space>,
@@ -308,7 +311,8 @@ impl Process {
         for index in ended.into_iter().rev() {
             self.threads.remove(index);
         }
-        if self.threads.first().is_none_or(|thread| thread.tracee.tid() != pid) {
+        let has_first = |thread: &Thread| thread.tracee.tid() == self.proc.acting();
+        if !self.threads.first().is_some_and(has_first) {
             return Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")));
         }
         Ok(())

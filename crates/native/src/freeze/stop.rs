@@ -6,13 +6,14 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cpr_image::model::{ByteString, Credentials, EndedLeader};
 use cpr_kernel::arch;
 use cpr_kernel::proc::{self, ProcDir, Stat, Status};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::members::{Members, Scope, is_zombie, members, runs_without_leader, without_leader};
+use super::members::{Members, Scope, is_without_leader, is_zombie, members};
 use super::process::{Process, Thread};
 use super::{ATTACHED, EINTR, ERESTARTSYS, Frozen};
 
@@ -303,15 +304,12 @@ pub(super) fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
         return Err(traced(pid, status.tracer_pid));
     }
     if dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
-        // The first thread of all may be the first to end.
-        return match runs_without_leader(pid) {
-            None => Ok(Skip::Yes),
-            Some(reason) => Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}"))),
-        };
+        return Ok(Skip::Yes);
     }
     let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
     Ok(match task {
-        Ok(stat) if matches!(stat.state, b'Z' | b'X') && tid != pid => Skip::Yes,
+        // The main thread may be the first to end.
+        Ok(stat) if matches!(stat.state, b'Z' | b'X') => Skip::Yes,
         Err(_) => Skip::Yes,
         _ => Skip::No,
     })
@@ -335,6 +333,10 @@ pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Resul
     loop {
         let stop = match tracee.wait(deadline) {
             Ok(stop) => stop,
+            // A main thread that has ended before it stopped: its end is told when all have ended.
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut && tid == pid && is_without_leader(pid) => {
+                return Ok(Stopped::Gone);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                 let state = ProcDir::open_task(pid, tid)
                     .and_then(|t| t.stat())
@@ -377,9 +379,10 @@ pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Resul
 /// Whether a process has a child that still runs in its memory.
 pub(super) fn in_vfork(pid: i32) -> bool {
     let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
+    let acting = proc::acting(pid);
     children
         .into_iter()
-        .any(|child| cpr_kernel::process::shares(cpr_kernel::process::KCMP_VM, pid, child) == Some(true))
+        .any(|child| cpr_kernel::process::shares(cpr_kernel::process::KCMP_VM, acting, child) == Some(true))
 }
 
 /// Lets a thread that was stopped and not touched go on, still attached to.
@@ -445,8 +448,13 @@ pub(super) fn describe(
     stopped: &HashMap<i32, Stopped>,
     deadline: Instant,
 ) -> Result<Option<Process>> {
+    let leads = matches!(stopped.get(&pid), Some(Stopped::Here { .. }));
     let look = || -> Result<(ProcDir, Stat, Status)> {
-        let proc = ProcDir::open(pid).context(|| format!("open /proc/{pid}"))?;
+        let proc = match leads || tids.is_empty() {
+            true => ProcDir::open(pid),
+            false => ProcDir::open_living(pid),
+        };
+        let proc = proc.context(|| format!("open /proc/{pid}"))?;
         let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
         let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
         Ok((proc, stat, status))
@@ -496,12 +504,12 @@ pub(super) fn describe(
             deferred: Deferred::default(),
         });
     }
-    if !threads.is_empty()
-        && let Some(reason) = without_leader(pid)
-    {
-        return Err(Error::new(ErrorKind::Unsupported, format!("process {pid}: {reason}")));
-    }
+    let ended_leader = match threads.is_empty() || leads {
+        true => None,
+        false => Some(ended_leader(pid)?),
+    };
     let mut process = Process {
+        ended_leader,
         pid,
         proc,
         stat,
@@ -513,4 +521,29 @@ pub(super) fn describe(
     };
     process.open_space(deadline)?;
     Ok(Some(process))
+}
+
+/// What is left of the main thread of a process that others of it have outlived.
+fn ended_leader(pid: i32) -> Result<EndedLeader> {
+    let what = || format!("look at the main thread of process {pid}, which has ended");
+    let task = ProcDir::open_task(pid, pid).context(what)?;
+    let (stat, status) = (task.stat().context(what)?, task.status().context(what)?);
+    Ok(EndedLeader {
+        // A signal would have ended all threads.
+        exit_code: (stat.exit_code >> 8 & 0xff) as u8,
+        name: ByteString(status.name),
+        credentials: Credentials {
+            uids: status.uids,
+            gids: status.gids,
+            groups: status.groups,
+            effective: status.cap_effective,
+            permitted: status.cap_permitted,
+            inheritable: status.cap_inheritable,
+            bounding: status.cap_bounding,
+            ambient: status.cap_ambient,
+            // Only a living thread tells.
+            securebits: 0,
+            no_new_privs: status.no_new_privs,
+        },
+    })
 }

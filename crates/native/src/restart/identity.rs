@@ -334,9 +334,7 @@ pub fn credentials(thread: &Thread, process: &Process, rights: Rights, batch: &m
         libc::SYS_prctl,
         &[libc::PR_SET_PDEATHSIG.into(), thread.parent_death_signal.into()],
     );
-    // Changing users has cleared it. A process that lets nobody look at it gets it back when nothing is left to be
-    // done.
-    if thread.tid == process.pid {
-        batch.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), Arg::from(1)]);
-    }
+    // Changing users has cleared it, in whichever thread. A process that lets nobody look at it gets it back when
+    // nothing is left to be done.
+    batch.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), Arg::from(1)]);
 }

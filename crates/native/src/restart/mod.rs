@@ -61,6 +61,8 @@ mod ipc;
 
 mod lazy;
 
+mod leader;
+
 mod log;
 
 mod memory_files;

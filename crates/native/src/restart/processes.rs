@@ -129,7 +129,8 @@ pub(super) fn make_processes(
     let views = mounts::enter_all(workshop, manifest, sources.image, spaces)?;
     users::enter_all(workshop, manifest)?;
     for process in living(manifest) {
-        let tids: Vec<i32> = process.threads.iter().skip(1).map(|t| t.tid).collect();
+        let tids = process.threads.iter().map(|thread| thread.tid);
+        let tids: Vec<i32> = tids.filter(|tid| *tid != process.pid).collect();
         workshop
             .threads(process.pid, &tids)
             .context(|| format!("restore process {}", process.pid))?;

@@ -17,7 +17,7 @@ use super::opened::place_descriptors;
 use super::space::Sources;
 use super::stub::Workshop;
 use super::terminals::with_descriptor;
-use super::{address_space, filters, identity, living, space, stub};
+use super::{address_space, filters, identity, leader, living, space, stub};
 use crate::files;
 use crate::freeze;
 
@@ -30,7 +30,7 @@ const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 
 /// What is left to do for a process when everything else is in place.
 pub(super) struct Plan {
-    /// The thread handles with their final registers, the first thread first.
+    /// The handles of the threads that are to live with their final registers, the first thread first.
     pub(super) threads: Vec<(Tracee, Registers)>,
     /// When their system call filters come.
     pub(super) filters: When,
@@ -113,6 +113,7 @@ pub(super) fn rebuild(
         let stub = workshop.stub(pid)?;
         std::iter::once((stub.tracee, stub.base))
             .chain(stub.threads.iter().copied())
+            .skip(usize::from(process.ended_leader.is_some()))
             .collect()
     };
     let mut plan = Plan {
@@ -132,11 +133,15 @@ pub(super) fn rebuild(
         let numbers = [workshop.seen(pid, pid)?, workshop.seen(pid, thread.tid)?];
         identity::thread(thread, numbers, &mut batch);
         identity::credentials(thread, process, rights, &mut batch);
+        if leader::is_to_end(manifest, process.ppid) {
+            batch.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG.into(), Arg::from(0)]);
+        }
         workshop.run_thread(stub, tracee, &base, &batch).context(what)?;
         let registers = Registers::from_bytes(&thread.cpu.general.0)
             .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("thread {} has no registers", thread.tid)))?;
         plan.threads.push((tracee, registers));
     }
+    leader::rebuild(workshop, process, rights, plan.filters).context(what)?;
     Ok(plan)
 }
 
@@ -344,12 +349,21 @@ pub(super) fn prepare(workshop: &Workshop, manifest: &Manifest, process: &Proces
     let mut deferred = Deferred::default();
     let space = address_space(manifest, process)?;
     let comes_last = plan.filters == When::Last;
+    let leads = process.ended_leader.is_none();
     for (index, (thread, (tracee, registers))) in process.threads.iter().zip(&mut plan.threads).enumerate() {
         if let Some(sleep) = &thread.sleep
             && prime(workshop, stub, *tracee, instruction, sleep)?
         {
             // The kernel knows the rest of the sleep: let it restart that.
             registers.set_syscall_result(-516);
+        }
+        // It has ended by now, and nobody is to be told.
+        if thread.parent_death_signal != 0 && leader::is_to_end(manifest, process.ppid) {
+            let base = tracee.registers().context(what)?;
+            let signal = thread.parent_death_signal as u64;
+            let arguments = [libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0];
+            let (deadline, number) = (workshop.deadline, libc::SYS_prctl);
+            remote::syscall(*tracee, &base, instruction, number, arguments, deadline, &mut deferred).context(what)?;
         }
         if index == 0 {
             continue;
@@ -394,9 +408,15 @@ pub(super) fn prepare(workshop: &Workshop, manifest: &Manifest, process: &Proces
         )
         .context(|| format!("make process {pid} inaccessible again"))?;
     }
+    leader::end(workshop, process, instruction, plan.filters).context(what)?;
     if let (Some(thread), Some((tracee, registers))) = (process.threads.first(), plan.threads.first()) {
         if comes_last {
-            filters::install_last(workshop, process, 0, *tracee, &stub.base, instruction, space).context(what)?;
+            let base = if leads {
+                stub.base
+            } else {
+                tracee.registers().context(what)?
+            };
+            filters::install_last(workshop, process, 0, *tracee, &base, instruction, space).context(what)?;
         }
         freeze::park(*tracee, workshop.deadline).context(what)?;
         set_thread(*tracee, thread, registers).context(what)?;

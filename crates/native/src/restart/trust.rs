@@ -44,8 +44,7 @@ pub fn limit(image: &Image, rights: Rights) -> Result<Rights> {
     };
     let allowed = groups_of(owner);
     for process in &manifest.processes {
-        for thread in &process.threads {
-            let credentials = &thread.credentials;
+        for credentials in process.credentials() {
             if let Some(uid) = credentials.uids.iter().find(|uid| **uid != owner) {
                 return refuse(format!("claims user {uid} for process {}", process.pid));
             }
