@@ -58,6 +58,13 @@ int main(int argc, char **argv) {
     int server = socket(AF_UNIX, SOCK_SEQPACKET, 0), caller = socket(AF_UNIX, SOCK_SEQPACKET, 0);
     CHECK(bind(server, (struct sockaddr *)&name, sizeof name.sun_family) == 0);
     CHECK(getsockname(server, (struct sockaddr *)&name, &named) == 0);
+    /* An epoll set that is open nowhere: it is under way to the socket that it has registered. */
+    int watched[2], set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0x1234567890};
+    CHECK(set >= 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, watched) == 0);
+    CHECK(epoll_ctl(set, EPOLL_CTL_ADD, watched[1], &event) == 0);
+    send_fd(watched[0], set, "a set");
+    CHECK(close(set) == 0);
     ready();
     CHECK(listen(server, 1) == 0 && connect(caller, (struct sockaddr *)&name, named) == 0);
     int accepted = accept(server, NULL, NULL);
@@ -89,6 +96,14 @@ int main(int argc, char **argv) {
     CHECK(write(half[1], "on", 2) == 2 && read(half[0], text, 100) == 2);
     SAME(read(gone[1], text, 100), 4);
     SAME(read(gone[1], text, 100), 0);
+    set = receive_fd(watched[1], text, 99);
+    event.data.u64 = 0;
+    SAME(epoll_wait(set, &event, 1, 0), 0);
+    CHECK(write(watched[0], "y", 1) == 1);
+    SAME(epoll_wait(set, &event, 1, 0), 1);
+    SAME(event.data.u64, 0x1234567890);
+    /* The kernel knows the registration by the number that it was made with. */
+    CHECK(epoll_ctl(set, EPOLL_CTL_DEL, watched[1], NULL) == 0);
     CHECK(write(datagrams[1], "new", 3) == 3 && read(datagrams[0], text, 100) == 3);
     ok();
 }

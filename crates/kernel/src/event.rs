@@ -23,6 +23,64 @@ pub fn signalfd(mask: u64, nonblocking: bool) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// One registration with an epoll set.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration<'a> {
+    /// What is registered.
+    pub file: BorrowedFd<'a>,
+    /// The descriptor number it is registered under.
+    pub number: i32,
+    /// EPOLL* bits.
+    pub events: u32,
+    /// What epoll_wait(2) gives back.
+    pub data: u64,
+}
+
+/// Registers files with an epoll set under any descriptor numbers, whatever has these here: in a thread with a table of
+/// descriptors of its own, which ends.
+///
+/// # Errors
+/// The thread cannot be started, or the kernel takes no registration.
+pub fn register_under_numbers(set: BorrowedFd<'_>, registrations: &[Registration<'_>]) -> io::Result<()> {
+    let work = || -> io::Result<()> {
+        // SAFETY: the thread has been started for this, and from here on uses descriptors by number only: those that
+        // are owned elsewhere are not closed by it, since the table is its own.
+        checked(unsafe { libc::unshare(libc::CLONE_FILES) })?;
+        for registration in registrations {
+            let number = registration.number;
+            // SAFETY: F_DUPFD and dup2 take numbers; what they put into this table nobody else knows.
+            let (set, file) = unsafe {
+                let above = number.saturating_add(1);
+                let set = checked(libc::fcntl(set.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above))?;
+                let file = checked(libc::fcntl(registration.file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above))?;
+                (set, file)
+            };
+            let mut event = libc::epoll_event {
+                events: registration.events,
+                u64: registration.data,
+            };
+            // What the number stands for in this table is not needed any more, unless it is to be registered later.
+            // SAFETY: numbers again, of this thread's own table.
+            let kept = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, number.saturating_add(1)) };
+            // SAFETY: dup2 takes numbers; epoll_ctl reads `event`, which lives through the call.
+            unsafe {
+                checked(libc::dup2(file, number))?;
+                checked(libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, number, &raw mut event))?;
+                if kept >= 0 {
+                    checked(libc::dup2(kept, number))?;
+                }
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
 /// TFD_IOC_SET_TICKS: how many expirations the next read reports. Zero is refused by the kernel.
 pub fn set_timer_ticks(timer: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
     const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400; // _IOW('T', 0, __u64)

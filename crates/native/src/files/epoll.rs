@@ -77,7 +77,8 @@ pub fn resolve(
                 ),
             )
         })?;
-        if !holders.iter().any(|h| h.file == file && holding.contains(&h.pid)) {
+        // A set that is only in a message under way is filled by the restarter.
+        if !holding.is_empty() && !holders.iter().any(|h| h.file == file && holding.contains(&h.pid)) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
@@ -185,6 +186,9 @@ pub fn register(process: &Process, manifest: &Manifest, spare: i32, batch: &mut 
             continue;
         };
         for target in targets {
+            if is_apart(manifest, id) {
+                continue;
+            }
             let chosen = registrar(manifest, id, target).and_then(|index| manifest.processes.get(index));
             match chosen {
                 Some(chosen) if chosen.pid == process.pid => add(process, id, target, spare, batch),
@@ -200,6 +204,39 @@ pub fn register(process: &Process, manifest: &Manifest, spare: i32, batch: &mut 
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether no process has an epoll set open: it is in a message under way.
+fn is_apart(manifest: &Manifest, epoll: FileId) -> bool {
+    let mut descriptors = manifest.processes.iter().flat_map(|process| &process.descriptors);
+    !descriptors.any(|descriptor| descriptor.file == epoll)
+}
+
+/// Makes the registrations of epoll sets that no process has open; `files` are ours for the files of the image.
+///
+/// # Errors
+/// The kernel refuses one.
+pub fn register_apart(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
+    for id in inner_first(manifest).into_iter().filter(|id| is_apart(manifest, *id)) {
+        let what = || format!("fill epoll set {}, which is in a message under way", id.0);
+        let missing = || Error::new(ErrorKind::Damaged, what());
+        let Some(Object::Epoll { targets }) = manifest.files.get(id.index()).map(|file| &file.object) else {
+            continue;
+        };
+        let registrations = targets.iter().map(|target| {
+            let file = files.get(target.file.index()).ok_or_else(missing)?;
+            Ok(event::Registration {
+                file: file.as_fd(),
+                number: target.fd,
+                events: target.events,
+                data: target.data,
+            })
+        });
+        let registrations = registrations.collect::<Result<Vec<_>>>()?;
+        let set = files.get(id.index()).ok_or_else(missing)?;
+        event::register_under_numbers(set.as_fd(), &registrations).context(what)?;
     }
     Ok(())
 }

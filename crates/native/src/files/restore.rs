@@ -46,6 +46,7 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
             locks::set_owner(fd.as_fd(), file).context(|| named(index))?;
         }
     }
+    epoll::register_apart(manifest, &files)?;
     // Opened for both directions, these would keep readers from seeing the end.
     context.pipes.clear();
     context.fifos.clear();
