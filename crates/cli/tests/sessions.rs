@@ -210,6 +210,44 @@ fn a_process_is_checkpointed_and_restarted_user() {
     one_process("a_process_is_checkpointed_and_restarted_user", As::User);
 }
 
+/// Once there is a file `now`, starts a process that nobody waits for, in a session of its own, which counts into
+/// `count`.
+const DAEMON: &str = "while [ ! -e now ]; do sleep 0.02; done
+(setsid sh -c 'i=0; while sleep 0.02; do i=$((i + 1)); echo $i >count; done' &)
+while sleep 1; do :; done";
+
+/// A process in the machine's PID namespace that goes on as a job there: what it leaves to others from then on is the
+/// job's, too.
+#[test]
+fn orphans_of_a_process_that_goes_on_as_a_job_are_saved_with_it() {
+    let Some(cpr) = Cpr::new("orphans_of_a_process_that_goes_on_as_a_job_are_saved_with_it", As::Root) else {
+        return;
+    };
+    let mut program = Bare::start(&cpr, &["sh", "-c", DAEMON], "out");
+    let image = cpr.work.join("daemon.cpr").display().to_string();
+    cpr.cpr(["checkpoint", &program.pid().to_string(), "--stop", "-o", &image]).good();
+    program.reap();
+    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "back", &image]).good();
+    fs::write(cpr.work.join("now"), "").expect("the test's directory can be written");
+    let count = || text(cpr.work.join("count")).trim().parse::<u64>().unwrap_or_default();
+    let counts_on = |what: &str| {
+        let from = count();
+        wait_until(PATIENCE, what, || count() > from + 2);
+    };
+    counts_on("the daemon counts");
+    for _ in 0..2 {
+        let saved = cpr.cpr(["checkpoint", "--json", "back"]).good().json();
+        assert!(saved["processes"].as_u64() >= Some(3), "{saved}");
+        counts_on("the daemon goes on");
+        assert_eq!(cpr.cpr(["check", "back"]).code, 0);
+        cpr.cpr(["checkpoint", "--stop", "back"]).good();
+        let stopped = count();
+        cpr.cpr(["restart", "-d", "back"]).good();
+        wait_until(PATIENCE, "the daemon counts again", || count() > stopped + 2);
+    }
+    cpr.cpr(["rm", "--force", "back"]).good();
+}
+
 /// Counts into a file for all to see, and holds 64 MB.
 const COUNTER: &str = "
 import sys

@@ -133,7 +133,7 @@ impl Home {
     pub fn of(scope: Scope, root: i32) -> Self {
         let init = match scope.members {
             Members::Namespace => 1,
-            Members::Tree(_) | Members::Session(_) => root,
+            Members::Tree(_) | Members::Adopted { .. } | Members::Session(_) => root,
         };
         let (proc, own) = (ProcDir::open_living(init), ProcDir::open(std::process::id() as i32));
         let has_init = scope.members == Members::Namespace;

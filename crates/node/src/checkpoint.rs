@@ -189,6 +189,7 @@ impl<'a> Ready<'a> {
         request.keep.libraries |= spec.keep_files.libraries;
         request.keep.executables |= spec.keep_files.executables;
         request.mounts = self.job.mounts_outside(&self.state);
+        request.adopter = self.job.adopter(&self.state);
         request.group = self.group.clone();
         request.log = std::fs::canonicalize(self.job.log_path())
             .map(|path| ByteString::from(&path))
@@ -520,6 +521,7 @@ fn request(
         job: job.to_string(),
         initiator_uid: rustix::process::getuid().as_raw(),
         own_pid_namespace,
+        adopter: None,
         own_ipc_namespace: false,
         mounts: None,
         session: None,
@@ -688,6 +690,7 @@ fn blockers(
     target: &Target,
     inner: i32,
     session: Option<i32>,
+    adopter: Option<i32>,
     tcp: TcpPolicy,
     mounts: Option<Vec<Mount>>,
 ) -> Result<Vec<Blocker>> {
@@ -696,6 +699,7 @@ fn blockers(
         let mounts = mounts.as_deref();
         let around = Surroundings {
             own_ipc,
+            adopter,
             tcp,
             channels: None,
             mounts,
@@ -724,7 +728,7 @@ fn blockers(
 /// nothing.
 pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
     let found = outsider(bare)?;
-    blockers(&found.target, found.inner, found.session, TcpPolicy::default(), None)
+    blockers(&found.target, found.inner, found.session, None, TcpPolicy::default(), None)
 }
 
 impl Job {
@@ -734,6 +738,12 @@ impl Job {
         state.init?;
         let supervisor = Target::open_same(state.supervisor?).ok()?;
         ProcDir::open(supervisor.pid).and_then(|proc| proc.mountinfo()).ok()
+    }
+
+    /// Who adopts the orphans of a job that was restarted without a PID namespace of its own: its supervisor.
+    fn adopter(&self, state: &State) -> Option<i32> {
+        let supervisor = state.supervisor.filter(|_| state.init.is_none() && !state.is_registered())?;
+        Target::open_same(supervisor).ok().map(|supervisor| supervisor.pid)
     }
 
     /// Checkpoints the job.
@@ -760,7 +770,8 @@ impl Job {
         let mounts = self.mounts_outside(&state);
         let init = self.init_target(&state)?;
         let at_home = init.as_ref().unwrap_or(&root);
-        let mut found = blockers(at_home, state.root.unwrap_or(root.pid), None, self.spec().tcp, mounts)?;
+        let (pid, adopter) = (state.root.unwrap_or(root.pid), self.adopter(&state));
+        let mut found = blockers(at_home, pid, None, adopter, self.spec().tcp, mounts)?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

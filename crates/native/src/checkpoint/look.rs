@@ -28,7 +28,7 @@ pub fn check(pid: i32, session: Option<i32>, around: Surroundings<'_>) -> Result
     let members = match session {
         Some(sid) => Members::Session(sid),
         None if pid == 1 => Members::Namespace,
-        None => Members::Tree(pid),
+        None => Members::below(pid, around.adopter),
     };
     let scope = Scope {
         members,
@@ -115,6 +115,7 @@ fn of_all(
 ) -> Result<(Vec<Blocker>, Vec<Blocker>)> {
     let Surroundings {
         own_ipc,
+        adopter: _,
         tcp,
         channels,
         mounts,

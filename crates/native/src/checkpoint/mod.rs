@@ -222,7 +222,7 @@ fn scope_of(request: &CheckpointRequest) -> Scope {
         members: match request.session {
             Some(sid) => Members::Session(sid),
             None if request.own_pid_namespace => Members::Namespace,
-            None => Members::Tree(request.pid),
+            None => Members::below(request.pid, request.adopter),
         },
         requester: request.requester.map(|requester| requester.pid),
     }

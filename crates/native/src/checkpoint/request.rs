@@ -44,6 +44,9 @@ pub struct CheckpointRequest {
     pub initiator_uid: u32,
     /// The job is everything in the caller's PID namespace but its init and processes from outside.
     pub own_pid_namespace: bool,
+    /// Who adopts the orphans of a job without a PID namespace of its own, as its other children; these are the job's
+    /// then. Nobody where orphans are not the job's.
+    pub adopter: Option<i32>,
     /// Nobody but the job uses the caller's IPC namespace.
     pub own_ipc_namespace: bool,
     /// For a job with a mount namespace of its own: what is mounted where that was made, as in [`Surroundings`].
@@ -85,6 +88,8 @@ pub struct CheckpointRequest {
 pub struct Surroundings<'a> {
     /// Nobody else uses the job's IPC namespace, which is also ours.
     pub own_ipc: bool,
+    /// See [`CheckpointRequest::adopter`].
+    pub adopter: Option<i32>,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
     /// See [`CheckpointRequest::channels`].
@@ -98,6 +103,7 @@ impl CheckpointRequest {
     pub(super) fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
             own_ipc: self.own_ipc_namespace,
+            adopter: self.adopter,
             tcp: self.tcp,
             channels: self.channels.as_ref(),
             mounts: self.mounts.as_deref(),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cpr_kernel::inet::{self as kernel, plain, state};
 use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Result, Traffic};
 
-use super::{Target, inet, save, socket, sockopt, tcp};
+use super::{Target, inet, save, socket, tcp};
 
 /// How long it may take until something more arrives. Jobs on other hosts may be told later to make room.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -116,7 +116,7 @@ impl Outward {
             let mut now = 0;
             let mut late = None;
             for end in &mut ends {
-                end.make_room()
+                tcp::make_room(end.handle.as_fd(), &mut end.enlarged)
                     .context(|| format!("{}: make room for what is on its way", end.label))?;
                 let queued = kernel::unacknowledged(end.handle.as_fd());
                 let queued = queued.context(|| format!("{}: ask for the length of the send queue", end.label))?;
@@ -140,23 +140,6 @@ impl Outward {
             }
             std::thread::sleep(LOOK);
         }
-    }
-}
-
-impl End {
-    /// Enlarges a receive buffer that is half full, and lets the other side know at once rather than when it asks:
-    /// looking at a queue has the kernel tell where there is much more room than it has told before.
-    fn make_room(&mut self) -> Result<()> {
-        let handle = self.handle.as_fd();
-        let size = kernel::number(handle, libc::SOL_SOCKET, libc::SO_RCVBUF).context(|| "ask for its size")?;
-        let held = inet::held(handle).context(|| "ask how full it is")?;
-        if !self.enlarged && held as usize * 2 > size as usize {
-            let enlarged = sockopt::enlarge_buffers(handle)?;
-            sockopt::shrink_send_buffer(handle, &enlarged)?;
-            self.enlarged = true;
-        }
-        let queued = cpr_kernel::socket::queued(handle).context(|| "ask for the length of its queue")?;
-        tcp::peek_first(handle, queued.min(1)).map(drop)
     }
 }
 

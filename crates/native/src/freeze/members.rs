@@ -10,10 +10,25 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 pub enum Members {
     /// This process and its descendants.
     Tree(i32),
+    /// The same with all other children of a process that adopts the job's orphans, and their descendants; without
+    /// those that are called as we are, which are there to save the job.
+    Adopted {
+        /// The first process.
+        root: i32,
+        /// Who adopts (PR_SET_CHILD_SUBREAPER); not of the job itself.
+        by: i32,
+    },
     /// All descendants of the PID namespace's init, which itself stays out.
     Namespace,
     /// Everything in this POSIX session, with all descendants.
     Session(i32),
+}
+
+impl Members {
+    /// A process and all below it, with those whom `adopter` has adopted where there is one.
+    pub fn below(root: i32, adopter: Option<i32>) -> Members {
+        adopter.map_or(Members::Tree(root), |by| Members::Adopted { root, by })
+    }
 }
 
 /// What is checkpointed.
@@ -59,6 +74,7 @@ pub fn members(scope: Scope) -> Result<Vec<i32>> {
 pub(super) fn everybody(members: Members) -> Result<Vec<i32>> {
     match members {
         Members::Tree(root) => descendants(root),
+        Members::Adopted { root, by } => family(root, by),
         Members::Namespace => inhabitants(),
         Members::Session(sid) => session(sid),
     }
@@ -112,6 +128,28 @@ pub(super) fn descendants(root: i32) -> Result<Vec<i32>> {
             }
             // It ended meanwhile.
             Err(_) => {}
+        }
+    }
+    Ok(all)
+}
+
+/// A process with its descendants, and those whom another one has adopted. Zombies among these are for that to wait for.
+fn family(root: i32, adopter: i32) -> Result<Vec<i32>> {
+    let own = proc::stat_of(std::process::id() as i32).context(|| "look at this process")?;
+    let mut all = descendants(root)?;
+    // Afterwards: an orphan that comes to it meanwhile must not be missed.
+    let children = ProcDir::open(adopter).and_then(|dir| dir.children());
+    let mut children = children.context(|| format!("list the children of process {adopter}"))?;
+    children.sort_unstable();
+    for orphan in children {
+        let Ok(stat) = proc::stat_of(orphan) else { continue };
+        if all.contains(&orphan) || is_zombie(&stat) || stat.comm == own.comm {
+            continue;
+        }
+        for pid in descendants(orphan).unwrap_or_default() {
+            if !all.contains(&pid) {
+                all.push(pid);
+            }
         }
     }
     Ok(all)

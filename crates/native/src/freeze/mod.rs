@@ -10,8 +10,8 @@ mod stop;
 use std::time::{Duration, Instant};
 
 use cpr_kernel::process::PidFd;
-use cpr_kernel::ptrace::{SeizeOptions, Stop};
-use cpr_types::{Context, Result};
+use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
+use cpr_types::{Context, Error, ErrorKind, Result};
 
 use process::put_right;
 
@@ -59,6 +59,7 @@ impl Frozen {
     fn let_go(&mut self, stopped: bool) -> Result<()> {
         let deadline = self.deadline();
         let mut first: Result<()> = Ok(());
+        let mut dying = Vec::new();
         for process in &mut self.processes {
             let unmapped = process.unmap_arena(deadline);
             let result = process.conceal(deadline).and(unmapped);
@@ -70,10 +71,14 @@ impl Frozen {
             let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
             let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();
             let mut stop = stopped && !process.threads.is_empty();
-            let mut note = |result: std::io::Result<()>, thread: &Thread| {
-                let result = result.context(|| format!("let thread {} go on", thread.tracee.tid()));
-                if first.is_ok() {
-                    first = result;
+            let mut note = |result: std::io::Result<()>, thread: &Thread| match result {
+                // Those let go before it have ended it already, by exit_group(2), execve(2) or SIGKILL.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => dying.push(thread.tracee),
+                result => {
+                    let result = result.context(|| format!("let thread {} go on", thread.tracee.tid()));
+                    if first.is_ok() {
+                        first = result;
+                    }
                 }
             };
             for thread in &process.threads {
@@ -88,7 +93,8 @@ impl Frozen {
                 note(thread.tracee.detach(0), thread);
             }
         }
-        first
+        let ended = see_end(&dying, deadline);
+        first.and(ended)
     }
 
     /// Sends SIGKILL to everything, children last so that nobody is told of a death first.
@@ -122,6 +128,41 @@ impl Frozen {
         }
         first
     }
+}
+
+/// Sees the end of threads that were killed while they were held. Nobody else is told of it before; a process's first
+/// thread is the last to be reported.
+fn see_end(dying: &[Tracee], deadline: Instant) -> Result<()> {
+    let mut left: Vec<Tracee> = dying.to_vec();
+    while !left.is_empty() {
+        let mut waiting = Vec::new();
+        for &tracee in left.iter().rev() {
+            match cpr_kernel::ptrace::poll(tracee.tid()) {
+                Ok(Some((_, Stop::Exited(_) | Stop::Killed(_)))) => {}
+                // ECHILD: seen already, or another thread's execve(2) has its number now.
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
+                Err(error) => return Err(error).context(|| format!("see thread {} end", tracee.tid())),
+                Ok(Some(_)) => {
+                    let _ = tracee.detach(0);
+                    waiting.push(tracee);
+                }
+                Ok(None) => waiting.push(tracee),
+            }
+        }
+        if Instant::now() > deadline {
+            let tids: Vec<String> = waiting.iter().map(|tracee| tracee.tid().to_string()).collect();
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("see the end of threads that were killed in the stop: {}", tids.join(", ")),
+            ));
+        }
+        waiting.reverse();
+        left = waiting;
+        if !left.is_empty() {
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Frozen {

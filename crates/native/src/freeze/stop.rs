@@ -86,7 +86,11 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 .map(|(tid, _)| tid)
                 .collect();
             for tid in here {
-                run_on(Tracee::born(tid)).context(|| format!("let thread {tid} go on"))?;
+                match run_on(Tracee::born(tid)) {
+                    // Those that went on before it have ended it: the next wait tells.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    other => other.context(|| format!("let thread {tid} go on"))?,
+                }
             }
         }
         for (tid, pid, tracee) in late {

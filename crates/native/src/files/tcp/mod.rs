@@ -17,7 +17,7 @@ mod save;
 
 pub(super) use links::{link, links};
 pub(super) use restore::{Builder, fill, share_port, shut_down};
-pub(super) use save::{peek_first, save};
+pub(super) use save::{make_room, save};
 
 pub use save::{Deaf, Ending};
 

@@ -13,7 +13,7 @@ use super::{RECEIVE, SEND, SOCKET, TCP, TCP_REPAIR_WINDOW, TCP_TIMESTAMP};
 use crate::TcpPolicy;
 use crate::files::inet::{Entry, endpoint};
 use crate::files::sockopt;
-use crate::files::{SaveContext, netlink};
+use crate::files::{SaveContext, inet, netlink};
 
 /// Looks at a queue that changes meanwhile.
 const LOOKS: usize = 20;
@@ -165,7 +165,7 @@ pub(super) fn peek(entry: &Entry) -> Result<Vec<u8>> {
 }
 
 /// So much from the beginning of the receive queue, taking nothing.
-pub(in crate::files) fn peek_first(handle: BorrowedFd<'_>, length: usize) -> Result<Vec<u8>> {
+pub(super) fn peek_first(handle: BorrowedFd<'_>, length: usize) -> Result<Vec<u8>> {
     let set = |offset: i32| match kernel::set_number(handle, SOCKET, libc::SO_PEEK_OFF, offset) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
         other => other.context(|| "set the peek offset"),
@@ -197,9 +197,11 @@ pub(super) fn try_receive_all(reader: &Entry, writer: &Entry) -> Result<Option<V
     // Whatever arrived is acknowledged now rather than later.
     let _ = kernel::set_number(reader.handle.as_fd(), TCP, TCP_QUICKACK, 1);
     let unacknowledged = || kernel::unacknowledged(handle).context(|| "ask for the length of the send queue");
-    let deadline = Instant::now() + ARRIVAL;
+    let (mut enlarged, mut left) = (false, usize::MAX);
+    let mut deadline = Instant::now() + ARRIVAL;
     loop {
-        if unacknowledged()? == 0 {
+        let pending = unacknowledged()?;
+        if pending == 0 {
             let data = peek(reader)?;
             return Ok((unacknowledged()? == 0).then_some(data));
         }
@@ -208,14 +210,34 @@ pub(super) fn try_receive_all(reader: &Entry, writer: &Entry) -> Result<Option<V
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
             Err(error) => return Err(error).context(|| "look at the send queue"),
         }
+        // Without that privilege they have to arrive.
+        make_room(reader.handle.as_fd(), &mut enlarged).context(|| format!("{}: make room", reader.label))?;
+        if pending < left {
+            (left, deadline) = (pending, Instant::now() + ARRIVAL);
+        }
         if Instant::now() > deadline {
             return Err(writer.refuse(
                 "has written data for which the reader has no room, and seeing them takes CAP_NET_ADMIN",
-                "try again when the program has read them",
+                "try again when the program has read them, or raise the sysctl net.ipv4.tcp_rmem",
             ));
         }
         std::thread::yield_now();
     }
+}
+
+/// Enlarges a receive buffer that is half full, unless it is `enlarged` already, and lets the other side know at once
+/// rather than when it asks: looking at a queue has the kernel tell where there is much more room than it has told
+/// before. It stays large, for what is in it.
+pub(in crate::files) fn make_room(handle: BorrowedFd<'_>, enlarged: &mut bool) -> Result<()> {
+    let size = kernel::number(handle, SOCKET, libc::SO_RCVBUF).context(|| "ask for its size")?;
+    let held = inet::held(handle).context(|| "ask how full it is")?;
+    if !*enlarged && held as usize * 2 > size as usize {
+        let sizes = sockopt::enlarge_buffers(handle)?;
+        sockopt::shrink_send_buffer(handle, &sizes)?;
+        *enlarged = true;
+    }
+    let queued = cpr_kernel::socket::queued(handle).context(|| "ask for the length of its queue")?;
+    peek_first(handle, queued.min(1)).map(drop)
 }
 
 pub(super) fn look_under_way(reader: &Entry, writer: &Entry, sending: &Repair<'_>) -> Result<Option<Vec<u8>>> {
