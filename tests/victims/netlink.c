@@ -1,4 +1,4 @@
-/* Netlink sockets: port number, groups, options; they answer after a restart. */
+/* Netlink sockets: port number, groups, options; they answer after a restart. One has messages under way all the time. */
 #include "victim.h"
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -8,6 +8,31 @@ static struct sockaddr_nl name_of(int fd) {
     socklen_t length = sizeof name;
     CHECK(getsockname(fd, (struct sockaddr *)&name, &length) == 0);
     return name;
+}
+
+static atomic_int stop;
+
+/* Asks again and again, and is slow to read the answers: most of the time there is one. */
+static void *inquire(void *nothing) {
+    (void)nothing;
+    int route = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+    CHECK(route >= 0);
+    struct {
+        struct nlmsghdr head;
+        struct rtgenmsg body;
+    } ask = {{.nlmsg_len = sizeof ask, .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP}, {AF_UNSPEC}};
+    static char answer[65536];
+    while (!stop) {
+        CHECK(send(route, &ask, sizeof ask, 0) == sizeof ask);
+        nap(3);
+        const struct nlmsghdr *head = (const struct nlmsghdr *)answer;
+        do {
+            CHECK(recv(route, answer, sizeof answer, 0) >= (ssize_t)sizeof *head);
+            CHECK(head->nlmsg_type == RTM_NEWLINK || head->nlmsg_type == NLMSG_DONE);
+        } while (head->nlmsg_type != NLMSG_DONE);
+        nap(1);
+    }
+    return NULL;
 }
 
 int main(int argc, char **argv) {
@@ -24,8 +49,13 @@ int main(int argc, char **argv) {
     struct sockaddr_nl first = name_of(route);
     SAME(first.nl_pid, number);
     CHECK(setsockopt(route, SOL_NETLINK, NETLINK_EXT_ACK, &(int){1}, sizeof(int)) == 0);
+    pthread_t asks;
+    CHECK(pthread_create(&asks, NULL, inquire, NULL) == 0);
 
     ready();
+
+    stop = 1;
+    CHECK(pthread_join(asks, NULL) == 0);
 
     SAME(name_of(route).nl_pid, first.nl_pid);
     if (grouped) CHECK(name_of(events).nl_pid != 0);

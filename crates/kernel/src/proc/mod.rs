@@ -114,6 +114,19 @@ impl ProcDir {
         read_all(self.open_file(name, OFlags::RDONLY)?)
     }
 
+    /// Inode numbers of the netlink sockets in the process's network namespace that hold messages nobody has read.
+    pub fn unread_netlink_sockets(&self) -> io::Result<Vec<u64>> {
+        let text = self.read("net/netlink")?;
+        let text = String::from_utf8_lossy(&text);
+        // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+        let inode = |line: &str| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let held: u64 = fields.get(4)?.parse().ok()?;
+            fields.get(9)?.parse().ok().filter(|_| held > 0)
+        };
+        Ok(text.lines().filter_map(inode).collect())
+    }
+
     /// The target of the symbolic (or magic) link `name`.
     pub fn read_link(&self, name: &str) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.dir, relative(name)?, Vec::new())?.into_bytes())

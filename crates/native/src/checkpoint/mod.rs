@@ -59,8 +59,8 @@ pub const ALL_STOPPED: &str = "all stopped";
 /// its name already.
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
-/// How long a program is given to read events of inotify, which cannot be saved.
-const INOTIFY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a program is given to read events of inotify and messages of netlink, which cannot be saved.
+const READING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
 /// what was kept of the checkpoint before; what is kept of this one comes with the report.
@@ -391,17 +391,25 @@ fn waited_for(observer: &mut Observer<'_>, phase: &str) -> Result<()> {
 /// Stops the job while nobody is in a critical section and all callbacks have run.
 fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mut GoOn<'_>) -> Result<Frozen> {
     let deadline = Instant::now() + request.stop_timeout;
-    let read_by = deadline.min(Instant::now() + INOTIFY_PATIENCE);
-    let queues = files::inotify::queues(freeze::members(scope)?);
+    let read_by = deadline.min(Instant::now() + READING_PATIENCE);
+    let members = freeze::members(scope)?;
+    let networks = files::netlink::of_each_network(members.iter().copied());
+    let queues = files::inotify::queues(members);
     loop {
         asked.close(scope, go_on)?;
         let mut frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
         if asked.holds(&frozen) {
-            if Instant::now() > read_by || files::inotify::all_are_read(&queues) {
+            if Instant::now() > read_by {
+                return Ok(frozen);
+            }
+            let pids = frozen.processes.iter().map(|process| process.pid);
+            let messages = files::netlink::unread(&networks, pids);
+            if messages.is_empty() && files::inotify::all_are_read(&queues) {
                 return Ok(frozen);
             }
             frozen.resume()?;
             files::inotify::wait_until_read(&queues, read_by);
+            files::netlink::wait_until_read(&messages, read_by);
             continue;
         }
         if Instant::now() > deadline {

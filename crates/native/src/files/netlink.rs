@@ -1,20 +1,26 @@
 //! Netlink sockets: protocol, port, groups and options. Only those with an empty queue are saved: an answer that is
 //! under way describes a moment that will have passed.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use cpr_image::model::{Manifest, NetlinkSocket, NetworkId, Object};
 use cpr_kernel::inet::{self as kernel, NetlinkAddress};
+use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::sockopt::{self, Phase};
-use super::{Description, inet};
+use super::save::get;
+use super::{Description, Target, inet};
 use crate::networks::Networks;
 
 const SOL_NETLINK: i32 = 270;
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// How often the queues of a running program are looked at while it is given time to read them.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What is ready on a socket, at once.
 pub(super) fn ready(socket: BorrowedFd<'_>) -> std::io::Result<PollFlags> {
@@ -24,6 +30,46 @@ pub(super) fn ready(socket: BorrowedFd<'_>) -> std::io::Result<PollFlags> {
     )];
     rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     Ok(fds[0].revents())
+}
+
+/// One of these running processes for each network namespace that they are in.
+pub fn of_each_network(pids: impl IntoIterator<Item = i32>) -> Vec<ProcDir> {
+    let mut seen = HashSet::new();
+    let new = |pid| {
+        let proc = ProcDir::open(pid).ok()?;
+        seen.insert(proc.read_link("ns/net").ok()?).then_some(proc)
+    };
+    pids.into_iter().filter_map(new).collect()
+}
+
+/// Netlink sockets of these processes that hold messages; `networks` shows their network namespaces.
+pub fn unread(networks: &[ProcDir], pids: impl IntoIterator<Item = i32>) -> Vec<OwnedFd> {
+    let full = networks.iter().flat_map(|proc| proc.unread_netlink_sockets().unwrap_or_default());
+    let full: HashSet<Vec<u8>> = full.map(|inode| format!("socket:[{inode}]").into_bytes()).collect();
+    let mut found = Vec::new();
+    if full.is_empty() {
+        return found;
+    }
+    for pid in pids {
+        let Ok(proc) = ProcDir::open(pid) else { continue };
+        let mut fds = proc.descriptors().unwrap_or_default();
+        fds.retain(|&fd| proc.fd_link(fd).is_ok_and(|link| full.contains(&link)));
+        if !fds.is_empty()
+            && let Ok(Some(target)) = Target::open(pid)
+        {
+            found.extend(fds.into_iter().filter_map(|fd| get(&target, fd).ok()));
+        }
+    }
+    found
+}
+
+/// Waits for a program that runs to read all messages of these sockets, until `deadline`.
+pub fn wait_until_read(sockets: &[OwnedFd], deadline: Instant) {
+    let holds = |socket: &OwnedFd| ready(socket.as_fd()).is_ok_and(|found| found.contains(PollFlags::IN));
+    // Nothing tells when a queue becomes empty.
+    while sockets.iter().any(holds) && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Saves a netlink socket.
