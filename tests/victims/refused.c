@@ -91,7 +91,18 @@ int main(int argc, char **argv) {
     } else if (IS("open")) {
         NEED(open(argument, O_RDONLY | O_NONBLOCK) >= 0);
     } else if (IS("io_uring")) {
-        struct io_uring_params parameters = {0};
+        /* A request that waits until something can be read. */
+        struct io_uring_params p = {0};
+        int ring = syscall(SYS_io_uring_setup, 4, &p), ends[2];
+        NEED(ring >= 0);
+        char *rings = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+        struct io_uring_sqe *entry = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+        CHECK(rings != MAP_FAILED && entry != MAP_FAILED && pipe(ends) == 0);
+        entry->opcode = IORING_OP_POLL_ADD, entry->fd = ends[0], entry->poll32_events = POLLIN;
+        *(unsigned *)(rings + p.sq_off.tail) = 1;
+        CHECK(syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0) == 1);
+    } else if (IS("io_uring_thread")) {
+        struct io_uring_params parameters = {.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 1};
         NEED(syscall(SYS_io_uring_setup, 4, &parameters) >= 0);
     } else if (IS("io_uring_map")) {
         struct io_uring_params parameters = {0};

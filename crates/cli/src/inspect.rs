@@ -373,7 +373,10 @@ fn memory(text: &mut Text, manifest: &Manifest) {
             let bit = |bit: u32, letter: char| if mapping.protection & bit != 0 { letter } else { '-' };
             let shared = matches!(
                 mapping.kind,
-                MappingKind::SharedFile(_) | MappingKind::SharedSaved(_) | MappingKind::SharedSocket(_)
+                MappingKind::SharedFile(_)
+                    | MappingKind::SharedSaved(_)
+                    | MappingKind::SharedSocket(_)
+                    | MappingKind::IoUring(_)
             );
             text.line(
                 2,
@@ -403,6 +406,7 @@ fn mapped_object(manifest: &Manifest, mapping: &Mapping) -> String {
         MappingKind::VvarClock => "[vvar_vclock]".to_string(),
         MappingKind::HugePages(page) => format!("huge pages of {}", size(page)),
         MappingKind::AioRing => "asynchronous I/O".to_string(),
+        MappingKind::IoUring(id) => format!("io_uring instance {} at {:#x}", id.0, mapping.offset),
         MappingKind::SharedSocket(id) | MappingKind::PrivateSocket(id) => format!("rings of packet socket {}", id.0),
         MappingKind::PrivateFile(id) | MappingKind::SharedFile(id) => {
             let path = manifest.mapped_files.get(id.index()).map(|file| file.path.to_string());
@@ -514,6 +518,14 @@ fn object(manifest: &Manifest, object: &Object) -> String {
         Object::InetSocket(id) => format!("IP socket {}", id.0),
         Object::NetlinkSocket(socket) => format!("netlink socket of protocol {}", socket.protocol),
         Object::PacketSocket(id) => format!("packet socket {}", id.0),
+        Object::IoUring(id) => {
+            let instance = manifest.io_urings.get(id.index());
+            let (entries, submitted) = instance.map_or((0, 0), |one| (one.entries, one.submitted));
+            format!(
+                "io_uring instance {}, room for {entries} requests, {submitted} made so far",
+                id.0
+            )
+        }
         Object::Fanotify(group) => {
             let paths: Vec<String> = group.marks.iter().map(|mark| mark.path.to_string()).collect();
             format!("fanotify of {}", or_none(&paths.join(" ")))

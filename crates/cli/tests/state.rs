@@ -124,6 +124,8 @@ survive! {
     mqueue;
     // LBNL-2.4.12
     aio;
+    // LBNL-2.2.4B.17, LBNL-2.4.12
+    io_uring;
     madvise;
     // LBNL-3.9.1.M15, LBNL-3.9.8.7.2, LBNL-3.9.8.9.2
     attributes;

@@ -229,6 +229,7 @@ mod tests {
             size_of::<UnixSocket>(),
             size_of::<InetSocket>(),
             size_of::<PacketSocket>(),
+            size_of::<IoUring>(),
             size_of::<FanotifyMark>(),
             size_of::<TcpConnection>(),
             size_of::<Datagram>(),

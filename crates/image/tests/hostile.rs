@@ -329,6 +329,34 @@ fn objects_between_processes() {
         mappings(m)[6].kind = MappingKind::PrivateSocket(PacketSocketId(1))
     });
     check("packet socket 0", &|m| m.packet_sockets[0].kind = 1);
+    check("there is no io_uring instance 1", &|m| {
+        mappings(m)[7].kind = MappingKind::IoUring(IoUringId(1))
+    });
+    check("impossible part of an io_uring instance", &|m| {
+        mappings(m)[7].offset = 4096
+    });
+    check("two open files are one", &|m| {
+        let file = m.files.last().unwrap().clone();
+        m.files.push(file);
+    });
+    let ring = |expected: &str, change: &dyn Fn(&mut IoUring)| {
+        check(expected, &|m| change(&mut m.io_urings[0]));
+    };
+    ring("impossible owner", &|ring| ring.owner += 1000);
+    ring("impossible room for requests", &|ring| ring.entries = 7);
+    ring("impossible room for requests", &|ring| ring.entries = 1 << 16);
+    ring("impossible room for completions", &|ring| ring.completions = 4);
+    ring("impossible flags", &|ring| ring.flags |= 2);
+    ring("impossible layout", &|ring| ring.layout.push(0));
+    ring("impossible layout", &|ring| ring.layout[2] = 4096);
+    ring("impossible layout", &|ring| ring.layout[4] = u32::MAX - 3);
+    ring("impossible number of completions", &|ring| ring.completed = 6);
+    ring("impossible contents", &|ring| ring.rings[0].0 = 8);
+    ring("impossible contents", &|ring| ring.queue[0].0 = u64::MAX - 7);
+    ring("there is no open file", &|ring| ring.files[1] = Some(FileId(99)));
+    ring("impossible registered memory", &|ring| {
+        ring.buffers[0] = Some((u64::MAX, 2))
+    });
     check("impossible frame of a ring", &|m| {
         m.packet_sockets[0].receive_ring = m.packet_sockets[0]
             .receive_ring

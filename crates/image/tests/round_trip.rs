@@ -244,8 +244,8 @@ fn unknown_and_missing_fields() {
 #[test]
 fn unknown_variants_are_refused_by_name() {
     for object in [
-        "io-uring".into(),
-        Value::Map(vec![("io-uring".into(), Value::Map(vec![]))]),
+        "wormhole".into(),
+        Value::Map(vec![("wormhole".into(), Value::Map(vec![]))]),
     ] {
         let change = |map: &mut Vec<(Value, Value)>| {
             map.iter_mut()
@@ -255,7 +255,7 @@ fn unknown_variants_are_refused_by_name() {
         };
         let error = open(&edited(&[(&["files", "3"], &change)])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Incompatible, "{}", error.chain());
-        assert!(error.chain().contains("io-uring"), "{}", error.chain());
+        assert!(error.chain().contains("wormhole"), "{}", error.chain());
         assert!(error.hint().is_some());
     }
     // A known name with contents of another form is damage.

@@ -13,6 +13,7 @@ pub mod event;
 pub mod fd;
 pub mod inet;
 pub mod inside;
+pub mod io_uring;
 pub mod memory;
 pub mod mounts;
 pub mod mqueue;

@@ -14,6 +14,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::files::io_uring::is_mapping;
 use crate::freeze::{Process, Space};
 
 /// How long requests may take to be completed when the process has stopped.
@@ -21,9 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What completions of our own requests have; no program has them at addresses of our own memory.
 const LABEL: u64 = 0x4752_4944_4350_5221;
 
-/// Whether the process has contexts.
+/// Whether the process has contexts, or instances of io_uring: what is read into its memory behind the back of the page
+/// tables shows nowhere.
 pub fn uses(space: &Space) -> bool {
-    space.maps.iter().any(|map| map.kind() == MapKind::Aio)
+    space
+        .maps
+        .iter()
+        .any(|map| map.kind() == MapKind::Aio || is_mapping(map))
 }
 
 /// The ring of a context.

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use cpr_image::model::{
-    AddressSpace, Extent, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, PacketSocket, SegmentId,
+    AddressSpace, Extent, IoUring, MappedFile, MappedFileId, Mapping, MappingKind, MemoryLayout, PacketSocket,
+    SegmentId,
 };
 use cpr_image::model::{ByteString, IpcNamespaceId, MountNamespaceId, SavedFileId, SavedFileKind};
 use cpr_kernel::memory::{Memory, PAGE_GUARD, PAGE_PRESENT, PageRegion, Pagemap};
@@ -12,6 +13,7 @@ use cpr_kernel::proc::{MapEntry, MapKind, ProcDir, VmFlags};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
 
+use crate::files::io_uring::{self, SaveState as RingState};
 use crate::files::packet::{SaveState as PacketState, mapped_size};
 use crate::files::{PolicyState, SavedFiles, find_shared_memory};
 use crate::freeze::{Process, Space};
@@ -123,13 +125,25 @@ impl View<'_> {
 }
 
 /// Mappings that cannot be saved, as far as a look at a running process tells.
-pub fn blockers(proc: &ProcDir) -> Vec<(String, String)> {
-    let Ok(maps) = proc.maps() else {
-        return Vec::new();
-    };
-    maps.iter()
-        .filter_map(|map| refuse(map).map(|reason| (label(map), reason)))
-        .collect()
+pub fn blockers(proc: &ProcDir) -> Blockers {
+    let maps = proc.maps().unwrap_or_default();
+    let refused = maps
+        .iter()
+        .filter_map(|map| refuse(map).map(|reason| (label(map), reason)));
+    let rings = maps.iter().filter(|map| io_uring::is_mapping(map));
+    Blockers {
+        mappings: refused.collect(),
+        rings: rings.map(|map| (label(map), map.inode)).collect(),
+    }
+}
+
+/// What a look at the mappings of a running process finds.
+#[derive(Debug, Default)]
+pub struct Blockers {
+    /// Mappings that cannot be saved, and why.
+    pub mappings: Vec<(String, String)>,
+    /// Mappings of io_uring instances with the inode numbers of these, which a descriptor has to be open on.
+    pub rings: Vec<(String, u64)>,
 }
 
 fn label(map: &MapEntry) -> String {
@@ -145,6 +159,7 @@ fn refuse(map: &MapEntry) -> Option<String> {
     let reason = match map.kind() {
         MapKind::HugePages if map.shared => "shared explicit huge pages are not supported",
         MapKind::SecretMemory => "secret memory cannot be read",
+        MapKind::AnonInode(_) if io_uring::is_mapping(map) => return None,
         MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
         MapKind::Uprobes => "the process is being probed",
         MapKind::Special(_) => "this kind of special mapping is not known",
@@ -189,6 +204,8 @@ pub struct Shared<'a> {
     pub saved: &'a mut SavedFiles,
     /// Packet sockets, which are mapped for their rings.
     pub packet_sockets: (&'a PacketState, &'a [PacketSocket]),
+    /// io_uring instances, which are mapped for their rings.
+    pub io_urings: (&'a RingState, &'a [IoUring]),
     /// Files with a policy of their own.
     pub policies: &'a mut PolicyState,
     /// Programs and libraries that are saved.
@@ -337,12 +354,18 @@ pub fn save(
         }
         mappings.push(mapping);
     }
+    let lock_future = lock_future(process)?;
+    let is_ring = |mapping: &Mapping| matches!(mapping.kind, MappingKind::IoUring(_));
+    if lock_future != 0 && mappings.iter().any(is_ring) {
+        let text = format!("process {pid}: io_uring together with mlockall(MCL_FUTURE) is not supported");
+        return Err(Error::new(ErrorKind::Unsupported, text).with_hint(io_uring::HINT));
+    }
     Ok(AddressSpace {
         layout,
         executable,
         saved_executable,
         mappings,
-        lock_future: lock_future(process)?,
+        lock_future,
     })
 }
 
@@ -408,6 +431,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         policies,
         libraries,
         packet_sockets,
+        io_urings,
         ..
     } = shared;
     let pid = process.pid;
@@ -426,7 +450,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         return Err(unsupported("explicit huge pages are not supported"));
     }
     let kernels_own = matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso);
-    if (has(b"io") || has(b"pf")) && !kernels_own {
+    if (has(b"io") || has(b"pf")) && !kernels_own && !io_uring::is_mapping(map) {
         return Err(unsupported("mapped devices are not supported"));
     }
     if has(b"um") || has(b"ui") {
@@ -535,6 +559,20 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
                 true => (MappingKind::SharedSocket(id), Pages::None),
                 false => (MappingKind::PrivateSocket(id), Pages::Own),
             }
+        }
+        (MapKind::AnonInode(_), None) if io_uring::is_mapping(map) => {
+            let id = io_urings.0.of_mapping(map.inode);
+            let id = id.ok_or_else(|| unsupported(io_uring::UNREACHABLE))?;
+            let size = io_urings
+                .1
+                .get(id.index())
+                .map(|one| io_uring::mapped_size(one, map.offset));
+            if !map.shared || size.is_none_or(|size| map.len() > size) {
+                return Err(unsupported(
+                    "io_uring with entries of twice the usual size is not supported",
+                ));
+            }
+            (MappingKind::IoUring(id), Pages::None)
         }
         (MapKind::File, None) if map.shared => {
             if at_home {

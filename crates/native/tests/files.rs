@@ -602,8 +602,7 @@ time.sleep(1000)
     assert_eq!(now.local & libc::ECHO, 0);
 }
 
-/// LBNL-2.4.9, LBNL-2.2.4B.17 (io_uring): refused with process, descriptor and object, by the
-/// check of the running program and by the checkpoint.
+/// LBNL-2.4.9: refused with process, descriptor and object, by the check of the running program and by the checkpoint.
 #[test]
 fn what_cannot_be_saved_is_named() {
     let own = std::process::id();
@@ -612,10 +611,7 @@ fn what_cannot_be_saved_is_named() {
             "os.dup2(os.open(f'/proc/{os.getppid()}/status', os.O_RDONLY), 40)",
             &["/status", "not part of the job"],
         ),
-        (
-            "b = ctypes.create_string_buffer(120); os.dup2(libc.syscall(425, 4, b), 40)",
-            &["io_uring"],
-        ),
+        ("os.dup2(libc.syscall(323, 1), 40)", &["userfaultfd"]),
         (
             "s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); os.dup2(s.fileno(), 40); s.close()",
             &["multipath TCP"],

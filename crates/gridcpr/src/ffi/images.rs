@@ -172,6 +172,7 @@ fn describe(object: &Object) -> (&'static str, &[u8]) {
         Object::NetlinkSocket(_) => ("netlink-socket", b""),
         Object::PacketSocket(_) => ("packet-socket", b""),
         Object::Fanotify(_) => ("fanotify", b""),
+        Object::IoUring(_) => ("io-uring", b""),
         Object::TerminalSlave(_) => ("terminal-slave", b""),
         Object::TerminalMaster(_) => ("terminal-master", b""),
         Object::MessageQueue(_) => ("message-queue", b""),
@@ -352,6 +353,7 @@ pub unsafe extern "C" fn gridcpr_image_regions(
                 MappingKind::SysvSegment(_) => ("sysv-segment", None),
                 MappingKind::HugePages(_) => ("huge-pages", None),
                 MappingKind::AioRing => ("aio-ring", None),
+                MappingKind::IoUring(_) => ("io-uring", None),
                 MappingKind::SharedSocket(_) => ("shared-socket", None),
                 MappingKind::PrivateSocket(_) => ("private-socket", None),
             };

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByteString, Bytes, Extent, FileId, InetSocketId, MountNamespaceId, NetlinkSocket, PacketSocketId, PipeId,
-    PosixQueueId, SavedFileId, SocketId, TerminalId,
+    ByteString, Bytes, Extent, FileId, InetSocketId, IoUringId, MountNamespaceId, NetlinkSocket, PacketSocketId,
+    PipeId, PosixQueueId, SavedFileId, SocketId, TerminalId,
 };
 
 /// An open file description (`struct file`).
@@ -175,6 +175,8 @@ pub enum Object {
     PacketSocket(PacketSocketId),
     /// A fanotify(7) group.
     Fanotify(Fanotify),
+    /// An io_uring(7) instance.
+    IoUring(IoUringId),
     /// The slave side of a pseudo-terminal.
     TerminalSlave(TerminalId),
     /// The master side of a pseudo-terminal.

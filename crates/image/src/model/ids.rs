@@ -51,6 +51,10 @@ id!(
     PacketSocketId
 );
 id!(
+    /// Index into [`Manifest::io_urings`](super::Manifest::io_urings).
+    IoUringId
+);
+id!(
     /// Index into [`Manifest::terminals`](super::Manifest::terminals).
     TerminalId
 );

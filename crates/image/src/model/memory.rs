@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Bytes, MappedFileId, MountNamespaceId, PacketSocketId, SavedFileId, SegmentId};
+use super::{ByteString, Bytes, IoUringId, MappedFileId, MountNamespaceId, PacketSocketId, SavedFileId, SegmentId};
 
 /// Memory of a process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -97,6 +97,8 @@ pub enum MappingKind {
     /// The ring of a context for kernel asynchronous I/O (io_setup), in which nothing is under way; all its pages are
     /// saved.
     AioRing,
+    /// Shared mapping of an io_uring instance. The offset says of what: IORING_OFF_SQ_RING, _CQ_RING or _SQES.
+    IoUring(IoUringId),
 }
 
 /// A run of bytes saved in the data area of an image. Encoded as an array of three numbers.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 mod bytes;
 mod files;
 mod ids;
+mod io_uring;
 mod ipc;
 mod memory;
 mod namespaces;
@@ -24,10 +25,11 @@ pub use files::{
     InotifyWatch, Lease, LeaseTarget, Object, OpenFile, Pipe, RegularFile, SavedFile, SavedFileKind, Terminal,
 };
 pub use ids::{
-    AddressSpaceId, CgroupNamespaceId, FileId, HostNamesId, InetSocketId, IpcNamespaceId, MappedFileId,
+    AddressSpaceId, CgroupNamespaceId, FileId, HostNamesId, InetSocketId, IoUringId, IpcNamespaceId, MappedFileId,
     MountNamespaceId, NetworkId, PacketSocketId, PidNamespaceId, PipeId, PosixQueueId, SavedFileId, SegmentId,
     SocketId, TerminalId, UserNamespaceId,
 };
+pub use io_uring::IoUring;
 pub use ipc::{Ipc, PosixQueue, Segment, SemaphoreSet, SysvIdentity, SysvQueue};
 pub use memory::{AddressSpace, Extent, MappedFile, Mapping, MappingKind, MemoryLayout};
 pub use namespaces::{
@@ -69,6 +71,9 @@ pub struct Manifest {
     /// Packet sockets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub packet_sockets: Vec<PacketSocket>,
+    /// io_uring instances, in which nothing is under way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub io_urings: Vec<IoUring>,
     /// Pseudo-terminals.
     pub terminals: Vec<Terminal>,
     /// System V and POSIX objects for communication between processes.

@@ -138,6 +138,7 @@ impl Check<'_> {
                 within(socket.groups.iter().all(|group| (1..=65536).contains(group)), "group")?;
                 options(&socket.options)
             }
+            Object::IoUring(id) => in_table(id.index(), &manifest.io_urings, "io_uring instance"),
             Object::PacketSocket(id) => in_table(id.index(), &manifest.packet_sockets, "packet socket"),
             Object::Fanotify(group) => group.marks.iter().try_for_each(|mark| path(&mark.path)),
             Object::TerminalSlave(id) | Object::TerminalMaster(id) => {

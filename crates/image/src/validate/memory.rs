@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Check, MAX_FILE, Verdict, blob, in_table, within};
+use super::{Check, MAX_FILE, Verdict, blob, in_table, io_uring, within};
 use crate::format::{ANCESTOR_STRIDE, PAGE};
 use crate::model::*;
 
@@ -67,6 +67,14 @@ impl Check<'_> {
             }
             MappingKind::SharedSocket(id) | MappingKind::PrivateSocket(id) => {
                 in_table(id.index(), &self.manifest.packet_sockets, "packet socket")?;
+            }
+            MappingKind::IoUring(id) => {
+                in_table(id.index(), &self.manifest.io_urings, "io_uring instance")?;
+                let sound = mapping.extents.is_empty() && mapping.guards.is_empty();
+                within(
+                    sound && io_uring::OFFSETS.contains(&mapping.offset),
+                    "part of an io_uring instance",
+                )?;
             }
             MappingKind::AioRing => {
                 let covered: u64 = mapping.extents.iter().map(|extent| extent.length).sum();

@@ -4,6 +4,7 @@
 //! addresses without overflow. Whether the objects can be made on this machine is not asked here.
 
 mod files;
+mod io_uring;
 mod memory;
 mod namespaces;
 mod processes;
@@ -100,6 +101,7 @@ impl Manifest {
         check.sockets()?;
         check.inet_sockets()?;
         check.packet_sockets()?;
+        check.io_urings()?;
         for (index, terminal) in manifest.terminals.iter().enumerate() {
             blob(&terminal.attributes, "attributes")
                 .and_then(|()| within(terminal.input.0.len() <= MAX_TERMINAL, "input"))

@@ -14,6 +14,23 @@ pub const HEADER: usize = 4096;
 pub const TRAILER: usize = 208;
 
 /// A packet socket with a ring in use.
+fn io_uring(owner: i32) -> IoUring {
+    IoUring {
+        owner,
+        entries: 8,
+        completions: 16,
+        flags: 1 << 7,
+        features: 0x3ffff,
+        layout: vec![0, 4, 36, 32, 320, 8, 12, 44, 64],
+        submitted: 5,
+        completed: 4,
+        rings: vec![(0, Bytes(vec![1; 352]))],
+        queue: vec![(64, Bytes(vec![2; 64]))],
+        files: vec![None, Some(FileId(0))],
+        buffers: vec![Some((0x7000_0000_0000, 4096)), None],
+    }
+}
+
 fn packet_socket() -> PacketSocket {
     PacketSocket {
         kind: 3,
@@ -381,6 +398,7 @@ pub fn manifest() -> Manifest {
         ],
         inet_sockets: Vec::new(),
         packet_sockets: Vec::new(),
+        io_urings: Vec::new(),
         sockets: vec![
             socket(1, SocketState::Connected(SocketId(1))),
             UnixSocket {
@@ -433,7 +451,19 @@ pub fn manifest_with_ipc() -> Manifest {
         kind: MappingKind::SharedSocket(PacketSocketId(0)),
         ..segment.clone()
     };
-    manifest.address_spaces[0].mappings.splice(5..5, [segment, ring]);
+    let requests = Mapping {
+        start: 0x7000_0000_7000,
+        end: 0x7000_0000_8000,
+        kind: MappingKind::IoUring(IoUringId(0)),
+        offset: 0x1000_0000,
+        extents: Vec::new(),
+        ..segment.clone()
+    };
+    manifest.address_spaces[0]
+        .mappings
+        .splice(5..5, [segment, ring, requests]);
+    let owner = manifest.processes[0].threads[0].tid;
+    manifest.io_urings.push(io_uring(owner));
     manifest.address_spaces[0].lock_future = 2;
     manifest.packet_sockets.push(packet_socket());
     let fanotify = Fanotify {
@@ -448,7 +478,11 @@ pub fn manifest_with_ipc() -> Manifest {
             ignored_mask: 2,
         }],
     };
-    for object in [Object::PacketSocket(PacketSocketId(0)), Object::Fanotify(fanotify)] {
+    for object in [
+        Object::PacketSocket(PacketSocketId(0)),
+        Object::Fanotify(fanotify),
+        Object::IoUring(IoUringId(0)),
+    ] {
         let file = OpenFile {
             object,
             ..manifest.files[0].clone()

@@ -343,6 +343,7 @@ pub fn is_eintr_only(syscall: i64) -> bool {
         libc::SYS_semop,
         libc::SYS_semtimedop,
         libc::SYS_io_getevents,
+        libc::SYS_io_uring_enter,
     ]
     .contains(&syscall)
 }

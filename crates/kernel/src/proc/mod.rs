@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 pub mod cgroup;
 pub mod fanotify;
 pub mod fdinfo;
+pub mod io_uring;
 pub mod limits;
 pub mod maps;
 pub mod mountinfo;
@@ -221,6 +222,23 @@ impl ProcDir {
     /// Numbers of the threads, sorted.
     pub fn tasks(&self) -> io::Result<Vec<i32>> {
         self.numbers("task")
+    }
+
+    /// Whether a thread is one that the kernel has made for io_uring: it runs nothing of the program's.
+    pub fn is_io_thread(&self, tid: i32) -> io::Result<bool> {
+        const PF_IO_WORKER: u32 = 0x10;
+        const PF_USER_WORKER: u32 = 0x4000;
+        // A thread of the program can take the name, but not the flags, which take longer to be read.
+        if !self.record(&format!("task/{tid}/comm"))?.starts_with(b"iou-") {
+            return Ok(false);
+        }
+        let flags = Self::open_task(self.pid, tid)?.stat()?.flags;
+        Ok(flags & PF_IO_WORKER != 0 && flags & PF_USER_WORKER != 0)
+    }
+
+    /// What the kernel tells of the io_uring instance behind descriptor `fd`; none where it is busy with it.
+    pub fn io_uring(&self, fd: i32) -> io::Result<Option<io_uring::IoUring>> {
+        Ok(io_uring::parse(&self.read(&format!("fdinfo/{fd}"))?))
     }
 
     /// Numbers of the child processes of all threads, sorted.

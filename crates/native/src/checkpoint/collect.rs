@@ -87,6 +87,8 @@ pub(super) fn collect(
         manifest.processes.push(saved);
         layouts.push(layout);
     }
+    // What completes may change files.
+    files::io_uring::drain(&mut frozen.processes, deadline)?;
     let mut mounts = mount_namespaces::Saved::default();
     for (process, saved) in frozen.processes.iter().zip(&mut manifest.processes) {
         if !process.threads.is_empty() {
@@ -169,6 +171,7 @@ pub(super) fn collect(
     context.channels.clone_from(&request.channels);
     context.policies = PolicyState::new(&request.files, owner);
     let descriptors = files::save(&mut context)?;
+    files::io_uring::finish(&mut context, &mut frozen.processes, deadline)?;
     for &index in &live {
         let view = context.views.of_process(manifest.processes[index].mount_namespace);
         let (proc, saved) = (&frozen.processes[index].proc, &mut manifest.processes[index]);
@@ -210,6 +213,7 @@ pub(super) fn collect(
         view: None,
         saved: &mut context.saved,
         packet_sockets: (&context.packet_state, &context.packet_sockets),
+        io_urings: (&context.io_uring_state, &context.io_urings),
         policies: &mut context.policies,
         libraries: &mut looked.libraries,
         keep_executables: request.keep.executables,
@@ -294,6 +298,7 @@ pub(super) fn collect(
     manifest.sockets = context.sockets;
     manifest.inet_sockets = context.inet_sockets;
     manifest.packet_sockets = context.packet_sockets;
+    manifest.io_urings = context.io_urings;
     manifest.terminals = context.terminals;
     let sockets = HeldSockets {
         endings: context.endings,

@@ -1,5 +1,7 @@
 //! What stands in the way of a checkpoint, looked at while the job runs.
 
+use std::collections::HashSet;
+
 use cpr_image::model::Network;
 use cpr_kernel::namespace::Place;
 use cpr_types::{Error, ErrorKind, Result};
@@ -7,6 +9,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use super::request::Surroundings;
 use crate::beside::beside;
 use crate::blockers::Home;
+use crate::files::io_uring::UNREACHABLE;
 use crate::files::{self, Target};
 use crate::freeze::{self, Members, Scope};
 use crate::memory;
@@ -76,9 +79,11 @@ pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<
         || of_each(&targets, &home),
         || of_all(&targets, &home, root, scope, around),
     )?;
-    let (together, elsewhere) = together?;
-    let mut found = themselves;
+    let (together, elsewhere, open) = together?;
+    let mut found = themselves.blockers;
     found.extend(together);
+    let unreachable = themselves.rings.into_iter().filter(|(_, inode)| !open.contains(inode));
+    found.extend(unreachable.map(|(blocker, _)| blocker));
     Ok(Look {
         found,
         elsewhere,
@@ -86,20 +91,35 @@ pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<
     })
 }
 
+/// What there is in each process by itself.
+#[derive(Default)]
+struct Each {
+    /// What stands in the way.
+    blockers: Vec<Blocker>,
+    /// What does where no descriptor is open on the io_uring instance with this inode number.
+    rings: Vec<(Blocker, u64)>,
+}
+
 /// What stands in the way in each process by itself.
-fn of_each(targets: &[Target], home: &Home) -> Vec<Blocker> {
-    let mut found = Vec::new();
+fn of_each(targets: &[Target], home: &Home) -> Each {
+    let mut found = Each::default();
     for target in targets {
-        let own = blockers::of_process(&target.proc, home)
-            .into_iter()
-            .chain(blockers::of_threads(&target.proc))
-            .chain(memory::blockers(&target.proc));
-        found.extend(own.map(|(object, reason)| Blocker {
+        let blocker = |(object, reason): (String, String)| Blocker {
             pid: target.pid,
             object,
             reason,
             hint: None,
-        }));
+        };
+        let of_memory = memory::blockers(&target.proc);
+        let own = blockers::of_process(&target.proc, home)
+            .into_iter()
+            .chain(blockers::of_threads(&target.proc))
+            .chain(of_memory.mappings);
+        found.blockers.extend(own.map(blocker));
+        let rings = of_memory.rings.into_iter();
+        found
+            .rings
+            .extend(rings.map(|(object, inode)| (blocker((object, UNREACHABLE.to_owned())), inode)));
     }
     found
 }
@@ -112,7 +132,7 @@ fn of_all(
     root: i32,
     scope: Scope,
     around: Surroundings<'_>,
-) -> Result<(Vec<Blocker>, Vec<Blocker>)> {
+) -> Result<(Vec<Blocker>, Vec<Blocker>, HashSet<u64>)> {
     let Surroundings {
         own_ipc,
         adopter: _,
@@ -140,7 +160,11 @@ fn of_all(
         ));
     }
     let networks = Networks::new(networks);
-    let files::Found { themselves, elsewhere } = files::check(
+    let files::Found {
+        themselves,
+        elsewhere,
+        rings,
+    } = files::check(
         targets,
         files::Surroundings {
             root_pid: root,
@@ -156,7 +180,7 @@ fn of_all(
     if let Some(mounts) = mounts {
         found.extend(blockers::mounts(home, root, mounts));
     }
-    Ok((found, elsewhere))
+    Ok((found, elsewhere, rings))
 }
 
 pub(super) fn save_networks(visits: &Visits, targets: &[Target]) -> Result<Vec<Network>> {

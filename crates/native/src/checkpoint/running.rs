@@ -12,7 +12,7 @@ use crate::live::{self, Basis, Copied, Earlier, Known};
 use crate::memory::FlagTable;
 use crate::pipeline::Pipeline;
 use crate::restart::available_memory;
-use crate::{cgroups, snapshot};
+use crate::{cgroups, files, snapshot};
 
 /// A process with less memory than this, bytes, is copied while it stands still, unless later images are to refer to
 /// its pages: to find out what it has written since a copy was made takes as long.
@@ -116,7 +116,9 @@ pub(super) fn copy_running(
     writer.enter("copy")?;
     let is_large = |pid: i32| request.keep_tracking || resident.0.get(&pid).is_none_or(|bytes| *bytes >= SMALL);
     let is_new = |pid: i32| !copied.iter().any(|copied| copied.pid() == pid) && is_large(pid) && !is_zombie(pid);
-    if freeze::members(scope)?.into_iter().any(is_new) {
+    let all = freeze::members(scope)?;
+    // One that waits in io_uring_enter(2) for requests that it has just submitted would be told of them early.
+    if all.iter().any(|pid| is_new(*pid)) && !all.iter().any(|pid| has_rings(*pid)) {
         let mut frozen = freeze::freeze(scope, Purpose::Call, request.stop_timeout, request.group.as_deref())?;
         let deadline = frozen.deadline();
         live::track(&mut frozen, copied, is_large, deadline);
@@ -166,4 +168,10 @@ pub(super) fn ended_meanwhile(error: Error) -> Error {
 
 fn is_zombie(pid: i32) -> bool {
     cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && stat.num_threads <= 1)
+}
+
+/// Whether a process has an io_uring instance.
+fn has_rings(pid: i32) -> bool {
+    let maps = ProcDir::open(pid).and_then(|proc| proc.maps());
+    maps.is_ok_and(|maps| maps.iter().any(files::io_uring::is_mapping))
 }

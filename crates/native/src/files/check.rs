@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, inet, mqueue, packet, regular, save, socket, unix};
+use super::{Target, inet, io_uring, mqueue, packet, regular, save, socket, unix};
 use crate::concealed;
 use crate::networks::Networks;
 use crate::views::Views;
@@ -70,6 +70,8 @@ pub struct Found {
     pub themselves: Vec<Blocker>,
     /// Because what belongs to them is in no process that was looked at. One that was born meanwhile may have it.
     pub elsewhere: Vec<Blocker>,
+    /// Inode numbers of io_uring instances.
+    pub rings: HashSet<u64>,
 }
 
 /// Names every descriptor that would make a checkpoint fail. The processes may be running: what they close meanwhile is
@@ -143,9 +145,11 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
     }
     elsewhere.extend(unix_sockets(&all, &scene, networks));
     elsewhere.extend(inet_sockets(&all, &scene, around));
+    let instances = all.iter().filter(|seen| seen.kind == Kind::IoUring);
     Found {
         themselves: blockers,
         elsewhere,
+        rings: instances.map(|seen| seen.stat.st_ino).collect(),
     }
 }
 
@@ -232,6 +236,11 @@ impl Scene<'_> {
                     let hint = "checkpoint both sides together, or use one of the standard streams for it";
                     seen.blocker("the other end of the pipe is outside the job", Some(hint))
                 })
+            }
+            Kind::IoUring => {
+                let handle = save::get(seen.target, seen.fd).ok()?;
+                let blocked = io_uring::blocker(handle.as_fd(), &label(seen));
+                blocked.err().map(|error| blocker(seen, &error))
             }
             Kind::Socket => {
                 let label = label(seen);

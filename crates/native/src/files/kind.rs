@@ -52,6 +52,7 @@ pub(super) enum Kind {
     Epoll,
     Inotify,
     Fanotify,
+    IoUring,
     PidFd,
     MessageQueue,
     /// What no checkpoint can save: why, and what to do.
@@ -158,11 +159,7 @@ fn name(kind: LockKind) -> &'static str {
 
 fn anonymous(name: &str) -> Kind {
     match name.trim_matches(['[', ']']) {
-        "io_uring" => unsupported(
-            "io_uring is not supported",
-            "have the program use another I/O interface: MariaDB does with --innodb-use-native-aio=0, or where \
-             kernel.io_uring_disabled is 2",
-        ),
+        "io_uring" => Kind::IoUring,
         "perf_event" => unsupported(
             "performance counters are not supported",
             "profile it after the checkpoint",

@@ -13,6 +13,7 @@ pub mod eventfd;
 pub mod fanotify;
 pub mod inet;
 pub mod inotify;
+pub mod io_uring;
 pub mod meet;
 pub mod mqueue;
 pub mod netlink;
@@ -47,8 +48,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cpr_image::model::{
-    ByteString, FileId, FilePolicy, InetSocket, Manifest, MountNamespaceId, OpenFile, PacketSocket, Pipe, PipeId,
-    SavedFileId, Terminal, UnixSocket,
+    ByteString, FileId, FilePolicy, InetSocket, IoUring, Manifest, MountNamespaceId, OpenFile, PacketSocket, Pipe,
+    PipeId, SavedFileId, Terminal, UnixSocket,
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 use cpr_kernel::process::PidFd;
@@ -176,6 +177,8 @@ pub struct SaveContext<'a> {
     pub inet_sockets: Vec<InetSocket>,
     /// Packet sockets.
     pub packet_sockets: Vec<PacketSocket>,
+    /// io_uring instances.
+    pub io_urings: Vec<IoUring>,
     /// What becomes of TCP connections to outside.
     pub tcp: TcpPolicy,
     /// Those that lead to jobs that are saved in the same stop.
@@ -200,6 +203,8 @@ pub struct SaveContext<'a> {
     pub inet_state: inet::SaveState,
     /// Packet sockets by what mappings of them show.
     pub packet_state: packet::SaveState,
+    /// io_uring instances by what mappings of them show.
+    pub io_uring_state: io_uring::SaveState,
     /// Terminals noted so far; find a controlling terminal's number in it.
     pub terminal_state: terminal::SaveState,
     /// POSIX message queues of the job's own IPC namespaces.
@@ -230,6 +235,7 @@ impl<'a> SaveContext<'a> {
             sockets: Vec::new(),
             inet_sockets: Vec::new(),
             packet_sockets: Vec::new(),
+            io_urings: Vec::new(),
             tcp,
             channels: None,
             ends_job,
@@ -242,6 +248,7 @@ impl<'a> SaveContext<'a> {
             socket_state: unix::SaveState::default(),
             inet_state: inet::SaveState::default(),
             packet_state: packet::SaveState::default(),
+            io_uring_state: io_uring::SaveState::default(),
             terminal_state: terminal::SaveState::default(),
             queue_state: mqueue::SaveState::default(),
             networks,

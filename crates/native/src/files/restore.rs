@@ -10,7 +10,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, device, kind, locks, pipe, regular};
 use super::{
-    epoll, eventfd, fanotify, inet, inotify, mqueue, netlink, packet, pidfd, signalfd, socket, terminal, timerfd, unix,
+    epoll, eventfd, fanotify, inet, inotify, io_uring, mqueue, netlink, packet, pidfd, signalfd, socket, terminal,
+    timerfd, unix,
 };
 
 fn io(error: rustix::io::Errno) -> std::io::Error {
@@ -163,6 +164,8 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         Object::Epoll { .. } => epoll::restore(file, context),
         Object::Inotify { watches, .. } => inotify::restore(file, watches, context),
         Object::Fanotify(group) => fanotify::restore(group, context),
+        // It is made in the process that it belongs to.
+        Object::IoUring(_) => io_uring::placeholder(),
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
         Object::Socket(socket) => unix::restore(file, *socket, context),
         Object::InetSocket(socket) => inet::restore(file, *socket, context),

@@ -15,7 +15,8 @@ use super::epoll::Holder;
 use super::kind::{self, Kind};
 use super::{Description, PolicyState, SaveContext, Target};
 use super::{
-    epoll, eventfd, fanotify, inotify, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal, timerfd,
+    epoll, eventfd, fanotify, inotify, io_uring, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal,
+    timerfd,
 };
 
 /// A description and what has become of it.
@@ -468,6 +469,7 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
         Kind::Epoll => epoll::save(description, context),
         Kind::Inotify => inotify::save(description, context),
         Kind::Fanotify => fanotify::save(description, context),
+        Kind::IoUring => io_uring::save(description, context),
         Kind::PidFd => pidfd::save(description, context),
         Kind::MessageQueue => mqueue::save(description, context),
         Kind::Unsupported(reason, hint) => {

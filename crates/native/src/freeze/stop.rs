@@ -259,6 +259,10 @@ pub(super) fn seize_process(
             if seized.contains_key(&tid) {
                 continue;
             }
+            // The kernel's own for io_uring: a stop would interrupt what it does, and the program be told of that.
+            if tid != pid && dir.is_io_thread(tid).unwrap_or(false) {
+                continue;
+            }
             match Tracee::seize(tid, ATTACHED) {
                 Ok(tracee) => {
                     let asleep_in = few.then(|| dir.task_wchan(tid).ok().flatten()).flatten();

@@ -37,7 +37,7 @@ use crate::{cgroups, networks};
 
 use opened::{close_programs, hand_out, open_elsewhere, open_mapped};
 use processes::make_processes;
-use state::{enter, let_go, log_in, prepare, rebuild};
+use state::{enter, let_go, log_in, place, prepare, rebuild};
 use terminals::{foreground, with_descriptor};
 
 pub use check::{available_memory, check_restart};
@@ -56,6 +56,8 @@ mod huge;
 mod identity;
 
 mod inherit;
+
+mod io_uring;
 
 mod ipc;
 
@@ -287,6 +289,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         for process in living(manifest) {
             enter(&workshop, manifest, process, &sources, rights)?;
         }
+        for process in living(manifest) {
+            place(&workshop, process, &opened)?;
+        }
+        io_uring::restore_all(&workshop, manifest, rights)?;
         let mut plans = Vec::new();
         for process in living(manifest) {
             if let Some(user) = process.login_user.filter(|_| roots_own) {

@@ -428,6 +428,8 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
             attach(builder, mapping, segment)?;
             return finish_mapping(builder, mapping);
         }
+        // A place is kept for it until there are threads.
+        MappingKind::IoUring(_) => (private_anonymous, -1),
         MappingKind::AioRing => {
             // The room it takes at first may be that of the next mapping.
             builder.flush()?;
@@ -476,7 +478,10 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
     if first != wanted {
         builder.protect(mapping);
     }
-    finish_mapping(builder, mapping)
+    match mapping.kind {
+        MappingKind::IoUring(_) => Ok(()),
+        _ => finish_mapping(builder, mapping),
+    }
 }
 
 /// Attaches a System V segment, or the part of one that is left.
@@ -530,6 +535,21 @@ fn attach(builder: &mut Builder<'_>, mapping: &Mapping, segment: &Segment) -> Re
     Ok(())
 }
 
+/// What the kernel is told of a mapping with madvise(2).
+pub fn advices(mapping: &Mapping) -> impl Iterator<Item = i32> {
+    let all = [
+        ("dc", libc::MADV_DONTFORK),
+        ("dd", libc::MADV_DONTDUMP),
+        ("wf", libc::MADV_WIPEONFORK),
+        ("mg", libc::MADV_MERGEABLE),
+        ("sr", libc::MADV_SEQUENTIAL),
+        ("rr", libc::MADV_RANDOM),
+    ];
+    all.into_iter()
+        .filter(|(flag, _)| has(mapping, flag))
+        .map(|(_, advice)| advice)
+}
+
 /// Everything about a mapping that is set when it is there with its contents.
 fn finish_mapping(builder: &mut Builder<'_>, mapping: &Mapping) -> Result<()> {
     let (length, place) = (mapping.end - mapping.start, format!("memory at {:#x}", mapping.start));
@@ -541,17 +561,8 @@ fn finish_mapping(builder: &mut Builder<'_>, mapping: &Mapping) -> Result<()> {
         );
         builder.make_room()?;
     }
-    for (flag, advice) in [
-        ("dc", libc::MADV_DONTFORK),
-        ("dd", libc::MADV_DONTDUMP),
-        ("wf", libc::MADV_WIPEONFORK),
-        ("mg", libc::MADV_MERGEABLE),
-        ("sr", libc::MADV_SEQUENTIAL),
-        ("rr", libc::MADV_RANDOM),
-    ] {
-        if has(mapping, flag) {
-            builder.advise(mapping, advice);
-        }
+    for advice in advices(mapping) {
+        builder.advise(mapping, advice);
     }
     if has(mapping, "lo") {
         let on_fault = if has(mapping, "lf") { MLOCK_ONFAULT } else { 0 };

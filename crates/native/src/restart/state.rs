@@ -82,7 +82,15 @@ pub(super) fn log_in(workshop: &Workshop, pid: i32, user: u32) {
     });
 }
 
-/// Gives a process its descriptors, threads and kernel state.
+/// Gives a process its descriptors.
+pub(super) fn place(workshop: &Workshop, process: &Process, opened: &[OwnedFd]) -> Result<()> {
+    match process.shares_descriptors {
+        true => Ok(()),
+        false => place_descriptors(workshop, process, opened).context(|| format!("restore process {}", process.pid)),
+    }
+}
+
+/// Gives a process that has its descriptors its threads and kernel state.
 pub(super) fn rebuild(
     workshop: &mut Workshop,
     manifest: &Manifest,
@@ -95,9 +103,6 @@ pub(super) fn rebuild(
     let owned = rights.privileged && process.user_namespace.is_none();
     let owner = owned.then_some(manifest.checkpoint.owner_uid);
     let what = || format!("restore process {pid}");
-    if !process.shares_descriptors {
-        place_descriptors(workshop, process, opened).context(what)?;
-    }
     let mut batch = Batch::new();
     files::finish(process, manifest, &mut batch)?;
     if !batch.is_empty() {
