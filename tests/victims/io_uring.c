@@ -1,6 +1,7 @@
 /* io_uring instances: used around the end of their rings, with completions that wait, requests that were prepared and
- * not submitted, registered files and memory, in an epoll set, of one thread alone, shared with a child; a thread that
- * waits for a completion; and one that writes and reads all the time, so that requests are under way. */
+ * not submitted, registered files and memory, in an epoll set, of one thread alone, with a thread of the kernel's that
+ * takes requests out, shared with a child; a thread that waits for a completion; and one that writes and reads all the
+ * time, so that requests are under way. */
 #include "victim.h"
 #include <linux/io_uring.h>
 
@@ -12,7 +13,7 @@
 
 struct ring {
     int fd;
-    unsigned entries, cqes, *sq_head, *sq_tail, *cq_head, *cq_tail, *array;
+    unsigned entries, cqes, *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail, *array;
     struct io_uring_sqe *sqe;
     struct io_uring_cqe *cqe;
     unsigned prepared; /* the program's own count, as libraries have one */
@@ -34,6 +35,7 @@ static int try_make(struct ring *ring, unsigned entries, unsigned flags) {
     CHECK(at != MAP_FAILED && (void *)ring->sqe != MAP_FAILED && (p.features & IORING_FEAT_SINGLE_MMAP));
     ring->entries = p.sq_entries, ring->cqes = p.cq_entries;
     ring->sq_head = (void *)(at + p.sq_off.head), ring->sq_tail = (void *)(at + p.sq_off.tail);
+    ring->sq_flags = (void *)(at + p.sq_off.flags);
     ring->cq_head = (void *)(at + p.cq_off.head), ring->cq_tail = (void *)(at + p.cq_off.tail);
     ring->cqe = (void *)(at + p.cq_off.cqes);
     if (!(flags & SETUP_NO_SQARRAY)) {
@@ -87,6 +89,14 @@ static void submit(struct ring *ring) {
 static void nothing(struct ring *ring, unsigned long label) {
     prepare(ring, IORING_OP_NOP, -1, NULL, 0, 0, label);
     submit(ring);
+}
+
+/* The same where a thread of the kernel's takes them. */
+static void hand_over(struct ring *ring) {
+    flush(ring);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & IORING_SQ_NEED_WAKEUP)
+        CHECK(syscall(SYS_io_uring_enter, ring->fd, 1, 0, IORING_ENTER_SQ_WAKEUP, NULL, 0) >= 0);
 }
 
 static int file;
@@ -169,7 +179,7 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     file = open("numbers", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     CHECK(file >= 0 && unlink("numbers") == 0 && write(file, text, 16) == 16);
-    struct ring first, large, fresh, shared_ring, watched, single;
+    struct ring first, large, fresh, shared_ring, watched, single, threaded;
     char buffer[64];
 
     /* A child has the same, by another number. */
@@ -221,6 +231,19 @@ int main(int argc, char **argv) {
         take(&single, i, 0);
     }
 
+    /* With a thread that takes requests out. */
+    static char where[64];
+    make(&threaded, 8, IORING_SETUP_SQPOLL);
+    for (unsigned i = 0; i < 101; i++) {
+        prepare(&threaded, IORING_OP_READ, file, buffer, 8, i % 8, i);
+        hand_over(&threaded);
+        take(&threaded, i, 8);
+        CHECK(memcmp(buffer, text + i % 8, 8) == 0);
+    }
+    prepare(&threaded, IORING_OP_NOP, -1, NULL, 0, 0, 500);
+    hand_over(&threaded);
+    AWAIT(*threaded.cq_tail == 102);
+
     /* In an epoll set. */
     make(&watched, 8, 0);
     int set = epoll_create1(EPOLL_CLOEXEC);
@@ -268,6 +291,25 @@ int main(int argc, char **argv) {
             CHECK(memcmp(buffer, text + i % 8, 8) == 0);
         }
     }
+
+    take(&threaded, 500, 0);
+    for (unsigned i = 0; i < 100; i++) {
+        prepare(&threaded, IORING_OP_READ, file, buffer, 8, i % 8, i);
+        hand_over(&threaded);
+        take(&threaded, i, 8);
+        CHECK(memcmp(buffer, text + i % 8, 8) == 0);
+    }
+    /* It may do what we may. */
+    snprintf(where, sizeof where, "/proc/1/environ");
+    int direct = open(where, O_RDONLY | O_CLOEXEC), error = errno;
+    prepare(&threaded, IORING_OP_OPENAT, AT_FDCWD, where, 0, 0, 600)->open_flags = O_RDONLY | O_CLOEXEC;
+    hand_over(&threaded);
+    struct io_uring_cqe opened;
+    while (!peek(&threaded, &opened)) CHECK(enter(&threaded, 0, 1) >= 0);
+    if (direct < 0)
+        SAME(opened.res, -error);
+    else
+        CHECK(opened.res >= 0);
 
     SAME(epoll_wait(set, &event, 1, 0), 0);
     nothing(&watched, 9);

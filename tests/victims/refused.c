@@ -101,8 +101,8 @@ int main(int argc, char **argv) {
         entry->opcode = IORING_OP_POLL_ADD, entry->fd = ends[0], entry->poll32_events = POLLIN;
         *(unsigned *)(rings + p.sq_off.tail) = 1;
         CHECK(syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0) == 1);
-    } else if (IS("io_uring_thread")) {
-        struct io_uring_params parameters = {.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 1};
+    } else if (IS("io_uring_disabled")) {
+        struct io_uring_params parameters = {.flags = IORING_SETUP_R_DISABLED};
         NEED(syscall(SYS_io_uring_setup, 4, &parameters) >= 0);
     } else if (IS("io_uring_map")) {
         struct io_uring_params parameters = {0};

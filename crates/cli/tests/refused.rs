@@ -310,7 +310,7 @@ macro_rules! refused {
 refused! {
     // LBNL-2.2.4B.17
     io_uring [root user]: ["io_uring"]; "anon_inode:[io_uring]", "waits for something to happen (poll)";
-    io_uring_thread [user]: ["io_uring_thread"]; "anon_inode:[io_uring]", "IORING_SETUP_SQPOLL";
+    io_uring_disabled [user]: ["io_uring_disabled"]; "anon_inode:[io_uring]", "IORING_SETUP_R_DISABLED";
     io_uring_mapping [user]: ["io_uring_map"]; "mapping at 0x", "no descriptor is open on";
     performance_counter [root user]: ["perf"]; "anon_inode:[perf_event]", "performance counters are not supported";
     bpf [root]: ["bpf"]; "anon_inode:bpf-map", "BPF objects are not supported";

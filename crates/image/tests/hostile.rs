@@ -346,7 +346,7 @@ fn objects_between_processes() {
     ring("impossible room for requests", &|ring| ring.entries = 7);
     ring("impossible room for requests", &|ring| ring.entries = 1 << 16);
     ring("impossible room for completions", &|ring| ring.completions = 4);
-    ring("impossible flags", &|ring| ring.flags |= 2);
+    ring("impossible flags", &|ring| ring.flags |= 1 << 6);
     ring("impossible layout", &|ring| ring.layout.push(0));
     ring("impossible layout", &|ring| ring.layout[2] = 4096);
     ring("impossible layout", &|ring| ring.layout[4] = u32::MAX - 3);

@@ -13,6 +13,8 @@ use crate::batch::{Arg, Batch, CallId, OutId};
 
 /// IORING_SETUP_IOPOLL: the program looks for completions of devices itself.
 pub const SETUP_POLLED: u32 = 1 << 0;
+/// IORING_SETUP_SQPOLL: a thread of the kernel's takes requests out of the ring.
+pub const SETUP_THREAD: u32 = 1 << 1;
 /// IORING_SETUP_CQSIZE: room for completions is asked for.
 pub const SETUP_SIZED: u32 = 1 << 3;
 /// IORING_SETUP_SUBMIT_ALL: requests after one that is wrong are submitted, too (Linux 5.18).
@@ -49,7 +51,11 @@ pub const OPCODE_MESSAGE: u8 = 40;
 /// Ring descriptors that a thread can register.
 pub const REGISTERED_RINGS: u32 = 16;
 
+/// IORING_SQ_NEED_WAKEUP, in the flags of the submission ring: the kernel's thread sleeps.
+pub const FLAG_ASLEEP: u32 = 1 << 0;
+
 const ENTER_GETEVENTS: u32 = 1 << 0;
+const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const ENTER_EXT_ARG: u32 = 1 << 3;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
 const REGISTER_BUFFERS: u32 = 0;
@@ -358,6 +364,16 @@ pub fn submit_call(batch: &mut Batch, ring: i32, count: u32) -> CallId {
     batch.call(
         libc::SYS_io_uring_enter,
         &[ring.into(), count.into(), zero, zero, zero, zero],
+    )
+}
+
+/// Adds the waking of the kernel's thread (IORING_SETUP_SQPOLL).
+pub fn wake_call(batch: &mut Batch, ring: i32) -> CallId {
+    let zero = Arg::from(0);
+    batch.must(
+        libc::SYS_io_uring_enter,
+        &[ring.into(), zero, zero, ENTER_SQ_WAKEUP.into(), zero, zero],
+        "wake the thread of io_uring",
     )
 }
 

@@ -470,8 +470,6 @@ pub const CAP_SETUID: u32 = 7;
 pub const CAP_NET_BIND_SERVICE: u32 = 10;
 /// CAP_NET_ADMIN.
 pub const CAP_NET_ADMIN: u32 = 12;
-/// CAP_IPC_LOCK.
-pub const CAP_IPC_LOCK: u32 = 14;
 /// CAP_NET_RAW.
 pub const CAP_NET_RAW: u32 = 13;
 

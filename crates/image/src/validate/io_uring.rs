@@ -13,8 +13,8 @@ pub(super) const OFFSETS: [u64; 3] = [0, 0x800_0000, 0x1000_0000];
 const MAX_ENTRIES: u32 = 1 << 15;
 /// Most files or buffers that it lets anybody register (IORING_MAX_FIXED_FILES, IORING_MAX_REG_BUFFERS).
 const MAX_REGISTERED: usize = 1 << 20;
-/// Flags of instances that are saved: IOPOLL, SUBMIT_ALL, TASKRUN_FLAG, SINGLE_ISSUER and DEFER_TASKRUN.
-const FLAGS: u32 = 1 | 1 << 7 | 1 << 9 | 1 << 12 | 1 << 13;
+/// Flags of instances that are saved: IOPOLL, SQPOLL, SUBMIT_ALL, TASKRUN_FLAG, SINGLE_ISSUER and DEFER_TASKRUN.
+const FLAGS: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 12 | 1 << 13;
 /// The offsets in `layout` are in the first page but for those of the array and of the completions.
 const LAYOUT: usize = 9;
 

@@ -2,6 +2,7 @@
 
 use cpr_image::model::{ByteString, Credentials, Directories, Process, Thread};
 use cpr_kernel::batch::{Arg, Batch};
+use cpr_kernel::proc::Status;
 use cpr_kernel::process::{CapabilitySets, capset_arguments};
 
 const PR_SET_IO_FLUSHER: u64 = 57;
@@ -214,6 +215,73 @@ pub fn signal_of(info: &[u8]) -> i32 {
         raw.copy_from_slice(bytes);
     }
     i32::from_ne_bytes(raw)
+}
+
+/// Adds calls that a thread makes with the rights that [`credentials`] will give it, as far as they matter for what the
+/// kernel remembers of who has made something. Afterwards it has those of now again, which `now` tells.
+pub fn with_final_rights<T>(
+    thread: &Thread,
+    process: &Process,
+    rights: Rights,
+    now: &Status,
+    batch: &mut Batch,
+    calls: impl FnOnce(&mut Batch) -> T,
+) -> T {
+    let saved: &Credentials = &thread.credentials;
+    let apart = process.user_namespace.is_some();
+    let identified = rights.privileged && !apart;
+    let turn_into = |batch: &mut Batch, groups: &[u32], gids: [u32; 3], uids: [u32; 3], is_back: bool| {
+        let raw: Vec<u8> = groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+        let place = batch.data(&raw);
+        let ids = |ids: [u32; 3]| ids.map(Arg::from);
+        let user = |batch: &mut Batch| {
+            batch.must(libc::SYS_setresuid, &ids(uids), "change the user for a moment");
+        };
+        if is_back {
+            user(batch);
+        }
+        batch.must(
+            libc::SYS_setgroups,
+            &[groups.len().into(), place],
+            "change the groups for a moment",
+        );
+        batch.must(libc::SYS_setresgid, &ids(gids), "change the group for a moment");
+        if !is_back {
+            user(batch);
+        }
+    };
+    let capabilities = |batch: &mut Batch, effective: u64| {
+        let (header, data) = capset_arguments(CapabilitySets {
+            effective,
+            permitted: now.cap_permitted,
+            inheritable: now.cap_inheritable,
+        });
+        let (header, data) = (batch.data(&header), batch.data(&data));
+        batch.must(
+            libc::SYS_capset,
+            &[header, data],
+            "change the capabilities for a moment",
+        );
+    };
+    let first = |ids: [u32; 4]| [ids[0], ids[1], ids[2]];
+    if identified {
+        // The saved user is who leads back.
+        let ([group, effective_group, ..], [user, effective, ..]) = (saved.gids, saved.uids);
+        let gids = [group, effective_group, now.gids[2]];
+        turn_into(batch, &saved.groups, gids, [user, effective, now.uids[2]], false);
+    }
+    let most = match (apart, rights.privileged) {
+        (true, _) => ALL_CAPABILITIES,
+        (false, true) => rights.capabilities,
+        (false, false) => 0,
+    };
+    capabilities(batch, saved.effective & saved.permitted & most & now.cap_permitted);
+    let result = calls(batch);
+    if identified {
+        turn_into(batch, &now.groups, first(now.gids), first(now.uids), true);
+    }
+    capabilities(batch, now.cap_effective);
+    result
 }
 
 /// Adds the credentials of a thread: never more than the restarter has itself (LBNL-2.2.3, LBNL-3.9.3). In a user

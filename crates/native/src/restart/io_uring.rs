@@ -3,27 +3,26 @@
 //! How many requests and completions there were, modulo 2^32, the kernel remembers by itself. So as many requests for
 //! nothing are made, those without a completion at the end; then the memory of the rings gets back what was in it.
 //!
-//! Who made an instance is asked for the memory that is locked for it: its maker does without CAP_IPC_LOCK where the
-//! program does.
+//! Who made an instance is asked for the memory that is locked for it, and a thread that takes requests out has its
+//! maker's rights: it is made with those that its thread will have.
+
+use std::time::Instant;
 
 use cpr_image::model::{Bytes, FileId, IoUring, IoUringId, Manifest, Mapping, MappingKind, Object, Process, Thread};
 use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
 use cpr_kernel::batch::{Arg, Batch, Outcome};
 use cpr_kernel::io_uring::{self as kernel, Layout, Parameters};
 use cpr_kernel::proc::{MapEntry, ProcDir};
-use cpr_kernel::process::CAP_IPC_LOCK;
 use cpr_kernel::ptrace::Tracee;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
-use super::identity::Rights;
+use super::identity::{self, Rights};
 use super::stub::{Stub, Workshop};
 use super::{address_space, living, space};
 
 /// Most calls in a batch that fit the arena with room to spare.
 const CALLS: u32 = 8000;
-/// _LINUX_CAPABILITY_VERSION_3.
-const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 /// Makes all instances. The processes have their threads, memory and descriptors; in the place of those of instances
 /// are others.
@@ -108,9 +107,14 @@ struct Made {
 fn restore(workshop: &Workshop, manifest: &Manifest, id: IoUringId, instance: &IoUring, rights: Rights) -> Result<()> {
     let maker = Maker::find(workshop, manifest, instance.owner)?;
     let made = make(&maker, instance, rights)?;
-    advance(&maker, instance, made)?;
-    fill(&maker, &instance.rings, made.rings.0)?;
-    fill(&maker, &instance.queue, made.queue.0)?;
+    match instance.flags & kernel::SETUP_THREAD == 0 {
+        true => advance(&maker, instance, made)?,
+        false => advance_thread(&maker, instance, made)?,
+    }
+    // A thread that takes requests out says there whether it sleeps.
+    let flags = u64::from(made.layout.submission_flags);
+    fill(&maker, &instance.rings, made.rings.0, Some(flags))?;
+    fill(&maker, &instance.queue, made.queue.0, None)?;
     let mut batch = Batch::new();
     for (address, length) in [made.rings, made.queue] {
         batch.must(libc::SYS_munmap, &[address.into(), length.into()], "unmap its rings");
@@ -139,22 +143,9 @@ fn make(maker: &Maker<'_>, instance: &IoUring, rights: Rights) -> Result<Made> {
     let parameters = Parameters::new(instance.entries, instance.completions, instance.flags);
     let mut batch = Batch::new();
     let status = ProcDir::open_task(maker.process.pid, maker.thread.tid).and_then(|task| task.status());
-    let status = status.context(|| "ask for the capabilities of its thread")?;
-    let (lock, effective) = (1 << CAP_IPC_LOCK, status.cap_effective);
-    let keeps = maker.thread.credentials.effective & rights.capabilities & lock != 0;
-    let sets = |effective: u64| Sets {
-        effective,
-        permitted: status.cap_permitted,
-        inheritable: status.cap_inheritable,
-    };
-    let lends = !keeps && effective & lock != 0;
-    if lends {
-        sets(effective & !lock).set(&mut batch);
-    }
-    let (call, out) = kernel::setup_call(&mut batch, &parameters);
-    if lends {
-        sets(effective).set(&mut batch);
-    }
+    let status = status.context(|| "ask for the rights of its thread")?;
+    let make = |batch: &mut Batch| kernel::setup_call(batch, &parameters);
+    let (call, out) = identity::with_final_rights(maker.thread, maker.process, rights, &status, &mut batch, make);
     let outcome = maker.run(&batch)?;
     let (ring, made) = (outcome.raw(call) as i32, Parameters::from_bytes(outcome.output(out)));
     let layout = made.layout();
@@ -189,27 +180,6 @@ fn make(maker: &Maker<'_>, instance: &IoUring, rights: Rights) -> Result<Made> {
         queue: (second, queue),
         layout,
     })
-}
-
-/// Sets of capabilities of a thread.
-struct Sets {
-    effective: u64,
-    permitted: u64,
-    inheritable: u64,
-}
-
-impl Sets {
-    fn set(&self, batch: &mut Batch) {
-        let header = [CAPABILITY_VERSION, 0];
-        let header: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let halves = [0, 32].into_iter().flat_map(|shift| {
-            let half = |set: u64| (set >> shift) as u32;
-            [half(self.effective), half(self.permitted), half(self.inheritable)]
-        });
-        let data: Vec<u8> = halves.flat_map(u32::to_ne_bytes).collect();
-        let (header, data) = (batch.data(&header), batch.data(&data));
-        batch.must(libc::SYS_capset, &[header, data], "set capabilities");
-    }
 }
 
 /// Has as many requests and completions counted as there were.
@@ -263,10 +233,69 @@ fn advance(maker: &Maker<'_>, instance: &IoUring, made: Made) -> Result<()> {
     }
 }
 
-fn fill(maker: &Maker<'_>, pieces: &[(u64, Bytes)], start: u64) -> Result<()> {
-    pieces
-        .iter()
-        .try_for_each(|(offset, bytes)| maker.write(start + offset, &bytes.0))
+/// The same by the kernel's thread, which takes requests out as soon as it sees them.
+fn advance_thread(maker: &Maker<'_>, instance: &IoUring, made: Made) -> Result<()> {
+    let at = |offset: u32| made.rings.0 + u64::from(offset);
+    let layout = made.layout;
+    let mut done = 0;
+    let silent = instance.submitted.wrapping_sub(instance.completed);
+    for (flags, mut left) in [(0, instance.completed), (kernel::ENTRY_SILENT, silent)] {
+        maker.write(made.queue.0 + kernel::ENTRY_FLAGS, &[flags])?;
+        while left > 0 {
+            let count = left.min(instance.entries);
+            done += count;
+            left -= count;
+            maker.write(at(layout.submission_tail), &done.to_ne_bytes())?;
+            await_thread(maker, made, done)?;
+            let tail = maker.word(at(layout.completion_tail))?;
+            maker.write(at(layout.completion_head), &tail.to_ne_bytes())?;
+        }
+    }
+    maker.write(made.queue.0 + kernel::ENTRY_FLAGS, &[0])?;
+    let now = maker.word(at(layout.completion_tail))?;
+    match now == instance.completed {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::Internal,
+            format!("the kernel counts {now} completions"),
+        )),
+    }
+}
+
+/// Waits until the kernel's thread has taken out `count` requests, all there are, and has completed them.
+fn await_thread(maker: &Maker<'_>, made: Made, count: u32) -> Result<()> {
+    let at = |offset: u32| made.rings.0 + u64::from(offset);
+    loop {
+        if maker.word(at(made.layout.submission_head))? == count {
+            return Ok(());
+        }
+        if maker.word(at(made.layout.submission_flags))? & kernel::FLAG_ASLEEP != 0 {
+            let mut batch = Batch::new();
+            kernel::wake_call(&mut batch, made.ring);
+            maker.run(&batch)?;
+        }
+        if Instant::now() > maker.workshop.deadline {
+            return Err(Error::new(ErrorKind::TimedOut, "its thread takes no requests"));
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Writes what there was in memory of an instance, but for the word at `spared`.
+fn fill(maker: &Maker<'_>, pieces: &[(u64, Bytes)], start: u64, spared: Option<u64>) -> Result<()> {
+    const WORD: u64 = 4;
+    for (offset, bytes) in pieces {
+        let inside = spared.and_then(|at| at.checked_sub(*offset));
+        let at = inside
+            .and_then(|at| usize::try_from(at).ok())
+            .filter(|at| *at < bytes.0.len());
+        let (before, after) = bytes.0.split_at(at.unwrap_or(bytes.0.len()));
+        maker.write(start + offset, before)?;
+        if let Some(rest) = after.get(WORD as usize..) {
+            maker.write(start + offset + before.len() as u64 + WORD, rest)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a process the descriptors and mappings of an instance that it has.

@@ -5,10 +5,11 @@
 //! and are given to all: that requests after a wrong one are submitted, too (IORING_SETUP_SUBMIT_ALL), and, where
 //! completions have to be fetched, that the ring shows it (IORING_SETUP_TASKRUN_FLAG). A program that has not asked for
 //! them does not notice. One that has asked not to be interrupted for completions (IORING_SETUP_COOP_TASKRUN) is, after
-//! a restart. An array of indices is always there; where the program has none, it says what the kernel would do.
+//! a restart. A thread that takes requests out (IORING_SETUP_SQPOLL) sleeps after a second without any, as it does where
+//! nothing else was asked for, and runs on any processor. An array of indices is always there; where the program has none, it says what the kernel would do.
 //!
 //! What is refused by name: requests that do not complete by themselves (`settle`), memory of the program's own for
-//! the rings, a thread that polls, eventfds, provided buffers, and descriptors registered with threads, which show
+//! the rings, eventfds, provided buffers, and descriptors registered with threads, which show
 //! nowhere. Limits for workers, restrictions and personalities show nowhere at all: an instance with restrictions is
 //! refused, and the others are not kept.
 
@@ -118,11 +119,6 @@ struct Examined {
 
 /// Finds out how an instance was set up.
 fn examine(handle: BorrowedFd<'_>, info: &shown::IoUring) -> Result<Examined> {
-    if info.thread.is_some() {
-        return Err(unsupported(
-            "io_uring with a thread that polls for requests (IORING_SETUP_SQPOLL) is not supported",
-        ));
-    }
     let mut bound = false;
     match kernel::ask(handle).raw_os_error() {
         Some(libc::EEXIST) => bound = true,
@@ -140,6 +136,9 @@ fn examine(handle: BorrowedFd<'_>, info: &shown::IoUring) -> Result<Examined> {
     let mut flags = kernel::SETUP_SUBMIT_ALL;
     if bound {
         flags |= kernel::SETUP_SINGLE_ISSUER;
+    }
+    if info.thread.is_some() {
+        flags |= kernel::SETUP_THREAD;
     }
     if kernel::is_polled(handle) {
         flags |= kernel::SETUP_POLLED;

@@ -140,7 +140,9 @@ fn wait(busy: &Busy, processes: &mut [Process], end: Instant, deadline: Instant)
         let info = wait_for_info(handle)?;
         let left = under_way(&info, &region, &layout);
         // Of those that wait for something to happen nobody knows how long.
-        if left <= i32::try_from(info.waiting.len()).unwrap_or(i32::MAX) || Instant::now() > end {
+        let is_done =
+            left <= i32::try_from(info.waiting.len()).unwrap_or(i32::MAX) && !is_behind(&info, &region, &layout);
+        if is_done || Instant::now() > end {
             return Ok(());
         }
         for (index, fd) in &busy.holders {
@@ -153,6 +155,11 @@ fn wait(busy: &Busy, processes: &mut [Process], end: Instant, deadline: Instant)
     }
 }
 
+/// Whether there are requests that a thread of the kernel's is to take out, or may be.
+fn is_behind(info: &shown::IoUring, region: &Region, layout: &Layout) -> bool {
+    info.thread.is_some() && region.word(layout.submission_tail) != info.submitted
+}
+
 /// Looks at an instance of a stopped job.
 ///
 /// # Errors
@@ -161,6 +168,9 @@ pub(super) fn look(handle: BorrowedFd<'_>, layout: &Layout) -> Result<Settled> {
     let info = wait_for_info(handle)?;
     let region = map(handle, layout, &info)?;
     refuse_waiting(&info)?;
+    if is_behind(&info, &region, layout) {
+        return Err(busy("the thread of io_uring has requests that it has not taken yet"));
+    }
     match under_way(&info, &region, layout) {
         _ if info.overflows => Err(unsupported("io_uring has completions that its ring has no room for")),
         0 => read(handle, info, &region, layout),
