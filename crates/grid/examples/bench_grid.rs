@@ -94,6 +94,8 @@ fn checkpoint(id: i64, job: &Job) -> Checkpoint {
         }],
         arriving: Vec::new(),
         units: Vec::new(),
+        name: None,
+        ttl_s: None,
         coordination: None,
         part: None,
         own: None,

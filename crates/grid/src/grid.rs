@@ -269,6 +269,9 @@ impl Grid {
         if checkpoint.is_set() {
             self.end_parts(write, job, checkpoint, &why).await?;
         }
+        if state == CheckpointState::Freed {
+            self.unregister(write, checkpoint).await?;
+        }
         let about = About {
             job: Some(job),
             node: Some(&checkpoint.node),
@@ -431,6 +434,8 @@ pub(crate) fn new_checkpoint(id: i64, job: &Job, generation: u32, stop: bool, no
         generation,
         state: CheckpointState::Pending,
         own: None,
+        name: None,
+        ttl_s: None,
         stop,
         parent: job.from,
         engine: job.engine.clone(),

@@ -3,7 +3,7 @@
 //! [`Grid`] is the whole service without a network: what users may ask is in `requests.rs`, what nodes report in
 //! `heartbeat.rs`, what happens by itself in `tick.rs`. What follows from what is decided by pure functions:
 //! `lifecycle.rs` for jobs, `units.rs` for the units of one, `coordinator.rs` for their checkpoints, `placement.rs` for
-//! nodes, `retention.rs` for checkpoints.
+//! nodes, `retention.rs` for checkpoints. What checkpoints are called is in `names.rs`.
 //!
 //! Invariants: every change of state is one transaction, and is answered only when it is durable; whoever calls is
 //! checked here, whatever way the call came; no incarnation of a job is placed while another may run.
@@ -17,6 +17,8 @@ mod grid;
 mod heartbeat;
 mod interval;
 mod lifecycle;
+mod metrics;
+mod names;
 mod placement;
 mod query;
 mod requests;
@@ -29,4 +31,5 @@ pub use caller::{Caller, Role};
 pub use clock::Clock;
 pub use db::Db;
 pub use grid::{Grid, Policy};
+pub use names::NameQuery;
 pub use query::{CheckpointQuery, EventQuery, JobQuery, QueueQuery};

@@ -83,6 +83,10 @@ pub(crate) fn apply(job: &mut Job, change: Change, now_ms: i64) -> Result<()> {
             };
             job.exit_code = Some(code);
             job.signal = signal;
+            if job.state == JobState::Starting {
+                // It ended before anybody saw it run.
+                job.started_ms = Some(now_ms);
+            }
             match job.intent {
                 // It may have caught the signal.
                 Some(Intent::Cancel) => over(job, JobState::Cancelled, "cancelled".into(), now_ms),
@@ -244,7 +248,9 @@ fn queue(job: &mut Job, why: String, not_before_ms: i64) {
 }
 
 fn over(job: &mut Job, state: JobState, why: String, now_ms: i64) {
+    let started_ms = job.started_ms;
     leave(job);
+    job.started_ms = started_ms;
     job.state = state;
     job.reason = Some(why);
     job.ended_ms = Some(now_ms);

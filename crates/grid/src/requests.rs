@@ -3,7 +3,7 @@
 
 use cpr_api::model::{
     Array, ArrayRequest, Checkpoint, CheckpointState, CopyRequest, Element, Intent, Job, JobSpec, JobState,
-    MigrateRequest, Node, NodeState, PolicyRequest, RecoverRequest,
+    MigrateRequest, Naming, Node, NodeState, Owner, PolicyRequest, RecoverRequest, check_path,
 };
 use cpr_types::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -41,6 +41,31 @@ fn require_checkpoint(caller: &Caller, id: i64, found: Option<Checkpoint>) -> Re
             Error::new(ErrorKind::NotFound, format!("the grid has no checkpoint {id} of yours"))
                 .with_hint("`cpr checkpoints` lists them")
         })
+}
+
+/// Refuses a checkpoint that nothing can go on from.
+fn may_go_on_from(checkpoint: &Checkpoint) -> Result<()> {
+    let id = checkpoint.id;
+    if let Some(part) = &checkpoint.part {
+        let text = format!(
+            "checkpoint {id} is the image of unit {} in checkpoint {}",
+            part.unit, part.of
+        );
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    if !checkpoint.state.is_usable() {
+        let state = checkpoint.state.name();
+        return Err(Error::new(ErrorKind::Gone, format!("checkpoint {id} is {state}")));
+    }
+    Ok(())
+}
+
+/// Fills in what stands for the job in its environment, where its checkpoints have names.
+fn fill_environment(job: &mut Job) {
+    if job.spec.names.is_some() {
+        let filled = |(name, value): (&String, &String)| (name.clone(), Naming::fill(value, job));
+        job.spec.environment = job.spec.environment.iter().map(filled).collect();
+    }
 }
 
 /// The answer given to an earlier request with this key.
@@ -105,7 +130,9 @@ impl Grid {
             return Ok(job);
         }
         self.may_come_after(&mut write, caller, &spec).await?;
-        let job = Job::new(write.next("job").await?, owner, spec, self.clock.wall_ms());
+        self.may_begin_from(&mut write, caller, &owner, &spec).await?;
+        let mut job = Job::new(write.next("job").await?, owner, spec, self.clock.wall_ms());
+        fill_environment(&mut job);
         self.enqueue(&mut write, caller, &job).await?;
         remember(self, &mut write, caller, key, &request, &job).await?;
         write.commit().await?;
@@ -132,6 +159,7 @@ impl Grid {
             return Ok(array);
         }
         self.may_come_after(&mut write, caller, &wanted.spec).await?;
+        self.may_begin_from(&mut write, caller, &owner, &wanted.spec).await?;
         let mut array = Array {
             id: 0,
             jobs: Vec::new(),
@@ -151,6 +179,7 @@ impl Grid {
             }
             let mut job = Job::new(id, owner.clone(), spec, self.clock.wall_ms());
             job.array = Some(Element { id: array.id, index });
+            fill_environment(&mut job);
             self.enqueue(&mut write, caller, &job).await?;
             array.jobs.push(id);
         }
@@ -197,6 +226,23 @@ impl Grid {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a job that would begin from a checkpoint that is not there, or not of the same user.
+    async fn may_begin_from(
+        &self,
+        write: &mut Write<'_>,
+        caller: &Caller,
+        owner: &Owner,
+        spec: &JobSpec,
+    ) -> Result<()> {
+        let Some(id) = spec.from else { return Ok(()) };
+        let found = require_checkpoint(caller, id, db::checkpoint(&mut write.tx, id).await?)?;
+        if found.owner.uid != owner.uid {
+            let text = format!("checkpoint {id} is of {}, as whom the job would run", found.owner.name);
+            return Err(Error::new(ErrorKind::Denied, text));
+        }
+        may_go_on_from(&found)
     }
 
     async fn enqueue(&self, write: &mut Write<'_>, caller: &Caller, job: &Job) -> Result<()> {
@@ -422,23 +468,17 @@ impl Grid {
         }
         if let Some(from) = request.from {
             let checkpoint = self.checkpoint(caller, from).await?;
-            if checkpoint.job != id {
+            let job = self.job(caller, id).await?;
+            if checkpoint.owner.uid != job.owner.uid {
                 return Err(Error::new(
                     ErrorKind::Usage,
-                    format!("checkpoint {from} is of job {}", checkpoint.job),
+                    format!(
+                        "checkpoint {from} is of {}, not of the user of job {id}",
+                        checkpoint.owner.name
+                    ),
                 ));
             }
-            if let Some(part) = checkpoint.part {
-                let text = format!(
-                    "checkpoint {from} is the image of unit {} in checkpoint {}",
-                    part.unit, part.of
-                );
-                return Err(Error::new(ErrorKind::Usage, text));
-            }
-            if !checkpoint.state.is_usable() {
-                let state = checkpoint.state.name();
-                return Err(Error::new(ErrorKind::Gone, format!("checkpoint {from} is {state}")));
-            }
+            may_go_on_from(&checkpoint)?;
         }
         let change = Change::Recover {
             from: request.from,
@@ -450,7 +490,24 @@ impl Grid {
     /// Asks for a checkpoint of a running job; it is made when its state says so (GCA-UC-5.2.2). With the key of an
     /// earlier request gives that one's checkpoint.
     pub async fn request_checkpoint(&self, caller: &Caller, id: i64, key: Option<&str>) -> Result<Checkpoint> {
-        let request = format!("checkpoint {id}");
+        self.request_named_checkpoint(caller, id, None, key).await
+    }
+
+    /// The same, with a path in the name space.
+    pub async fn request_named_checkpoint(
+        &self,
+        caller: &Caller,
+        id: i64,
+        name: Option<String>,
+        key: Option<&str>,
+    ) -> Result<Checkpoint> {
+        if let Some(name) = &name {
+            check_path(name)?;
+        }
+        let request = match &name {
+            Some(name) => format!("checkpoint {id} {name}"),
+            None => format!("checkpoint {id}"),
+        };
         let mut write = self.db.write().await?;
         if let Some(made) = earlier::<Checkpoint>(&mut write, caller, key, &request).await? {
             return Ok(db::checkpoint(&mut write.tx, made.id).await?.unwrap_or(made));
@@ -469,7 +526,12 @@ impl Grid {
                 format!("job {id} is {how}; only a running job can be checkpointed"),
             ));
         }
-        let checkpoint = self.begin_checkpoint(&mut write, &mut job, false).await?;
+        let mut checkpoint = self.begin_checkpoint(&mut write, &mut job, false).await?;
+        if name.is_some() && checkpoint.name != name {
+            let wanted = write.wanted(checkpoint.id).await?;
+            checkpoint.name = name;
+            write.put_checkpoint(&checkpoint, &wanted).await?;
+        }
         write.account(&job.owner.name, Account::OPERATION).await?;
         remember(self, &mut write, caller, key, &request, &checkpoint).await?;
         write.commit().await?;

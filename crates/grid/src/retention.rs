@@ -12,13 +12,14 @@ pub(crate) const AFTERLIFE_MS: i64 = 7 * 24 * 3600 * 1000;
 pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec<(i64, &'static str)> {
     let usable = || checkpoints.iter().filter(|c| c.state.is_usable());
     let is_old = |c: &Checkpoint| {
-        let ttl_ms = job
-            .spec
-            .ttl_s
-            .map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
+        let ttl_s = c.ttl_s.or(job.spec.ttl_s);
+        let ttl_ms = ttl_s.map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
         let age_ms = now_ms.saturating_sub(c.stored_ms.unwrap_or(now_ms));
         ttl_ms.is_some_and(|ttl| age_ms >= ttl)
     };
+    if job.spec.names.is_some() {
+        return surplus_of_named(job, checkpoints, is_old);
+    }
     match job.state {
         JobState::Finished => return usable().map(|c| (c.id, "the job has finished")).collect(),
         JobState::Failed | JobState::Cancelled if job.spec.ttl_s.is_some() => {
@@ -49,6 +50,31 @@ pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec
         .filter(|c| c.id < oldest_kept.id && !is_needed(job, c))
         .map(|c| (c.id, why))
         .collect()
+}
+
+/// The same of a job whose checkpoints have names: each stays for its time, whatever has become of the job, or until
+/// there are `keep` newer ones (SAGA CPR API, CPRTimeToLive and CPRHistoryLength).
+fn surplus_of_named(
+    job: &Job,
+    checkpoints: &[Checkpoint],
+    is_old: impl Fn(&Checkpoint) -> bool,
+) -> Vec<(i64, &'static str)> {
+    let mut complete: Vec<&Checkpoint> = checkpoints
+        .iter()
+        .filter(|c| c.state == CheckpointState::Complete)
+        .collect();
+    complete.sort_unstable_by_key(|c| std::cmp::Reverse(c.id));
+    let newest = |rank: usize| rank == 0 && !job.state.is_over();
+    let ranked = complete.into_iter().enumerate();
+    let mut surplus: Vec<(i64, &'static str)> = ranked
+        .filter(|(rank, c)| !newest(*rank) && !is_needed(job, c))
+        .filter_map(|(rank, c)| match is_old(c) {
+            true => Some((c.id, "its lifetime is over")),
+            false => (rank >= job.spec.keep()).then_some((c.id, "newer ones are complete")),
+        })
+        .collect();
+    surplus.reverse();
+    surplus
 }
 
 /// Why a checkpoint cannot go though its user wants that, given all of its job: the job may yet need it.

@@ -34,6 +34,7 @@ impl Grid {
         self.copy_images().await?;
         self.place_jobs().await?;
         self.place_units_alone().await?;
+        self.expire_names().await?;
         self.sweep().await
     }
 
@@ -294,6 +295,7 @@ impl Grid {
         write
             .note(self.clock.wall_ms(), "checkpoint.complete", about, what)
             .await?;
+        self.register(write, job, checkpoint).await?;
         self.free_surplus(write, job).await?;
         self.keep_to_quota(write, job).await
     }
@@ -363,7 +365,7 @@ impl Grid {
         free: &mut [Free],
         stuck: &BTreeSet<i64>,
     ) -> Result<bool> {
-        let checkpoints = db::checkpoints_of(&mut write.tx, job.id).await?;
+        let checkpoints = starts_of(write, job).await?;
         let mut parts = BTreeMap::new();
         for set in checkpoints.iter().filter(|c| c.is_set() && c.state.is_usable()) {
             parts.insert(set.id, db::parts_of(&mut write.tx, set.id).await?);
@@ -545,7 +547,10 @@ impl Grid {
         }
         let sql = "SELECT doc FROM jobs WHERE id IN (SELECT job FROM checkpoints WHERE state = 'complete')";
         let jobs: Vec<Job> = db::docs(&mut write.tx, sql, &[]).await?;
-        for job in jobs.iter().filter(|job| job.spec.ttl_s.is_some()) {
+        for job in jobs
+            .iter()
+            .filter(|job| job.spec.ttl_s.is_some() || job.spec.names.is_some())
+        {
             self.free_surplus(&mut write, job).await?;
         }
         if let Some(records_ms) = self.policy().records_ms {
@@ -558,6 +563,24 @@ impl Grid {
         *self.swept_ms.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(steady);
         Ok(())
     }
+}
+
+/// What a job may go on from, the oldest first: its checkpoints, and that of another one that it was to begin from or is
+/// to go on from.
+async fn starts_of(write: &mut Write<'_>, job: &Job) -> Result<Vec<Checkpoint>> {
+    let mut all = db::checkpoints_of(&mut write.tx, job.id).await?;
+    let chosen = job.next_from.filter(|id| !all.iter().any(|known| known.id == *id));
+    let first = job
+        .spec
+        .from
+        .filter(|_| !all.iter().any(|known| known.state.is_usable()));
+    if let Some(id) = chosen.or(first.filter(|_| job.next_from.is_none()))
+        && let Some(other) = db::checkpoint(&mut write.tx, id).await?
+        && other.owner.uid == job.owner.uid
+    {
+        all.insert(0, other);
+    }
+    Ok(all)
 }
 
 /// Has a node get an image that it does not hold.

@@ -38,6 +38,8 @@ pub(crate) const JOB_VARIABLE: &str = "GRIDCPR_JOB";
 const DIRECTORY_VARIABLE: &str = "GRIDCPR_JOB_DIR";
 /// Where a program puts checkpoints that it writes itself (SAGA CPR, section 2.2; [`OWN_CHECKPOINTS`]).
 const BASE_VARIABLE: &str = "SAGA_CPR_BASE_LOCATION";
+/// The same for libgridcpr alone, which goes first there.
+const APP_BASE_VARIABLE: &str = "GRIDCPR_APP_BASE";
 /// Which of them are full and which increments.
 const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
 /// For how many seconds one is kept.
@@ -487,8 +489,10 @@ pub(crate) fn offered<'a>(
     sequence: &'a OsStr,
     lifetime: &'a OsStr,
 ) -> impl Iterator<Item = (&'static str, &'a OsStr)> {
+    // A base that is a name of a grid is no directory.
+    let named = std::env::var_os(BASE_VARIABLE).is_some_and(|base| base.as_bytes().starts_with(b"gridcpr:"));
     let all = [
-        (BASE_VARIABLE, base),
+        (if named { APP_BASE_VARIABLE } else { BASE_VARIABLE }, base),
         (SEQUENCE_VARIABLE, sequence),
         (LIFETIME_VARIABLE, lifetime),
     ];

@@ -149,6 +149,12 @@ pub struct Checkpoint {
     pub own: Option<u64>,
     /// It ends the job.
     pub stop: bool,
+    /// Path in the name space that was asked for; as the job has it where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Seconds after which it may go, where something else holds for it than for the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
     /// The checkpoint the job had gone on from when this one was made.
     #[serde(default)]
     pub parent: Option<i64>,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cpr_types::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::names::Naming;
 use super::{NATIVE, Owner};
 use crate::staging::{self, Staging};
 
@@ -108,6 +109,16 @@ pub struct JobSpec {
     /// are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stage_out: Vec<Staging>,
+    /// Where its checkpoints have names in the grid's name space. They are kept for `ttl_s` then, also when it has
+    /// ended, and all of them where `keep` says nothing. In its environment `#JobID#` and `#UserID#` are filled in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<Naming>,
+    /// A checkpoint, also of another job of the same user, that it begins from instead of at the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<i64>,
+    /// It does not start before, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<i64>,
 }
 
 /// What is different for one unit of a job; everything that is not said is as the job says it.
@@ -196,6 +207,9 @@ impl JobSpec {
     }
 
     pub(super) fn check_whole(&self) -> Result<()> {
+        if let Some(names) = &self.names {
+            names.check()?;
+        }
         let refuse = |what: String| Err(Error::new(ErrorKind::Usage, format!("job is refused: {what}")));
         let words = || self.command.iter().map(String::as_str);
         let variables = || {
@@ -276,7 +290,9 @@ impl JobSpec {
 
     /// Complete checkpoints that are kept while it runs.
     pub fn keep(&self) -> usize {
-        self.keep.unwrap_or(2) as usize
+        let named = self.names.is_some();
+        self.keep
+            .map_or(if named { usize::MAX } else { 2 }, |keep| keep as usize)
     }
 
     /// Starts after failures of the system.
@@ -597,6 +613,7 @@ impl Job {
 
     /// A job as it is when it is submitted.
     pub fn new(id: i64, owner: Owner, spec: JobSpec, submitted_ms: i64) -> Job {
+        let not_before_ms = spec.not_before_ms;
         let unit = Unit {
             engine: NATIVE.into(),
             ..Unit::default()
@@ -618,7 +635,7 @@ impl Job {
             next_node: None,
             failures: 0,
             bad_starts: Vec::new(),
-            not_before_ms: 0,
+            not_before_ms: not_before_ms.unwrap_or(0),
             intent: None,
             exit_code: None,
             signal: None,

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod jobs;
+mod names;
 mod nodes;
 mod requests;
 
@@ -14,6 +15,10 @@ pub(crate) use jobs::native;
 
 pub use checkpoints::{Arriving, Checkpoint, CheckpointState, Coordination, Location, Part, Step, UnitImage};
 pub use jobs::{Array, ArrayRequest, Element, Ending, Intent, Job, JobSpec, JobState, Unit, UnitPhase, UnitSpec};
+pub use names::{
+    ChangeName, CheckpointRequest, MakeName, Metric, MetricRequest, Name, NameKind, NameLock, NameRequest, NamedFile,
+    Naming, check_path,
+};
 pub use nodes::{Abilities, Node, NodeInfo, NodeState};
 pub use requests::{CopyRequest, DrainRequest, FaultRequest, MigrateRequest, PolicyRequest, RecoverRequest, Usage};
 

@@ -44,6 +44,12 @@ pub struct NodeInfo {
     /// It reaches the store that all nodes share.
     #[serde(default)]
     pub has_store: bool,
+    /// The directory that images are below; empty where it does not tell.
+    #[serde(default)]
+    pub images: String,
+    /// The URL of the store; empty where it reaches none.
+    #[serde(default)]
+    pub store: String,
     /// It can have units of jobs that have several, and does step by step what their coordinator says.
     #[serde(default)]
     pub has_units: bool,

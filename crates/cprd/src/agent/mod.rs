@@ -336,6 +336,14 @@ impl Agent {
     }
 }
 
+/// The URL of a store.
+fn store_url(store: &str) -> String {
+    match store.starts_with('/') {
+        true => format!("file://{store}"),
+        false => store.to_string(),
+    }
+}
+
 /// What the node says of itself (GCA-ENV-3).
 fn describe(config: &Config, engines: &Published) -> NodeInfo {
     let uname = rustix::system::uname();
@@ -360,6 +368,8 @@ fn describe(config: &Config, engines: &Published) -> NodeInfo {
         slots: config.node.slots.unwrap_or(processors),
         memory_mb: config.node.memory_mb.unwrap_or(bytes >> 20),
         has_store: config.node.store.is_some(),
+        images: config.node.directory.display().to_string(),
+        store: config.node.store.as_deref().map(store_url).unwrap_or_default(),
         has_units: true,
         engines: engines.names.clone(),
         classes: engines.classes.clone(),

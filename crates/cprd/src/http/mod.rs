@@ -47,6 +47,11 @@ fn router(service: Arc<Service>) -> Router {
         .route("/jobs/{id}/migrate", post(routes::migrate))
         .route("/jobs/{id}/policy", post(routes::policy))
         .route("/jobs/{id}/checkpoint", post(routes::request_checkpoint))
+        .route(
+            "/jobs/{id}/metrics",
+            get(routes::metrics_of).post(routes::change_metric),
+        )
+        .route("/names", get(routes::names).post(routes::change_name))
         .route("/usage", get(routes::usage))
         .route("/checkpoints", get(routes::checkpoints))
         .route("/checkpoints/{id}", get(routes::checkpoint))

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use cpr_api::agent::{Orders, Report};
 use cpr_api::model::*;
-use cpr_grid::{CheckpointQuery, JobQuery, QueueQuery};
+use cpr_grid::{CheckpointQuery, JobQuery, NameQuery, QueueQuery};
 use cpr_types::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -153,14 +153,52 @@ pub async fn usage(State(service): Shared, Identified(caller): Identified) -> An
 }
 
 /// Asks for a checkpoint of a running job, with `Idempotency-Key` as at submission.
-#[utoipa::path(post, path = "/v1/jobs/{id}/checkpoint", params(("id" = i64, Path)), responses((status = 200, body = Checkpoint)))]
+#[utoipa::path(post, path = "/v1/jobs/{id}/checkpoint", params(("id" = i64, Path)), request_body = CheckpointRequest, responses((status = 200, body = Checkpoint)))]
 pub async fn request_checkpoint(
     State(service): Shared,
     Identified(caller): Identified,
     Path(id): Path<i64>,
     headers: HeaderMap,
+    bytes: Bytes,
 ) -> Answer {
-    whole(&service.grid.request_checkpoint(&caller, id, key(&headers)?).await?)
+    let request: CheckpointRequest = body(&bytes)?;
+    let made = service
+        .grid
+        .request_named_checkpoint(&caller, id, request.name, key(&headers)?);
+    whole(&made.await?)
+}
+
+/// What programs of a job and others tell each other.
+#[utoipa::path(get, path = "/v1/jobs/{id}/metrics", params(("id" = i64, Path)), responses((status = 200, body = Page<Metric>)))]
+pub async fn metrics_of(State(service): Shared, Identified(caller): Identified, Path(id): Path<i64>) -> Answer {
+    whole(&service.grid.metrics(&caller, id).await?)
+}
+
+/// Adds, sets, fires or removes a metric of a job. One that is fired is an event `metric.NAME`, whose text is its value.
+#[utoipa::path(post, path = "/v1/jobs/{id}/metrics", params(("id" = i64, Path)), request_body = MetricRequest, responses((status = 200, body = Metric)))]
+pub async fn change_metric(
+    State(service): Shared,
+    Identified(caller): Identified,
+    Path(id): Path<i64>,
+    bytes: Bytes,
+) -> Answer {
+    whole(&service.grid.change_metric(&caller, id, body(&bytes)?).await?)
+}
+
+/// Entries of the name space of checkpoints: one, those in a directory, or those of a job.
+#[utoipa::path(get, path = "/v1/names", responses((status = 200, body = Page<Name>), (status = 403, body = Problem), (status = 404, body = Problem)), params(
+    ("path" = Option<String>, Query, description = "path of one"),
+    ("below" = Option<String>, Query, description = "path of a directory"),
+    ("recursive" = Option<bool>, Query, description = "with everything below its directories"),
+    ("job" = Option<i64>, Query, description = "checkpoints of this job")))]
+pub async fn names(State(service): Shared, Identified(caller): Identified, Query(query): Query<NameQuery>) -> Answer {
+    whole(&service.grid.names(&caller, &query).await?)
+}
+
+/// Makes, changes, moves, removes, locks or unlocks an entry of the name space.
+#[utoipa::path(post, path = "/v1/names", request_body = NameRequest, responses((status = 200, body = Name), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn change_name(State(service): Shared, Identified(caller): Identified, bytes: Bytes) -> Answer {
+    whole(&service.grid.change_name(&caller, body(&bytes)?).await?)
 }
 
 /// Checkpoints.
@@ -336,6 +374,10 @@ pub async fn nothing() -> Failure {
         policy,
         usage,
         request_checkpoint,
+        metrics_of,
+        change_metric,
+        names,
+        change_name,
         checkpoints,
         checkpoint,
         copy,
