@@ -98,7 +98,7 @@ async fn by_number(connection: &mut AnyConnection, id: i64) -> Result<Option<Nam
 /// Everything below a directory.
 async fn below(connection: &mut AnyConnection, directory: &str) -> Result<Vec<Name>> {
     let start = format!("{}/", directory.trim_end_matches('/'));
-    let sql = "SELECT doc FROM names WHERE SUBSTR(path, 1, $1) = $2 ORDER BY path";
+    let sql = "SELECT doc FROM names WHERE SUBSTR(path, 1, CAST($1 AS INTEGER)) = $2 ORDER BY path";
     let length = Value::Int(start.chars().count() as i64);
     db::docs(connection, sql, &[length, start.as_str().into()]).await
 }
