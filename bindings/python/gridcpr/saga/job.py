@@ -7,7 +7,6 @@ on.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -15,16 +14,14 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 from .attributes import Attribute, Attributes
 from .base import SagaObject
-from .errors import (
-    BadParameter, DoesNotExist, IncorrectState, NoSuccess, NotImplemented, PermissionDenied, SagaException,
-)
+from .errors import BadParameter, DoesNotExist, IncorrectState, NoSuccess, NotImplemented, PermissionDenied
 from .grid import Grid
 from .job_description import CprJobDescription
 from .job_metrics import DETAILS, SAGA_STATES, STATE_METRICS, JobMetric, Listener
 from .monitoring import Metric, Steerable
 from .ns_entry import follow, place
 from .streams import InputStream, OutputStream
-from .tasks import CANCELED, DONE, FAILED, FINAL, NEW, RUNNING, SUSPENDED, asynchronous, check_timeout
+from .tasks import FINAL, NEW, RUNNING, SUSPENDED, asynchronous, check_timeout
 from .url import Url
 
 __all__ = ["CprJob", "cpr_job"]

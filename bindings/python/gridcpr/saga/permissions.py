@@ -12,8 +12,8 @@ from .tasks import asynchronous
 __all__ = ["ALL", "EXEC", "NONE", "OWNER", "Permissions", "QUERY", "READ", "WRITE"]
 
 NONE, QUERY, READ, WRITE, EXEC, OWNER, ALL = 0, 1, 2, 4, 8, 16, 31
-"""Query: see that it is there and what it is of; Read: read what is in it; Write: change it; Exec: recover from it;
-Owner: whatever its owner may."""
+"""Query: see that it is there and what it is of; Read: read what is in it; Write: change it; Exec:
+nothing more, as images are recovered from by their own user only; Owner: whatever its owner may."""
 
 
 def key_of(identifier: str, about: Any) -> str:

@@ -151,7 +151,7 @@ pub struct Name {
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
     /// What others may do, by `user:NAME`, `group:NUMBER` or `*`: the sum of 1 (query), 2 (read), 4 (write), 8 (execute:
-    /// recover from it) and 16 (as its owner).
+    /// nothing more) and 16 (as its owner).
     #[serde(default)]
     pub permissions: BTreeMap<String, u32>,
     /// Who has locked it.
