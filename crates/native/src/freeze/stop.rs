@@ -54,6 +54,9 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
     let since = Instant::now();
     let deadline = since + timeout;
     let mut stopped: HashMap<i32, Stopped> = HashMap::new();
+    // Who was asked to stop and has not gone on since.
+    let mut asked: HashSet<i32> = HashSet::new();
+    let mut patience = VFORK_PATIENCE;
     let all = loop {
         let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
         let few = purpose == Purpose::Save && pending.len() <= SLEEPERS;
@@ -63,7 +66,9 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                     thread.asleep_since = dir.sched_exec_start_ns().ok().flatten();
                 }
                 // ESRCH: it ended; the wait below tells.
-                let _ = thread.tracee.interrupt();
+                if asked.insert(*tid) {
+                    let _ = thread.tracee.interrupt();
+                }
             }
         }
         let mut late: Vec<(i32, i32, Tracee)> = Vec::new();
@@ -86,6 +91,7 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 .map(|(tid, _)| tid)
                 .collect();
             for tid in here {
+                asked.remove(&tid);
                 match run_on(Tracee::born(tid)) {
                     // Those that went on before it have ended it: the next wait tells.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -93,9 +99,16 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 }
             }
         }
+        // The child may be late itself: it stops now, and has to go on once more.
+        let until = deadline.min(Instant::now() + patience);
         for (tid, pid, tracee) in late {
-            let result = wait_stopped(pid, tracee, deadline)?;
-            stopped.insert(tid, result);
+            match wait_stopped(pid, tracee, until) {
+                Ok(result) => drop(stopped.insert(tid, result)),
+                Err(error) if error.kind() == ErrorKind::TimedOut && Instant::now() < deadline => {
+                    patience = VFORK_PATIENCE.max(Instant::now() - since);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if order.iter().any(|tid| !stopped.contains_key(tid)) {
             continue;
