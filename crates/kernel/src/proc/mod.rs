@@ -228,11 +228,9 @@ impl ProcDir {
     pub fn is_io_thread(&self, tid: i32) -> io::Result<bool> {
         const PF_IO_WORKER: u32 = 0x10;
         const PF_USER_WORKER: u32 = 0x4000;
-        // A thread of the program can take the name, but not the flags, which take longer to be read.
-        if !self.record(&format!("task/{tid}/comm"))?.starts_with(b"iou-") {
-            return Ok(false);
-        }
-        let flags = Self::open_task(self.pid, tid)?.stat()?.flags;
+        // It gets its name when it first runs, and its flags before anybody sees it.
+        let name = format!("task/{tid}/stat");
+        let flags = stat::parse(&self.label(&name), &self.read(&name)?)?.flags;
         Ok(flags & PF_IO_WORKER != 0 && flags & PF_USER_WORKER != 0)
     }
 
