@@ -225,9 +225,11 @@ fn orphans_of_a_process_that_goes_on_as_a_job_are_saved_with_it() {
     };
     let mut program = Bare::start(&cpr, &["sh", "-c", DAEMON], "out");
     let image = cpr.work.join("daemon.cpr").display().to_string();
-    cpr.cpr(["checkpoint", &program.pid().to_string(), "--stop", "-o", &image]).good();
+    cpr.cpr(["checkpoint", &program.pid().to_string(), "--stop", "-o", &image])
+        .good();
     program.reap();
-    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "back", &image]).good();
+    cpr.cpr(["restart", "-d", "--namespace", "never", "--name", "back", &image])
+        .good();
     fs::write(cpr.work.join("now"), "").expect("the test's directory can be written");
     let count = || text(cpr.work.join("count")).trim().parse::<u64>().unwrap_or_default();
     let counts_on = |what: &str| {

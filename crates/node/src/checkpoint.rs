@@ -728,7 +728,14 @@ fn blockers(
 /// nothing.
 pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
     let found = outsider(bare)?;
-    blockers(&found.target, found.inner, found.session, None, TcpPolicy::default(), None)
+    blockers(
+        &found.target,
+        found.inner,
+        found.session,
+        None,
+        TcpPolicy::default(),
+        None,
+    )
 }
 
 impl Job {
@@ -742,7 +749,9 @@ impl Job {
 
     /// Who adopts the orphans of a job that was restarted without a PID namespace of its own: its supervisor.
     fn adopter(&self, state: &State) -> Option<i32> {
-        let supervisor = state.supervisor.filter(|_| state.init.is_none() && !state.is_registered())?;
+        let supervisor = state
+            .supervisor
+            .filter(|_| state.init.is_none() && !state.is_registered())?;
         Target::open_same(supervisor).ok().map(|supervisor| supervisor.pid)
     }
 

@@ -11,8 +11,8 @@ use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::sockopt::{self, Phase};
 use super::save::get;
+use super::sockopt::{self, Phase};
 use super::{Description, Target, inet};
 use crate::networks::Networks;
 
@@ -44,7 +44,9 @@ pub fn of_each_network(pids: impl IntoIterator<Item = i32>) -> Vec<ProcDir> {
 
 /// Netlink sockets of these processes that hold messages; `networks` shows their network namespaces.
 pub fn unread(networks: &[ProcDir], pids: impl IntoIterator<Item = i32>) -> Vec<OwnedFd> {
-    let full = networks.iter().flat_map(|proc| proc.unread_netlink_sockets().unwrap_or_default());
+    let full = networks
+        .iter()
+        .flat_map(|proc| proc.unread_netlink_sockets().unwrap_or_default());
     let full: HashSet<Vec<u8>> = full.map(|inode| format!("socket:[{inode}]").into_bytes()).collect();
     let mut found = Vec::new();
     if full.is_empty() {

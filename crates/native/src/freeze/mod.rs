@@ -153,7 +153,10 @@ fn see_end(dying: &[Tracee], deadline: Instant) -> Result<()> {
             let tids: Vec<String> = waiting.iter().map(|tracee| tracee.tid().to_string()).collect();
             return Err(Error::new(
                 ErrorKind::TimedOut,
-                format!("see the end of threads that were killed in the stop: {}", tids.join(", ")),
+                format!(
+                    "see the end of threads that were killed in the stop: {}",
+                    tids.join(", ")
+                ),
             ));
         }
         waiting.reverse();
