@@ -321,10 +321,12 @@ pub(super) fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
     let Ok(status) = ProcDir::open_task(pid, tid).and_then(|task| task.status()) else {
         return Ok(Skip::Yes);
     };
-    if status.tracer_pid != 0 {
+    // A main thread that has ended is held by us until the others have.
+    let ours = status.tracer_pid == std::process::id() as i32;
+    if status.tracer_pid != 0 && !ours {
         return Err(traced(pid, status.tracer_pid));
     }
-    if dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
+    if ours || dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
         return Ok(Skip::Yes);
     }
     let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
