@@ -219,7 +219,7 @@ pub fn is_polled(ring: BorrowedFd<'_>) -> bool {
 /// Asks for nothing that can be answered.
 ///
 /// # Errors
-/// Always: EFAULT where it would have been answered, EEXIST where only another thread may ask
+/// Always: EINVAL where it would have been answered, EEXIST where only another thread may ask
 /// (IORING_SETUP_SINGLE_ISSUER), EACCES where nobody may (IORING_REGISTER_RESTRICTIONS).
 pub fn ask(ring: BorrowedFd<'_>) -> io::Error {
     let nothing: *const u8 = std::ptr::null();
@@ -499,7 +499,7 @@ mod tests {
         let region = Region::map(ring.as_fd(), RINGS, layout.size(8, 64)).unwrap();
         assert_eq!(region.word(layout.completion_tail), 0);
         assert_eq!(region.read().len() as u64, layout.size(8, 64));
-        assert_eq!(ask(ring.as_fd()).raw_os_error(), Some(libc::EFAULT));
+        assert_eq!(ask(ring.as_fd()).raw_os_error(), Some(libc::EINVAL));
         assert!(touch(ring.as_fd()).is_ok() && fetch(ring.as_fd()).is_ok() && !is_polled(ring.as_fd()));
         assert!(buffer_group(ring.as_fd(), 3).is_err());
     }

@@ -26,10 +26,10 @@ impl PageSize {
     }
 }
 
-/// At the beginning both are tried in turns, for so many pieces.
-const FIRST: u32 = 4;
+/// Nanoseconds for a MiB in which huge pages are as good as can be: nothing else is tried.
+const GOOD: u64 = 400_000;
 /// Every so many pieces the one that was slower is tried again.
-const AGAIN: u32 = 16;
+const AGAIN: u32 = 8;
 
 /// What is known so far.
 #[derive(Debug, Default)]
@@ -45,15 +45,17 @@ impl Pace {
     /// With which pages to fill the next piece of memory, and how many bytes at most.
     pub fn next(&self) -> (PageSize, u64) {
         let length = (HUGE << (self.pieces / 2).min(16)).min(STAGING);
-        let best = match (self.huge, self.small) {
-            (Some(huge), Some(small)) if small < huge => PageSize::Small,
-            _ => PageSize::Huge,
-        };
-        match self.pieces {
-            before @ 0..FIRST if before % 2 == 0 => (PageSize::Huge, length),
-            0..FIRST => (PageSize::Small, length),
-            before if before % AGAIN == 0 => (best.other(), HUGE),
-            _ => (best, length),
+        match (self.huge, self.small) {
+            (None, _) => (PageSize::Huge, length),
+            (Some(..=GOOD), _) => (PageSize::Huge, length),
+            (Some(_), None) => (PageSize::Small, length),
+            (Some(huge), Some(small)) => {
+                let best = if small < huge { PageSize::Small } else { PageSize::Huge };
+                match self.pieces % AGAIN {
+                    0 => (best.other(), HUGE),
+                    _ => (best, length),
+                }
+            }
         }
     }
 
@@ -61,15 +63,10 @@ impl Pace {
     pub fn note(&mut self, pages: PageSize, bytes: u64, took: Duration) {
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let rate = nanoseconds / (bytes >> 20).max(1);
-        let known = match pages {
-            PageSize::Huge => &mut self.huge,
-            PageSize::Small => &mut self.small,
-        };
-        // What else the machine did meanwhile does not show in the better one of the first two.
-        *known = Some(match *known {
-            Some(before) if self.pieces < FIRST => before.min(rate),
-            _ => rate,
-        });
+        match pages {
+            PageSize::Huge => self.huge = Some(rate),
+            PageSize::Small => self.small = Some(rate),
+        }
         self.pieces = self.pieces.saturating_add(1);
     }
 }
@@ -93,40 +90,32 @@ mod tests {
         (huge >> 20, small >> 20)
     }
 
+    /// The same with as many microseconds for a MiB of huge and of small pages.
+    fn fill_at(pace: &mut Pace, all: u64, huge: u64, small: u64) -> (u64, u64) {
+        fill(pace, all, |pages| if pages == PageSize::Huge { huge } else { small })
+    }
+
     #[test]
     fn most_is_filled_with_the_pages_that_come_faster() {
-        let (huge, small) = fill(&mut Pace::default(), 1024, |pages| match pages {
-            PageSize::Huge => 400,
-            PageSize::Small => 800,
-        });
-        assert!(small < 16, "{huge} {small}");
-        let (huge, small) = fill(&mut Pace::default(), 1024, |pages| match pages {
-            PageSize::Huge => 8000,
-            PageSize::Small => 2500,
-        });
-        assert!(huge < 16, "{huge} {small}");
+        assert_eq!(
+            fill_at(&mut Pace::default(), 1022, 300, 200).1,
+            0,
+            "good is good enough"
+        );
+        let (huge, small) = fill_at(&mut Pace::default(), 1024, 600, 800);
+        assert!(small < 32, "{huge} {small}");
+        let (huge, small) = fill_at(&mut Pace::default(), 1024, 8000, 2500);
+        assert!(huge < 32, "{huge} {small}");
     }
 
     #[test]
     fn what_was_slower_is_chosen_when_it_has_become_faster() {
         let mut pace = Pace::default();
-        fill(
-            &mut pace,
-            512,
-            |pages| if pages == PageSize::Huge { 8000 } else { 2500 },
-        );
-        let (huge, small) = fill(
-            &mut pace,
-            2048,
-            |pages| if pages == PageSize::Huge { 400 } else { 2500 },
-        );
+        fill_at(&mut pace, 512, 8000, 2500);
+        let (huge, small) = fill_at(&mut pace, 2048, 400, 2500);
         assert!(huge > small, "{huge} {small}");
         // And at once where the one that was faster gets slower than the other was.
-        let (huge, small) = fill(
-            &mut pace,
-            256,
-            |pages| if pages == PageSize::Huge { 9000 } else { 2500 },
-        );
+        let (huge, small) = fill_at(&mut pace, 256, 9000, 2500);
         assert!(huge < small, "{huge} {small}");
     }
 
