@@ -154,6 +154,36 @@ fn root_restores_all_of_them() {
     check(&cpr, &go);
 }
 
+/// A process of several threads that root restarts can be looked at by its user as before: that none of them can be is
+/// what changing users does to a process (PR_SET_DUMPABLE(2const)).
+#[test]
+fn a_users_threads_belong_to_their_user_when_root_has_restarted_them() {
+    let Some(cpr) = Cpr::new(
+        "a_users_threads_belong_to_their_user_when_root_has_restarted_them",
+        As::Root,
+    ) else {
+        return;
+    };
+    let program = "import threading, time\n\
+                   for _ in range(4): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n\
+                   print('READY', flush=True)\ntime.sleep(1000)";
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    cpr.run_detached(JOB, &[], &[&user[..], &["/usr/bin/python3", "-c", program]].concat());
+    wait_until(PATIENCE, "the threads run", || cpr.logs(JOB) == b"READY\n");
+    let owner = || {
+        let jobs = cpr.cpr(["ps", "--json"]).good().json();
+        let pid = jobs["jobs"][0]["pid"].as_i64().expect("a PID");
+        let shown = fs::metadata(format!("/proc/{pid}/environ"));
+        shown.expect("the process lives").uid()
+    };
+    assert_eq!(owner(), 65534);
+    for _ in 0..2 {
+        cpr.checkpoint(JOB, &["--stop"]);
+        cpr.restart(JOB);
+        assert_eq!(owner(), 65534);
+    }
+}
+
 /// LBNL-3.9.3.4.3: root without a capability gives what is left of them. LBNL-3.9.7.2.3: limits above the restarter's
 /// become the restarter's.
 #[test]

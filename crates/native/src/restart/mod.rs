@@ -290,14 +290,15 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             enter(&workshop, manifest, process, &sources, rights)?;
         }
         for process in living(manifest) {
+            // First: with its own descriptors it has no more of ours.
+            if let Some(user) = process.login_user.filter(|_| roots_own) {
+                log_in(&workshop, process.pid, user);
+            }
             place(&workshop, process, &opened)?;
         }
         io_uring::restore_all(&workshop, manifest, rights)?;
         let mut plans = Vec::new();
         for process in living(manifest) {
-            if let Some(user) = process.login_user.filter(|_| roots_own) {
-                log_in(&workshop, process.pid, user);
-            }
             plans.push(rebuild(&mut workshop, manifest, process, &opened, rights)?);
         }
         match verification.join() {
