@@ -469,6 +469,12 @@ impl Grid {
         if let Some(from) = request.from {
             let checkpoint = self.checkpoint(caller, from).await?;
             let job = self.job(caller, id).await?;
+            if checkpoint.job != id && !request.of_any_job {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("checkpoint {from} is of job {}", checkpoint.job),
+                ));
+            }
             if checkpoint.owner.uid != job.owner.uid {
                 return Err(Error::new(
                     ErrorKind::Usage,

@@ -453,7 +453,7 @@ class CprJob(SagaObject, Steerable, Attributes):
                 self._submit(spec)
             else:
                 hosts = self._recovery._hosts(self._grid.get("/v1/nodes", self)["items"]) if self._recovery else []
-                self._post("recover", {"from": image, **({"on": hosts[0]} if hosts else {})})
+                self._post("recover", {"from": image, "of_any_job": True, **({"on": hosts[0]} if hosts else {})})
             self._run_again()
             if image is not None and self._doc()["from"] != image:
                 # The grid goes on from another one where it can; that is not what was asked for.

@@ -15,6 +15,9 @@ pub struct RecoverRequest {
     /// The node to go on.
     #[serde(default)]
     pub on: Option<String>,
+    /// `from` may be of another job of the same user, whose program the job goes on as then.
+    #[serde(default)]
+    pub of_any_job: bool,
 }
 
 /// `POST /v1/jobs/{id}/migrate`

@@ -201,7 +201,11 @@ fn a_checkpoint_is_of_all_units_step_by_step_and_all_go_on_from_it_together() {
         assert!(images.iter().all(|image| image.locations.len() == 2), "{images:?}");
         assert!(images.iter().all(|image| image.generation == made.generation));
         let from = Some(images[0].id);
-        let refused = grid.recover(&ada(), id, RecoverRequest { from, on: None }).await;
+        let request = RecoverRequest {
+            from,
+            ..RecoverRequest::default()
+        };
+        let refused = grid.recover(&ada(), id, request).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Usage);
 
         // A fresh service has nothing but what is in the database.

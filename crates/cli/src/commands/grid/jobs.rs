@@ -269,6 +269,7 @@ pub fn recover(output: Output, args: &Recover) -> Result<u8> {
     let request = RecoverRequest {
         from: args.from,
         on: args.on.clone(),
+        of_any_job: false,
     };
     let job: Job = client()?.post(&format!("/v1/jobs/{}/recover", args.id), &request, None)?;
     told(output, &job)
