@@ -165,7 +165,9 @@ impl Lab {
         let site = Site::new();
         prepare(&site);
         let service = Host::new();
-        service.ip("link add br0 type bridge");
+        // Else it has the lowest address of its ports, and another one when that port goes: nodes would send to the one
+        // that is gone for up to half a minute.
+        service.ip("link add br0 address 02:00:00:00:00:fe type bridge");
         service.ip("addr add 10.98.0.254/24 dev br0");
         service.ip("link set br0 up");
         site.ca("ca", &["init"]);
