@@ -196,7 +196,6 @@ fn jobs_on_other_hosts_are_moved_staged_and_asked() {
     assert!(said.contains("all of elsewhere"), "{said}");
 }
 
-// SAGA-DIR-stage
 #[test]
 fn checkpoints_are_staged_to_a_bucket() {
     let mut site = Site::new();

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use cpr_image::model::{
-    Accounting, ByteString, Bytes, Cpu, Credentials, Directories, EndedLeader, IntervalTimer, Limit, MemoryLayout,
-    MemoryPolicy, PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
+    Accounting, ByteString, Bytes, Cpu, Directories, EndedLeader, IntervalTimer, Limit, MemoryLayout, MemoryPolicy,
+    PosixTimer, Process as Saved, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction,
     Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
@@ -15,7 +15,7 @@ use rustix::thread::CpuSet;
 
 use crate::beside::beside;
 use crate::blockers::{self, Home};
-use crate::freeze::{Process, interrupts, loaded_number};
+use crate::freeze::{Process, credentials, interrupts, loaded_number};
 
 /// The scheduler's clock of the processor where it is furthest behind, nanoseconds. Each has its own, which leaves out
 /// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer
@@ -657,6 +657,8 @@ fn thread_state(
         .result(asked.affinity_length)
         .unwrap_or(0)
         .min(CPU_MASK_SIZE as u64) as usize;
+    let securebits = outcome.result(asked.securebits).unwrap_or(0) as u32;
+    let credentials = credentials(&status, securebits);
     Ok(SavedThread {
         tid,
         name: ByteString(status.name),
@@ -695,18 +697,7 @@ fn thread_state(
         },
         parent_death_signal: outcome.word32(asked.death_signal, 0) as i32,
         timer_slack_ns: outcome.result(asked.slack).unwrap_or(50_000),
-        credentials: Credentials {
-            uids: status.uids,
-            gids: status.gids,
-            groups: status.groups,
-            effective: status.cap_effective,
-            permitted: status.cap_permitted,
-            inheritable: status.cap_inheritable,
-            bounding: status.cap_bounding,
-            ambient: status.cap_ambient,
-            securebits: outcome.result(asked.securebits).unwrap_or(0) as u32,
-            no_new_privs: status.no_new_privs,
-        },
+        credentials,
         directories: task.directories,
         seccomp: seccomp(pid, thread, status.seccomp)?,
         memory_policy: match outcome.result(asked.policed) {

@@ -332,8 +332,7 @@ def test_a_job_is_saved_and_goes_back_to_any_of_its_checkpoints():
 
 
 # SAGA-JD-CPRPolicy-4, SAGA-JD-CPRPolicy-5, SAGA-JD-CPRFrequency-1, SAGA-JD-CPRHistoryLength-1
-# SAGA-JD-CPRHistoryLength-3
-# SAGA-JD-CPRBaseName-2, SAGA-JD-CPRTimeToLive-1, SAGA-JD-CPRTimeToLive-2, SAGA-CAP-B.3, SAGA-JD-CPRSequence-8
+# SAGA-JD-CPRBaseName-2, SAGA-JD-CPRTimeToLive-1, SAGA-JD-CPRTimeToLive-2, SAGA-CAP-B.3
 def test_checkpoints_are_made_and_kept_as_the_description_says():
     timed = started(counter("timed.out", last=100000, CPRPolicy="Timed", CPRFrequency="1", CPRHistoryLength="3",
                             CPRSequence="Fi"))

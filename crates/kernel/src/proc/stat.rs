@@ -88,6 +88,14 @@ pub struct Stat {
     pub policy: u32,
 }
 
+impl Stat {
+    /// Whether the process has ended, with all its threads, and waits for its parent. One of which only the first thread
+    /// has ended shows the same state.
+    pub fn is_zombie(&self) -> bool {
+        self.state == b'Z' && self.num_threads <= 1
+    }
+}
+
 /// Parses `/proc/PID/stat`.
 pub fn parse(file: &str, text: &[u8]) -> io::Result<Stat> {
     let at = At { file, line: 1 };

@@ -115,7 +115,7 @@ pub(super) fn copy_running(
     }
     writer.enter("copy")?;
     let is_large = |pid: i32| request.keep_tracking || resident.0.get(&pid).is_none_or(|bytes| *bytes >= SMALL);
-    let is_new = |pid: i32| !copied.iter().any(|copied| copied.pid() == pid) && is_large(pid) && !is_zombie(pid);
+    let is_new = |pid: i32| !copied.iter().any(|copied| copied.pid() == pid) && is_large(pid) && lives(pid);
     let all = freeze::members(scope)?;
     // One that waits in io_uring_enter(2) for requests that it has just submitted would be told of them early.
     if all.iter().any(|pid| is_new(*pid)) && !all.iter().any(|pid| has_rings(*pid)) {
@@ -151,9 +151,8 @@ pub(super) fn flags_of(scope: Scope) -> Result<FlagTable> {
 
 /// Whether anything of a job lives, as far as that can be seen.
 pub(super) fn has_living(scope: Scope) -> bool {
-    let lives = |pid: &i32| !is_zombie(*pid) && cpr_kernel::proc::stat_of(*pid).is_ok();
     match freeze::members(scope) {
-        Ok(members) => members.iter().any(lives),
+        Ok(members) => members.iter().any(|pid| lives(*pid)),
         Err(error) => error.kind() != ErrorKind::Gone,
     }
 }
@@ -166,8 +165,8 @@ pub(super) fn ended_meanwhile(error: Error) -> Error {
     }
 }
 
-fn is_zombie(pid: i32) -> bool {
-    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.state == b'Z' && stat.num_threads <= 1)
+fn lives(pid: i32) -> bool {
+    cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| !stat.is_zombie())
 }
 
 /// Whether a process has an io_uring instance.

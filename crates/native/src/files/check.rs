@@ -196,8 +196,7 @@ struct Scene<'a> {
 impl Scene<'_> {
     /// Whether a process of the job has to wait for this one, which has ended.
     fn is_dead_child(&self, pid: i32) -> bool {
-        cpr_kernel::proc::stat_of(pid)
-            .is_ok_and(|stat| stat.state == b'Z' && stat.num_threads <= 1 && self.pids.contains(&stat.ppid))
+        cpr_kernel::proc::stat_of(pid).is_ok_and(|stat| stat.is_zombie() && self.pids.contains(&stat.ppid))
     }
 
     fn is_stream(&self, seen: &Seen<'_>) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cpr_kernel::proc::{self, ProcDir, Stat};
+use cpr_kernel::proc::{self, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 /// Which processes belong to the job.
@@ -87,7 +87,7 @@ pub(super) fn session(sid: i32) -> Result<Vec<i32>> {
     for pid in cpr_kernel::proc::pids().context(|| "list /proc")? {
         if let Ok(stat) = proc::stat_of(pid) {
             parents.insert(pid, stat.ppid);
-            if stat.session == sid && !is_zombie(&stat) {
+            if stat.session == sid && !stat.is_zombie() {
                 inside.push(pid);
             }
         }
@@ -143,7 +143,7 @@ fn family(root: i32, adopter: i32) -> Result<Vec<i32>> {
     children.sort_unstable();
     for orphan in children {
         let Ok(stat) = proc::stat_of(orphan) else { continue };
-        if all.contains(&orphan) || is_zombie(&stat) || stat.comm == own.comm {
+        if all.contains(&orphan) || stat.is_zombie() || stat.comm == own.comm {
             continue;
         }
         for pid in descendants(orphan).unwrap_or_default() {
@@ -182,11 +182,6 @@ pub(super) fn inhabitants() -> Result<Vec<i32>> {
     all.extend(lost);
     all.remove(0);
     Ok(all)
-}
-
-/// Whether a process has ended, with all its threads.
-pub(super) fn is_zombie(stat: &Stat) -> bool {
-    stat.state == b'Z' && stat.num_threads <= 1
 }
 
 /// Whether only the main thread of a process has ended.

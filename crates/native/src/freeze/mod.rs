@@ -17,7 +17,7 @@ use process::put_right;
 
 pub use members::{Members, Scope, members};
 pub use process::{Process, Space, Thread, interrupts, loaded_number, park};
-pub use stop::{Purpose, freeze, nudge, traced};
+pub use stop::{Purpose, credentials, freeze, nudge, traced};
 
 /// Kernel-internal results of interrupted system calls (<linux/errno.h>).
 const ERESTARTSYS: i64 = -512;

@@ -13,7 +13,7 @@ use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
-use super::members::{Members, Scope, is_without_leader, is_zombie, members};
+use super::members::{Members, Scope, is_without_leader, members};
 use super::process::{Process, Thread};
 use super::{ATTACHED, EINTR, ERESTARTSYS, Frozen};
 
@@ -213,7 +213,7 @@ pub(super) fn catch(
         if seized.contains_key(&pid) || dead.contains(&pid) || spared.contains(&Some(pid)) {
             continue;
         }
-        let Some(stat) = look(pid).ok().filter(|stat| !is_zombie(stat)) else {
+        let Some(stat) = look(pid).ok().filter(|stat| !stat.is_zombie()) else {
             dead.insert(pid);
             continue;
         };
@@ -326,7 +326,7 @@ pub(super) fn why_not(dir: &ProcDir, pid: i32, tid: i32) -> Result<Skip> {
     if status.tracer_pid != 0 && !ours {
         return Err(traced(pid, status.tracer_pid));
     }
-    if ours || dir.stat().is_ok_and(|stat| is_zombie(&stat)) {
+    if ours || dir.stat().is_ok_and(|stat| stat.is_zombie()) {
         return Ok(Skip::Yes);
     }
     let task = ProcDir::open_task(pid, tid).and_then(|task| task.stat());
@@ -554,19 +554,24 @@ fn ended_leader(pid: i32) -> Result<EndedLeader> {
     Ok(EndedLeader {
         // A signal would have ended all threads.
         exit_code: (stat.exit_code >> 8 & 0xff) as u8,
+        // Of securebits only a living thread tells.
+        credentials: credentials(&status, 0),
         name: ByteString(status.name),
-        credentials: Credentials {
-            uids: status.uids,
-            gids: status.gids,
-            groups: status.groups,
-            effective: status.cap_effective,
-            permitted: status.cap_permitted,
-            inheritable: status.cap_inheritable,
-            bounding: status.cap_bounding,
-            ambient: status.cap_ambient,
-            // Only a living thread tells.
-            securebits: 0,
-            no_new_privs: status.no_new_privs,
-        },
     })
+}
+
+/// Users, groups and capabilities of a thread.
+pub fn credentials(status: &Status, securebits: u32) -> Credentials {
+    Credentials {
+        uids: status.uids,
+        gids: status.gids,
+        groups: status.groups.clone(),
+        effective: status.cap_effective,
+        permitted: status.cap_permitted,
+        inheritable: status.cap_inheritable,
+        bounding: status.cap_bounding,
+        ambient: status.cap_ambient,
+        securebits,
+        no_new_privs: status.no_new_privs,
+    }
 }

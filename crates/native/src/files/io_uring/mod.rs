@@ -5,8 +5,9 @@
 //! and are given to all: that requests after a wrong one are submitted, too (IORING_SETUP_SUBMIT_ALL), and, where
 //! completions have to be fetched, that the ring shows it (IORING_SETUP_TASKRUN_FLAG). A program that has not asked for
 //! them does not notice. One that has asked not to be interrupted for completions (IORING_SETUP_COOP_TASKRUN) is, after
-//! a restart. A thread that takes requests out (IORING_SETUP_SQPOLL) sleeps after a second without any, as it does where
-//! nothing else was asked for, and runs on any processor. An array of indices is always there; where the program has none, it says what the kernel would do.
+//! a restart. A thread that takes requests out (IORING_SETUP_SQPOLL) sleeps after a second without any, as it does
+//! where nothing else was asked for, and runs on any processor. An array of indices is always there; where the program
+//! has none, it says what the kernel would do.
 //!
 //! What is refused by name: requests that do not complete by themselves (`settle`), memory of the program's own for
 //! the rings, eventfds, provided buffers, and descriptors registered with threads, which show
@@ -172,8 +173,8 @@ fn like(info: &shown::IoUring) -> Result<Parameters> {
     Ok(like)
 }
 
-/// Looks at all instances, in which nothing should be under way ([`drain`]), and saves them. The processes are stopped and have
-/// arenas.
+/// Looks at all instances, in which nothing should be under way ([`drain`]), and saves them. The processes are stopped
+/// and have arenas.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for one that could not be made again, or has requests under way.
