@@ -59,8 +59,10 @@ pub const ALL_STOPPED: &str = "all stopped";
 /// its name already.
 pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 
-/// How long a program is given to read events of inotify and messages of netlink, which cannot be saved.
-const READING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a program is given to read events of inotify and messages of netlink, which cannot be saved. It has to have
+/// read them at the moment in which it is stopped: where more comes all the time, on a busy machine, that takes many
+/// tries.
+const READING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
 /// what was kept of the checkpoint before; what is kept of this one comes with the report.

@@ -26,9 +26,6 @@ use super::{Description, RestoreContext, SaveContext, Target, get};
 /// What a link of /proc/PID/fd to an inotify descriptor says.
 const LINK: &[u8] = b"anon_inode:inotify";
 
-/// The most directory entries looked at in search of watched files near the places that a job works in.
-const SEARCH_LIMIT: usize = 8192;
-
 /// How long the file system is gone through for watched files; the job stands still meanwhile.
 const WALK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -168,7 +165,7 @@ fn places(context: &SaveContext<'_>) -> Vec<PathBuf> {
     places
 }
 
-/// Finds the paths of watches: by handle on `mounts`, else at `places`, above and directly below them.
+/// Finds the paths of watches: by handle on `mounts`, else by a search that begins at `places`.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when one is not found.
@@ -180,8 +177,7 @@ pub fn resolve(
 ) -> Result<Vec<InotifyWatch>> {
     let mut paths: Vec<Option<PathBuf>> = watches.iter().map(|watch| by_handle(watch, mounts)).collect();
     if paths.iter().any(Option::is_none) {
-        search(watches, &mut paths, places());
-        walk(watches, &mut paths, mounts, Instant::now() + WALK_PATIENCE);
+        search(watches, &mut paths, places(), mounts);
     }
     watches
         .iter()
@@ -242,59 +238,72 @@ fn is_watched(path: &Path, watch: &proc::InotifyWatch) -> bool {
     rustix::fs::statfs(path).is_ok_and(|fs| [BTRFS, OVERLAY].contains(&fs.f_type))
 }
 
-/// Looks for the watched inodes at `places`, above and directly below them.
-fn search(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], places: Vec<PathBuf>) {
-    let mut left = SEARCH_LIMIT;
-    let mut offer = |path: &Path| {
-        for (watch, slot) in watches.iter().zip(paths.iter_mut()) {
-            if slot.is_none() && is_watched(path, watch) {
+/// The watches that no path is known of yet, and where it is to go.
+struct Wanted<'a> {
+    watches: &'a [proc::InotifyWatch],
+    paths: &'a mut [Option<PathBuf>],
+}
+
+impl Wanted<'_> {
+    fn is_on(&self, device: (u32, u32)) -> bool {
+        let mut all = self.watches.iter().zip(&*self.paths);
+        all.any(|(watch, path)| path.is_none() && watch.sdev == device)
+    }
+
+    fn all_are_found(&self) -> bool {
+        self.paths.iter().all(Option::is_some)
+    }
+
+    /// Takes `path` for those watches that it leads to, if their inode can be `number`.
+    fn offer(&mut self, path: &Path, number: Option<u64>) {
+        for (watch, slot) in self.watches.iter().zip(self.paths.iter_mut()) {
+            if slot.is_none() && number.is_none_or(|number| number == watch.ino) && is_watched(path, watch) {
                 *slot = Some(path.to_owned());
             }
         }
-        left = left.saturating_sub(1);
-        left > 0 && paths.iter().any(Option::is_none)
-    };
-    for place in &places {
-        for path in place.ancestors() {
-            if !offer(path) {
+    }
+
+    /// Goes through what is below `roots`, directories near to them first, but not into those that `covered` names.
+    fn walk(&mut self, roots: impl IntoIterator<Item = PathBuf>, covered: &HashSet<PathBuf>, deadline: Instant) {
+        let mut left: VecDeque<PathBuf> = roots.into_iter().collect();
+        let mut seen: HashSet<PathBuf> = left.iter().cloned().collect();
+        while let Some(directory) = left.pop_front() {
+            if self.all_are_found() || Instant::now() > deadline {
                 return;
             }
-        }
-    }
-    for place in &places {
-        for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
-            if !offer(&entry.path()) {
-                return;
+            for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                // The number is in the directory; only where it fits is the file looked at.
+                self.offer(&path, Some(entry.ino()));
+                if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && !covered.contains(&path)
+                    && seen.insert(path.clone())
+                {
+                    left.push_back(path);
+                }
             }
         }
     }
 }
 
-/// Goes through the file systems of watched inodes, directories near the root first, for those that have no path yet.
-fn walk(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], mounts: &[Mount], deadline: Instant) {
+/// Looks for the watched inodes at `places` and above, then below, and then everywhere in their file systems.
+fn search(watches: &[proc::InotifyWatch], paths: &mut [Option<PathBuf>], places: Vec<PathBuf>, mounts: &[Mount]) {
     let mount_point = |mount: &Mount| PathBuf::from(std::ffi::OsStr::from_bytes(&mount.mount_point));
-    let covered: HashSet<PathBuf> = mounts.iter().map(mount_point).collect();
-    let wanted = |mount: &&Mount| {
-        let missing = watches.iter().zip(&*paths).filter(|(_, path)| path.is_none());
-        missing.into_iter().any(|(watch, _)| watch.sdev == mount.dev)
-    };
-    let mut left: VecDeque<PathBuf> = mounts.iter().filter(wanted).map(mount_point).collect();
-    while let Some(directory) = left.pop_front() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            // The number is in the directory; only where it fits is the file looked at.
-            for (watch, slot) in watches.iter().zip(paths.iter_mut()) {
-                if slot.is_none() && watch.ino == entry.ino() && is_watched(&entry.path(), watch) {
-                    *slot = Some(entry.path());
-                }
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !covered.contains(&entry.path()) {
-                left.push_back(entry.path());
-            }
-        }
-        if paths.iter().all(Option::is_some) || Instant::now() > deadline {
-            return;
+    let begun = Instant::now();
+    let mut wanted = Wanted { watches, paths };
+    for path in places.iter().flat_map(|place| place.ancestors()) {
+        wanted.offer(path, None);
+    }
+    for mount in mounts {
+        if wanted.is_on(mount.dev) {
+            wanted.offer(&mount_point(mount), None);
         }
     }
+    let covered: HashSet<PathBuf> = mounts.iter().map(mount_point).collect();
+    wanted.walk(places, &covered, begun + WALK_PATIENCE / 2);
+    let roots = mounts.iter().filter(|mount| wanted.is_on(mount.dev)).map(mount_point);
+    let roots: Vec<PathBuf> = roots.collect();
+    wanted.walk(roots, &covered, begun + WALK_PATIENCE);
 }
 
 /// Makes an inotify descriptor with the same watches.
