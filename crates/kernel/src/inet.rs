@@ -180,6 +180,20 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     })
 }
 
+/// After how long a TCP socket sends again what has not been acknowledged and what the other end has room for: the rest
+/// of its retransmission timer. None where there is nothing like that, and in kernels before 5.4.
+///
+/// # Errors
+/// The kernel refuses to tell.
+pub fn sends_again_after(socket: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    let info = option(socket, libc::IPPROTO_TCP, TCP_INFO)?;
+    // tcpi_rto, tcpi_unacked, tcpi_last_data_sent and tcpi_snd_wnd.
+    let (timer_us, unacknowledged, sent_ms) = (u32_at(&info, 8)?, u32_at(&info, 24)?, u32_at(&info, 44)?);
+    let window = u32_at(&info, 228).unwrap_or(0);
+    let rest = Duration::from_micros(timer_us.into()).saturating_sub(Duration::from_millis(sent_ms.into()));
+    Ok((unacknowledged > 0 && window > 0).then_some(rest))
+}
+
 /// A queue of a TCP socket in repair mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {

@@ -10,15 +10,18 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cpr_kernel::inet::{self as kernel, plain, state};
 use cpr_types::{Connection, ConnectionEnd, Context, Error, ErrorKind, Result, Traffic};
 
+use super::tcp::Arrival;
 use super::{Target, inet, save, socket, tcp};
 
 /// How long it may take until something more arrives. Jobs on other hosts may be told later to make room.
-const PROGRESS: Duration = Duration::from_secs(5);
+const PROGRESS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// The same where a sender tries again by itself: less than all of them have for this step (`step_s` of a grid).
+const LATEST: Duration = Duration::from_secs(45);
 /// How often queues are looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -110,28 +113,25 @@ impl Outward {
         let wanted: HashSet<Connection> = which.iter().copied().collect();
         let mut ends = self.0;
         ends.retain(|end| wanted.contains(&end.end.connection));
-        let mut left = usize::MAX;
-        let mut deadline = Instant::now() + PROGRESS;
+        let mut arrival = Arrival::within(PROGRESS, LATEST);
         loop {
             let mut now = 0;
             let mut late = None;
-            for end in &mut ends {
+            for (index, end) in ends.iter_mut().enumerate() {
                 tcp::make_room(end.handle.as_fd(), &mut end.enlarged)
                     .context(|| format!("{}: make room for what is on its way", end.label))?;
                 let queued = kernel::unacknowledged(end.handle.as_fd());
                 let queued = queued.context(|| format!("{}: ask for the length of the send queue", end.label))?;
                 if queued > 0 {
                     now += queued;
-                    late = Some((&end.label, end.end.connection));
+                    late = Some(index);
                 }
             }
-            let Some((label, Connection { local, remote })) = late else {
+            let Some(late) = late.and_then(|index| ends.get(index)) else {
                 return Ok(());
             };
-            if now < left {
-                (left, deadline) = (now, Instant::now() + PROGRESS);
-            }
-            if Instant::now() > deadline {
+            if !arrival.is_near(now, || first_to_send_again(&ends))? {
+                let (label, Connection { local, remote }) = (&late.label, late.end.connection);
                 let text = format!(
                     "{label}: the TCP socket {local}, connected to {remote}, has written data for which the other end has no room",
                 );
@@ -141,6 +141,17 @@ impl Outward {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+/// After how long the first of them sends again, of those that have something to send and room for it.
+fn first_to_send_again(ends: &[End]) -> Result<Option<Duration>> {
+    let mut first = None;
+    for end in ends {
+        let again = kernel::sends_again_after(end.handle.as_fd());
+        let again = again.context(|| format!("{}: ask when it sends again", end.label))?;
+        first = first.into_iter().chain(again).min();
+    }
+    Ok(first)
 }
 
 /// The end of a connection, if a socket is one.
@@ -174,4 +185,62 @@ fn look(handle: BorrowedFd<'_>) -> Option<ConnectionEnd> {
             received: info.received,
         }),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
+
+    #[test]
+    fn a_sender_whose_segments_were_thrown_away_and_which_tries_again_later_and_later_is_waited_for() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut receiver = listener.accept().unwrap().0;
+        sender.set_nonblocking(true).unwrap();
+        // The receiver has promised more room than it has then, and has something that it does not read.
+        let buffer = |size| kernel::set_number(receiver.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, size).unwrap();
+        buffer(1 << 20);
+        let mut written = (&sender).write(&[1; 50_000]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while cpr_kernel::socket::queued(receiver.as_fd()).unwrap() < written {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(LOOK);
+        }
+        buffer(1);
+        while let Ok(more) = (&sender).write(&[1; 50_000]) {
+            written += more;
+        }
+        // It has just tried again, and will not do so for longer than is waited for without a reason.
+        let timer = || {
+            let info = kernel::option(sender.as_fd(), libc::IPPROTO_TCP, 11).unwrap();
+            let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap());
+            assert!(number(24) > 0, "segments are on their way");
+            (
+                Duration::from_micros(number(8).into()),
+                Duration::from_millis(number(44).into()),
+            )
+        };
+        while !matches!(timer(), (all, since) if all > PROGRESS * 3 / 2 && since < all / 8) {
+            assert!(Instant::now() < deadline, "{:?}", timer());
+            std::thread::sleep(LOOK);
+        }
+        let end = |socket: &TcpStream| End {
+            label: "a socket".into(),
+            handle: socket.as_fd().try_clone_to_owned().unwrap(),
+            end: look(socket.as_fd()).unwrap(),
+            enlarged: false,
+        };
+        let ends = Outward(vec![end(&sender), end(&receiver)]);
+        let which: Vec<Connection> = ends.ends().iter().map(|end| end.connection).collect();
+        ends.drain(&which).unwrap();
+        assert_eq!(cpr_kernel::socket::queued(receiver.as_fd()).unwrap(), written);
+        drop(sender);
+        let mut all = Vec::new();
+        receiver.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), written);
+    }
 }

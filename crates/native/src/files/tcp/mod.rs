@@ -11,10 +11,12 @@
 //! Limits: a connection that has ended, and whose other end is not in the job, keeps neither its addresses nor its
 //! error (which becomes ECONNRESET); window sizes and congestion state are those of a new connection.
 
+mod arrival;
 mod links;
 mod restore;
 mod save;
 
+pub(super) use arrival::Arrival;
 pub(super) use links::{link, links};
 pub(super) use restore::{Builder, fill, share_port, shut_down};
 pub(super) use save::{make_room, save};

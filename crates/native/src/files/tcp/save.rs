@@ -1,13 +1,14 @@
 //! Reading connections.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, PeerEnd, TcpConnection};
 use cpr_kernel::inet::{self as kernel, Queue, Repair, state};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 
+use super::arrival::Arrival;
 use super::links::{Link, has_finished, knows_end};
 use super::{RECEIVE, SEND, SOCKET, TCP, TCP_REPAIR_WINDOW, TCP_TIMESTAMP};
 use crate::TcpPolicy;
@@ -19,6 +20,10 @@ use crate::files::{SaveContext, inet, netlink};
 const LOOKS: usize = 20;
 /// How long data may be on their way within this machine while the job is stopped.
 const ARRIVAL: Duration = Duration::from_millis(300);
+/// How long a sender may be waited for that tries again by itself.
+const LATEST: Duration = Duration::from_secs(15);
+/// How often it is looked at then.
+const LOOK: Duration = Duration::from_millis(1);
 const TCP_QUICKACK: i32 = 12;
 
 /// What happens to a socket of a job that is ended by its checkpoint, just before that.
@@ -197,8 +202,7 @@ pub(super) fn try_receive_all(reader: &Entry, writer: &Entry) -> Result<Option<V
     // Whatever arrived is acknowledged now rather than later.
     let _ = kernel::set_number(reader.handle.as_fd(), TCP, TCP_QUICKACK, 1);
     let unacknowledged = || kernel::unacknowledged(handle).context(|| "ask for the length of the send queue");
-    let (mut enlarged, mut left) = (false, usize::MAX);
-    let mut deadline = Instant::now() + ARRIVAL;
+    let (mut enlarged, mut arrival) = (false, Arrival::within(ARRIVAL, LATEST));
     loop {
         let pending = unacknowledged()?;
         if pending == 0 {
@@ -212,16 +216,14 @@ pub(super) fn try_receive_all(reader: &Entry, writer: &Entry) -> Result<Option<V
         }
         // Without that privilege they have to arrive.
         make_room(reader.handle.as_fd(), &mut enlarged).context(|| format!("{}: make room", reader.label))?;
-        if pending < left {
-            (left, deadline) = (pending, Instant::now() + ARRIVAL);
-        }
-        if Instant::now() > deadline {
+        let again = || kernel::sends_again_after(handle).context(|| "ask when they are sent again");
+        if !arrival.is_near(pending, again)? {
             return Err(writer.refuse(
                 "has written data for which the reader has no room, and seeing them takes CAP_NET_ADMIN",
                 "try again when the program has read them, or raise the sysctl net.ipv4.tcp_rmem",
             ));
         }
-        std::thread::yield_now();
+        std::thread::sleep(LOOK);
     }
 }
 
