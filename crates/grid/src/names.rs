@@ -17,6 +17,7 @@ use sqlx::AnyConnection;
 use crate::caller::{Caller, Role};
 use crate::db::{self, About, NEVER, Value, Write};
 use crate::grid::Grid;
+use crate::query::{limit_of, page_of};
 use crate::retention;
 
 /// To know that an entry is there, and what it is of.
@@ -35,6 +36,8 @@ const MOST_BYTES: usize = 1 << 20;
 const MOST: usize = 10_000;
 /// Longest time that a lock may hold without being taken again, seconds.
 const LONGEST_LOCK_S: u32 = 24 * 3600;
+/// Paths that begin with `$2`, which has `$1` characters.
+const BELOW: &str = "SUBSTR(path, 1, CAST($1 AS INTEGER)) = $2";
 /// Parents are followed so far.
 const DEEPEST: usize = 100_000;
 /// An entry whose time is over, and which is needed, is looked at again after so long.
@@ -54,6 +57,10 @@ pub struct NameQuery {
     pub recursive: bool,
     /// Checkpoints of this job.
     pub job: Option<i64>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Items of the page, at most 1000.
+    pub limit: Option<i64>,
 }
 
 fn absent(path: &str) -> Error {
@@ -98,9 +105,9 @@ async fn by_number(connection: &mut AnyConnection, id: i64) -> Result<Option<Nam
 /// Everything below a directory.
 async fn below(connection: &mut AnyConnection, directory: &str) -> Result<Vec<Name>> {
     let start = format!("{}/", directory.trim_end_matches('/'));
-    let sql = "SELECT doc FROM names WHERE SUBSTR(path, 1, CAST($1 AS INTEGER)) = $2 ORDER BY path";
+    let sql = format!("SELECT doc FROM names WHERE {BELOW} ORDER BY path");
     let length = Value::Int(start.chars().count() as i64);
-    db::docs(connection, sql, &[length, start.as_str().into()]).await
+    db::docs(connection, &sql, &[length, start.as_str().into()]).await
 }
 
 async fn children(connection: &mut AnyConnection, id: i64) -> Result<Vec<Name>> {
@@ -219,10 +226,11 @@ fn places(images: &[Checkpoint], nodes: &[Node]) -> Vec<NamedFile> {
 }
 
 impl Grid {
-    /// Entries: one, those of a directory, or those of a job.
+    /// Entries: one, or a page of those of a directory, in the order of their paths, or of those of a job.
     pub async fn names(&self, caller: &Caller, query: &NameQuery) -> Result<Page<Name>> {
+        let limit = limit_of(query.limit)?;
         let mut connection = self.db.read().await?;
-        let mut items = match (&query.path, &query.below, query.job) {
+        let mut items: Vec<Name> = match (&query.path, &query.below, query.job) {
             (Some(path), None, None) => {
                 let name = find(&mut connection, path).await?.ok_or_else(|| absent(path))?;
                 require(caller, &name, QUERY | READ, "see")?;
@@ -238,18 +246,28 @@ impl Grid {
                     }
                     require(caller, &name, READ, "list")?;
                 }
+                // In the order of their paths, which come after the last one of the page before.
+                let after = Value::from(query.after.as_deref().unwrap_or_default());
+                let end = format!("ORDER BY path LIMIT {}", limit + 1);
                 match query.recursive {
-                    true => below(&mut connection, directory).await?,
+                    true => {
+                        let start = format!("{}/", directory.trim_end_matches('/'));
+                        let sql = format!("SELECT doc FROM names WHERE {BELOW} AND path > $3 {end}");
+                        let length = Value::Int(start.chars().count() as i64);
+                        db::docs(&mut connection, &sql, &[length, start.as_str().into(), after]).await?
+                    }
                     false => {
-                        let sql = "SELECT doc FROM names WHERE directory = $1 ORDER BY path";
-                        db::docs(&mut connection, sql, &[directory.as_str().into()]).await?
+                        let sql = format!("SELECT doc FROM names WHERE directory = $1 AND path > $2 {end}");
+                        db::docs(&mut connection, &sql, &[directory.as_str().into(), after]).await?
                     }
                 }
             }
             (None, None, Some(job)) => {
                 caller.require_job(job, db::job(&mut connection, job).await?)?;
-                let sql = "SELECT doc FROM names WHERE job = $1 ORDER BY id";
-                db::docs(&mut connection, sql, &[job.into()]).await?
+                let (after, limit) = page_of(query.after.as_deref(), query.limit)?;
+                let end = format!("ORDER BY id LIMIT {}", limit + 1);
+                let sql = format!("SELECT doc FROM names WHERE job = $1 AND id > $2 {end}");
+                db::docs(&mut connection, &sql, &[job.into(), after.into()]).await?
             }
             _ => {
                 return Err(usage(
@@ -257,6 +275,12 @@ impl Grid {
                 ));
             }
         };
+        let more = items.len() as i64 > limit;
+        items.truncate(limit as usize);
+        let next = items.last().filter(|_| more).map(|last| match query.job {
+            Some(_) => last.id.to_string(),
+            None => last.path.clone(),
+        });
         let nodes = db::nodes(&mut connection).await?;
         for name in &mut items {
             if query.path.is_none() && rights(caller, name) & (QUERY | READ) == 0 {
@@ -266,7 +290,7 @@ impl Grid {
             }
             tell(&mut connection, name, &nodes).await?;
         }
-        Ok(Page { items, next: None })
+        Ok(Page { items, next })
     }
 
     /// Does something to an entry, and gives it as it is then; as it was, where it was removed.

@@ -161,13 +161,18 @@ impl Select {
 }
 
 /// Which page: after which number, and how many items.
-fn page_of(after: Option<&str>, limit: Option<i64>) -> Result<(i64, i64)> {
+pub(crate) fn page_of(after: Option<&str>, limit: Option<i64>) -> Result<(i64, i64)> {
     let after = match after {
         None => 0,
         Some(text) => text
             .parse()
             .map_err(|_| Error::new(ErrorKind::Usage, format!("there is no page after {text:?}")))?,
     };
+    Ok((after, limit_of(limit)?))
+}
+
+/// How many items a page has.
+pub(crate) fn limit_of(limit: Option<i64>) -> Result<i64> {
     let limit = limit.unwrap_or(PAGE);
     if !(1..=LONGEST_PAGE).contains(&limit) {
         return Err(Error::new(
@@ -175,7 +180,7 @@ fn page_of(after: Option<&str>, limit: Option<i64>) -> Result<(i64, i64)> {
             format!("a page has 1 to {LONGEST_PAGE} items, not {limit}"),
         ));
     }
-    Ok((after, limit))
+    Ok(limit)
 }
 
 /// Jobs that have to finish before this one starts for the first time.

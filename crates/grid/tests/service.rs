@@ -6,6 +6,8 @@
 mod engines;
 #[path = "suite/faults.rs"]
 mod faults;
+#[path = "suite/names.rs"]
+mod names;
 mod support;
 #[path = "suite/units.rs"]
 mod units;

@@ -57,7 +57,7 @@ class CprDir(NsEntry, Attributes):
         if _wild(directory):
             raise BadParameter(f"{pattern!r}: only the last part can have wildcards", self)
         path = self._place(directory) if directory else self._path
-        items = self._grid.get("/v1/names", self, below=path)["items"]
+        items = self._grid.pages("/v1/names", self, below=path, limit=1000)
         return [item["path"] for item in items if fnmatch.fnmatchcase(posixpath.basename(item["path"]), name)]
 
     # The directory itself.
@@ -94,11 +94,11 @@ class CprDir(NsEntry, Attributes):
         if isinstance(meta_pattern, str):
             meta_pattern = [meta_pattern]
         start = self._place(spec) if spec else self._path
-        query = {"below": start}
+        query = {"below": start, "limit": 1000}
         if flags & Flags.Recursive:
             query["recursive"] = "true"
         found = []
-        for item in self._grid.get("/v1/names", self, **query)["items"]:
+        for item in self._grid.pages("/v1/names", self, **query):
             if item["kind"] != "checkpoint" or not fnmatch.fnmatchcase(posixpath.basename(item["path"]), name_pattern):
                 continue
             entry = CprEntry(self._url(item["path"]), Flags.None_, self._session, _open=False)
@@ -121,7 +121,7 @@ class CprDir(NsEntry, Attributes):
     def get_num_entries(self) -> int:
         """How many entries there are."""
         self._alive()
-        return len(self._grid.get("/v1/names", self, below=self._path)["items"])
+        return sum(1 for _ in self._grid.pages("/v1/names", self, below=self._path, limit=1000))
 
     @asynchronous
     def get_entry(self, entry: int) -> Url:
@@ -129,7 +129,7 @@ class CprDir(NsEntry, Attributes):
         self._alive()
         if isinstance(entry, bool) or not isinstance(entry, int) or entry < 0:
             raise BadParameter(f"{entry!r} is no number of an entry", self)
-        items = self._grid.get("/v1/names", self, below=self._path)["items"]
+        items = list(self._grid.pages("/v1/names", self, below=self._path, limit=1000))
         if entry >= len(items):
             raise DoesNotExist(f"{self._path!r} has {len(items)} entries, and none of the number {entry}", self)
         url = Url()

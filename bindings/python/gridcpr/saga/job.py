@@ -341,7 +341,8 @@ class CprJob(SagaObject, Steerable, Attributes):
     def _names(self) -> List[Dict[str, Any]]:
         if self._native is None:
             return []
-        all_of = [self._grid.get("/v1/names", self, job=native)["items"] for native in [*self._earlier, self._native]]
+        all_of = [self._grid.pages("/v1/names", self, job=native, limit=1000)
+                  for native in [*self._earlier, self._native]]
         found = [item for items in all_of for item in items if item["kind"] == "checkpoint"]
         return sorted(found, key=lambda item: (item["time_ms"], item["id"]))
 

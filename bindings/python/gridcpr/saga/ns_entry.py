@@ -269,7 +269,7 @@ class NsEntry(SagaObject, Permissions):
             except AlreadyExists:
                 if not flags & Flags.Overwrite:
                     raise
-            for inside in self._grid.get("/v1/names", self, below=source)["items"]:
+            for inside in self._grid.pages("/v1/names", self, below=source):
                 self._copy(inside["path"], posixpath.join(to, posixpath.basename(inside["path"])), flags)
             return
         overwrite, parents = bool(flags & Flags.Overwrite), bool(flags & Flags.CreateParents)
@@ -317,7 +317,7 @@ class NsEntry(SagaObject, Permissions):
         if record["kind"] == "directory":
             if not flags & Flags.Recursive:
                 raise BadParameter(f"{path!r} is a directory: removing it needs the flag Recursive", self)
-            inside += self._grid.get("/v1/names", self, below=record["path"], recursive="true")["items"]
+            inside += self._grid.pages("/v1/names", self, below=record["path"], recursive="true", limit=1000)
         self._post(op="remove", path=record["path"], recursive=bool(flags & Flags.Recursive))
         for one in inside:
             for file in self._own_files(one):

@@ -185,12 +185,14 @@ pub async fn change_metric(
     whole(&service.grid.change_metric(&caller, id, body(&bytes)?).await?)
 }
 
-/// Entries of the name space of checkpoints: one, those in a directory, or those of a job.
+/// Entries of the name space of checkpoints: one, those in a directory, in the order of their paths, or those of a job.
 #[utoipa::path(get, path = "/v1/names", responses((status = 200, body = Page<Name>), (status = 403, body = Problem), (status = 404, body = Problem)), params(
     ("path" = Option<String>, Query, description = "path of one"),
     ("below" = Option<String>, Query, description = "path of a directory"),
     ("recursive" = Option<bool>, Query, description = "with everything below its directories"),
-    ("job" = Option<i64>, Query, description = "checkpoints of this job")))]
+    ("job" = Option<i64>, Query, description = "checkpoints of this job"),
+    ("after" = Option<String>, Query, description = "`next` of the page before"),
+    ("limit" = Option<i64>, Query, description = "items of a page")))]
 pub async fn names(State(service): Shared, Identified(caller): Identified, Query(query): Query<NameQuery>) -> Answer {
     whole(&service.grid.names(&caller, &query).await?)
 }
