@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -1459,6 +1460,11 @@ def where(other):
     host, port = open('where-%d' % other).read().split()
     return host, int(port)
 sent, got = {}, {}
+# Written in place and always as long: whenever it is saved, what is open is there later, and as it was.
+os.close(os.open('got-%d' % unit, os.O_WRONLY | os.O_CREAT, 0o644))
+def tell(text):
+    file = os.open('got-%d' % unit, os.O_WRONLY)
+    os.pwrite(file, text.ljust(40).encode(), 0); os.close(file)
 def alone(act, *all):
     # The others end with the job.
     try: act(*all)
@@ -1491,31 +1497,38 @@ for _ in range(unit + 1, units):
 before = {}
 while True:
     time.sleep(0.3)
-    if os.path.exists('slow') and before == sent: write('full-%d' % unit, '')
+    if os.path.exists('slow') and before == sent and not os.path.exists('full-%d' % unit): os.mkdir('full-%d' % unit)
     before = dict(sent)
     at = [h for s in [listener] for h in s.getsockname()]
-    write('got-%d' % unit, '%d %s' % (min(got.get(other, 0) for other in range(units) if other != unit), at[0]))
+    tell('%020d %s' % (min(got.get(other, 0) for other in range(units) if other != unit), at[0]))
 ";
 
 /// How far a unit is, and what it takes its address to be.
 fn got(lab: &Lab, unit: usize) -> (u64, String) {
     let text = lab.site.output(&format!("got-{unit}"));
     let (number, address) = text.split_once(' ').unwrap_or(("0", ""));
-    (number.parse().unwrap_or_default(), address.to_string())
+    (number.parse().unwrap_or_default(), address.trim().to_string())
 }
 
 /// Every unit has got this many more numbers from every other one: more than were on their way.
 #[track_caller]
 fn all_talk(lab: &Lab, since: &[u64; 3]) {
-    wait_until("all get numbers from all", || {
+    let deadline = Instant::now() + PATIENCE;
+    while !(0..3).all(|unit| got(lab, unit).0 > since[unit] + 1_000_000) {
         let broken = fs::read_dir(lab.site.path("work")).unwrap().flatten();
         let broken = broken.filter(|file| file.file_name().to_string_lossy().starts_with("broken"));
         let found: Vec<_> = broken
-            .map(|file| (file.file_name(), fs::read_to_string(file.path()).unwrap()))
+            .map(|file| (file.file_name(), fs::read_to_string(file.path()).unwrap_or_default()))
             .collect();
         assert!(found.is_empty(), "{found:?}");
-        (0..3).all(|unit| got(lab, unit).0 > since[unit] + 1_000_000)
-    });
+        if Instant::now() > deadline {
+            let said = [0, 1, 2].map(|unit| lab.site.output(&format!("u-{unit}")));
+            let at = [0, 1, 2].map(|unit| got(lab, unit));
+            let jobs = lab.site.text(&["jobs", "--all", "--json"]);
+            panic!("not in time: all get numbers from all since {since:?}: {at:?}, {said:?}, {jobs}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn all_got(lab: &Lab) -> [u64; 3] {
@@ -1568,9 +1581,12 @@ fn units_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice_wherever_they_go
         lab.cut(&before[round - 1]);
         lab.crash(&before[round - 1]);
         wait_until("it is started again", || lab.site.job(&id)["incarnation"] == 1 + round);
+        // What the units of the start before have said counts no more.
         for unit in 0..3 {
-            let _ = fs::remove_file(lab.site.path(&format!("work/full-{unit}")));
-            let _ = fs::remove_file(lab.site.path(&format!("work/got-{unit}")));
+            let file = fs::File::options()
+                .write(true)
+                .open(lab.site.path(&format!("work/got-{unit}")));
+            file.unwrap().write_all(&[b'0'; 20]).unwrap();
         }
         let again = lab.site.wait_for_state(&id, "running");
         assert_eq!(again["from"], made["id"]);
@@ -1580,6 +1596,10 @@ fn units_that_talk_over_tcp_miss_nothing_and_hear_nothing_twice_wherever_they_go
         let now = got(&lab, round - 1).1;
         assert_ne!(now, address, "it has the address of its new host");
         assert_eq!(format!("n{}", now.rsplit_once('.').unwrap().1), after[round - 1]);
+        // Saved while it was full, a unit may have said so once more.
+        for unit in 0..3 {
+            fs::remove_dir(lab.site.path(&format!("work/full-{unit}"))).unwrap();
+        }
     }
     // Suspended, they leave nothing that keeps them from going on where they were.
     lab.site.text(&["suspend", &format!("@{id}")]);

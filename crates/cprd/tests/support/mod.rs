@@ -330,13 +330,20 @@ impl Site {
         }
     }
 
-    /// Waits until a counter has come to `number`.
+    /// Waits until a counter has come to `number`, and until the service has heard that it runs, where there is a
+    /// service: a program may write before its node has told of it.
     #[track_caller]
     pub fn wait_for_count(&self, name: &str, number: u32) {
         let line = format!("{number}\n");
         wait_until(&format!("{name} comes to {number}"), || {
             let text = self.output(name);
             text == line || text.ends_with(&format!("\n{line}")) || text.contains(&format!("\n{line}"))
+        });
+        wait_until("no job is being started", || {
+            let listed = self.cpr(&["jobs", "--json"]);
+            let jobs: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+            let mut jobs = jobs["jobs"].as_array().into_iter().flatten();
+            !listed.status.success() || jobs.all(|job| job["state"] != "starting")
         });
     }
 
