@@ -1213,9 +1213,9 @@ fn units_on_several_nodes_are_saved_in_one_stop_and_go_on_together_when_a_node_i
         let states = [0, 1, 2].map(|unit| state(unit).unwrap());
         let (least, most) = (states.iter().min().unwrap(), states.iter().max().unwrap());
         assert!(most - least <= 1 && *least >= 10, "{states:?}");
-        fs::remove_file(&quiet).unwrap();
         lab.start(&node);
         wait_until("the node is back", || lab.node_state(&node) == "ready");
+        fs::remove_file(&quiet).unwrap();
     }
     all_counted(&lab, &id, 400);
 }

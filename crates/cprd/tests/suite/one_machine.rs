@@ -459,7 +459,7 @@ fn the_operators_commands_are_run_around_jobs_and_after_checkpoints() {
     let Some(mut site) = new_site() else { return };
     site.configure_all("");
     let scratch = "mkdir DIR/scratch-$GRIDCPR_JOB; echo before $GRIDCPR_JOB.$GRIDCPR_START >>DIR/said";
-    let after = "rmdir DIR/scratch-$GRIDCPR_JOB; echo after $GRIDCPR_JOB.$GRIDCPR_START >>DIR/said; id -u >DIR/runs-as";
+    let after = "rmdir DIR/scratch-$GRIDCPR_JOB; id -u >DIR/runs-as; echo after $GRIDCPR_JOB.$GRIDCPR_START >>DIR/said";
     let saved = "test -s $GRIDCPR_IMAGE; echo saved $GRIDCPR_JOB.$GRIDCPR_START $GRIDCPR_CHECKPOINT of $GRIDCPR_UID >>DIR/said; \
                  env >DIR/environment; exit 9";
     let hooks = format!(
