@@ -31,6 +31,9 @@ use crate::networks::Networks;
 const LIMIT: Duration = Duration::from_secs(300);
 /// How long a port may be somebody else's: that of a connection that has just ended is free again after a second.
 const FREE: Duration = Duration::from_secs(4);
+/// How much longer the kernel may keep the two addresses of a connection that has ended (TIME_WAIT, 60 s); they are free
+/// after a second only within a machine, or where net.ipv4.tcp_tw_reuse is 1.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// When a connection is tried again that was refused.
 const AGAIN: Duration = Duration::from_millis(20);
 /// How long whoever is at the other end may take to show who it is. It does so at once; one that does not is a stranger
@@ -356,7 +359,7 @@ impl Making<'_> {
         let renewal = self.renewal;
         loop {
             self.stage = match std::mem::replace(&mut self.stage, Stage::Awaited) {
-                Stage::Idle(at) if at <= now => match self.connect(now < free)? {
+                Stage::Idle(at) if at <= now => match self.connect(now, free)? {
                     Some(end) => Stage::Connecting(end),
                     None => Stage::Idle(now + AGAIN),
                 },
@@ -402,8 +405,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Begins to connect; none where the port is not free yet.
-    fn connect(&self, may_be_taken: bool) -> Result<Option<OwnedFd>> {
+    /// Begins to connect; none where the port is not free yet, which it is to be until `free`.
+    fn connect(&self, now: Instant, free: Instant) -> Result<Option<OwnedFd>> {
         let Connection { local, remote } = self.renewal.now;
         let (local, remote) = (
             in_family(local, self.socket.family),
@@ -441,11 +444,9 @@ impl Making<'_> {
         }
         match last {
             // Whatever has it may be about to end.
-            Some(rustix::io::Errno::ADDRINUSE | rustix::io::Errno::ADDRNOTAVAIL)
-                if may_be_taken && kernel::is_local(local.ip()) =>
-            {
-                Ok(None)
-            }
+            Some(rustix::io::Errno::ADDRINUSE) if now < free && kernel::is_local(local.ip()) => Ok(None),
+            // There was such a connection just now.
+            Some(rustix::io::Errno::ADDRNOTAVAIL) if now < free + FORGOTTEN && kernel::is_local(local.ip()) => Ok(None),
             Some(error) => Err(io::Error::from(error))
                 .context(|| format!("connect from {local} to {remote}"))
                 .map_err(in_use),
@@ -475,6 +476,12 @@ fn is_connected(end: BorrowedFd<'_>) -> Result<Option<bool>> {
     Ok(Some(result.map_err(io::Error::from).context(what)?.is_ok()))
 }
 
+/// Whether both ends of a connection are gone at once when this one is closed (SO_LINGER).
+fn vanish_on_close(end: BorrowedFd<'_>, vanishes: bool) -> Result<()> {
+    let value = [i32::from(vanishes).to_ne_bytes(), 0i32.to_ne_bytes()].concat();
+    kernel::set_option(end, libc::SOL_SOCKET, libc::SO_LINGER, &value).context(|| "say how a connection is to end")
+}
+
 /// Shows that its maker knows the secret of this restart: of one end of one connection.
 fn proof(links: &Links, former: &Connection, listens: bool) -> [u8; PROOF] {
     let mut hash = blake3::Hasher::new_keyed(&links.secret);
@@ -485,6 +492,8 @@ fn proof(links: &Links, former: &Connection, listens: bool) -> [u8; PROOF] {
 
 impl Talk {
     fn new(end: OwnedFd, to_say: Vec<u8>) -> Result<Talk> {
+        // Where it comes to nothing, nothing is to be left of it that keeps the addresses for a minute.
+        vanish_on_close(end.as_fd(), true)?;
         // What is given back has to fit in.
         let enlarged = sockopt::enlarge_buffers(end.as_fd())?;
         Ok(Talk {
@@ -541,6 +550,7 @@ impl Talk {
             true => sockopt::shrink_buffers(self.end.as_fd(), &self.enlarged)?,
             false => sockopt::shrink_send_buffer(self.end.as_fd(), &self.enlarged)?,
         }
+        vanish_on_close(self.end.as_fd(), false)?;
         Ok(true)
     }
 
@@ -682,11 +692,18 @@ mod tests {
         let mut nothing = [0; 1];
         stranger.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let ended = io::Read::read(&mut &stranger, &mut nothing);
-        assert!(matches!(ended, Ok(0) | Err(_)), "it has got something: {ended:?}");
+        let reset = ended
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+        assert!(reset, "it has got something, or keeps the addresses: {ended:?}");
         drop(stranger);
         let comes = make(sockets[1 - listens].clone());
-        assert_eq!(awaits.join().unwrap().unwrap().len(), 1);
-        assert_eq!(comes.join().unwrap().unwrap().len(), 1);
+        let ends = [awaits, comes].map(|end| end.join().unwrap().unwrap());
+        for made in &ends {
+            assert_eq!(made.len(), 1);
+            let linger = kernel::option(made[0].1.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER).unwrap();
+            assert_eq!(linger, [0; 8], "it ends as any other does");
+        }
     }
 
     #[test]
