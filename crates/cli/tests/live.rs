@@ -131,6 +131,54 @@ fn compared(test: &str, user: As, name: &str, mode: &str, options: &[&str]) {
     victim.check();
 }
 
+/// Long runs of pages, most of which are unlike all others, begin and end anywhere and have pages of zeros and some that
+/// are there twice: they are read by several threads, but for these.
+const MIXED: &str = "import hashlib, mmap, os, time
+PAGE, MIB = 4096, 1 << 20
+memory = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[5 * PAGE:40 * MIB - 3 * PAGE] = os.urandom(40 * MIB - 8 * PAGE)
+memory[9 * MIB + 7 * PAGE:9 * MIB + 8 * PAGE] = bytes(PAGE)
+memory[17 * MIB:17 * MIB + 50 * PAGE] = memory[8 * MIB:8 * MIB + 50 * PAGE]
+memory[44 * MIB:60 * MIB] = memory[20 * MIB:36 * MIB]
+wanted = hashlib.sha256(memory).digest()
+print('ready', flush=True)
+while not os.path.exists('check'): time.sleep(0.01)
+raise SystemExit(hashlib.sha256(memory).digest() != wanted)
+";
+
+/// Whatever way the pages of large memory go into the image: while the job runs or stands still, all of them or what
+/// has changed, each once.
+#[test]
+fn large_memory_is_saved_exactly_as_user() {
+    let Some(cpr) = Cpr::new("large_memory_is_saved_exactly_as_user", As::User) else {
+        return;
+    };
+    cpr.run_detached("job", &[], &["/usr/bin/python3", "-c", MIXED]);
+    support::wait_until(support::PATIENCE, "the program is ready", || {
+        cpr.logs("job").starts_with(b"ready")
+    });
+    let ways: [&[&str]; 4] = [&[], &["--incremental"], &["--incremental"], &["--stop"]];
+    let mut images = Vec::new();
+    for (number, options) in ways.into_iter().enumerate() {
+        let image = format!("{}/{number}.cpr", cpr.work.display());
+        let compare: &[&str] = if options == ["--stop"] { &[] } else { &["--compare"] };
+        cpr.checkpoint("job", &[options, compare, &["-o", &image]].concat());
+        cpr.cpr(["verify", &image]).good();
+        images.push(image);
+    }
+    for image in [&images[0], &images[1], &images[3]] {
+        let bytes = fs::metadata(image).expect("there is an image").len();
+        // 40 MiB that are unlike each other, and what Python has.
+        assert!((39 << 20..56 << 20).contains(&bytes), "{image}: {bytes} bytes");
+    }
+    fs::write(cpr.work.join("check"), "").expect("a file can be written");
+    for (number, image) in images.iter().enumerate() {
+        let name = format!("again{number}");
+        cpr.cpr(["restart", "-d", "--name", &name, image]).good();
+        assert_eq!(cpr.wait(&name), 0, "{image} is not what the memory was");
+    }
+}
+
 #[test]
 fn images_of_discarded_memory_are_exact_as_user() {
     compared(

@@ -27,10 +27,10 @@ pub use bundle::{Bundle, BundleFile, BundleRecord, BundleSummary, write_bundle};
 pub use format::{ANCESTOR_STRIDE, FORMAT_VERSION, HASH_CHUNK, Header, ImageId, MAX_DATA, MAX_MANIFEST, PAGE};
 pub use merge::merge;
 pub use packer::Compression;
-pub use pages::PageIndex;
+pub use pages::{PageHash, PageHasher, PageIndex};
 pub use pending::PendingImage;
 pub use reader::{Image, TakePiece};
-pub use writer::{Hashing, ImageSummary, ImageWriter, WriteOptions};
+pub use writer::{ChunkWriter, Hashing, ImageSummary, ImageWriter, WriteOptions};
 
 /// BLAKE3 of `data`, the hash images use throughout.
 pub fn hash(data: &[u8]) -> [u8; 32] {

@@ -12,6 +12,8 @@ use cpr_types::{Error, ErrorKind, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
+use crate::format::PAGE;
+
 /// Bytes of the secret: as many as the default secret of XXH3 has.
 const SECRET: usize = 192;
 /// Pages in one generation: with two of them, at most 64 MiB are used for what was seen last (4 GiB of distinct pages).
@@ -39,6 +41,21 @@ impl Hasher for Low {
 }
 
 type Positions = HashMap<u128, u64, BuildHasherDefault<Low>>;
+
+/// By what a page is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHash(u128);
+
+/// Hashes pages for one index, so that several threads can do it.
+#[derive(Clone)]
+pub struct PageHasher([u8; SECRET]);
+
+impl PageHasher {
+    /// The hash of one page.
+    pub fn hash(&self, page: &[u8]) -> PageHash {
+        PageHash(xxh3_128_with_secret(page, &self.0))
+    }
+}
 
 /// Positions in an image by contents, of the pages that were appended last.
 pub struct PageIndex {
@@ -70,12 +87,48 @@ impl PageIndex {
         })
     }
 
-    /// Where a page with these contents is; if there is none, `offset` is noted for it.
-    pub fn find_or_note(&mut self, page: &[u8], offset: u64) -> Option<u64> {
-        let hash = xxh3_128_with_secret(page, &self.secret);
+    /// What hashes pages for this index.
+    pub fn hasher(&self) -> PageHasher {
+        PageHasher(self.secret)
+    }
+
+    /// Notes pages that lie one after another from `offset` on, unless one of them is known: then none is noted.
+    /// Returns whether they were. Pages that are equal among themselves count as new.
+    pub fn note_new(&mut self, hashes: &[PageHash], offset: u64) -> bool {
+        self.turn();
+        let end = offset + hashes.len() as u64 * PAGE;
+        for (count, (hash, fresh)) in hashes.iter().zip((offset..).step_by(PAGE as usize)).enumerate() {
+            let is_known = match self.new.entry(hash.0) {
+                Entry::Occupied(known) => !(offset..end).contains(known.get()),
+                Entry::Vacant(place) => {
+                    let is_known = !self.old.is_empty() && self.old.contains_key(&hash.0);
+                    if !is_known {
+                        place.insert(fresh);
+                    }
+                    is_known
+                }
+            };
+            if is_known {
+                // What has been noted lies at `offset` or behind it, as nothing did before.
+                for hash in &hashes[..count] {
+                    self.new.remove(&hash.0);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn turn(&mut self) {
         if self.new.len() >= GENERATION {
             self.old = std::mem::take(&mut self.new);
         }
+    }
+
+    /// Where a page with these contents is; if there is none, `offset` is noted for it.
+    pub fn find_or_note(&mut self, page: &[u8], offset: u64) -> Option<u64> {
+        let hash = xxh3_128_with_secret(page, &self.secret);
+        self.turn();
         // One look: each is for a place in memory that no cache has.
         let place = match self.new.entry(hash) {
             Entry::Occupied(known) => return Some(*known.get()),
@@ -108,5 +161,18 @@ mod tests {
         }
         assert_eq!(index.find_or_note(&page(8), 4096), Some(8192));
         assert!(index.new.len() + index.old.len() <= 2 * GENERATION);
+    }
+
+    #[test]
+    fn pages_are_noted_together_or_not_at_all() {
+        let mut index = PageIndex::new(0).unwrap();
+        let page = |number: u64| number.to_ne_bytes().repeat(512);
+        let hasher = index.hasher();
+        let hashes = |numbers: [u64; 3]| numbers.map(|number| hasher.hash(&page(number)));
+        assert!(index.note_new(&hashes([1, 2, 2]), 4096));
+        assert!(!index.note_new(&hashes([3, 4, 2]), 16384));
+        assert_eq!(index.find_or_note(&page(4), 20480), None);
+        assert_eq!(index.find_or_note(&page(2), 24576), Some(8192));
+        assert!(!index.note_new(&hashes([5, 6, 4]), 24576));
     }
 }

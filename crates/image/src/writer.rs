@@ -1,9 +1,12 @@
 //! Writing an image front to back.
 //!
-//! The writer never seeks and keeps 32 bytes per MiB of page data. A failed write leaves the image unusable: later
-//! calls fail, and no trailer is written, so what has been written is recognised as truncated.
+//! The writer keeps 32 bytes per MiB of page data, and seeks only where others write for it ([`ChunkWriter`]). A failed
+//! write leaves the image unusable: later calls fail, and no trailer is written, so what has been written is recognised
+//! as truncated.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 use blake3::Hasher;
@@ -69,6 +72,60 @@ impl Hashing {
     pub fn add(&mut self, pages: &[u8]) {
         self.0.add(pages);
     }
+
+    /// Takes the hashes of chunks that a [`ChunkWriter`] has written behind what came so far.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where that is not whole chunks.
+    pub fn add_chunks(&mut self, hashes: &[[u8; 32]]) -> Result<()> {
+        let chunks = &mut self.0;
+        if !chunks.length.is_multiple_of(HASH_CHUNK) {
+            return Err(Error::new(ErrorKind::Internal, "chunks of page data begin within one"));
+        }
+        chunks.table.extend(hashes.iter().flatten());
+        chunks.length += hashes.len() as u64 * HASH_CHUNK;
+        Ok(())
+    }
+}
+
+/// Writes chunks of page data ([`HASH_CHUNK`]) at their places in the file of an image, several threads at a time.
+///
+/// The [`ImageWriter`] has to pass over them ([`ImageWriter::pass_over`]), and its [`Hashing`] to take their hashes.
+#[derive(Debug)]
+pub struct ChunkWriter(File);
+
+impl ChunkWriter {
+    /// For an image that begins where this file does.
+    pub fn new(file: File) -> Self {
+        ChunkWriter(file)
+    }
+
+    /// Writes one whole chunk at this position in the image, and gives its hash.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::append`].
+    pub fn write(&self, chunk: &[u8], offset: u64) -> Result<[u8; 32]> {
+        refuse_beyond_end(offset.saturating_sub(HEADER_LENGTH as u64), chunk.len())?;
+        let hash = blake3::hash(chunk);
+        self.0.write_all_at(chunk, offset).map_err(|error| {
+            let what = format!("write {} bytes of memory at offset {offset} of the image", chunk.len());
+            full(error, what)
+        })?;
+        Ok(*hash.as_bytes())
+    }
+}
+
+fn refuse_beyond_end(length: u64, more: usize) -> Result<()> {
+    if length + more as u64 > MAX_DATA {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the job has more memory than an image can hold ({} TiB)",
+                MAX_DATA >> 40
+            ),
+        ));
+    }
+    Ok(())
 }
 
 impl PageData {
@@ -203,15 +260,7 @@ impl<W: Write> ImageWriter<W> {
             ));
         }
         let length = self.data.length();
-        if length + pages.len() as u64 > MAX_DATA {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "the job has more memory than an image can hold ({} TiB)",
-                    MAX_DATA >> 40
-                ),
-            ));
-        }
+        refuse_beyond_end(length, pages.len())?;
         let offset = HEADER_LENGTH as u64 + length;
         let what = || format!("write {} bytes of memory at offset {offset} of the image", pages.len());
         let Self { sink, data, failed, .. } = self;
@@ -329,6 +378,31 @@ impl<W: Write> ImageWriter<W> {
 
     fn write(&mut self, bytes: &[u8], what: impl Fn() -> String) -> Result<()> {
         write(&mut self.sink, &mut self.failed, bytes, what)
+    }
+}
+
+impl<W: Write + Seek> ImageWriter<W> {
+    /// Passes over page data that a [`ChunkWriter`] writes here, when the hashing is done by somebody else
+    /// ([`ImageWriter::take_hashing`]).
+    ///
+    /// # Errors
+    /// When the sink cannot seek; [`ErrorKind::Internal`] when the writer hashes itself.
+    pub fn pass_over(&mut self, bytes: u64) -> Result<()> {
+        let what = || format!("pass over {bytes} bytes of memory in the image");
+        refuse_failed(self.failed, what)?;
+        let PageData::Apart(length) = &mut self.data else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{}: nobody would have hashed them", what()),
+            ));
+        };
+        let further = i64::try_from(bytes).map_err(|_| Error::new(ErrorKind::Internal, what()))?;
+        self.sink.seek(SeekFrom::Current(further)).map_err(|error| {
+            self.failed = true;
+            full(error, what())
+        })?;
+        *length += bytes;
+        Ok(())
     }
 }
 

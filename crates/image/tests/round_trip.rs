@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use ciborium::Value;
 use common::*;
 use cpr_image::model::*;
-use cpr_image::{HASH_CHUNK, Image, ImageId, ImageWriter};
+use cpr_image::{ChunkWriter, HASH_CHUNK, Image, ImageId, ImageWriter};
 use cpr_types::ErrorKind;
 
 #[test]
@@ -75,6 +75,44 @@ fn data_of_several_chunks_in_any_pieces() {
         );
     }
     assert!(tails.iter().all(|tail| *tail == tails[0]));
+}
+
+/// Chunks that others write in any order, behind and before page data that are appended, are the same image.
+#[test]
+fn chunks_that_are_written_at_their_places() {
+    let chunk = HASH_CHUNK as usize;
+    let data = pages(4 * 256 + 5);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    let file = std::fs::File::create(&path).unwrap();
+    let chunks = ChunkWriter::new(file.try_clone().unwrap());
+    let mut writer = ImageWriter::new(file, "x86_64").unwrap();
+    assert_eq!(writer.pass_over(HASH_CHUNK).unwrap_err().kind(), ErrorKind::Internal);
+    let mut hashing = writer.take_hashing().unwrap();
+    writer.append(&data[..chunk]).unwrap();
+    hashing.add(&data[..chunk]);
+    let mut hashes: Vec<[u8; 32]> = (1..4)
+        .rev()
+        .map(|number| {
+            let part = &data[number * chunk..(number + 1) * chunk];
+            chunks.write(part, 4096 + number as u64 * HASH_CHUNK).unwrap()
+        })
+        .collect();
+    hashes.reverse();
+    writer.pass_over(3 * HASH_CHUNK).unwrap();
+    hashing.add_chunks(&hashes).unwrap();
+    assert_eq!(writer.append(&data[4 * chunk..]).unwrap(), 4096 + 4 * HASH_CHUNK);
+    hashing.add(&data[4 * chunk..]);
+    assert_eq!(hashing.add_chunks(&hashes).unwrap_err().kind(), ErrorKind::Internal);
+    writer.give_back(hashing).unwrap();
+    let (_, summary) = writer.finish(&manifest()).unwrap();
+    assert_eq!(summary.data_bytes, data.len() as u64);
+    let image = Image::open(&path).unwrap();
+    assert_eq!(image.root_hash(), summary.root_hash);
+    image.verify_data(&mut |_, _| {}).unwrap();
+    let mut read = vec![0; data.len()];
+    image.read_data(4096, &mut read).unwrap();
+    assert!(read == data);
 }
 
 #[test]

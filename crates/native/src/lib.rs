@@ -26,6 +26,7 @@ mod memory;
 mod mount_namespaces;
 pub mod networks;
 mod pid_namespaces;
+mod pieces;
 mod pipeline;
 mod places;
 pub mod policy;

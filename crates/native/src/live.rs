@@ -31,15 +31,13 @@ use crate::aio;
 use crate::freeze::Frozen;
 use crate::memory::{Reader, is_zero};
 use crate::places::{ELSEWHERE, NONE, Places, UNKNOWN, ZEROS};
-use crate::sink::{PAGE_SIZE, PageSink};
+use crate::sink::{PAGE_SIZE, PIECE, PageSink, Part, in_parts};
 use crate::userfault;
 
 /// Most rounds of copying.
 const ROUNDS: usize = 6;
 /// Pages left at which another round is not worth it.
 const FEW: u64 = 64;
-/// Bytes copied at a time.
-const CHUNK: u64 = 1 << 20;
 /// Pages that are there in some way. Only these are protected: for the others the kernel would have to make page
 /// tables, gigabytes of them where a program has reserved terabytes. A page that comes later is not protected, so it is
 /// found to be written.
@@ -338,42 +336,59 @@ fn copy(
     sink: &mut dyn PageSink,
 ) -> Result<()> {
     let places = &mut area.places;
-    let mut at = region.start;
-    while at < region.end {
-        let length = (region.end - at).min(CHUNK);
-        buffer.resize(length as usize, 0);
+    let read = |at: u64, piece: &mut [u8]| reader.read(at, piece).is_ok();
+    in_parts((region.start, region.end), sink, &read, &mut |at, part, sink| {
         let first = (at - start) / PAGE;
-        at += length;
-        if reader.read(start + first * PAGE, buffer).is_err() {
-            // It changed under our hands: left to the stop.
-            places.fill(first, length / PAGE, UNKNOWN);
+        match part {
+            Part::Placed(offset) => {
+                places.note(first, PIECE as u64 / PAGE, offset);
+                Ok(())
+            }
+            Part::Left(length) => copy_part(reader, at, first, length, places, buffer, sink),
+        }
+    })
+}
+
+/// Copies so many bytes at `at`, where page number `first` of the mapping is.
+fn copy_part(
+    reader: &Reader<'_>,
+    at: u64,
+    first: u64,
+    length: u64,
+    places: &mut Places,
+    buffer: &mut Vec<u8>,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    buffer.resize(length as usize, 0);
+    if reader.read(at, buffer).is_err() {
+        // It changed under our hands: left to the stop.
+        places.fill(first, length / PAGE, UNKNOWN);
+        return Ok(());
+    }
+    let mut page = first;
+    if !buffer.chunks_exact(PAGE_SIZE).any(is_zero) {
+        *buffer = sink.place_buffer(std::mem::take(buffer), &mut |length, offset| {
+            page = note(places, page, length, offset);
+        })?;
+        return Ok(());
+    }
+    let pages = buffer.len() / PAGE_SIZE;
+    let zero = |index: usize| is_zero(&buffer[index * PAGE_SIZE..(index + 1) * PAGE_SIZE]);
+    let mut index = 0;
+    while index < pages {
+        let from = index;
+        let is_empty = zero(from);
+        while index < pages && zero(index) == is_empty {
+            index += 1;
+        }
+        page = first + from as u64;
+        if is_empty {
+            places.fill(page, (index - from) as u64, ZEROS);
             continue;
         }
-        let mut page = first;
-        if !buffer.chunks_exact(PAGE_SIZE).any(is_zero) {
-            *buffer = sink.place_buffer(std::mem::take(buffer), &mut |length, offset| {
-                page = note(places, page, length, offset);
-            })?;
-            continue;
-        }
-        let pages = buffer.len() / PAGE_SIZE;
-        let zero = |index: usize| is_zero(&buffer[index * PAGE_SIZE..(index + 1) * PAGE_SIZE]);
-        let mut index = 0;
-        while index < pages {
-            let from = index;
-            let is_empty = zero(from);
-            while index < pages && zero(index) == is_empty {
-                index += 1;
-            }
-            page = first + from as u64;
-            if is_empty {
-                places.fill(page, (index - from) as u64, ZEROS);
-                continue;
-            }
-            sink.place(&buffer[from * PAGE_SIZE..index * PAGE_SIZE], &mut |length, offset| {
-                page = note(places, page, length, offset);
-            })?;
-        }
+        sink.place(&buffer[from * PAGE_SIZE..index * PAGE_SIZE], &mut |length, offset| {
+            page = note(places, page, length, offset);
+        })?;
     }
     Ok(())
 }

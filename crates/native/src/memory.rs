@@ -21,11 +21,8 @@ use crate::libraries::{Libraries, overlay};
 use crate::live::{Copied, Place};
 use crate::mapped;
 use crate::scans::{Found, Scans};
-use crate::sink::{PAGE_SIZE, PageSink};
+use crate::sink::{PAGE_SIZE, PIECE, PageSink, Part, in_parts};
 use crate::views::{Views, deleted_kind};
-
-/// Bytes copied at a time.
-const CHUNK: u64 = 1 << 20;
 
 /// So many bytes are worth a look whether they can be read in the faster way.
 const WORTH_ASKING: usize = 64 << 10;
@@ -263,13 +260,21 @@ pub fn save_later(later: Vec<Later>, memory: &Memory, space: &mut AddressSpace, 
             continue;
         };
         let mut extents = std::mem::take(&mut mapping.extents);
-        for (start, end) in runs {
-            for at in (start..end).step_by(CHUNK as usize) {
-                buffer.resize((end - at).min(CHUNK) as usize, 0);
+        for run in runs {
+            let read = |at: u64, piece: &mut [u8]| memory.read(at, piece).is_ok();
+            in_parts(run, sink, &read, &mut |at, part, sink| {
+                let length = match part {
+                    Part::Placed(offset) => {
+                        push(&mut extents, at, PIECE as u64, offset);
+                        return Ok(());
+                    }
+                    Part::Left(length) => length,
+                };
+                buffer.resize(length as usize, 0);
                 let read = memory.read(at, &mut buffer);
-                read.context(|| format!("read {} bytes at {at:#x} of the copy", buffer.len()))?;
-                place(&mut buffer, at, skip_zeros, &mut extents, sink)?;
-            }
+                read.context(|| format!("read {length} bytes at {at:#x} of the copy"))?;
+                place(&mut buffer, at, skip_zeros, &mut extents, sink)
+            })?;
         }
         mapping.extents = ordered(extents);
     }
@@ -722,16 +727,20 @@ fn copy(
         memory: &space.memory,
         pagemap: &space.pagemap,
     };
-    for (start, end) in runs {
-        let mut at = start;
-        while at < end {
-            let length = (end - at).min(CHUNK);
+    for run in runs {
+        let read = |at: u64, piece: &mut [u8]| reader.read(at, piece).is_ok();
+        in_parts(run, sink, &read, &mut |at, part, sink| {
+            let length = match part {
+                Part::Placed(offset) => {
+                    push(&mut extents, at, PIECE as u64, offset);
+                    return Ok(());
+                }
+                Part::Left(length) => length,
+            };
             buffer.resize(length as usize, 0);
             match reader.read(at, &mut buffer) {
-                Ok(()) => place(&mut buffer, at, skip_zeros, &mut extents, sink)?,
-                Err(_) if matches!(pages, Pages::All) => {
-                    readable_pages(process, at, &mut buffer, &mut extents, sink)?;
-                }
+                Ok(()) => place(&mut buffer, at, skip_zeros, &mut extents, sink),
+                Err(_) if matches!(pages, Pages::All) => readable_pages(process, at, &mut buffer, &mut extents, sink),
                 Err(error) => {
                     // Write protection marks pages beyond the end of a mapped file, too: there is nothing in them.
                     let readable = match file_end(mapping, behind) {
@@ -743,11 +752,10 @@ fn copy(
                         .memory
                         .read(at, &mut buffer)
                         .context(|| format!("read {readable} bytes at {at:#x}"))?;
-                    append(&buffer, at, skip_zeros, &mut extents, sink)?;
+                    append(&buffer, at, skip_zeros, &mut extents, sink)
                 }
             }
-            at += length;
-        }
+        })?;
     }
     mapping.extents = ordered(extents);
     Ok(())

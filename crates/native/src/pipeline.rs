@@ -1,4 +1,6 @@
-//! The way of page data from the job to the image: read by one thread, written by another, hashed by a third.
+//! The way of page data from the job to the image: read by one thread, written by another, hashed by a third. Long runs
+//! of pages, where no job waits and the image is a file, are read in pieces by several threads that write and hash what
+//! they have read ([`Pieces`]).
 //!
 //! Between them is room for [`BUFFERED`] bytes, so that a stopped job waits for its memory to be read and not for a
 //! disk. Not more than [`HOT`] bytes of it are used while no job waits. Nothing here waits for longer than [`PATIENCE`]
@@ -11,11 +13,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cpr_image::model::Manifest;
-use cpr_image::{Hashing, ImageSummary, ImageWriter, PageIndex};
+use cpr_image::{ChunkWriter, Hashing, ImageSummary, ImageWriter, PageIndex};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use crate::checkpoint::{Event, Observer};
-use crate::sink::{PAGE_SIZE, PageSink};
+use crate::pieces::{Pieces, Placed};
+use crate::sink::{PAGE_SIZE, PIECE, PageSink, ReadPiece};
 
 /// Page data buffered in memory while a job is stopped that is to go on, bytes; beyond that the stop lasts as long as
 /// writing does.
@@ -25,8 +28,16 @@ pub const BUFFERED: usize = 64 << 20;
 /// written and hashed, and enough for no thread to be without work.
 const HOT: usize = 4 << 20;
 
-/// Size of one piece handed to the writing thread.
-const PIECE: usize = 1 << 20;
+/// From this many bytes on, the pieces of a run of pages are placed by several threads while nobody waits.
+const LONG: u64 = 4 << 20;
+/// So many pieces are placed one after the other before it is tried again to place several at a time, where that did
+/// not work once; twice as many after each further time …
+const PAUSE: u32 = 32;
+/// … up to so often.
+const LONGEST_PAUSE: u32 = 6;
+/// So often it is tried to come to the end of a piece: pages that are in the image already do not help.
+const TRIES: u32 = 3;
+
 /// Less than this is gathered, for a copy takes less time than handing it over does.
 const SMALL: usize = 256 << 10;
 
@@ -39,10 +50,18 @@ const STEP: u64 = 16 << 20;
 /// How long is waited for the writing thread before the observer is asked again.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// What is sent to the writing and the hashing thread.
+enum Piece {
+    /// Page data.
+    Pages(Vec<u8>),
+    /// The hashes of whole chunks that have been written already.
+    Written(Vec<[u8; 32]>),
+}
+
 /// Hands page data to a thread that hashes and writes them, and tells the observer how far it is.
 pub struct Pipeline<'a, 'b> {
     /// Never holds more than what is allowed: every piece takes a receipt first.
-    pieces: Option<Sender<Vec<u8>>>,
+    pieces: Option<Sender<Piece>>,
     /// Pieces that have been written, to be used again: fresh memory costs a page fault for each page.
     receipts: Receiver<Vec<u8>>,
     /// Pieces sent for which no receipt was taken.
@@ -52,9 +71,17 @@ pub struct Pipeline<'a, 'b> {
     spare: Vec<Vec<u8>>,
     thread: Option<JoinHandle<Result<ImageWriter<File>>>>,
     /// Where the image is not compressed.
-    hashing: Option<JoinHandle<Hashing>>,
+    hashing: Option<JoinHandle<Result<Hashing>>>,
     piece: Vec<u8>,
     next: u64,
+    /// Where several threads can write.
+    chunks: Option<ChunkWriter>,
+    /// Pieces to be placed before that is tried again.
+    pause: u32,
+    /// How often it was tried to come to the end of a piece, without success.
+    tries: u32,
+    /// How often placing several pieces at a time has not worked since it did.
+    failures: u32,
     index: PageIndex,
     /// Runs of pages that were found in the image.
     shared: usize,
@@ -66,9 +93,11 @@ pub struct Pipeline<'a, 'b> {
 }
 
 impl<'a, 'b> Pipeline<'a, 'b> {
-    /// Starts the threads. About `expected` bytes of page data will come, of an increment far fewer.
+    /// Starts the threads. About `expected` bytes of page data will come, of an increment far fewer. `file` is that of
+    /// the image where it can be written at any place.
     pub fn start(
         mut writer: ImageWriter<File>,
+        file: Option<File>,
         observer: &'a mut Observer<'b>,
         expected: u64,
         incremental: bool,
@@ -76,11 +105,11 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         let next = cpr_image::PAGE + writer.data_bytes();
         let (pieces, incoming) = channel();
         let (used, receipts) = channel();
-        let mut written = used.clone();
+        let mut written = Done::Receipt(used.clone());
         let hashing = match writer.take_hashing() {
             Some(hashing) => {
                 let (to_hash, arriving) = channel();
-                written = to_hash;
+                written = Done::Hash(to_hash);
                 let hashing = std::thread::Builder::new()
                     .name("cpr-hash".to_owned())
                     .spawn(move || hash_pieces(hashing, &arriving, &used))
@@ -89,6 +118,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             }
             None => None,
         };
+        let hashes_apart = hashing.is_some();
         let thread = std::thread::Builder::new()
             .name("cpr-write".to_owned())
             .spawn(move || write_pieces(writer, &incoming, &written))
@@ -103,6 +133,10 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             hashing,
             piece: Vec::with_capacity(PIECE),
             next,
+            chunks: file.filter(|_| hashes_apart).map(ChunkWriter::new),
+            pause: 0,
+            tries: 0,
+            failures: 0,
             // A table that is much too large costs a page fault for nearly every page that is noted in it.
             index: PageIndex::new(if incremental { 0 } else { expected / cpr_image::PAGE })?,
             shared: 0,
@@ -182,6 +216,12 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         self.spare.push(piece);
     }
 
+    /// Places pieces one after the other for a while.
+    fn give_up(&mut self) {
+        self.pause = PAUSE << self.failures.min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+    }
+
     /// Sends what was gathered.
     fn send(&mut self) -> Result<()> {
         if self.piece.is_empty() {
@@ -201,11 +241,16 @@ impl<'a, 'b> Pipeline<'a, 'b> {
         }
         let next = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PIECE));
         self.under_way += 1;
-        let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
-        if !sent {
-            self.join()?;
-        }
+        self.hand_over(Piece::Pages(piece))?;
         Ok(next)
+    }
+
+    fn hand_over(&mut self, piece: Piece) -> Result<()> {
+        let sent = self.pieces.as_ref().is_some_and(|pieces| pieces.send(piece).is_ok());
+        match sent {
+            true => Ok(()),
+            false => self.join().map(drop),
+        }
     }
 
     /// Waits until everything so far has been written, so that all room is free when the job is stopped.
@@ -224,7 +269,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             Err(_) => return Err(Error::new(ErrorKind::Internal, "the writing thread panicked")),
         };
         match self.hashing.take().map(JoinHandle::join) {
-            Some(Ok(hashing)) => writer.give_back(hashing)?,
+            Some(Ok(hashing)) => writer.give_back(hashing?)?,
             Some(Err(_)) => return Err(Error::new(ErrorKind::Internal, "the hashing thread panicked")),
             None => {}
         }
@@ -243,26 +288,46 @@ impl<'a, 'b> Pipeline<'a, 'b> {
     }
 }
 
-fn write_pieces(
-    mut writer: ImageWriter<File>,
-    pieces: &Receiver<Vec<u8>>,
-    written: &Sender<Vec<u8>>,
-) -> Result<ImageWriter<File>> {
+fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Piece>, written: &Done) -> Result<ImageWriter<File>> {
     for piece in pieces {
-        writer.append(&piece)?;
-        // Who asked may have given up.
-        let _ = written.send(piece);
+        match &piece {
+            Piece::Pages(pages) => drop(writer.append(pages)?),
+            Piece::Written(chunks) => writer.pass_over(chunks.len() as u64 * cpr_image::HASH_CHUNK)?,
+        }
+        written.note(piece);
     }
     Ok(writer)
 }
 
-fn hash_pieces(mut hashing: Hashing, pieces: &Receiver<Vec<u8>>, hashed: &Sender<Vec<u8>>) -> Hashing {
-    for piece in pieces {
-        hashing.add(&piece);
-        // As above.
-        let _ = hashed.send(piece);
+/// To whom a piece goes that has been written.
+enum Done {
+    Hash(Sender<Piece>),
+    Receipt(Sender<Vec<u8>>),
+}
+
+impl Done {
+    fn note(&self, piece: Piece) {
+        // Who asked may have given up.
+        let _ = match (self, piece) {
+            (Done::Hash(hashing), piece) => hashing.send(piece).is_ok(),
+            (Done::Receipt(receipts), Piece::Pages(pages)) => receipts.send(pages).is_ok(),
+            (Done::Receipt(_), Piece::Written(_)) => true,
+        };
     }
-    hashing
+}
+
+fn hash_pieces(mut hashing: Hashing, pieces: &Receiver<Piece>, hashed: &Sender<Vec<u8>>) -> Result<Hashing> {
+    for piece in pieces {
+        match piece {
+            Piece::Pages(pages) => {
+                hashing.add(&pages);
+                // As above.
+                let _ = hashed.send(pages);
+            }
+            Piece::Written(chunks) => hashing.add_chunks(&chunks)?,
+        }
+    }
+    Ok(hashing)
 }
 
 impl PageSink for Pipeline<'_, '_> {
@@ -352,6 +417,76 @@ impl PageSink for Pipeline<'_, '_> {
         self.count(length)?;
         placed(length, offset);
         Ok(next)
+    }
+
+    fn ahead(&mut self, left: u64) -> Option<u64> {
+        self.chunks.as_ref()?;
+        let hurried = self.allowed > HOT / PIECE;
+        // What there is room for is read first where a job waits.
+        if left < if hurried { BUFFERED as u64 } else { LONG } {
+            return None;
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return None;
+        }
+        let begun = (self.next - cpr_image::PAGE) % PIECE as u64;
+        if begun == 0 {
+            return Some(0);
+        }
+        self.tries += 1;
+        if self.tries > TRIES {
+            self.tries = 0;
+            self.give_up();
+            return None;
+        }
+        Some(PIECE as u64 - begun)
+    }
+
+    fn place_pieces(&mut self, count: usize, read: &ReadPiece<'_>) -> Result<Vec<Option<u64>>> {
+        self.tries = 0;
+        self.send()?;
+        let Some(chunks) = self.chunks.take() else {
+            return Ok(vec![None]);
+        };
+        let mut index = PageIndex::new(0)?;
+        std::mem::swap(&mut index, &mut self.index);
+        let mut buffers = std::mem::take(&mut self.spare);
+        let pieces = Pieces {
+            count,
+            read,
+            chunks: &chunks,
+            next: self.next,
+            index: (self.shared < MOST_SHARED).then_some(&mut index),
+            buffers: &mut buffers,
+        };
+        let before = self.done;
+        let mut told = Ok(());
+        let placed = pieces.place(&mut |placed| {
+            self.done = before + (placed * PIECE) as u64;
+            if self.done - self.told >= STEP {
+                told = self.tell();
+            }
+            match told {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        self.chunks = Some(chunks);
+        self.index = index;
+        self.spare = buffers;
+        let Placed { positions, hashes } = placed?;
+        told?;
+        if positions.len() < count {
+            self.give_up();
+        } else {
+            self.failures = 0;
+        }
+        let length = (hashes.len() * PIECE) as u64;
+        self.next += length;
+        self.done = before + length;
+        self.hand_over(Piece::Written(hashes))?;
+        Ok(positions)
     }
 }
 

@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Checkpoint, Manifest, Uname};
@@ -110,7 +111,9 @@ fn save(
         incremental: !known.ancestors.is_empty(),
     };
     let writer = ImageWriter::with_options(stream, arch::NAME, options)?;
-    let mut writer = Pipeline::start(writer, observer, resident.all(), options.incremental)?;
+    let file = pending.as_ref().map(|pending| pending.file().try_clone()).transpose();
+    let file = file.context(|| "copy the descriptor of the image")?;
+    let mut writer = Pipeline::start(writer, file, observer, resident.all(), options.incremental)?;
     let libraries = early_libraries(scope, request.keep, &mut writer)?;
     let running = copy_running(scope, request, &resident, &known, &mut copied, &mut writer)?;
     let left = resident.without(&copied) + running.written;
@@ -160,6 +163,11 @@ fn save(
         frozen.resume()?;
     }
     writer.hurry(false);
+    let keeps_tracking = request.keep_tracking && request.after == After::Continue;
+    let untracking = match request.after {
+        After::Continue if !keeps_tracking => untrack(std::mem::take(&mut looked.copied)),
+        _ => None,
+    };
     // The longest time without a step of the job.
     let mut freeze_ns = running.first_stop_ns.max(frozen.since.elapsed().as_nanos() as u64);
     manifest.checkpoint.freeze_ns = freeze_ns;
@@ -211,12 +219,21 @@ fn save(
         stopped_bytes,
         compared_pages,
     };
-    let kept = if request.keep_tracking && request.after == After::Continue {
+    // Who tracks next finds nothing that is tracked still.
+    let _ = untracking.map(JoinHandle::join);
+    let kept = if keeps_tracking {
         looked.copied.into_iter().map(Copied::into_tracked).collect()
     } else {
         Vec::new()
     };
     Ok((report, kept))
+}
+
+/// Ends the tracking of writes beside what is still to be done: the kernel looks at every page for that.
+fn untrack(copied: Vec<Copied>) -> Option<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name("cpr-untrack".to_owned());
+    // Without a thread it has happened here.
+    thread.spawn(move || drop(copied)).ok()
 }
 
 fn scope_of(request: &CheckpointRequest) -> Scope {
