@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// How far the clocks that processes of a time namespace read are ahead of the machine's, nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,6 +85,9 @@ pub fn new_namespace(offsets: Offsets) -> io::Result<()> {
     fs::write("/proc/self/timens_offsets", text)
 }
 
+/// How long a thread of ours that has done its work may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// The way back from [`new_namespace`].
 #[derive(Debug)]
 pub struct Own(OwnedFd);
@@ -97,17 +101,26 @@ impl Own {
         Ok(Self(fs::File::open("/proc/self/ns/time")?.into()))
     }
 
-    /// Makes children from now on be in it again. This process must have one thread.
+    /// Makes children from now on be in it again. No other thread may be at work; one that has done its work may still
+    /// be ending.
     ///
     /// # Errors
-    /// setns(2).
+    /// setns(2); there are other threads (EUSERS).
     pub fn restore(self) -> io::Result<()> {
-        // SAFETY: setns gives this thread back the time namespace it never left; it touches no memory and no
-        // descriptor.
-        if unsafe { libc::setns(self.0.as_raw_fd(), CLONE_NEWTIME) } < 0 {
-            return Err(io::Error::last_os_error());
+        let deadline = Instant::now() + ENDING;
+        loop {
+            // SAFETY: setns gives this thread back the time namespace it never left; it touches no memory and no
+            // descriptor.
+            if unsafe { libc::setns(self.0.as_raw_fd(), CLONE_NEWTIME) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EUSERS) || Instant::now() > deadline {
+                return Err(error);
+            }
+            // Nothing tells of a thread that it has left.
+            std::thread::yield_now();
         }
-        Ok(())
     }
 }
 

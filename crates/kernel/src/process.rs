@@ -569,3 +569,14 @@ pub fn xstate_features(area: &[u8]) -> u64 {
     }
     u64::from_ne_bytes(raw)
 }
+
+/// Of prctl(2): has timer_create(2) take the number of the timer from where it stores it (Linux 6.16).
+pub const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+
+/// Whether a process can choose the numbers of its timers.
+pub fn may_choose_timer_numbers() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS_GET: libc::c_ulong = 2;
+    // SAFETY: asks for a switch of this process; no memory is passed.
+    let on = unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, PR_TIMER_CREATE_RESTORE_IDS_GET, 0, 0, 0) };
+    on >= 0
+}

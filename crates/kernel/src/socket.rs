@@ -227,13 +227,13 @@ pub fn bind(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 /// [`bind`] to a relative path as if the working directory were `directory`; other threads do not notice.
 pub fn bind_in(socket: BorrowedFd<'_>, name: &[u8], directory: &Path) -> io::Result<()> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             // SAFETY: CLONE_FS gives this thread, which ends below, a working directory of its own; no memory or
             // descriptor table is affected.
             checked(unsafe { libc::unshare(libc::CLONE_FS) })?;
             std::env::set_current_dir(directory)?;
             bind(socket, name)
-        });
+        })?;
         thread
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that binds a socket ended early")))
@@ -244,7 +244,7 @@ pub fn bind_in(socket: BorrowedFd<'_>, name: &[u8], directory: &Path) -> io::Res
 /// in that; other threads do not notice. It takes CAP_SYS_CHROOT.
 pub fn bind_below(socket: BorrowedFd<'_>, name: &[u8], root: BorrowedFd<'_>, directory: &Path) -> io::Result<()> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             // SAFETY: CLONE_FS gives this thread, which ends below, directories of its own; no memory or descriptor
             // table is affected.
             checked(unsafe { libc::unshare(libc::CLONE_FS) })?;
@@ -252,7 +252,7 @@ pub fn bind_below(socket: BorrowedFd<'_>, name: &[u8], root: BorrowedFd<'_>, dir
             rustix::process::chroot(".")?;
             std::env::set_current_dir(directory)?;
             bind(socket, name)
-        });
+        })?;
         thread
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that binds a socket ended early")))

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 
 use cpr_engines::Pager;
 use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
-use cpr_kernel::process::{clock_ns, kill_all_others};
+use cpr_kernel::process::kill_all_others;
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
-use cpr_kernel::{clocks, namespace, terminal_relay};
+use cpr_kernel::{namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
-use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
@@ -46,9 +45,6 @@ const SEQUENCE_VARIABLE: &str = "SAGA_CPR_SEQUENCE";
 const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 /// Below the job's directory, so that they go with the job; made by the program that writes any.
 pub(crate) const OWN_CHECKPOINTS: &str = "app";
-/// By how much the time since the start of the machine and the wall clock may have drifted apart, or the latter been
-/// set, since a checkpoint that was made on the same machine before it was started anew.
-const SAME_BOOT: Duration = Duration::from_secs(10);
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
@@ -361,10 +357,9 @@ pub(crate) fn start_image(
         JobTerminal::OfStreams(job_control) => (own, shared_terminal::of_streams(), job_control),
     };
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
-    let own_clocks = clocks::Own::hold().ok().filter(|_| go_on_with_clocks(image));
     let hold = gate.map(|gate| || gate.hold());
     let meeting = gate.map(Gate::meeting).transpose()?.flatten();
-    let restarted = restart(RestartRequest {
+    restart(RestartRequest {
         image,
         streams,
         terminal,
@@ -375,43 +370,7 @@ pub(crate) fn start_image(
         lazy,
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
         meeting,
-    })?;
-    // Init has no other children, and keeps the namespace for those who ask which one is the job's. A supervisor's
-    // workers are not the job's.
-    if let Some(own) = own_clocks.filter(|_| !own_pid_namespace) {
-        own.restore().context(|| "leave the job's time namespace")?;
-    }
-    Ok(restarted)
-}
-
-/// Lets the clocks that count from the start of the machine go on for processes made from now on as they were at the
-/// checkpoint, in a time namespace, so that a program that waits for a moment by them waits as long as it would have
-/// (LBNL-3.9.1.M14). Nothing is done where they have gone on since: the machine has not been started anew.
-///
-/// Whether there is a time namespace then: not everybody may make one, and not every kernel can.
-fn go_on_with_clocks(image: &Image) -> bool {
-    let checkpoint = &image.manifest().checkpoint;
-    let number = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
-    let ahead = |saved: u64, clock: ClockId| number(saved).saturating_sub(number(clock_ns(clock)));
-    let boottime_ns = ahead(checkpoint.boottime_ns, ClockId::Boottime);
-    let by_the_wall_ns = ahead(checkpoint.time_ns, ClockId::Realtime);
-    if boottime_ns.abs_diff(by_the_wall_ns) < SAME_BOOT.as_nanos() as u64 {
-        return false;
-    }
-    let monotonic_ns = ahead(checkpoint.monotonic_ns, ClockId::Monotonic);
-    let result = clocks::Offsets::of_children("self").and_then(|own| {
-        clocks::new_namespace(clocks::Offsets {
-            monotonic_ns: own.monotonic_ns.saturating_add(monotonic_ns),
-            boottime_ns: own.boottime_ns.saturating_add(boottime_ns),
-        })
-    });
-    // One that is merely ahead is what a program sees when it was not given a processor for long.
-    if let Err(error) = &result
-        && monotonic_ns > 0
-    {
-        eprintln!("cpr: note: the monotonic clock of the job is set back: make a time namespace: {error}");
-    }
-    result.is_ok()
+    })
 }
 
 /// Why the program could not be run, as one line of its pipe.

@@ -1,5 +1,5 @@
 //! A guest for virtual machines: the kernel of the distribution, and an initramfs with busybox that counts on its
-//! console.
+//! console, or runs what is on a disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The package that depends on the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
-/// What the gates of machines need of the kernel, each after those that it needs itself.
-const MODULES: [&str; 9] = [
+/// What guests need of the kernel, each after those that it needs itself.
+const MODULES: [&str; 11] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -46,15 +46,24 @@ const MODULES: [&str; 9] = [
     "net_failover",
     "virtio_net",
     "virtio_console",
+    "virtio_blk",
+    "unix_diag",
 ];
 
-/// With a gate (see `examples/machine/vm-run`) runs the jobs that come through it, or else counts.
+/// With a disk runs the shell script `boot` on it, with that as its root directory. With a gate (see
+/// `examples/machine/vm-run`) runs the jobs that come through it. Or else it counts.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 load() { for module in MODULES; do insmod /$module.ko; done; }
 case $(sed -n 's/.*gate=\\([^ ]*\\).*/\\1/p' /proc/cmdline) in
+disk)
+    load
+    mkdir /disk
+    until [ -b /dev/vda ]; do usleep 10000; done
+    mount -t ext4 /dev/vda /disk
+    exec switch_root /disk /bin/busybox sh -c '/bin/busybox sh /boot 2>&1; /bin/busybox poweroff -f' ;;
 serial)
     load
     until port=$(ls /dev/vport?p1 2>/dev/null); do usleep 10000; done
@@ -94,7 +103,7 @@ pub fn files() -> Result<(PathBuf, PathBuf), String> {
     if !cfg!(target_arch = "x86_64") {
         return Err("the guest is for x86_64".to_string());
     }
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-with-disk");
     fs::create_dir_all(&place).map_err(|error| error.to_string())?;
     let _lock = Lock::take(&place.join("lock"));
     let (kernel, initrd) = (place.join("kernel"), place.join("initrd"));

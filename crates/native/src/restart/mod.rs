@@ -47,6 +47,8 @@ mod aio;
 
 mod check;
 
+mod clocks;
+
 mod filters;
 
 mod host_names;
@@ -84,6 +86,8 @@ mod space;
 mod spaces;
 
 mod stub;
+
+mod timers;
 
 mod trust;
 
@@ -236,7 +240,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
-        let (mut built, views) = make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)?;
+        let (mut built, views) = clocks::going_on(manifest, || {
+            make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)
+        })?;
         let identity = as_owner();
         open_elsewhere(manifest, &mapped, &views, roots_own)?;
         drop(identity);
@@ -250,14 +256,16 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             None => HashSet::new(),
         };
         let skipped = later.clone();
-        let verification = scope.spawn(move || {
+        let verify = move || {
             if skipped.is_empty() {
                 return image.verify_data(&mut |_, _| {});
             }
             // The pager compares the rest.
             let is_later = |space: usize, mapping: &Mapping| skipped.contains(&space) && lazy::is_lazy(mapping);
             image.verify_extents(manifest.extents_but(is_later))
-        });
+        };
+        let thread = std::thread::Builder::new().name("cpr-verify".to_owned());
+        let verification = thread.spawn_scoped(scope, verify).context(|| "start a thread")?;
         let identity = as_owner();
         let modesty = modest()?;
         let opened = files::open_all(&mut context)?;

@@ -17,16 +17,12 @@ use super::opened::place_descriptors;
 use super::space::Sources;
 use super::stub::Workshop;
 use super::terminals::with_descriptor;
-use super::{address_space, filters, identity, leader, living, space, stub};
+use super::{address_space, filters, identity, leader, living, space, stub, timers};
 use crate::files;
 use crate::freeze;
 
 /// Linux 6.3.
 const PR_SET_MDWE: i32 = 65;
-/// SIGEV_THREAD_ID.
-const NOTIFY_THREAD: i32 = 4;
-/// PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) and its values.
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 
 /// What is left to do for a process when everything else is in place.
 pub(super) struct Plan {
@@ -271,60 +267,7 @@ pub(super) fn signals_and_timers(workshop: &Workshop, process: &Process, batch: 
             "set an interval timer",
         );
     }
-    posix_timers(workshop, process, batch)
-}
-
-pub(super) fn posix_timers(workshop: &Workshop, process: &Process, batch: &mut Batch) -> Result<()> {
-    if process.posix_timers.is_empty() {
-        return Ok(());
-    }
-    let restore = |batch: &mut Batch, on: i32| {
-        batch.must(
-            libc::SYS_prctl,
-            &[
-                PR_TIMER_CREATE_RESTORE_IDS.into(),
-                on.into(),
-                Arg::from(0),
-                Arg::from(0),
-                Arg::from(0),
-            ],
-            "choose timer numbers (Linux 6.16)",
-        )
-    };
-    restore(batch, 1);
-    for timer in &process.posix_timers {
-        // struct sigevent: value, signo, notify, tid.
-        let mut event = [0u8; 64];
-        event[..8].copy_from_slice(&timer.value.to_ne_bytes());
-        event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
-        event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
-        if timer.notify == NOTIFY_THREAD {
-            let thread = workshop.seen(process.pid, timer.thread)?;
-            event[16..20].copy_from_slice(&thread.to_ne_bytes());
-        }
-        let event = batch.data(&event);
-        let id = batch.data(&timer.id.to_ne_bytes());
-        batch.must(
-            libc::SYS_timer_create,
-            &[timer.clock.into(), event, id],
-            format!("make timer {}", timer.id),
-        );
-        let words = [
-            timer.interval_ns / 1_000_000_000,
-            timer.interval_ns % 1_000_000_000,
-            timer.value_ns / 1_000_000_000,
-            timer.value_ns % 1_000_000_000,
-        ];
-        let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let value = batch.data(&raw);
-        batch.must(
-            libc::SYS_timer_settime,
-            &[timer.id.into(), Arg::from(0), value, Arg::from(0)],
-            format!("start timer {}", timer.id),
-        );
-    }
-    restore(batch, 0);
-    Ok(())
+    timers::restore(workshop, process, batch)
 }
 
 /// Resource limits, none above the restarter's own (LBNL-3.9.7.2.3).
