@@ -19,6 +19,11 @@ struct attributes {
 #define PR_MDWE_REFUSE_EXEC_GAIN 1
 #endif
 
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+
 /* All that a thread can have of its own. */
 struct own {
     struct attributes schedule;
@@ -128,6 +133,8 @@ int main(int argc, char **argv) {
     CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
     CHECK(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
     CHECK(prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) == 0);
+    /* Linux 6.4, with KSM. */
+    int merged = prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0;
     CHECK(personality(ADDR_NO_RANDOMIZE) >= 0);
     CHECK(syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6) == 0);
     int setting = open("/proc/self/oom_score_adj", O_WRONLY);
@@ -166,6 +173,7 @@ int main(int argc, char **argv) {
     SAME(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), 1);
     SAME(prctl(PR_GET_MDWE, 0, 0, 0, 0), PR_MDWE_REFUSE_EXEC_GAIN);
     CHECK(mmap(NULL, 4096, PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+    if (merged) SAME(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0), 1);
     SAME(personality(0xffffffff), ADDR_NO_RANDOMIZE);
     SAME(prctl(PR_GET_DUMPABLE), root ? 0 : 1);
     SAME(prctl(PR_GET_SECUREBITS), root ? SECBIT_NOROOT | SECBIT_KEEP_CAPS : SECBIT_KEEP_CAPS);

@@ -1,5 +1,6 @@
-/* Everything about mappings that has no contents: advice, locks, seals, guards, and very many of them. */
+/* Everything about mappings that has no contents: advice, locks, seals, guards, memory nodes, and very many of them. */
 #include "victim.h"
+#include <linux/mempolicy.h>
 #include <setjmp.h>
 
 #define PAGE 4096
@@ -37,6 +38,19 @@ static void flags(void *at, char *to) {
     fclose(file);
 }
 
+/* mbind(2), with the first memory node or with none. */
+static void bind_to(void *at, int policy, unsigned long nodes) {
+    CHECK(syscall(SYS_mbind, at, 2 * PAGE, policy, &nodes, 8 * sizeof nodes, 0) == 0);
+}
+
+static void require_bound(void *at, int policy, unsigned long nodes) {
+    int found = -1;
+    unsigned long mask[16] = {0};
+    CHECK(syscall(SYS_get_mempolicy, &found, mask, 8 * sizeof mask, at, MPOL_F_ADDR) == 0);
+    SAME(found, policy);
+    SAME(mask[0], nodes);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     const int rw = PROT_READ | PROT_WRITE;
@@ -66,6 +80,27 @@ int main(int argc, char **argv) {
     unsigned char *hidden = areas[ADVICE + 4] = map(8 * PAGE, rw, MAP_PRIVATE);
     memset(hidden, 'h', 8 * PAGE);
     CHECK(mprotect(hidden, 8 * PAGE, PROT_NONE) == 0);
+    /* A kernel without NUMA has no memory nodes. */
+    int nodes = syscall(SYS_get_mempolicy, NULL, NULL, 0, NULL, 0) == 0;
+    unsigned char *private_node = map(2 * PAGE, rw, MAP_PRIVATE), *shared_node = map(2 * PAGE, rw, MAP_SHARED);
+    unsigned char *child_node = map(2 * PAGE, rw, MAP_PRIVATE);
+    private_node[0] = 'n', shared_node[0] = 'm', child_node[0] = 'o';
+    if (nodes) {
+        bind_to(private_node, MPOL_BIND, 1);
+        bind_to(shared_node, MPOL_INTERLEAVE, 1);
+        bind_to(child_node, MPOL_PREFERRED, 1);
+    }
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        if (nodes) bind_to(child_node, MPOL_DEFAULT, 0);
+        wait_for_go();
+        if (nodes) {
+            require_bound(private_node, MPOL_BIND, 1);
+            require_bound(child_node, MPOL_DEFAULT, 0);
+        }
+        _exit(child_node[0] == 'o' ? 0 : 1);
+    }
     /* Two protections in turn, so that no two neighbours are one area. */
     unsigned char *many = map((size_t)MANY * PAGE, PROT_READ, MAP_PRIVATE);
     for (int i = 0; i < MANY; i += 2) CHECK(mprotect(many + (size_t)i * PAGE, PAGE, rw) == 0);
@@ -86,6 +121,15 @@ int main(int argc, char **argv) {
     flags(later, after);
     if (strcmp(before[AREAS], after) != 0) fail(__LINE__, "new area: flags %s became %s", before[AREAS], after);
     CHECK(munlockall() == 0);
+    CHECK(private_node[0] == 'n' && shared_node[0] == 'm' && child_node[0] == 'o');
+    if (nodes) {
+        require_bound(private_node, MPOL_BIND, 1);
+        require_bound(shared_node, MPOL_INTERLEAVE, 1);
+        require_bound(child_node, MPOL_PREFERRED, 1);
+    }
+    int ended;
+    CHECK(waitpid(child, &ended, 0) == child);
+    SAME(ended, 0);
     for (int i = 0; i < ADVICE; i++) SAME(areas[i][8 * PAGE - 1], i + 1);
     CHECK(lazy[PAGE] == 'l' && eager[0] == 'e' && fixed[3 * PAGE] == 's');
     if (sealed) CHECK(munmap(fixed, PAGE) == -1 && mprotect(fixed, PAGE, rw) == -1);

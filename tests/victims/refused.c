@@ -3,8 +3,10 @@
 #include "victim.h"
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
+#include <linux/landlock.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
+#include <netinet/in.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -114,6 +116,31 @@ int main(int argc, char **argv) {
         struct perf_event_attr what = {.type = PERF_TYPE_SOFTWARE, .size = sizeof what, .config = PERF_COUNT_SW_TASK_CLOCK,
                                        .exclude_kernel = 1};
         NEED(syscall(SYS_perf_event_open, &what, 0, -1, -1, 0) >= 0);
+    } else if (IS("landlock")) {
+        /* Two processes, of which the second is confined. */
+        pid_t confined = fork();
+        CHECK(confined >= 0);
+        if (confined == 0) {
+            struct landlock_ruleset_attr what = {.handled_access_fs = LANDLOCK_ACCESS_FS_MAKE_SYM};
+            int rules = syscall(SYS_landlock_create_ruleset, &what, sizeof what, 0);
+            NEED(rules >= 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+            NEED(syscall(SYS_landlock_restrict_self, rules, 0) == 0 && close(rules) == 0);
+            beat(1);
+        }
+        AWAIT(beats[1] > 0 || waitpid(confined, NULL, WNOHANG) == confined);
+        if (beats[1] == 0) _exit(0);
+        hold(confined);
+    } else if (IS("pressure")) {
+        int pressure = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
+        NEED(pressure >= 0 && write(pressure, "some 150000 2000000", 20) == 20);
+    } else if (IS("multipath")) {
+        int listener = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP), client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+        struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t length = sizeof here;
+        NEED(listener >= 0 && client >= 0);
+        CHECK(bind(listener, (struct sockaddr *)&here, length) == 0 && listen(listener, 1) == 0);
+        CHECK(getsockname(listener, (struct sockaddr *)&here, &length) == 0);
+        CHECK(connect(client, (struct sockaddr *)&here, length) == 0 && accept(listener, NULL, NULL) >= 0);
     } else if (IS("bpf")) {
         union bpf_attr what = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
         NEED(syscall(SYS_bpf, BPF_MAP_CREATE, &what, sizeof what) >= 0);

@@ -28,17 +28,11 @@ static void *map(int protection, int how, int fd) {
 int main(int argc, char **argv) {
     begin(argc, argv);
     const int rw = PROT_READ | PROT_WRITE;
-    if (is("huge")) {
-        map(rw, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1);
-    } else if (is("huge-memfd")) {
+    if (is("huge-memfd")) {
         int fd = memfd_create("huge", MFD_HUGETLB);
         if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();
-        map(rw, MAP_SHARED | MAP_NORESERVE, fd);
+        map(rw, MAP_PRIVATE | MAP_NORESERVE, fd);
         close(fd);
-    } else if (is("huge-segment")) {
-        int id = shmget(IPC_PRIVATE, HUGE_PAGE, SHM_HUGETLB | SHM_NORESERVE | IPC_CREAT | 0600);
-        if (id < 0) missing();
-        CHECK(shmat(id, NULL, 0) != (void *)-1 && shmctl(id, IPC_RMID, NULL) == 0);
     } else if (is("secret")) {
         int fd = syscall(447, 0);
         if (fd < 0 || ftruncate(fd, HUGE_PAGE) != 0) missing();

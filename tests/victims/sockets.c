@@ -52,6 +52,10 @@ int main(int argc, char **argv) {
     CHECK(setsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) == 0);
     CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &buffer, &length) == 0);
     CHECK(setsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) == 0);
+    /* Linux 6.16: descriptors are not taken (SO_PASSRIGHTS). */
+    int strict[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, strict) == 0);
+    int takes_none = setsockopt(strict[0], SOL_SOCKET, 83, &(int){0}, sizeof(int)) == 0;
     /* Never connected; one of them has a name. */
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     socklen_t named = sizeof name;
@@ -72,6 +76,7 @@ int main(int argc, char **argv) {
     CHECK(getsockopt(stream[0], SOL_SOCKET, SO_SNDBUF, &effective, &length) == 0);
     SAME(effective, buffer);
     CHECK(getsockopt(datagrams[1], SOL_SOCKET, SO_PASSCRED, &effective, &length) == 0 && effective == 1);
+    if (takes_none) CHECK(getsockopt(strict[0], SOL_SOCKET, 83, &effective, &length) == 0 && effective == 0);
     for (int at = 0; at < 50000;) {
         ssize_t n = read(stream[1], got + at, sizeof got - at);
         CHECK(n > 0);

@@ -97,6 +97,8 @@ int main(int argc, char **argv) {
     set(both[0], SOL_SOCKET, SO_PRIORITY, 5);
     set(both[0], SOL_SOCKET, SO_RCVBUF, 50000);
     CHECK(setsockopt(both[0], IPPROTO_TCP, TCP_CONGESTION, "reno", 4) == 0);
+    /* Linux 6.15: TCP_RTO_MAX_MS. */
+    int hurries = setsockopt(both[0], IPPROTO_TCP, 44, &(int){50000}, sizeof(int)) == 0;
     struct linger linger = {1, 9};
     CHECK(setsockopt(both[0], SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0);
     struct timeval limit = {3, 250000};
@@ -223,6 +225,7 @@ int main(int argc, char **argv) {
     SAME(number(listener, SOL_SOCKET, SO_REUSEADDR), 1);
     SAME(number(both[1], SOL_SOCKET, SO_REUSEADDR), 1);
     socklen_t length = sizeof text;
+    if (hurries) SAME(number(both[0], IPPROTO_TCP, 44), 50000);
     CHECK(getsockopt(both[0], IPPROTO_TCP, TCP_CONGESTION, text, &length) == 0 && strncmp(text, "reno", 5) == 0);
     length = sizeof linger;
     CHECK(getsockopt(both[0], SOL_SOCKET, SO_LINGER, &linger, &length) == 0 && linger.l_onoff == 1 && linger.l_linger == 9);

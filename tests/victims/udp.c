@@ -52,6 +52,7 @@ int main(int argc, char **argv) {
     send_to(other, client_name, "to the client");
     CHECK(write(client, "from the client", 15) == 15);
     CHECK(setsockopt(client, SOL_SOCKET, SO_BROADCAST, &(int){1}, sizeof(int)) == 0);
+    CHECK(setsockopt(client, SOL_SOCKET, SO_SELECT_ERR_QUEUE, &(int){1}, sizeof(int)) == 0);
     CHECK(setsockopt(client, IPPROTO_IP, IP_PKTINFO, &(int){1}, sizeof(int)) == 0);
     CHECK(setsockopt(client, IPPROTO_IP, IP_TTL, &(int){33}, sizeof(int)) == 0);
     int six = socket(AF_INET6, SOCK_DGRAM, 0);
@@ -98,6 +99,7 @@ int main(int argc, char **argv) {
     int unchecked;
     length = sizeof unchecked;
     CHECK(getsockopt(picky, SOL_SOCKET, SO_NO_CHECK, &unchecked, &length) == 0 && unchecked == 1);
+    CHECK(getsockopt(client, SOL_SOCKET, SO_SELECT_ERR_QUEUE, &unchecked, &length) == 0 && unchecked == 1);
     CHECK(recv(shut, &unchecked, 1, 0) == 0 && send(shut, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
     CHECK(recv(taking_none, &unchecked, 1, 0) == 0);
     CHECK(send(sending_none, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);

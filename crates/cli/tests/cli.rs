@@ -149,6 +149,7 @@ fn sample() -> (Manifest, Vec<u8>) {
         flags: Vec::new(),
         extents: Vec::new(),
         guards: Vec::new(),
+        policy: None,
     };
     let open = |object: Object| OpenFile {
         flags: 2,

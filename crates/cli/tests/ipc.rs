@@ -209,19 +209,10 @@ mod refused {
         victim.check();
     }
 
+    /// Private memory of a file in explicit huge pages.
     #[test]
     fn huge_pages() {
-        refused("huge", &["shared explicit huge pages"]);
-    }
-
-    #[test]
-    fn huge_pages_of_a_memfd() {
-        refused("huge-memfd", &["explicit huge pages"]);
-    }
-
-    #[test]
-    fn huge_pages_of_a_segment() {
-        refused("huge-segment", &["System V segment", "explicit huge pages"]);
+        refused("huge-memfd", &["explicit huge pages of a file"]);
     }
 
     #[test]

@@ -411,9 +411,6 @@ import os, socket, struct, time
 packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 packet.setsockopt(263, 10, 2)
 packet.setsockopt(263, 5, struct.pack("7I", 4096, 1, 2048, 2, 60, 0, 0))
-group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-group.bind(("", 0))
-group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack("4s4s", socket.inet_aton("239.1.2.3"), socket.inet_aton("127.0.0.1")))
 asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
 asking.bind((0, 0))
 asking.send(struct.pack("IHHIIB", 20, 18, 0x301, 7, 0, 0) + bytes(3))
@@ -428,9 +425,7 @@ while not os.path.exists("enough"):
     await_said(&cpr, "READY");
     let refused = cpr.cpr(["checkpoint", JOB]);
     assert_eq!(refused.code, UNSUPPORTED, "{refused:?}");
-    for what in ["a ring of version 3", "member of a multicast group"] {
-        assert!(refused.stderr.contains(what), "{what}: {refused:?}");
-    }
+    assert!(refused.stderr.contains("a ring of version 3"), "{refused:?}");
     fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
     assert_eq!(cpr.wait(JOB), 0);
 }

@@ -82,6 +82,8 @@ survive! {
     tcp;
     // LBNL-3.9.1.M11
     udp;
+    // LBNL-3.9.1.M11
+    multicast;
     given_up;
     netlink;
     packet;
@@ -133,6 +135,19 @@ survive! {
     cgroup_namespaces;
     mount_namespaces;
     mount_trees;
+}
+
+/// Servers that use multipath TCP where their clients do, as those of Go do by themselves.
+// LBNL-3.9.1.M11
+#[test]
+fn multipath() {
+    let enabled = fs::read_to_string("/proc/sys/net/mptcp/enabled").unwrap_or_default();
+    if enabled.trim() != "1" {
+        skip!("multipath", "this kernel has no multipath TCP (net.mptcp.enabled)");
+    }
+    for user in [As::Root, As::User] {
+        survives_as("multipath", user, "multipath", "");
+    }
 }
 
 /// A process that lets nobody look at it goes on, and is restarted, as one. The kernel then asks for power over the

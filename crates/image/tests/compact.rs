@@ -120,6 +120,7 @@ fn image_of(path: &Path, data: &[u8], extents: Vec<Extent>, ancestors: Vec<Ances
         flags: Vec::new(),
         extents,
         guards: Vec::new(),
+        policy: None,
     };
     let manifest = Manifest {
         address_spaces: vec![AddressSpace {
@@ -221,6 +222,7 @@ fn extents_outside_ancestors_are_refused() {
                 gid: 0,
                 mtime_ns: None,
                 extents: vec![extent(0, 1, offset)],
+                huge_pages: 0,
             }],
             ancestors,
             ..Manifest::default()

@@ -44,6 +44,7 @@ fn manifest() -> Manifest {
                 flags: Vec::new(),
                 extents: vec![extent(0, 1, 1), extent(1, 1, 1), extent(2, 2, 2)],
                 guards: Vec::new(),
+                policy: None,
             }],
             ..AddressSpace::default()
         }],

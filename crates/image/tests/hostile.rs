@@ -264,6 +264,7 @@ fn policies_for_files() {
             gid: 100,
             mtime_ns: None,
             extents: vec![],
+            huge_pages: 0,
         });
         manifest.file_policies = vec![
             FilePolicy {

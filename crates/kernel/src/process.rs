@@ -286,7 +286,7 @@ fn passing_process() -> io::Result<(i32, PidFd)> {
     Ok((pid, PidFd::open(pid)?))
 }
 
-fn end_passing(pid: i32, fd: &PidFd) -> io::Result<()> {
+pub(crate) fn end_passing(pid: i32, fd: &PidFd) -> io::Result<()> {
     fd.signal(libc::SIGKILL)?;
     let raw = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
     rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty()))?;

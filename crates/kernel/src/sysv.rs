@@ -57,7 +57,15 @@ pub fn request_id(kind: Kind, id: i32) -> io::Result<()> {
 
 /// Makes a new object; `size` is in bytes for memory and a number of semaphores for a set. Gives its identifier.
 pub fn create(kind: Kind, key: i32, size: u64, mode: u32) -> io::Result<i32> {
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as libc::c_int;
+    create_with(kind, key, size, mode, 0)
+}
+
+/// The same; memory consists of explicit huge pages of so many bytes, or of ordinary ones where that is zero.
+pub fn create_with(kind: Kind, key: i32, size: u64, mode: u32, huge_pages: u64) -> io::Result<i32> {
+    let mut flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as libc::c_int;
+    if huge_pages != 0 && kind == Kind::Memory {
+        flags |= libc::SHM_HUGETLB | (huge_pages.trailing_zeros() as libc::c_int) << libc::MAP_HUGE_SHIFT;
+    }
     let too_big = |_| io::Error::from_raw_os_error(libc::EINVAL);
     let id = match kind {
         Kind::Memory => {

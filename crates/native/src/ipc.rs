@@ -315,26 +315,27 @@ pub fn segment_ids(ipc: &Ipc) -> HashMap<(Option<IpcNamespaceId>, u64), SegmentI
         .collect()
 }
 
-/// Whether a segment consists of huge pages, of which reading one that is not there kills the reader. Only mappings
-/// show it.
-fn is_huge(memory: &Attachment) -> std::io::Result<bool> {
-    let own = ProcDir::open(std::process::id() as i32)?.smaps_flags()?;
-    let mapping = own.iter().find(|flags| flags.start == memory.address());
-    Ok(mapping.is_none_or(|flags| flags.has(b"ht")))
+/// The size of the explicit huge pages that a segment consists of, 0 for ordinary ones. Only mappings show it.
+fn huge_pages(memory: &Attachment) -> std::io::Result<u64> {
+    let own = ProcDir::open(std::process::id() as i32)?;
+    let flags = own.smaps_flags()?;
+    let mapping = flags.iter().find(|flags| flags.start == memory.address());
+    match mapping.is_some_and(|flags| flags.has(b"ht")) {
+        false => Ok(0),
+        true => own
+            .page_size_at(memory.address())?
+            .ok_or_else(|| std::io::ErrorKind::NotFound.into()),
+    }
 }
 
 fn save_segment(segment: &SysvSegment, identity: SysvIdentity, sink: &mut dyn PageSink) -> Result<Segment> {
     let size = segment.size as usize;
     let memory = Attachment::new(segment.object.id, size, true).context(|| "attach it")?;
-    if is_huge(&memory).context(|| "look at it")? {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "explicit huge pages are not supported",
-        ));
-    }
+    let huge_pages = huge_pages(&memory).context(|| "look at it")?;
     // Reading a page that was never written would make one. Pages swapped out do not show, so then all are read.
+    // Nor do huge pages that we have not touched.
     let resident = match segment.swapped {
-        0 => memory.resident().context(|| "ask which pages are used")?,
+        0 if huge_pages == 0 => memory.resident().context(|| "ask which pages are used")?,
         _ => vec![true; size.div_ceil(PAGE_SIZE)],
     };
     let mut extents: Vec<Extent> = Vec::new();
@@ -348,7 +349,12 @@ fn save_segment(segment: &SysvSegment, identity: SysvIdentity, sink: &mut dyn Pa
             .count();
         let start = page * PAGE_SIZE;
         buffer.resize((run * PAGE_SIZE).min(size - start), 0);
-        memory.read(start, &mut buffer).context(|| "read it")?;
+        match huge_pages {
+            0 => memory.read(start, &mut buffer),
+            // There may be none left for one that was never touched, which would be the end of who reads it.
+            _ => cpr_kernel::huge_file::read_own(memory.address() + start as u64, &mut buffer),
+        }
+        .context(|| "read it")?;
         buffer.resize(run * PAGE_SIZE, 0);
         for (index, data) in buffer.chunks(PAGE_SIZE).enumerate().filter(|(_, data)| !is_zero(data)) {
             let start = (start + index * PAGE_SIZE) as u64;
@@ -368,6 +374,7 @@ fn save_segment(segment: &SysvSegment, identity: SysvIdentity, sink: &mut dyn Pa
         identity,
         size: segment.size,
         extents,
+        huge_pages,
     })
 }
 

@@ -154,7 +154,6 @@ fn label(map: &MapEntry) -> String {
 
 fn refuse(map: &MapEntry) -> Option<String> {
     let reason = match map.kind() {
-        MapKind::HugePages if map.shared => "shared explicit huge pages are not supported",
         MapKind::SecretMemory => "secret memory cannot be read",
         MapKind::AnonInode(_) if io_uring::is_mapping(map) => return None,
         MapKind::AnonInode(_) | MapKind::Pseudo(_) => "this kind of kernel object is not supported",
@@ -451,8 +450,12 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
     }
     let vm = flags.get(pid, map);
     let has = |code: &[u8; 2]| vm.contains(code);
-    if has(b"ht") && map.kind() != MapKind::HugePages {
-        return Err(unsupported("explicit huge pages are not supported"));
+    let huge = has(b"ht");
+    match map.kind() {
+        MapKind::HugePages | MapKind::SysvShm { .. } => {}
+        MapKind::Memfd(_) if map.shared => {}
+        _ if huge => return Err(unsupported("explicit huge pages of a file are not supported")),
+        _ => {}
     }
     let kernels_own = matches!(map.kind(), MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso);
     if (has(b"io") || has(b"pf")) && !kernels_own && !io_uring::is_mapping(map) {
@@ -485,6 +488,11 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         // For a restart under a kernel that has another one.
         (MapKind::Vdso, None) => (MappingKind::Vdso, Pages::All),
         (MapKind::Vvar, None) => (MappingKind::Vvar, Pages::None),
+        (MapKind::HugePages, None) if map.shared => {
+            let kind = SavedFileKind::SharedAnonymous;
+            let id = saved.intern_mapping(makedev, map.inode, kind, pid, map.start, map.end, map.offset);
+            (MappingKind::SharedSaved(id), Pages::None)
+        }
         (MapKind::HugePages, None) => (MappingKind::HugePages(page_size(&process.proc, map)?), Pages::Own),
         (MapKind::Aio, None) => (MappingKind::AioRing, Pages::All),
         (MapKind::VvarVclock, None) => (MappingKind::VvarClock, Pages::None),
@@ -593,6 +601,11 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
         ),
         _ => return Err(unsupported("this kind of mapping is not supported")),
     };
+    if let MappingKind::SharedSaved(id) = kind
+        && huge
+    {
+        saved.note_huge_pages(id, page_size(&process.proc, map)?);
+    }
     let offset = match kind {
         MappingKind::Anonymous | MappingKind::Stack | MappingKind::HugePages(_) => 0,
         _ => map.offset,
@@ -613,6 +626,7 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
                 .collect(),
             extents: Vec::new(),
             guards: Vec::new(),
+            policy: None,
         },
         pages,
         library,

@@ -54,6 +54,7 @@ const CPU_MASK_SIZE: usize = 1024;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 /// Linux 6.3.
 const PR_GET_MDWE: i32 = 66;
+const PR_GET_MEMORY_MERGE: i32 = 68;
 const PR_GET_IO_FLUSHER: i32 = 58;
 const PR_GET_SPECULATION_CTRL: i32 = 52;
 /// PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH.
@@ -271,6 +272,7 @@ fn combine(process: &Process, outside: Outside, inside: Option<Inside>) -> Resul
     saved.membarrier = own.membarrier;
     saved.personality = own.personality;
     saved.memory_deny_write_execute = own.memory_deny_write_execute;
+    saved.memory_merge = own.memory_merge;
     let shared: Vec<[u8; 128]> = saved
         .pending_signals
         .iter()
@@ -447,6 +449,7 @@ fn in_process(process: &mut Process, saved: &mut Saved, deadline: Instant) -> Re
     let (reaper, reaper_out) = batch.out(8);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
     let write_execute = batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
+    let merge = batch.call(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE.into()]);
     let barriers = batch.call(
         libc::SYS_membarrier,
         &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), Arg::from(0), Arg::from(0)],
@@ -512,6 +515,7 @@ fn in_process(process: &mut Process, saved: &mut Saved, deadline: Instant) -> Re
     saved.membarrier = outcome.result(barriers).unwrap_or(0) as u32;
     saved.personality = outcome.result(personality).unwrap_or(0);
     saved.memory_deny_write_execute = outcome.result(write_execute).unwrap_or(0) as u32;
+    saved.memory_merge = outcome.result(merge).is_ok_and(|on| on == 1);
     Ok(outcome.raw(brk) as u64)
 }
 

@@ -353,6 +353,9 @@ pub struct SavedFile {
     /// Time of the last modification, nanoseconds since 1970.
     #[serde(default)]
     pub mtime_ns: Option<i64>,
+    /// Size of the explicit huge pages it consists of (MAP_HUGETLB, MFD_HUGETLB), bytes; 0 for ordinary pages.
+    #[serde(default, skip_serializing_if = "super::is_zero")]
+    pub huge_pages: u64,
 }
 
 /// Kinds of [`SavedFile`].

@@ -49,6 +49,9 @@ pub struct Segment {
     pub size: u64,
     /// Saved pages: offsets in the segment. Ranges without extent are zeros.
     pub extents: Vec<Extent>,
+    /// Size of the explicit huge pages it consists of (SHM_HUGETLB), bytes; 0 for ordinary pages.
+    #[serde(skip_serializing_if = "super::is_zero")]
+    pub huge_pages: u64,
 }
 
 /// A System V semaphore set.

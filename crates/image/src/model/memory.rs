@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Bytes, IoUringId, MappedFileId, MountNamespaceId, PacketSocketId, SavedFileId, SegmentId};
+use super::{
+    ByteString, Bytes, IoUringId, MappedFileId, MemoryPolicy, MountNamespaceId, PacketSocketId, SavedFileId, SegmentId,
+};
 
 /// Memory of a process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -62,6 +64,9 @@ pub struct Mapping {
     /// Pages guarded by MADV_GUARD_INSTALL: address and length in bytes.
     #[serde(default)]
     pub guards: Vec<(u64, u64)>,
+    /// mbind(2); none where the policy is that of the thread that touches a page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<MemoryPolicy>,
 }
 
 /// What a mapping maps.

@@ -42,8 +42,8 @@ pub use process::{
     PosixTimer, Process, ProcessState, Rseq, Scheduling, Seccomp, SeccompFilter, SignalAction, Thread, TimedSleep,
 };
 pub use sockets::{
-    Datagram, Endpoint, InetSocket, InetState, NetlinkSocket, PacketMembership, PacketRing, PacketSocket, PeerEnd,
-    SocketMessage, SocketOption, SocketState, TcpConnection, UnixSocket,
+    Datagram, Endpoint, InetSocket, InetState, MulticastMembership, NetlinkSocket, PacketMembership, PacketRing,
+    PacketSocket, PeerEnd, SocketMessage, SocketOption, SocketState, TcpConnection, UnixSocket,
 };
 
 /// Everything an image says besides page data.
@@ -240,4 +240,9 @@ pub struct Uname {
     pub release: String,
     pub version: String,
     pub machine: String,
+}
+
+/// Whether a number is not written, since that is what it is when it is missing.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

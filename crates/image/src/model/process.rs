@@ -113,6 +113,9 @@ pub struct Process {
     pub personality: u64,
     /// prctl(PR_SET_MDWE).
     pub memory_deny_write_execute: u32,
+    /// prctl(PR_SET_MEMORY_MERGE).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub memory_merge: bool,
     /// Nice value of the session's autogroup; only of session leaders.
     pub autogroup_nice: i32,
     /// Whether the process has a controlling terminal, and which.
@@ -244,7 +247,7 @@ pub struct SeccompFilter {
     pub program: Bytes,
 }
 
-/// set_mempolicy(2).
+/// set_mempolicy(2), mbind(2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct MemoryPolicy {

@@ -98,9 +98,27 @@ pub struct InetSocket {
     /// Of others: datagrams received and not yet read.
     #[serde(default)]
     pub queue: Vec<Datagram>,
+    /// Multicast groups that it is a member of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub multicast: Vec<MulticastMembership>,
     /// shutdown(2): bit 0 receive side, bit 1 send side.
     #[serde(default)]
     pub shutdown: u32,
+}
+
+/// Membership of a socket in a multicast group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MulticastMembership {
+    /// Name of the interface.
+    pub interface: ByteString,
+    /// Address of the group: 4 or 16 bytes.
+    pub group: Bytes,
+    /// Only what the senders send is heard, otherwise what all others send.
+    #[serde(default)]
+    pub only: bool,
+    /// Addresses of senders.
+    #[serde(default)]
+    pub senders: Vec<Bytes>,
 }
 
 /// An address and port.

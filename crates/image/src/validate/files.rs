@@ -14,6 +14,10 @@ const HASH_LENGTH: usize = 32;
 
 impl Check<'_> {
     pub(super) fn saved_file(&self, file: &SavedFile) -> Verdict {
+        within(
+            file.huge_pages == 0 || file.huge_pages.is_power_of_two(),
+            "size of huge pages",
+        )?;
         match &file.kind {
             SavedFileKind::Deleted { path: name } | SavedFileKind::Backup { path: name } => path(name)?,
             SavedFileKind::DeletedDirectory { path: name } => {

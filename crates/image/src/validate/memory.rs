@@ -90,6 +90,8 @@ impl Check<'_> {
         let bounds = mapping.start..mapping.end;
         self.extents(&mapping.extents, &bounds)?;
         let mut last = 0;
+        let nodes = mapping.policy.as_ref().map_or(0, |policy| policy.nodes.0.len());
+        within(nodes <= 8192, "memory policy")?;
         for (start, length) in &mapping.guards {
             within(is_page_range(*start, *length, &bounds) && *start >= last, "guard pages")?;
             last = start + length;

@@ -93,6 +93,15 @@ impl Check<'_> {
         // There are numbers beyond those of the IP header, such as that of multipath TCP.
         within((0..512).contains(&socket.protocol), "protocol")?;
         within(socket.shutdown <= 3, "shutdown state")?;
+        for one in &socket.multicast {
+            let is_address = |bytes: &Bytes| [4, 16].contains(&bytes.0.len());
+            within(socket.kind != SOCK_STREAM, "multicast groups of a stream")?;
+            within(is_address(&one.group), "multicast group")?;
+            within(
+                one.senders.iter().all(|sender| sender.0.len() == one.group.0.len()),
+                "senders to a multicast group",
+            )?;
+        }
         options(&socket.options)?;
         let endpoint = |endpoint: &Endpoint| {
             let length = if socket.family == AF_INET { 4 } else { 16 };

@@ -82,11 +82,16 @@ pub fn manifest() -> Manifest {
         flags: vec!["mr".to_string()],
         extents: vec![],
         guards: vec![],
+        policy: None,
     };
     let text = mapping(0x40_0000, 0x40_2000, 5, MappingKind::PrivateFile(MappedFileId(0)));
     let heap = Mapping {
         extents: vec![extent(0x60_1000, 1, 0), extent(0x60_3000, 1, 1)],
         guards: vec![(0x60_4000, 4096)],
+        policy: Some(MemoryPolicy {
+            mode: 2,
+            nodes: Bytes(vec![1; 8]),
+        }),
         ..mapping(0x60_0000, 0x60_8000, 3, MappingKind::Anonymous)
     };
     let stack = Mapping {
@@ -364,6 +369,7 @@ pub fn manifest() -> Manifest {
                 gid: 0,
                 extents: vec![extent(4096, 1, 3)],
                 mtime_ns: None,
+                huge_pages: 0,
             },
             SavedFile {
                 kind: SavedFileKind::Deleted {
@@ -375,6 +381,7 @@ pub fn manifest() -> Manifest {
                 gid: 100,
                 extents: vec![extent(0, 1, 3)],
                 mtime_ns: None,
+                huge_pages: 0,
             },
             SavedFile {
                 kind: SavedFileKind::Memfd {
@@ -387,6 +394,7 @@ pub fn manifest() -> Manifest {
                 gid: 0,
                 extents: vec![],
                 mtime_ns: None,
+                huge_pages: 2 << 20,
             },
         ],
         pipes: vec![
@@ -396,7 +404,28 @@ pub fn manifest() -> Manifest {
             },
             Pipe::default(),
         ],
-        inet_sockets: Vec::new(),
+        inet_sockets: vec![InetSocket {
+            network: None,
+            family: 2,
+            kind: 2,
+            protocol: 17,
+            state: InetState::Unconnected,
+            local: Some(Endpoint {
+                address: Bytes(vec![0; 4]),
+                port: 5353,
+                scope: 0,
+            }),
+            options: Vec::new(),
+            received: Bytes::default(),
+            queue: Vec::new(),
+            multicast: vec![MulticastMembership {
+                interface: ByteString(b"lo".to_vec()),
+                group: Bytes(vec![239, 1, 2, 3]),
+                only: true,
+                senders: vec![Bytes(vec![127, 0, 0, 1])],
+            }],
+            shutdown: 0,
+        }],
         packet_sockets: Vec::new(),
         io_urings: Vec::new(),
         sockets: vec![
@@ -504,6 +533,7 @@ fn ipc() -> Ipc {
         segments: vec![Segment {
             identity: identity(32768),
             size: 10_000,
+            huge_pages: 2 << 20,
             extents: vec![Extent {
                 start: 8192,
                 length: 4096,

@@ -21,7 +21,10 @@ use crate::networks::{self, Networks};
 use crate::sink::{PAGE_SIZE, PageSink};
 use crate::snapshot::Snapshot;
 use crate::visits::Visits;
-use crate::{aio, blockers, cgroups, host_names, ipc, mount_namespaces, pid_namespaces, state, user_namespaces};
+use crate::{
+    aio, blockers, cgroups, confined, host_names, ipc, memory_policies, mount_namespaces, pid_namespaces, state,
+    user_namespaces,
+};
 
 /// What was found out before the stop.
 pub(super) struct Looked {
@@ -199,6 +202,7 @@ pub(super) fn collect(
         namespace.owner = owner;
     }
     manifest.ipc.posix_queues = std::mem::take(&mut context.queue_state.queues);
+    confined::refuse(&mut frozen.processes, &live, manifest, deadline)?;
     let mut mapped = MappedFiles::new(ipc::segment_ids(&manifest.ipc));
     for &index in &live {
         let process = &frozen.processes[index];
@@ -227,6 +231,7 @@ pub(super) fn collect(
     };
     let huge = |process: &freeze::Process| process.space.as_ref().is_some_and(memory::has_huge_pages);
     for &index in &live {
+        let policies = memory_policies::read(&mut frozen.processes[index], deadline)?;
         let snapshot = match looked.snapshots {
             Snapshots::ToCompare if adopted => {
                 let text = "no copy is made of a job that adopts orphans (PR_SET_CHILD_SUBREAPER), so that nothing can be \
@@ -261,7 +266,8 @@ pub(super) fn collect(
         if let Some(snapshot) = &snapshot {
             snapshot.reap(&mut frozen.processes[index], deadline)?;
         }
-        let space = saved?;
+        let mut space = saved?;
+        memory_policies::note(&mut space, policies);
         if let Some(snapshot) = snapshot {
             looked.taken.push(Taken {
                 snapshot,

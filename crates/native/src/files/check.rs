@@ -179,6 +179,11 @@ fn look(target: &Target) -> io::Result<Vec<Seen<'_>>> {
     Ok(all)
 }
 
+/// Whether a path can be that of a file with pressure stall information; what needs no descriptor to be found out.
+fn may_have_trigger(link: &[u8]) -> bool {
+    link.starts_with(b"/proc/pressure/") || link.ends_with(b".pressure")
+}
+
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
@@ -209,6 +214,11 @@ impl Scene<'_> {
                 let device = FileType::from_raw_mode(seen.stat.st_mode).is_char_device();
                 let supplied = device && self.is_stream(seen);
                 (!supplied).then(|| seen.blocker(reason.clone(), hint.as_deref()))
+            }
+            Kind::Regular | Kind::Proc(None, _) if kind::writable(seen.info.flags) && may_have_trigger(&seen.link) => {
+                let handle = save::get(seen.target, seen.fd).ok()?;
+                let refused = regular::refuse_trigger(&seen.link, seen.info.flags, handle.as_fd(), &label(seen));
+                refused.err().map(|error| blocker(seen, &error))
             }
             Kind::Proc(Some(pid), _)
                 if *pid != 1 && !self.pids.contains(pid) && !regular::is_readable_of_dead(&seen.link, &seen.info) =>

@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 use super::drain::Channels;
 use super::meet::{self, Meeting};
 use super::sockopt::{self, Phase};
-use super::{Description, RestoreContext, SaveContext, netlink, ports, tcp};
+use super::{Description, RestoreContext, SaveContext, multicast, netlink, ports, tcp};
 use crate::networks::Networks;
 
 pub(super) const STREAM: i32 = libc::SOCK_STREAM;
@@ -117,6 +117,7 @@ impl Entry {
     /// The socket in words.
     pub(super) fn name(&self) -> String {
         let kind = match (self.kind, self.protocol) {
+            (STREAM, super::socket::IPPROTO_MPTCP) => "multipath TCP socket",
             (STREAM, _) => "TCP socket",
             (DGRAM, libc::IPPROTO_UDP) => "UDP socket",
             (DGRAM, libc::IPPROTO_UDPLITE) => "UDP-Lite socket",
@@ -152,6 +153,7 @@ impl Entry {
             options,
             received: Bytes::default(),
             queue: Vec::new(),
+            multicast: Vec::new(),
             shutdown: 0,
         })
     }
@@ -262,64 +264,7 @@ fn refuse_datagrams(entry: &Entry) -> Result<()> {
     if matches!(kernel::number(handle, libc::IPPROTO_UDP, UDP_ENCAP), Ok(kind) if kind != 0) {
         return Err(entry.refuse("carries a tunnel, which is not supported", super::socket::HINT));
     }
-    if is_member(entry) {
-        return Err(entry.refuse(
-            "is a member of a multicast group, which is not supported",
-            super::socket::HINT,
-        ));
-    }
     Ok(())
-}
-
-/// Whether a socket is a member of any multicast group that the machine takes part in. The kernel lists the groups of
-/// a machine, and tells of a socket whether it is in a given one.
-fn is_member(entry: &Entry) -> bool {
-    const MCAST_MSFILTER: i32 = 48;
-    const IP_MSFILTER: usize = 144;
-    let level = if entry.family == libc::AF_INET {
-        libc::IPPROTO_IP
-    } else {
-        libc::IPPROTO_IPV6
-    };
-    let mut groups: Vec<(u32, Vec<u8>)> = Vec::new();
-    if entry.family == libc::AF_INET {
-        let text = std::fs::read_to_string("/proc/thread-self/net/igmp").unwrap_or_default();
-        let mut interface = 0;
-        for line in text.lines().skip(1) {
-            let mut words = line.split_whitespace();
-            let Some(first) = words.next() else { continue };
-            if !line.starts_with(char::is_whitespace) {
-                interface = first.parse().unwrap_or(0);
-            } else if let Ok(group) = u32::from_str_radix(first, 16) {
-                let mut address = (libc::AF_INET as u16).to_ne_bytes().to_vec();
-                address.extend_from_slice(&[0; 2]);
-                address.extend_from_slice(&group.to_ne_bytes());
-                groups.push((interface, address));
-            }
-        }
-    } else {
-        let text = std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap_or_default();
-        for line in text.lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let [interface, _, group, ..] = words.as_slice() else {
-                continue;
-            };
-            let Ok(group) = u128::from_str_radix(group, 16) else {
-                continue;
-            };
-            let mut address = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
-            address.extend_from_slice(&[0; 6]);
-            address.extend_from_slice(&group.to_be_bytes());
-            groups.push((interface.parse().unwrap_or(0), address));
-        }
-    }
-    groups.into_iter().any(|(interface, address)| {
-        // struct group_filter without sources: interface, group, mode, number of sources.
-        let mut filter = vec![0u8; IP_MSFILTER];
-        filter[..4].copy_from_slice(&interface.to_ne_bytes());
-        filter[8..8 + address.len()].copy_from_slice(&address);
-        kernel::option_with(entry.handle.as_fd(), level, MCAST_MSFILTER, &mut filter).is_ok()
-    })
 }
 
 fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
@@ -367,6 +312,7 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     };
     let mut image = entry.image(state)?;
     image.queue = queue;
+    image.multicast = multicast::memberships(handle, entry.family).context(|| entry.label.clone())?;
     image.shutdown = match (found.contains(PollFlags::RDHUP), found.contains(PollFlags::HUP)) {
         (_, true) => tcp::RECEIVE | tcp::SEND,
         (true, false) => tcp::RECEIVE,
@@ -526,6 +472,7 @@ impl Sockets {
                 tcp::shut_down(end.as_fd(), socket.shutdown).context(what)?;
             }
             sockopt::set(end.as_fd(), &socket.options, Phase::Late, socket.received.0.len()).context(what)?;
+            multicast::join(end.as_fd(), &socket.multicast).context(what)?;
             if port_of(socket).is_some_and(|port| shared_ports.contains(&port)) {
                 let own = sockopt::number(&socket.options, libc::SOL_SOCKET, libc::SO_REUSEPORT);
                 kernel::set_number(end.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, own).context(what)?;

@@ -18,7 +18,7 @@ const PROC_MAGIC: u64 = 0x9fa0;
 const MQUEUE_MAGIC: u64 = 0x1980_0202;
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 const SECRETMEM_MAGIC: u64 = 0x5345_434d;
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+pub(super) const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// Kinds of objects that are treated alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,12 +117,7 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
                 unsupported("the file has no path in the job's file system", "")
             }
         }
-        FileType::RegularFile if link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)") => {
-            if file_system(pid, fd) == Some(HUGETLBFS_MAGIC) {
-                return unsupported("a memfd of huge pages is not supported", "");
-            }
-            Kind::Memfd
-        }
+        FileType::RegularFile if link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)") => Kind::Memfd,
         FileType::RegularFile | FileType::Directory if of_another_proc(pid, fd, link, stat) => {
             unsupported("a file of a /proc of another PID namespace", "")
         }

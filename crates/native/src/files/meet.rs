@@ -645,6 +645,7 @@ mod tests {
             options: Vec::new(),
             received: Bytes(received.to_vec()),
             queue: Vec::new(),
+            multicast: Vec::new(),
             shutdown: 0,
         }
     }

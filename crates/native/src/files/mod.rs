@@ -33,6 +33,7 @@ mod check;
 mod device;
 mod kind;
 mod locks;
+mod multicast;
 mod pipe;
 mod policies;
 mod ports;

@@ -364,6 +364,27 @@ pub fn save_controlling_terminal(description: &Description, context: &mut SaveCo
     }
 }
 
+/// Refuses a file of /proc/pressure or of a control group through which a trigger was set (PSI): the kernel tells nobody
+/// which. Without one, poll(2) says that there is an error.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] where there is one.
+pub(super) fn refuse_trigger(link: &[u8], flags: i32, handle: BorrowedFd<'_>, label: &str) -> Result<()> {
+    let is_pressure = link.starts_with(b"/proc/pressure/") || (link.ends_with(b".pressure") && is_pseudo(handle));
+    if !is_pressure || !kind::writable(flags) {
+        return Ok(());
+    }
+    let ready = super::netlink::ready(handle).context(|| format!("{label}: poll it"))?;
+    match ready.contains(rustix::event::PollFlags::ERR) {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{label}: a trigger for pressure stall information is not supported"),
+        )
+        .with_hint("close the file before the checkpoint, and set the trigger again")),
+    }
+}
+
 /// Saves a file of /proc.
 ///
 /// # Errors

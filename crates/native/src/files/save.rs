@@ -451,6 +451,10 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
         );
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
+    if matches!(kind, Kind::Regular | Kind::Proc(None, _)) {
+        let handle = description.handle.as_fd();
+        regular::refuse_trigger(&description.link, description.info.flags, handle, &description.label())?;
+    }
     match kind {
         Kind::Regular => regular::save(description, context),
         Kind::Memfd => regular::save_memfd(description, context),

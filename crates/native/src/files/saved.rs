@@ -39,6 +39,8 @@ struct Entry {
     mtime_ns: Option<i64>,
     label: String,
     source: Source,
+    /// Size of its pages where they are explicit huge pages, else 0.
+    huge_pages: u64,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,7 @@ impl SavedFiles {
             mtime_ns: Some(mtime_ns(stat)),
             label: label.to_owned(),
             source: Source::File(fd, ours),
+            huge_pages: huge_pages(handle),
         };
         match known.and_then(|id| self.entries.get_mut(id.index()).map(|slot| (id, slot))) {
             Some((id, slot)) => {
@@ -142,6 +145,7 @@ impl SavedFiles {
             mtime_ns: Some(mtime_ns(stat)),
             label: String::new(),
             source: Source::Memory(Vec::new()),
+            huge_pages: 0,
         };
         self.push(key, entry)
     }
@@ -187,6 +191,7 @@ impl SavedFiles {
                 gid: stat.st_gid,
                 mtime_ns: Some(mtime_ns(&stat)),
                 label,
+                huge_pages: huge_pages(fd.as_fd()),
                 source: Source::File(fd, true),
             },
             Err(_) => Entry {
@@ -198,9 +203,17 @@ impl SavedFiles {
                 mtime_ns: None,
                 label,
                 source: Source::Memory(vec![(pid, start, offset, length)]),
+                huge_pages: 0,
             },
         };
         self.push(key, entry)
+    }
+
+    /// Notes that a file consists of explicit huge pages of so many bytes.
+    pub fn note_huge_pages(&mut self, id: SavedFileId, size: u64) {
+        if let Some(entry) = self.entries.get_mut(id.index()) {
+            entry.huge_pages = size;
+        }
     }
 
     /// An entry of its own for the file at `path`, which `handle` is open on: it is put back in place at restart.
@@ -220,6 +233,7 @@ impl SavedFiles {
             mtime_ns: Some(mtime_ns(stat)),
             label,
             source: Source::File(fd, ours),
+            huge_pages: 0,
         });
         Ok(id)
     }
@@ -250,6 +264,7 @@ impl SavedFiles {
             mtime_ns: None,
             label,
             source: Source::File(file, true),
+            huge_pages: 0,
         };
         Ok(self.push(key, entry))
     }
@@ -303,9 +318,18 @@ impl SavedFiles {
                     gid: entry.gid,
                     extents,
                     mtime_ns: entry.mtime_ns,
+                    huge_pages: entry.huge_pages,
                 })
             })
             .collect()
+    }
+}
+
+/// The size of the explicit huge pages that a file consists of, 0 for other files.
+fn huge_pages(file: BorrowedFd<'_>) -> u64 {
+    match rustix::fs::fstatfs(file) {
+        Ok(found) if found.f_type as u64 == super::kind::HUGETLBFS_MAGIC => found.f_bsize as u64,
+        _ => 0,
     }
 }
 
@@ -446,8 +470,13 @@ fn describe(kind: &SavedFileKind) -> String {
 }
 
 fn create(file: &SavedFile, source: &dyn PageSource, backups: &mut Backups) -> Result<OwnedFd> {
+    let huge = match file.huge_pages {
+        0 => MemfdFlags::empty(),
+        // The size is there as in MAP_HUGE_2MB.
+        size => MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(size.trailing_zeros() << libc::MAP_HUGE_SHIFT),
+    };
     let memfd = |name: &[u8], flags: MemfdFlags| {
-        rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC)
+        rustix::fs::memfd_create(name, flags | huge | MemfdFlags::CLOEXEC)
             .map_err(io)
             .context(|| "make a memfd")
     };
@@ -486,7 +515,14 @@ fn create(file: &SavedFile, source: &dyn PageSource, backups: &mut Backups) -> R
 
 /// Writes the saved ranges of a file.
 pub(super) fn fill(fd: BorrowedFd<'_>, file: &SavedFile, source: &dyn PageSource) -> Result<()> {
-    fill_extents(fd, file.size, &file.extents, source)
+    match file.huge_pages {
+        0 => fill_extents(fd, file.size, &file.extents, source),
+        page => fill_with(file.size, &file.extents, source, &mut |data, at| {
+            cpr_kernel::huge_file::write(fd, at, data, page)
+                .context(|| format!("write {} bytes at {at} in huge pages", data.len()))
+                .map_err(|error| error.with_hint("see vm.nr_hugepages"))
+        }),
+    }
 }
 
 /// Writes saved ranges of a file that is `size` bytes long.
@@ -494,6 +530,16 @@ pub(super) fn fill(fd: BorrowedFd<'_>, file: &SavedFile, source: &dyn PageSource
 /// # Errors
 /// It cannot be written, or the image not be read.
 pub fn fill_extents(fd: BorrowedFd<'_>, size: u64, extents: &[Extent], source: &dyn PageSource) -> Result<()> {
+    fill_with(size, extents, source, &mut |data, at| write_at(fd, data, at))
+}
+
+/// Has saved ranges of something that is `size` bytes long written: bytes, and where they belong.
+fn fill_with(
+    size: u64,
+    extents: &[Extent],
+    source: &dyn PageSource,
+    write: &mut dyn FnMut(&[u8], u64) -> Result<()>,
+) -> Result<()> {
     let mut buffer = vec![0; (CHUNK as u64).min(size).next_multiple_of(PAGE_SIZE as u64) as usize];
     for extent in extents {
         // The last page of an extent can go beyond the end of the file.
@@ -503,7 +549,7 @@ pub fn fill_extents(fd: BorrowedFd<'_>, size: u64, extents: &[Extent], source: &
             let length = (end - at).min(CHUNK as u64) as usize;
             let piece = &mut buffer[..length];
             source.read(extent.offset + (at - extent.start), piece)?;
-            write_at(fd, piece, at)?;
+            write(piece, at)?;
             at += length as u64;
         }
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cpr_image::model::Object;
+use cpr_kernel::inet::state;
 use cpr_kernel::socket as kernel;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
@@ -11,7 +12,7 @@ use super::{Description, RestoreContext, SaveContext, inet, netlink, packet, uni
 const SO_TYPE: i32 = 3;
 const SO_PROTOCOL: i32 = 38;
 const SO_DOMAIN: i32 = 39;
-const IPPROTO_MPTCP: i32 = 262;
+pub(super) const IPPROTO_MPTCP: i32 = libc::IPPROTO_MPTCP;
 
 /// What kind of socket a descriptor is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +40,12 @@ pub fn classify(handle: BorrowedFd<'_>) -> std::io::Result<Class> {
     Ok(match (domain, kind) {
         (libc::AF_UNIX, _) => Class::Unix,
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) if protocol == IPPROTO_MPTCP => {
-            Class::Other("a multipath TCP socket".into())
+            // What a connection has agreed on with the other side shows nowhere. To a listening socket others connect
+            // as well that know nothing of several paths, and get plain TCP.
+            match cpr_kernel::inet::tcp_info(handle)?.state {
+                state::CLOSE | state::LISTEN => Class::Inet,
+                _ => Class::Other("a multipath TCP connection".into()),
+            }
         }
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) if protocol == libc::IPPROTO_TCP => Class::Inet,
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW) => Class::Inet,

@@ -100,6 +100,7 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (IPV6, 23, Late),    // IPV6_MTU_DISCOVER
     (IPV6, 25, Late),    // IPV6_RECVERR
     (IPV6, 29, Late),    // IPV6_MULTICAST_ALL
+    (IPV6, 31, Late),    // IPV6_RECVERR_RFC4884
     (IPV6, 36, Late),    // IPV6_HDRINCL
     (IPV6, 49, Late),    // IPV6_RECVPKTINFO
     (IPV6, 51, Late),    // IPV6_RECVHOPLIMIT
@@ -111,6 +112,7 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (IPV6, 66, Late),    // IPV6_RECVTCLASS
     (IPV6, 67, Late),    // IPV6_TCLASS
     (IPV6, 70, Late),    // IPV6_AUTOFLOWLABEL
+    (IPV6, 72, Late),    // IPV6_ADDR_PREFERENCES
     (IPV6, 73, Late),    // IPV6_MINHOPCOUNT
     (IPV6, 74, Late),    // IPV6_RECVORIGDSTADDR
     (IPV6, 76, Late),    // IPV6_UNICAST_IF
@@ -142,6 +144,9 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (TCP, 34, Late),     // TCP_FASTOPEN_NO_COOKIE
     (TCP, 36, Late),     // TCP_INQ
     (TCP, 37, Late),     // TCP_TX_DELAY
+    (TCP, 44, Late),     // TCP_RTO_MAX_MS
+    (TCP, 45, Late),     // TCP_RTO_MIN_US
+    (TCP, 46, Late),     // TCP_DELACK_MAX_US
     (NETLINK, 3, Late),  // NETLINK_PKTINFO
     (NETLINK, 4, Late),  // NETLINK_BROADCAST_ERROR
     (NETLINK, 5, Late),  // NETLINK_NO_ENOBUFS
@@ -160,10 +165,15 @@ const KNOWN: &[(i32, i32, Phase)] = &[
     (SOCKET, 35, Late), // SO_TIMESTAMPNS
     (SOCKET, 37, Late), // SO_TIMESTAMPING
     (SOCKET, 40, Late), // SO_RXQ_OVFL
+    (SOCKET, 45, Late), // SO_SELECT_ERR_QUEUE
     (SOCKET, 46, Late), // SO_BUSY_POLL
     (SOCKET, 47, Late), // SO_MAX_PACING_RATE
     (SOCKET, 60, Late), // SO_ZEROCOPY
+    (SOCKET, 61, Late), // SO_TXTIME
+    (SOCKET, 69, Late), // SO_PREFER_BUSY_POLL
     (SOCKET, 74, Late), // SO_TXREHASH
+    (SOCKET, 75, Late), // SO_RCVMARK
+    (SOCKET, 82, Late), // SO_RCVPRIORITY
     (SOCKET, libc::SO_SNDBUF, Late),
     (SOCKET, libc::SO_RCVBUF, Late),
     (SOCKET, libc::SO_RCVLOWAT, Late),

@@ -118,6 +118,7 @@ mod tests {
             offset: 0,
             flags: Vec::new(),
             guards: Vec::new(),
+            policy: None,
             extents: extents
                 .iter()
                 .map(|&(start, length)| Extent {

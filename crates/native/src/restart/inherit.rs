@@ -173,6 +173,7 @@ mod tests {
             flags: Vec::new(),
             extents,
             guards: Vec::new(),
+            policy: None,
         }
     }
 

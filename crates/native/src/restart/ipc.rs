@@ -100,13 +100,13 @@ pub fn create(ipc: &Ipc, visits: &Visits, source: &dyn PageSource) -> Result<Obj
     Ok(objects)
 }
 
-/// Makes an object with its old identifier and key.
-fn make(kind: Kind, identity: &SysvIdentity, size: u64, objects: &mut Objects) -> Result<()> {
+/// Makes an object with its old identifier and key; with its size goes that of explicit huge pages that it consists of.
+fn make(kind: Kind, identity: &SysvIdentity, (size, huge_pages): (u64, u64), objects: &mut Objects) -> Result<()> {
     let wanted = identity.id;
     // What was removed while attached has lost its key to whoever wants it.
     let key = if identity.mode & SHM_DEST != 0 { 0 } else { identity.key };
     let requested = sysv::request_id(kind, wanted);
-    let made = sysv::create(kind, key, size, 0o600);
+    let made = sysv::create_with(kind, key, size, 0o600, huge_pages);
     if requested.is_ok() && made.is_err() {
         // The wish would be granted to whoever makes the next one.
         let _ = sysv::request_id(kind, -1);
@@ -147,7 +147,12 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
     let id = segment.identity.id;
     let there = left_behind(segment)?;
     if !there {
-        make(Kind::Memory, &segment.identity, segment.size, objects)?;
+        let size = (segment.size, segment.huge_pages);
+        make(Kind::Memory, &segment.identity, size, objects).map_err(|error| match segment.huge_pages {
+            0 => error,
+            _ => error
+                .with_hint("it consists of huge pages: see vm.nr_hugepages; root or vm.hugetlb_shm_group may make it"),
+        })?;
     }
     let memory = Attachment::new(id, segment.size as usize, false).context(|| "attach it")?;
     if there {
@@ -161,7 +166,11 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
         while at < end {
             let piece = &mut buffer[..(end - at).min(CHUNK) as usize];
             source.read(extent.offset + (at - extent.start), piece)?;
-            memory.write(at as usize, piece).context(|| "fill it")?;
+            match segment.huge_pages {
+                0 => memory.write(at as usize, piece),
+                _ => cpr_kernel::huge_file::write_own(memory.address() + at, piece),
+            }
+            .context(|| "fill it")?;
             at += piece.len() as u64;
         }
     }
@@ -176,8 +185,12 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
 
 /// Writes zeros to what the image has no data of.
 fn clear(segment: &Segment, memory: &Attachment) -> Result<()> {
-    let resident = memory.resident().context(|| "ask which pages are used")?;
     let page = cpr_kernel::memory::PAGE;
+    let resident = match segment.huge_pages {
+        0 => memory.resident().context(|| "ask which pages are used")?,
+        // Of these it does not show.
+        _ => vec![true; segment.size.div_ceil(page) as usize],
+    };
     for (at, _) in (0..)
         .step_by(page as usize)
         .zip(resident)
@@ -186,16 +199,24 @@ fn clear(segment: &Segment, memory: &Attachment) -> Result<()> {
         let length = (segment.size - at).min(page);
         let covered = segment.extents.iter().any(|e| e.start <= at && at < e.start + e.length);
         if !covered {
-            memory
-                .write(at as usize, &vec![0; length as usize])
-                .context(|| "clear it")?;
+            let zeros = vec![0; length as usize];
+            match segment.huge_pages {
+                0 => memory.write(at as usize, &zeros),
+                _ => cpr_kernel::huge_file::write_own(memory.address() + at, &zeros),
+            }
+            .context(|| "clear it")?;
         }
     }
     Ok(())
 }
 
 fn create_semaphores(set: &SemaphoreSet, objects: &mut Objects) -> Result<()> {
-    make(Kind::Semaphores, &set.identity, set.semaphores.len() as u64, objects)?;
+    make(
+        Kind::Semaphores,
+        &set.identity,
+        (set.semaphores.len() as u64, 0),
+        objects,
+    )?;
     let values: Vec<u16> = set.semaphores.iter().map(|(value, _)| *value).collect();
     sysv::set_semaphore_values(set.identity.id, &values).context(|| "set its values")?;
     sysv::own_semaphores(set.identity.id, owner(&set.identity)).context(|| "set its owner")
@@ -203,7 +224,7 @@ fn create_semaphores(set: &SemaphoreSet, objects: &mut Objects) -> Result<()> {
 
 fn create_queue(queue: &SysvQueue, objects: &mut Objects) -> Result<()> {
     let id = queue.identity.id;
-    make(Kind::Messages, &queue.identity, 0, objects)?;
+    make(Kind::Messages, &queue.identity, (0, 0), objects)?;
     let own = |mode: u32| {
         let ownership = Ownership {
             mode,

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use cpr_image::Image;
-use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, Process, Segment};
+use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, MemoryPolicy, Process, Segment};
 use cpr_kernel::batch::{Arg, Batch, CallId};
 use cpr_kernel::memory::PAGE;
 use cpr_kernel::page_move;
@@ -386,6 +386,10 @@ fn adopt(
         );
         builder.make_room()?;
     }
+    if mapping.policy != origin.policy {
+        let default = MemoryPolicy::default();
+        bind_memory(builder, mapping, mapping.policy.as_ref().or(Some(&default)));
+    }
     if !differences.fills.is_empty() {
         protect(builder, libc::PROT_READ | libc::PROT_WRITE);
     }
@@ -466,6 +470,7 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
         ],
         format!("map {place}"),
     );
+    bind_memory(builder, mapping, mapping.policy.as_ref());
     if has(mapping, "hg") {
         builder.advise(mapping, libc::MADV_HUGEPAGE);
     }
@@ -484,6 +489,26 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
     }
 }
 
+/// Tells the kernel which memory nodes a mapping's pages shall be on, before it has any. Where a node is not there, the
+/// pages are where the kernel puts them.
+fn bind_memory(builder: &mut Builder<'_>, mapping: &Mapping, policy: Option<&MemoryPolicy>) {
+    let Some(policy) = policy else {
+        return;
+    };
+    let mask = builder.batch.data(&policy.nodes.0);
+    builder.batch.call(
+        libc::SYS_mbind,
+        &[
+            mapping.start.into(),
+            (mapping.end - mapping.start).into(),
+            policy.mode.into(),
+            mask,
+            (policy.nodes.0.len() * 8).into(),
+            Arg::from(0),
+        ],
+    );
+}
+
 /// Attaches a System V segment, or the part of one that is left.
 fn attach(builder: &mut Builder<'_>, mapping: &Mapping, segment: &Segment) -> Result<()> {
     let (length, place) = (mapping.end - mapping.start, format!("memory at {:#x}", mapping.start));
@@ -491,7 +516,7 @@ fn attach(builder: &mut Builder<'_>, mapping: &Mapping, segment: &Segment) -> Re
     if mapping.protection & 4 != 0 {
         flags |= libc::SHM_EXEC;
     }
-    let whole = segment.size.next_multiple_of(PAGE);
+    let whole = segment.size.next_multiple_of(segment.huge_pages.max(PAGE));
     let what = format!(
         "attach System V segment {} at {:#x}",
         segment.identity.id, mapping.start
@@ -532,6 +557,7 @@ fn attach(builder: &mut Builder<'_>, mapping: &Mapping, segment: &Segment) -> Re
         builder.flush()?;
     }
     builder.protect(mapping);
+    bind_memory(builder, mapping, mapping.policy.as_ref());
     Ok(())
 }
 

@@ -23,6 +23,8 @@ use crate::freeze;
 
 /// Linux 6.3.
 const PR_SET_MDWE: i32 = 65;
+/// Linux 6.4.
+const PR_SET_MEMORY_MERGE: i32 = 67;
 
 /// What is left to do for a process when everything else is in place.
 pub(super) struct Plan {
@@ -217,6 +219,17 @@ pub(super) fn signals_and_timers(workshop: &Workshop, process: &Process, batch: 
     }
     if process.thp_disabled {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), Arg::from(1)]);
+    }
+    if process.memory_merge {
+        // A kernel without KSM (or before 6.4) merges nothing.
+        let five = [
+            PR_SET_MEMORY_MERGE.into(),
+            Arg::from(1),
+            Arg::from(0),
+            Arg::from(0),
+            Arg::from(0),
+        ];
+        batch.call(libc::SYS_prctl, &five);
     }
     for bit in (0..32)
         .map(|shift| 1u32 << shift)

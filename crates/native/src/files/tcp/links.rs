@@ -12,6 +12,7 @@ use crate::TcpPolicy;
 use crate::files::drain::Channels;
 use crate::files::inet::{Entry, STREAM};
 use crate::files::netlink;
+use crate::files::socket::IPPROTO_MPTCP;
 use crate::networks::Networks;
 
 const TCP_ULP: i32 = 31;
@@ -80,7 +81,10 @@ pub(in crate::files) fn link(
     let entry = &entries[index];
     let handle = entry.handle.as_fd();
     let again = "try again a little later";
-    if kernel::option(handle, TCP, TCP_ULP).is_ok_and(|name| name.first().is_some_and(|b| *b != 0)) {
+    // Multipath TCP is one of them.
+    if entry.protocol != IPPROTO_MPTCP
+        && kernel::option(handle, TCP, TCP_ULP).is_ok_and(|name| name.first().is_some_and(|b| *b != 0))
+    {
         return Err(entry.refuse("has a protocol such as TLS in the kernel, which is not supported", ""));
     }
     let ready = netlink::ready(handle).context(|| format!("{}: poll it", entry.label))?;

@@ -37,11 +37,14 @@ const SO_PASSSEC: i32 = 34;
 const SO_TIMESTAMPNS: i32 = 35;
 const SO_PEEK_OFF: i32 = 42;
 const SO_PASSPIDFD: i32 = 76;
+/// Linux 6.16.
+const SO_PASSRIGHTS: i32 = 83;
 /// Options that are plain numbers and only worth saving when they differ from a new socket's value.
-const NUMBERS: [(i32, i32); 7] = [
+const NUMBERS: [(i32, i32); 8] = [
     (SO_PASSCRED, 0),
     (SO_PASSSEC, 0),
     (SO_PASSPIDFD, 0),
+    (SO_PASSRIGHTS, 1),
     (SO_RCVLOWAT, 1),
     (SO_TIMESTAMP, 0),
     (SO_TIMESTAMPNS, 0),
