@@ -1,9 +1,7 @@
 //! Writing to files of explicit huge pages, which takes a mapping: write(2) fails there.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 
 /// A part of a file that is mapped for a while.
 struct Mapped {
@@ -21,7 +19,7 @@ impl Drop for Mapped {
 /// Writes `data` at byte `at` of a file that consists of pages of `page` bytes, within its size.
 ///
 /// # Errors
-/// ENOMEM where there are not enough huge pages; EIO or EFAULT where one cannot be had although it was promised.
+/// ENOMEM where there are not enough huge pages; EFAULT where one cannot be had although it was promised.
 pub fn write(file: BorrowedFd<'_>, at: u64, data: &[u8], page: u64) -> io::Result<()> {
     if data.is_empty() {
         return Ok(());
@@ -52,15 +50,36 @@ pub fn write(file: BorrowedFd<'_>, at: u64, data: &[u8], page: u64) -> io::Resul
     write_own(mapped.address as u64 + (at - first), data)
 }
 
-/// Writes to our own memory. A page that cannot be had is an error here, where a plain store would be the end of us.
-pub fn write_own(address: u64, data: &[u8]) -> io::Result<()> {
-    File::options()
-        .write(true)
-        .open("/proc/self/mem")?
-        .write_all_at(data, address)
+/// Writes to our own memory: to a mapping that Rust knows nothing of. A page that cannot be had is an error here, where a
+/// plain store would be the end of us.
+pub(crate) fn write_own(address: u64, data: &[u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        let from = libc::iovec {
+            iov_base: data[done..].as_ptr().cast_mut().cast(),
+            iov_len: data.len() - done,
+        };
+        let to = libc::iovec {
+            iov_base: (address + done as u64) as *mut libc::c_void,
+            iov_len: data.len() - done,
+        };
+        // SAFETY: the kernel reads `from`, which is `data`, and writes to memory at `to`, of which the caller says that
+        // it is a mapping of ours that Rust knows nothing of.
+        let written = unsafe { libc::process_vm_writev(own_pid(), &raw const from, 1, &raw const to, 1, 0) };
+        match usize::try_from(written) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(written) => done += written,
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
 }
 
 /// Reads our own memory, in the same way.
-pub fn read_own(address: u64, buffer: &mut [u8]) -> io::Result<()> {
-    File::open("/proc/self/mem")?.read_exact_at(buffer, address)
+pub(crate) fn read_own(address: u64, buffer: &mut [u8]) -> io::Result<()> {
+    crate::memory::read_of(own_pid(), address, buffer)
+}
+
+fn own_pid() -> libc::pid_t {
+    std::process::id() as libc::pid_t
 }

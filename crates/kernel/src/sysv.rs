@@ -311,6 +311,25 @@ impl Attachment {
         Ok(())
     }
 
+    /// Copies bytes out of a segment of explicit huge pages. A page that was never touched and cannot be had is an error,
+    /// where [`Attachment::read`] would be the end of this process.
+    ///
+    /// # Errors
+    /// EFAULT for such a page.
+    pub fn read_huge(&self, offset: usize, buffer: &mut [u8]) -> io::Result<()> {
+        self.check(offset, buffer.len())?;
+        crate::huge_file::read_own(self.address() + offset as u64, buffer)
+    }
+
+    /// Copies bytes into one, in the same way.
+    ///
+    /// # Errors
+    /// As [`Attachment::read_huge`].
+    pub fn write_huge(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        self.check(offset, bytes.len())?;
+        crate::huge_file::write_own(self.address() + offset as u64, bytes)
+    }
+
     /// Per page of the segment, whether RAM holds it. Pages never written are not held, nor are those swapped out.
     pub fn resident(&self) -> io::Result<Vec<bool>> {
         let mut pages = vec![0u8; self.length.div_ceil(crate::memory::PAGE as usize)];

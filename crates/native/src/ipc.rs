@@ -352,7 +352,7 @@ fn save_segment(segment: &SysvSegment, identity: SysvIdentity, sink: &mut dyn Pa
         match huge_pages {
             0 => memory.read(start, &mut buffer),
             // There may be none left for one that was never touched, which would be the end of who reads it.
-            _ => cpr_kernel::huge_file::read_own(memory.address() + start as u64, &mut buffer),
+            _ => memory.read_huge(start, &mut buffer),
         }
         .context(|| "read it")?;
         buffer.resize(run * PAGE_SIZE, 0);

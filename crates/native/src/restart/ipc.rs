@@ -168,7 +168,7 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
             source.read(extent.offset + (at - extent.start), piece)?;
             match segment.huge_pages {
                 0 => memory.write(at as usize, piece),
-                _ => cpr_kernel::huge_file::write_own(memory.address() + at, piece),
+                _ => memory.write_huge(at as usize, piece),
             }
             .context(|| "fill it")?;
             at += piece.len() as u64;
@@ -202,7 +202,7 @@ fn clear(segment: &Segment, memory: &Attachment) -> Result<()> {
             let zeros = vec![0; length as usize];
             match segment.huge_pages {
                 0 => memory.write(at as usize, &zeros),
-                _ => cpr_kernel::huge_file::write_own(memory.address() + at, &zeros),
+                _ => memory.write_huge(at as usize, &zeros),
             }
             .context(|| "clear it")?;
         }
