@@ -1,6 +1,6 @@
 /* Memory in explicit huge pages. Private: written, partly written, untouched, protected, and shared with a child until
- * one of them writes. Shared with the child: without a name, of a memfd that is open, of one that is not, and of a System
- * V segment where the user may make one. Prints MISSING where the machine has too few. */
+ * one of them writes. Shared with the child: without a name, of a memfd that is open, of one that is not, and of a
+ * System V segment where the user may make one. Prints MISSING where the machine has too few. */
 #include "victim.h"
 #include <linux/memfd.h>
 #include <sys/shm.h>

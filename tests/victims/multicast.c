@@ -24,7 +24,9 @@ static struct sockaddr_storage address(const char *text, int port) {
     return all;
 }
 
-static int level(const struct sockaddr_storage *group) { return group->ss_family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6; }
+static int level(const struct sockaddr_storage *group) {
+    return group->ss_family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6;
+}
 
 static void join(int fd, const char *group) {
     struct group_req what = {.gr_interface = lo, .gr_group = address(group, 0)};
@@ -32,7 +34,8 @@ static void join(int fd, const char *group) {
 }
 
 static void with_sender(int fd, int how, const char *group, const char *sender) {
-    struct group_source_req what = {.gsr_interface = lo, .gsr_group = address(group, 0), .gsr_source = address(sender, 0)};
+    struct group_source_req what = {
+        .gsr_interface = lo, .gsr_group = address(group, 0), .gsr_source = address(sender, 0)};
     CHECK(setsockopt(fd, level(&what.gsr_group), how, &what, sizeof what) == 0);
 }
 
@@ -82,8 +85,10 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     lo = if_nametoindex("lo");
     CHECK(lo != 0);
-    int four = socket(AF_INET, SOCK_DGRAM, 0), six = socket(AF_INET6, SOCK_DGRAM, 0), from = socket(AF_INET, SOCK_DGRAM, 0);
-    struct sockaddr_in any = {.sin_family = AF_INET}, here = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    int four = socket(AF_INET, SOCK_DGRAM, 0), six = socket(AF_INET6, SOCK_DGRAM, 0);
+    int from = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in any = {.sin_family = AF_INET}, here = any;
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t length = sizeof any;
     struct ip_mreqn outgoing = {.imr_ifindex = lo};
     CHECK(four >= 0 && from >= 0 && bind(four, (struct sockaddr *)&any, length) == 0);

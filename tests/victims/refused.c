@@ -134,7 +134,8 @@ int main(int argc, char **argv) {
         int pressure = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
         NEED(pressure >= 0 && write(pressure, "some 150000 2000000", 20) == 20);
     } else if (IS("multipath")) {
-        int listener = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP), client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+        int listener = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+        int client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
         struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t length = sizeof here;
         NEED(listener >= 0 && client >= 0);
