@@ -50,8 +50,8 @@ pub fn write(file: BorrowedFd<'_>, at: u64, data: &[u8], page: u64) -> io::Resul
     write_own(mapped.address as u64 + (at - first), data)
 }
 
-/// Writes to our own memory: to a mapping that Rust knows nothing of. A page that cannot be had is an error here, where a
-/// plain store would be the end of us.
+/// Writes to our own memory: to a mapping that Rust knows nothing of. A page that cannot be had is an error here, where
+/// a plain store would be the end of us.
 pub(crate) fn write_own(address: u64, data: &[u8]) -> io::Result<()> {
     let mut done = 0;
     while done < data.len() {
@@ -63,8 +63,8 @@ pub(crate) fn write_own(address: u64, data: &[u8]) -> io::Result<()> {
             iov_base: (address + done as u64) as *mut libc::c_void,
             iov_len: data.len() - done,
         };
-        // SAFETY: the kernel reads `from`, which is `data`, and writes to memory at `to`, of which the caller says that
-        // it is a mapping of ours that Rust knows nothing of.
+        // SAFETY: the kernel reads `from`, which is `data`, and writes to memory at `to`, of which the caller says that it
+        // is a mapping of ours that Rust knows nothing of.
         let written = unsafe { libc::process_vm_writev(own_pid(), &raw const from, 1, &raw const to, 1, 0) };
         match usize::try_from(written) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
