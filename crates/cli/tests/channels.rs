@@ -296,6 +296,32 @@ fn jobs_that_send_datagrams_go_on_though_some_may_be_lost() {
     end(&cpr, &jobs);
 }
 
+/// Whoever has sent a datagram that nobody has read may still have its address when the job is restarted.
+#[test]
+fn an_unread_datagram_of_somebody_who_goes_on_is_no_reason_not_to_restart() {
+    let Some(cpr) = Cpr::new("an_unread_datagram", As::User) else {
+        return;
+    };
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let hears = format!(
+        "import os, socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('127.0.0.1', {port}))\n\
+         open('bound', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n\
+         while True: print(s.recv(100).decode(), flush=True)"
+    );
+    cpr.run_detached("hears", &[], &["/usr/bin/python3", "-c", &hears]);
+    wait_until(PATIENCE, "it has its port", || cpr.work.join("bound").exists());
+    let says = UdpSocket::bind("127.0.0.1:0").unwrap();
+    says.send_to(b"one", ("127.0.0.1", port)).unwrap();
+    cpr.checkpoint("hears", &["--stop"]);
+    cpr.restart("hears");
+    fs::write(cpr.work.join("go"), "").unwrap();
+    says.send_to(b"two", ("127.0.0.1", port)).unwrap();
+    let log = || String::from_utf8_lossy(&cpr.logs("hears")).into_owned();
+    wait_until(PATIENCE, "it hears more", || log().lines().any(|line| line == "two"));
+    assert!(!log().lines().any(|line| line == "one"), "{}", log());
+    end(&cpr, &["hears"]);
+}
+
 // XGCP-CHAN-7
 #[test]
 fn both_ends_of_a_connection_say_how_much_is_on_its_way() {

@@ -47,6 +47,18 @@ pub fn is_supported() -> bool {
     fs::exists("/proc/self/timens_offsets").unwrap_or(false)
 }
 
+/// Whether a process whose children are to be in another time namespace can make threads: `copy_process` in
+/// kernel/fork.c refuses it in Linux 6.1, and no more in 6.3.
+pub fn lets_threads_be_made() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 3),
+        _ => false,
+    }
+}
+
 /// Lines of a clock's name, seconds and nanoseconds, of which only the seconds have a sign.
 fn parse(text: &str) -> Option<Offsets> {
     let of = |clock: &str| -> Option<i64> {
@@ -106,7 +118,7 @@ impl Own {
     ///
     /// # Errors
     /// setns(2); there are other threads (EUSERS).
-    pub fn restore(self) -> io::Result<()> {
+    pub fn restore(&self) -> io::Result<()> {
         let deadline = Instant::now() + ENDING;
         loop {
             // SAFETY: setns gives this thread back the time namespace it never left; it touches no memory and no

@@ -1,7 +1,7 @@
 //! A child of some user without any privilege, which does nothing but be there to be looked at.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::process::{PidFd, end_passing};
 
@@ -16,12 +16,13 @@ pub struct Witness {
 const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
 
 impl Witness {
-    /// Starts one with this real, effective and saved user and group. It may be looked at by whoever has the same ones
-    /// (PR_SET_DUMPABLE).
+    /// Starts one with this real, effective and saved user and group, in a user namespace that this user owns, if it is
+    /// to be another than ours. It may be looked at by whoever has the same ones there (PR_SET_DUMPABLE).
     ///
     /// # Errors
-    /// What clone(2), setresgid(2), setresuid(2) and capset(2) give.
-    pub fn start(user: u32, group: u32) -> io::Result<Witness> {
+    /// What clone(2), setresgid(2), setresuid(2), setns(2) and capset(2) give.
+    pub fn start(user: u32, group: u32, namespace: Option<BorrowedFd<'_>>) -> io::Result<Witness> {
+        let namespace = namespace.map_or(-1, |namespace| namespace.as_raw_fd());
         let (told, tell) = io::pipe()?;
         let word = tell.as_raw_fd();
         let nothing = [0u32; 6];
@@ -31,11 +32,14 @@ impl Witness {
         let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
         if child == 0 {
             // SAFETY: raw system calls with numbers and addresses of local variables only, in a copy of our memory;
-            // the descriptor is open in the copy of our table. The loop ends with the process alone.
+            // the descriptors are open in the copy of our table. The loop ends with the process alone.
             unsafe {
                 let mut rc = libc::syscall(libc::SYS_setresgid, group, group, group);
                 if rc == 0 {
                     rc = libc::syscall(libc::SYS_setresuid, user, user, user);
+                }
+                if rc == 0 && namespace >= 0 {
+                    rc = libc::syscall(libc::SYS_setns, namespace, libc::CLONE_NEWUSER);
                 }
                 if rc == 0 {
                     rc = libc::syscall(libc::SYS_capset, CAPABILITY_HEADER.as_ptr(), nothing.as_ptr());
@@ -107,7 +111,7 @@ mod tests {
     fn it_ends_when_it_is_dropped() {
         // SAFETY: both calls only tell numbers.
         let (user, group) = unsafe { (libc::getuid(), libc::getgid()) };
-        let witness = Witness::start(user, group).unwrap();
+        let witness = Witness::start(user, group, None).unwrap();
         let status = format!("/proc/{}/status", witness.pid());
         let text = std::fs::read_to_string(&status).unwrap();
         assert!(text.contains("CapEff:\t0000000000000000\n"), "{text}");

@@ -143,12 +143,10 @@ impl Home {
             } else {
                 &own
             };
-            // Our init makes a time namespace for the job and is in none of it.
-            let file = if file == "time" && has_init {
-                "time_for_children"
-            } else {
-                file
-            };
+            // The clocks of a job that was restarted can be others than those of its init.
+            if file == "time" && has_init {
+                return time_namespace(scope, root);
+            }
             proc.as_ref()
                 .ok()
                 .and_then(|proc| proc.read_link(&format!("ns/{file}")).ok())
@@ -175,6 +173,12 @@ impl Home {
             namespaces,
         }
     }
+}
+
+/// The time namespace of a job: that of its root process, or of another one where that has ended.
+fn time_namespace(scope: Scope, root: i32) -> Option<Vec<u8>> {
+    let of = |pid: i32| ProcDir::open_living(pid).ok()?.read_link("ns/time").ok();
+    of(root).or_else(|| crate::freeze::members(scope).ok()?.into_iter().find_map(of))
 }
 
 /// Whether all users and groups of a process's user namespace have the same numbers in ours, which must be around it.

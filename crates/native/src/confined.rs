@@ -6,12 +6,15 @@
 //! process of its own user without any privilege, which any other process may have.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::time::Instant;
 
 use cpr_image::model::Manifest;
 use cpr_kernel::batch::Batch;
 use cpr_kernel::witness::{Witness, has_landlock};
 use cpr_types::{Error, ErrorKind, Result};
+use rustix::fs::OFlags;
 
 use crate::freeze::Process;
 
@@ -46,7 +49,9 @@ pub fn refuse(processes: &mut [Process], live: &[usize], manifest: &Manifest, de
     if !has_landlock() {
         return Ok(());
     }
-    let mut witnesses: HashMap<(u32, u32), Option<Witness>> = HashMap::new();
+    let mut witnesses: HashMap<(u32, u32, Vec<u8>), Option<Witness>> = HashMap::new();
+    let ours = std::fs::read_link("/proc/self/ns/user").ok();
+    let ours = ours.map(|link| link.into_os_string().into_vec());
     let as_root = rustix::process::geteuid().is_root();
     for &index in live {
         let (Some(process), Some(saved)) = (processes.get_mut(index), manifest.processes.get(index)) else {
@@ -59,15 +64,25 @@ pub fn refuse(processes: &mut [Process], live: &[usize], manifest: &Manifest, de
         if !could || elsewhere || process.space.is_none() || !has_our_label(process) {
             continue;
         }
-        let user = (status.uids[0], status.gids[0]);
+        // A job of a user is in a user namespace, and root beside it is not.
+        let (Ok(home), (user, group)) = (process.proc.read_link("ns/user"), (status.uids[0], status.gids[0])) else {
+            continue;
+        };
+        let namespace = match ours.as_ref() == Some(&home) {
+            true => None,
+            false => match process.proc.open_file("ns/user", OFlags::RDONLY) {
+                Ok(namespace) => Some(namespace),
+                Err(_) => continue,
+            },
+        };
         // Root's process may look at us, if it has all that we have.
         let ourselves = std::process::id() as i32;
         if as_root && is_kept_from(process, ourselves, deadline)? != Some(true) {
             continue;
         }
         let witness = witnesses
-            .entry(user)
-            .or_insert_with(|| Witness::start(user.0, user.1).ok());
+            .entry((user, group, home))
+            .or_insert_with(|| Witness::start(user, group, namespace.as_ref().map(AsFd::as_fd)).ok());
         let Some(witness) = witness else {
             continue;
         };

@@ -612,10 +612,6 @@ fn what_cannot_be_saved_is_named() {
             &["/status", "not part of the job"],
         ),
         ("os.dup2(libc.syscall(323, 1), 40)", &["userfaultfd"]),
-        (
-            "s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); os.dup2(s.fileno(), 40); s.close()",
-            &["multipath TCP"],
-        ),
         ("os.dup2(os.open('/dev/kmsg', os.O_RDONLY), 40)", &["/dev/kmsg", "1:11"]),
         (
             "os.dup2(os.open(f'/proc/{os.getppid()}/fd/' + sys.argv[1], os.O_RDONLY), 40)",

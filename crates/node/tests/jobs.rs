@@ -525,7 +525,7 @@ fn checkpoint_failure(lab: &Lab) {
         "--",
         "perl",
         "-e",
-        "socket(S, 2, 1, 262); sleep 1000",
+        "socket(S, 2, 1, 262); listen(S, 1); socket(C, 2, 1, 262); connect(C, getsockname(S)); sleep 1000",
     ];
     lab.expect(0, &arguments);
     until("a checkpoint was tried", || !lab.status()["last_checkpoint"].is_null());
@@ -536,7 +536,11 @@ fn checkpoint_failure(lab: &Lab) {
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(lab.status()["phase"], "running");
     let log = fs::read_to_string(lab.path("state/jobs/job/log")).unwrap();
-    assert_eq!(log.matches("socket is not supported").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("multipath TCP connection is not supported").count(),
+        1,
+        "{log}"
+    );
     lab.expect(0, &["kill", "job", "9"]);
     lab.expect(137, &["wait", "job"]);
 }

@@ -54,6 +54,32 @@ fn packet_socket() -> PacketSocket {
     }
 }
 
+/// A member of a multicast group.
+fn member() -> InetSocket {
+    InetSocket {
+        network: None,
+        family: 2,
+        kind: 2,
+        protocol: 17,
+        state: InetState::Unconnected,
+        local: Some(Endpoint {
+            address: Bytes(vec![0; 4]),
+            port: 5353,
+            scope: 0,
+        }),
+        options: Vec::new(),
+        received: Bytes::default(),
+        queue: Vec::new(),
+        multicast: vec![MulticastMembership {
+            interface: ByteString(b"lo".to_vec()),
+            group: Bytes(vec![239, 1, 2, 3]),
+            only: true,
+            senders: vec![Bytes(vec![127, 0, 0, 1])],
+        }],
+        shutdown: 0,
+    }
+}
+
 /// A manifest of three processes that uses every kind of object, for an image with at least four pages of data.
 pub fn manifest() -> Manifest {
     let bytes = |text: &str| ByteString::from(text);
@@ -88,10 +114,6 @@ pub fn manifest() -> Manifest {
     let heap = Mapping {
         extents: vec![extent(0x60_1000, 1, 0), extent(0x60_3000, 1, 1)],
         guards: vec![(0x60_4000, 4096)],
-        policy: Some(MemoryPolicy {
-            mode: 2,
-            nodes: Bytes(vec![1; 8]),
-        }),
         ..mapping(0x60_0000, 0x60_8000, 3, MappingKind::Anonymous)
     };
     let stack = Mapping {
@@ -394,7 +416,7 @@ pub fn manifest() -> Manifest {
                 gid: 0,
                 extents: vec![],
                 mtime_ns: None,
-                huge_pages: 2 << 20,
+                huge_pages: 0,
             },
         ],
         pipes: vec![
@@ -404,28 +426,7 @@ pub fn manifest() -> Manifest {
             },
             Pipe::default(),
         ],
-        inet_sockets: vec![InetSocket {
-            network: None,
-            family: 2,
-            kind: 2,
-            protocol: 17,
-            state: InetState::Unconnected,
-            local: Some(Endpoint {
-                address: Bytes(vec![0; 4]),
-                port: 5353,
-                scope: 0,
-            }),
-            options: Vec::new(),
-            received: Bytes::default(),
-            queue: Vec::new(),
-            multicast: vec![MulticastMembership {
-                interface: ByteString(b"lo".to_vec()),
-                group: Bytes(vec![239, 1, 2, 3]),
-                only: true,
-                senders: vec![Bytes(vec![127, 0, 0, 1])],
-            }],
-            shutdown: 0,
-        }],
+        inet_sockets: Vec::new(),
         packet_sockets: Vec::new(),
         io_urings: Vec::new(),
         sockets: vec![
@@ -494,6 +495,16 @@ pub fn manifest_with_ipc() -> Manifest {
     let owner = manifest.processes[0].threads[0].tid;
     manifest.io_urings.push(io_uring(owner));
     manifest.address_spaces[0].lock_future = 2;
+    manifest.inet_sockets.push(member());
+    manifest.saved_files[2].huge_pages = 2 << 20;
+    let heap = manifest.address_spaces[0]
+        .mappings
+        .iter_mut()
+        .find(|m| m.start == 0x60_0000);
+    heap.unwrap().policy = Some(MemoryPolicy {
+        mode: 2,
+        nodes: Bytes(vec![1; 8]),
+    });
     manifest.packet_sockets.push(packet_socket());
     let fanotify = Fanotify {
         flags: 0x10,

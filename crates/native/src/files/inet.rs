@@ -487,6 +487,7 @@ impl Sockets {
         };
         let local = plain(address(local)?);
         let enlarged = sockopt::enlarge_buffers(end)?;
+        let mut lost = 0;
         for datagram in &socket.queue {
             let sender = plain(address(&datagram.sender)?);
             let what = || format!("send {} bytes again from {sender}", datagram.data.0.len());
@@ -530,11 +531,15 @@ impl Sockets {
                         forge(passing.as_fd(), sender.ip()).context(what)?;
                     }
                     kernel::set_number(passing.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).context(what)?;
-                    rustix::net::bind(&passing, &sender)
-                        .map_err(std::io::Error::from)
-                        .context(what)
-                        .map_err(in_use)?;
-                    passing.as_fd()
+                    match rustix::net::bind(&passing, &sender) {
+                        Ok(()) => passing.as_fd(),
+                        // Whoever has sent it goes on already, here or in a job beside this one. Datagrams may be lost.
+                        Err(rustix::io::Errno::ADDRINUSE) => {
+                            lost += 1;
+                            continue;
+                        }
+                        Err(error) => return Err(std::io::Error::from(error)).context(what),
+                    }
                 }
             };
             let before = held(end).context(what)?;
@@ -551,6 +556,11 @@ impl Sockets {
                 }
                 std::thread::yield_now();
             }
+        }
+        if lost > 0 {
+            eprintln!(
+                "cpr: note: {lost} unread datagrams of {local} are lost: the addresses of their senders are in use"
+            );
         }
         sockopt::shrink_buffers(end, &enlarged)
     }

@@ -31,14 +31,19 @@ pub(super) fn going_on<T>(manifest: &Manifest, make: impl FnOnce() -> Result<T>)
         return make();
     };
     let own = clocks::Own::hold();
-    let entered = own.and_then(|own| enter(offsets).map(|()| own));
+    // A user in a user namespace may leave the machine's time namespace, but not come back.
+    let may_return = own.as_ref().is_ok_and(|own| own.restore().is_ok());
+    let entered = own.and_then(|own| match may_return || clocks::lets_threads_be_made() {
+        true => enter(offsets).map(|()| own),
+        false => Err(std::io::ErrorKind::PermissionDenied.into()),
+    });
     let made = make();
     match entered {
-        Ok(own) => own.restore().context(|| "leave the job's time namespace")?,
+        Ok(own) if may_return => own.restore().context(|| "leave the job's time namespace")?,
         Err(error) if offsets.monotonic_ns > 0 => {
             eprintln!("cpr: note: the monotonic clock of the job is set back: make a time namespace: {error}");
         }
-        Err(_) => {}
+        Ok(_) | Err(_) => {}
     }
     made
 }
