@@ -8,6 +8,12 @@ pub const NAME: &str = "x86_64";
 /// First address no user mapping may reach (47-bit address space less the guard page).
 pub const USER_ADDRESS_END: u64 = 0x7fff_ffff_f000;
 
+/// `e_machine` of its programs (elf(5)): EM_X86_64.
+pub const ELF_MACHINE: u16 = 62;
+
+/// Code that waits for a signal, again and again: `mov $34, %eax; syscall` (pause(2)); `jmp` to its beginning.
+pub const PAUSE: &[u8] = &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+
 /// The `syscall` instruction.
 pub const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
