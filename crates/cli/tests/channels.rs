@@ -319,6 +319,11 @@ fn an_unread_datagram_of_somebody_who_goes_on_is_no_reason_not_to_restart() {
     let log = || String::from_utf8_lossy(&cpr.logs("hears")).into_owned();
     wait_until(PATIENCE, "it hears more", || log().lines().any(|line| line == "two"));
     assert!(!log().lines().any(|line| line == "one"), "{}", log());
+    assert!(
+        log().contains("cpr: note: unread messages of datagram socket 0"),
+        "{}",
+        log()
+    );
     end(&cpr, &["hears"]);
 }
 

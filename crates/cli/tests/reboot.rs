@@ -1,5 +1,4 @@
-//! A machine that is started anew, with the kernel of the distribution, which is another one than that of the tests: what
-//! was saved before goes on.
+//! A machine that is started anew, with the kernel of the distribution: what was saved before goes on.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +30,6 @@ mkdir -p /dev/shm /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t devpts pts /dev/pts
 ip link set lo up
-echo kernel $(uname -r)
 echo started $(cat /proc/sys/kernel/random/boot_id)
 if [ ! -e /saved ]; then
     for victim in VICTIMS; do

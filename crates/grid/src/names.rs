@@ -36,8 +36,6 @@ const MOST_BYTES: usize = 1 << 20;
 const MOST: usize = 10_000;
 /// Longest time that a lock may hold without being taken again, seconds.
 const LONGEST_LOCK_S: u32 = 24 * 3600;
-/// Paths that begin with `$2`, which has `$1` characters.
-const BELOW: &str = "SUBSTR(path, 1, CAST($1 AS INTEGER)) = $2";
 /// Parents are followed so far.
 const DEEPEST: usize = 100_000;
 /// An entry whose time is over, and which is needed, is looked at again after so long.
@@ -102,12 +100,18 @@ async fn by_number(connection: &mut AnyConnection, id: i64) -> Result<Option<Nam
     Ok(db::docs(connection, sql, &[id.into()]).await?.into_iter().next())
 }
 
-/// Everything below a directory.
-async fn below(connection: &mut AnyConnection, directory: &str) -> Result<Vec<Name>> {
+/// What is below a directory, in the order of its paths: so many entries at most, behind the path `after`.
+async fn below(connection: &mut AnyConnection, directory: &str, after: &str, most: i64) -> Result<Vec<Name>> {
     let start = format!("{}/", directory.trim_end_matches('/'));
-    let sql = format!("SELECT doc FROM names WHERE {BELOW} ORDER BY path");
+    let sql =
+        "SELECT doc FROM names WHERE SUBSTR(path, 1, CAST($1 AS INTEGER)) = $2 AND path > $3 ORDER BY path LIMIT $4";
     let length = Value::Int(start.chars().count() as i64);
-    db::docs(connection, &sql, &[length, start.as_str().into()]).await
+    db::docs(
+        connection,
+        sql,
+        &[length, start.as_str().into(), after.into(), most.into()],
+    )
+    .await
 }
 
 async fn children(connection: &mut AnyConnection, id: i64) -> Result<Vec<Name>> {
@@ -247,27 +251,21 @@ impl Grid {
                     require(caller, &name, READ, "list")?;
                 }
                 // In the order of their paths, which come after the last one of the page before.
-                let after = Value::from(query.after.as_deref().unwrap_or_default());
-                let end = format!("ORDER BY path LIMIT {}", limit + 1);
+                let after = query.after.as_deref().unwrap_or_default();
                 match query.recursive {
-                    true => {
-                        let start = format!("{}/", directory.trim_end_matches('/'));
-                        let sql = format!("SELECT doc FROM names WHERE {BELOW} AND path > $3 {end}");
-                        let length = Value::Int(start.chars().count() as i64);
-                        db::docs(&mut connection, &sql, &[length, start.as_str().into(), after]).await?
-                    }
+                    true => below(&mut connection, directory, after, limit + 1).await?,
                     false => {
-                        let sql = format!("SELECT doc FROM names WHERE directory = $1 AND path > $2 {end}");
-                        db::docs(&mut connection, &sql, &[directory.as_str().into(), after]).await?
+                        let sql = "SELECT doc FROM names WHERE directory = $1 AND path > $2 ORDER BY path LIMIT $3";
+                        let values = [directory.as_str().into(), after.into(), (limit + 1).into()];
+                        db::docs(&mut connection, sql, &values).await?
                     }
                 }
             }
             (None, None, Some(job)) => {
                 caller.require_job(job, db::job(&mut connection, job).await?)?;
                 let (after, limit) = page_of(query.after.as_deref(), query.limit)?;
-                let end = format!("ORDER BY id LIMIT {}", limit + 1);
-                let sql = format!("SELECT doc FROM names WHERE job = $1 AND id > $2 {end}");
-                db::docs(&mut connection, &sql, &[job.into(), after.into()]).await?
+                let sql = "SELECT doc FROM names WHERE job = $1 AND id > $2 ORDER BY id LIMIT $3";
+                db::docs(&mut connection, sql, &[job.into(), after.into(), (limit + 1).into()]).await?
             }
             _ => {
                 return Err(usage(
@@ -515,7 +513,7 @@ impl Grid {
             self.forget(write, before).await?;
         }
         let mut all = match name.kind {
-            NameKind::Directory => below(&mut write.tx, path).await?,
+            NameKind::Directory => below(&mut write.tx, path, "", i64::MAX).await?,
             _ => Vec::new(),
         };
         all.insert(0, name);
@@ -538,7 +536,7 @@ impl Grid {
         let name = find(&mut write.tx, path).await?.ok_or_else(|| absent(path))?;
         require(caller, &name, WRITE, "remove")?;
         let inside = match name.kind {
-            NameKind::Directory => below(&mut write.tx, path).await?,
+            NameKind::Directory => below(&mut write.tx, path, "", i64::MAX).await?,
             _ => Vec::new(),
         };
         if name.kind == NameKind::Directory && !recursive {

@@ -55,13 +55,9 @@ pub fn request_id(kind: Kind, id: i32) -> io::Result<()> {
     std::fs::write(format!("/proc/sys/kernel/{name}"), id.to_string())
 }
 
-/// Makes a new object; `size` is in bytes for memory and a number of semaphores for a set. Gives its identifier.
-pub fn create(kind: Kind, key: i32, size: u64, mode: u32) -> io::Result<i32> {
-    create_with(kind, key, size, mode, 0)
-}
-
-/// The same; memory consists of explicit huge pages of so many bytes, or of ordinary ones where that is zero.
-pub fn create_with(kind: Kind, key: i32, size: u64, mode: u32, huge_pages: u64) -> io::Result<i32> {
+/// Makes a new object; `size` is in bytes for memory and a number of semaphores for a set. Memory consists of explicit
+/// huge pages of so many bytes, or of ordinary ones where that is zero. Gives its identifier.
+pub fn create(kind: Kind, key: i32, size: u64, mode: u32, huge_pages: u64) -> io::Result<i32> {
     let mut flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as libc::c_int;
     if huge_pages != 0 && kind == Kind::Memory {
         flags |= libc::SHM_HUGETLB | (huge_pages.trailing_zeros() as libc::c_int) << libc::MAP_HUGE_SHIFT;
@@ -353,7 +349,7 @@ mod tests {
 
     #[test]
     fn messages_are_peeked_in_order_and_stay() {
-        let id = create(Kind::Messages, libc::IPC_PRIVATE, 0, 0o600).unwrap();
+        let id = create(Kind::Messages, libc::IPC_PRIVATE, 0, 0o600, 0).unwrap();
         let result = std::panic::catch_unwind(|| {
             send_message(id, 7, b"first").unwrap();
             send_message(id, 3, b"").unwrap();
@@ -369,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_read_and_written_within_its_bounds() {
-        let id = create(Kind::Memory, libc::IPC_PRIVATE, 10_000, 0o600).unwrap();
+        let id = create(Kind::Memory, libc::IPC_PRIVATE, 10_000, 0o600, 0).unwrap();
         let attached = Attachment::new(id, 10_000, false);
         remove(Kind::Memory, id).unwrap();
         let attached = attached.unwrap();

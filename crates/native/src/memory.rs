@@ -262,12 +262,8 @@ pub fn save_later(later: Vec<Later>, memory: &Memory, space: &mut AddressSpace, 
         for run in runs {
             let read = |at: u64, piece: &mut [u8]| memory.read(at, piece).is_ok();
             in_parts(run, sink, &read, &mut |at, part, sink| {
-                let length = match part {
-                    Part::Placed(offset) => {
-                        push(&mut extents, at, PIECE as u64, offset);
-                        return Ok(());
-                    }
-                    Part::Left(length) => length,
+                let Some(length) = left_of(part, at, &mut extents) else {
+                    return Ok(());
                 };
                 buffer.resize(length as usize, 0);
                 let read = memory.read(at, &mut buffer);
@@ -676,6 +672,17 @@ fn can_wait(mapping: &Mapping, pages: &Pages, library: bool) -> bool {
     matches!(pages, Pages::Own) && !library && anonymous && !lost
 }
 
+/// How many bytes of a part at `at` have still to be placed; one that has been is noted.
+fn left_of(part: Part, at: u64, extents: &mut Vec<Extent>) -> Option<u64> {
+    match part {
+        Part::Placed(offset) => {
+            push(extents, at, PIECE as u64, offset);
+            None
+        }
+        Part::Left(length) => Some(length),
+    }
+}
+
 /// `behind`: how much of the file that is mapped privately is behind the beginning of the mapping.
 fn copy(
     process: &Process,
@@ -744,12 +751,8 @@ fn copy(
     for run in runs {
         let read = |at: u64, piece: &mut [u8]| reader.read(at, piece).is_ok();
         in_parts(run, sink, &read, &mut |at, part, sink| {
-            let length = match part {
-                Part::Placed(offset) => {
-                    push(&mut extents, at, PIECE as u64, offset);
-                    return Ok(());
-                }
-                Part::Left(length) => length,
+            let Some(length) = left_of(part, at, &mut extents) else {
+                return Ok(());
             };
             buffer.resize(length as usize, 0);
             match reader.read(at, &mut buffer) {

@@ -24,7 +24,7 @@ const FEW: usize = 4;
 const SHARE: usize = 8;
 
 /// How many threads there are to be.
-pub fn threads() -> usize {
+fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(THREADS)
 }
 

@@ -359,7 +359,7 @@ pub(crate) fn start_image(
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     let hold = gate.map(|gate| || gate.hold());
     let meeting = gate.map(Gate::meeting).transpose()?.flatten();
-    restart(RestartRequest {
+    let restarted = restart(RestartRequest {
         image,
         streams,
         terminal,
@@ -370,7 +370,12 @@ pub(crate) fn start_image(
         lazy,
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
         meeting,
-    })
+    })?;
+    // Only now: the log of a detached job has been cut back to what it was.
+    for note in &restarted.notes {
+        eprintln!("cpr: note: {note}");
+    }
+    Ok(restarted)
 }
 
 /// Why the program could not be run, as one line of its pipe.

@@ -447,17 +447,23 @@ impl Sockets {
         end.try_clone().context(what)
     }
 
-    /// Puts back what waited to be read, and sets the remaining options.
+    /// Puts back what waited to be read, and sets the remaining options. Says what is lost.
     ///
     /// # Errors
     /// A queue does not take what it held, or an option cannot be set.
-    pub fn fill(mut self, sockets: &[InetSocket], networks: &Networks) -> Result<()> {
+    pub fn fill(mut self, sockets: &[InetSocket], networks: &Networks) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
         tcp::fill(&mut self, sockets, networks)?;
         for (index, (end, socket)) in self.ends.iter().zip(sockets).enumerate() {
             if !socket.queue.is_empty() {
-                networks
+                let lost = networks
                     .within(socket.network, || self.fill_datagrams(end.as_fd(), socket, sockets))
                     .context(|| format!("put back the datagrams of {}", describe(index, socket)))?;
+                if lost > 0 {
+                    let of = describe(index, socket);
+                    let why = "the addresses of their senders are in use";
+                    notes.push(format!("unread messages of {of} are lost ({lost}): {why}"));
+                }
             }
         }
         let shared_ports = shared_ports(sockets);
@@ -478,10 +484,11 @@ impl Sockets {
                 kernel::set_number(end.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, own).context(what)?;
             }
         }
-        Ok(())
+        Ok(notes)
     }
 
-    fn fill_datagrams(&self, end: BorrowedFd<'_>, socket: &InetSocket, sockets: &[InetSocket]) -> Result<()> {
+    /// Gives how many are lost, since others have the addresses of those who sent them.
+    fn fill_datagrams(&self, end: BorrowedFd<'_>, socket: &InetSocket, sockets: &[InetSocket]) -> Result<usize> {
         let Some(local) = &socket.local else {
             return Err(Error::new(ErrorKind::Damaged, "it has no address"));
         };
@@ -557,12 +564,8 @@ impl Sockets {
                 std::thread::yield_now();
             }
         }
-        if lost > 0 {
-            eprintln!(
-                "cpr: note: {lost} unread datagrams of {local} are lost: the addresses of their senders are in use"
-            );
-        }
-        sockopt::shrink_buffers(end, &enlarged)
+        sockopt::shrink_buffers(end, &enlarged)?;
+        Ok(lost)
     }
 }
 

@@ -318,6 +318,8 @@ pub struct RestoreContext<'a> {
     pub terminal_systems: Option<&'a terminal::TerminalSystems>,
     /// Terminals, once made.
     pub terminals: Option<terminal::Terminals>,
+    /// What is not as it was, in words, for whoever restarts.
+    pub notes: Vec<String>,
     pipes: HashMap<PipeId, pipe::Ends>,
     fifos: HashMap<PipeId, OwnedFd>,
     written: HashSet<ByteString>,
@@ -356,6 +358,7 @@ impl<'a> RestoreContext<'a> {
             inet_sockets: None,
             packet_sockets: &[],
             terminals: None,
+            notes: Vec::new(),
             pipes: HashMap::new(),
             fifos: HashMap::new(),
             written: regular::written(manifest),

@@ -118,7 +118,8 @@ pub fn fill_queues(context: &mut RestoreContext<'_>, files: &[OwnedFd]) -> Resul
         sockets.fill(&context.manifest.sockets, files, context.networks)?;
     }
     if let Some(sockets) = context.inet_sockets.take() {
-        sockets.fill(&context.manifest.inet_sockets, context.networks)?;
+        let notes = sockets.fill(&context.manifest.inet_sockets, context.networks)?;
+        context.notes.extend(notes);
     }
     Ok(())
 }

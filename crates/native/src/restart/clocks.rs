@@ -4,10 +4,11 @@
 //! The processes of the job are made in a time namespace for that. It is left before any thread is made: Linux before
 //! 6.3 makes none for a process whose children are to be in another time namespace (`copy_process` in kernel/fork.c).
 
+use std::io;
 use std::time::Duration;
 
 use cpr_image::model::Manifest;
-use cpr_kernel::clocks::{self, Offsets};
+use cpr_kernel::clocks::{self, Offsets, Own};
 use cpr_kernel::process::clock_ns;
 use cpr_types::{Context, Result};
 use rustix::time::ClockId;
@@ -20,30 +21,29 @@ const SAME_BOOT: Duration = Duration::from_secs(10);
 /// so that a program that waits for a moment by them waits as long as it would have. Where they have gone on since,
 /// the machine has not been started anew, and it is done as it is.
 ///
-/// Not everybody may make a time namespace, and not every kernel can: then the clocks are the machine's, and a note
-/// says so where they are set back. Clocks that are merely ahead are what a program sees that was not given a
+/// Not everybody may make a time namespace, and not every kernel can: then the clocks are the machine's, and one of
+/// the `notes` says so where they are set back. Clocks that are merely ahead are what a program sees that was not given a
 /// processor for long.
 ///
 /// # Errors
 /// Those of `make`; our own time namespace cannot be entered again.
-pub(super) fn going_on<T>(manifest: &Manifest, make: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn going_on<T>(manifest: &Manifest, notes: &mut Vec<String>, make: impl FnOnce() -> Result<T>) -> Result<T> {
     let Some(offsets) = offsets(manifest) else {
         return make();
     };
-    let own = clocks::Own::hold();
-    // A user in a user namespace may leave the machine's time namespace, but not come back.
-    let may_return = own.as_ref().is_ok_and(|own| own.restore().is_ok());
-    let entered = own.and_then(|own| match may_return || clocks::lets_threads_be_made() {
-        true => enter(offsets).map(|()| own),
-        false => Err(std::io::ErrorKind::PermissionDenied.into()),
-    });
+    let entered = enter(offsets);
     let made = make();
     match entered {
-        Ok(own) if may_return => own.restore().context(|| "leave the job's time namespace")?,
-        Err(error) if offsets.monotonic_ns > 0 => {
-            eprintln!("cpr: note: the monotonic clock of the job is set back: make a time namespace: {error}");
+        Ok(way_back) => {
+            let returned = way_back.map_or(Ok(()), |own| own.restore());
+            returned.context(|| "leave the job's time namespace")?;
         }
-        Ok(_) | Err(_) => {}
+        Err(error) if offsets.monotonic_ns > 0 => {
+            notes.push(format!(
+                "the monotonic clock of the job is set back: make a time namespace: {error}"
+            ));
+        }
+        Err(_) => {}
     }
     made
 }
@@ -61,10 +61,23 @@ fn offsets(manifest: &Manifest) -> Option<Offsets> {
     })
 }
 
-fn enter(ahead: Offsets) -> std::io::Result<()> {
-    let own = Offsets::of_children("self")?;
-    clocks::new_namespace(Offsets {
-        monotonic_ns: own.monotonic_ns.saturating_add(ahead.monotonic_ns),
-        boottime_ns: own.boottime_ns.saturating_add(ahead.boottime_ns),
-    })
+/// Has processes made in a time namespace from now on; gives the way back, if there is one.
+fn enter(ahead: Offsets) -> io::Result<Option<Own>> {
+    let own = Own::hold()?;
+    let may_return = match own.restore() {
+        Ok(()) => true,
+        // A user in a user namespace may leave the machine's time namespace, but not come back.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && clocks::lets_threads_be_made() => false,
+        Err(error) => return Err(error),
+    };
+    let before = Offsets::of_children("self")?;
+    let made = clocks::new_namespace(Offsets {
+        monotonic_ns: before.monotonic_ns.saturating_add(ahead.monotonic_ns),
+        boottime_ns: before.boottime_ns.saturating_add(ahead.boottime_ns),
+    });
+    if made.is_err() && may_return {
+        // There may be one whose clocks could not be set.
+        own.restore()?;
+    }
+    made.map(|()| may_return.then_some(own))
 }

@@ -106,7 +106,7 @@ fn make(kind: Kind, identity: &SysvIdentity, (size, huge_pages): (u64, u64), obj
     // What was removed while attached has lost its key to whoever wants it.
     let key = if identity.mode & SHM_DEST != 0 { 0 } else { identity.key };
     let requested = sysv::request_id(kind, wanted);
-    let made = sysv::create_with(kind, key, size, 0o600, huge_pages);
+    let made = sysv::create(kind, key, size, 0o600, huge_pages);
     if requested.is_ok() && made.is_err() {
         // The wish would be granted to whoever makes the next one.
         let _ = sysv::request_id(kind, -1);
@@ -166,11 +166,7 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
         while at < end {
             let piece = &mut buffer[..(end - at).min(CHUNK) as usize];
             source.read(extent.offset + (at - extent.start), piece)?;
-            match segment.huge_pages {
-                0 => memory.write(at as usize, piece),
-                _ => memory.write_huge(at as usize, piece),
-            }
-            .context(|| "fill it")?;
+            write(segment, &memory, at, piece).context(|| "fill it")?;
             at += piece.len() as u64;
         }
     }
@@ -181,6 +177,13 @@ fn create_segment(segment: &Segment, source: &dyn PageSource, objects: &mut Obje
         sysv::lock_memory(id).context(|| "lock it into RAM (see `ulimit -l`)")?;
     }
     sysv::own_memory(id, owner(&segment.identity)).context(|| "set its owner")
+}
+
+fn write(segment: &Segment, memory: &Attachment, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+    match segment.huge_pages {
+        0 => memory.write(at as usize, bytes),
+        _ => memory.write_huge(at as usize, bytes),
+    }
 }
 
 /// Writes zeros to what the image has no data of.
@@ -199,12 +202,7 @@ fn clear(segment: &Segment, memory: &Attachment) -> Result<()> {
         let length = (segment.size - at).min(page);
         let covered = segment.extents.iter().any(|e| e.start <= at && at < e.start + e.length);
         if !covered {
-            let zeros = vec![0; length as usize];
-            match segment.huge_pages {
-                0 => memory.write(at as usize, &zeros),
-                _ => memory.write_huge(at as usize, &zeros),
-            }
-            .context(|| "clear it")?;
+            write(segment, memory, at, &vec![0; length as usize]).context(|| "clear it")?;
         }
     }
     Ok(())

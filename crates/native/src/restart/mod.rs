@@ -142,6 +142,8 @@ pub struct Restarted {
     pub processes: usize,
     /// From the request until the job ran.
     pub total_ns: u64,
+    /// What is not as it was, in words.
+    pub notes: Vec<String>,
     /// Brings the memory that is still missing; to be held until it has ended, or the job has.
     pub pages: Option<Pages>,
 }
@@ -240,7 +242,8 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
-        let (mut built, views) = clocks::going_on(manifest, || {
+        let mut notes = Vec::new();
+        let (mut built, views) = clocks::going_on(manifest, &mut notes, || {
             make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)
         })?;
         let identity = as_owner();
@@ -338,8 +341,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let_go(&mut workshop, manifest, plans)?;
         groups.keep();
         changes.keep();
+        notes.append(&mut context.notes);
         drop(context);
         Ok(Restarted {
+            notes,
             root_pid: checkpoint.root_pid,
             processes: manifest.processes.len(),
             total_ns: begun.elapsed().as_nanos() as u64,
