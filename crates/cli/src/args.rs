@@ -11,8 +11,8 @@ use cpr_node::{Compression, Sequence};
 use cpr_node::{FileRule, Keep};
 
 use crate::grid_args::{
-    Cancel, Checkpoints, Context, Drain, Events, Fault, Free, Jobs, Nodes, Policy, Queue, Recover, Submit, Transfer,
-    Usage,
+    Cancel, Checkpoints, Context, Drain, Events, Fault, Free, Jobs, Mpi, Nodes, Policy, Queue, Recover, Submit,
+    Transfer, Usage,
 };
 use crate::signal::parse_signal;
 
@@ -115,6 +115,8 @@ pub enum Verb {
     Rm(Rm),
     /// Queue a command as a job of a grid
     Submit(Submit),
+    /// Run mpiexec over the units of a job of a grid: the command of a job that cpr submit --units has submitted
+    Mpi(Mpi),
     /// List the jobs of a grid
     Jobs(Jobs),
     /// List the jobs of a grid that wait, in the order in which they start, and why each of them waits
@@ -769,6 +771,10 @@ pub struct Kill {
     /// Signal, by name or number; KILL goes to all processes of the job, any other to its first one
     #[arg(short, long, value_name = "SIGNAL", value_parser = parse_signal, default_value = "TERM")]
     pub signal: i32,
+    /// First have its TCP connections be reset when it ends: their ports are free at once, and what was written and has
+    /// not arrived is lost
+    #[arg(long)]
+    pub reset: bool,
 }
 
 /// `cpr images`

@@ -1,5 +1,6 @@
 //! The command line of a grid: `cpr submit`, `cpr jobs` and their kin.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,6 +119,31 @@ pub struct Submit {
     #[arg(required_unless_present = "file", trailing_var_arg = true, value_name = "COMMAND",
         value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<String>,
+}
+
+/// `cpr mpi`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cpr submit --units 4 --every 10m -- cpr mpi mpiexec -n 4 ./heat
+  cpr submit --units 2 --slots 8 -- cpr mpi --ranks 8 mpiexec -n 16 ./heat
+
+Unit 0 runs the command, and is told in its environment where the others are: MPICH and Open MPI start the rest of the \
+ranks there. The units need a directory that all of them see.")]
+pub struct Mpi {
+    /// Ranks for each unit
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub ranks: u32,
+    /// Directory in which the units meet, seen by all of them (the present one unless it is given)
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
+    pub directory: Option<PathBuf>,
+    /// What mpiexec calls: gives the unit on a host a command
+    #[arg(long, hide = true)]
+    pub launch: bool,
+    /// mpiexec or another command that calls it, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND",
+        value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
 }
 
 /// `cpr jobs`

@@ -8,6 +8,7 @@ mod commands;
 mod grid_args;
 mod inspect;
 mod manual;
+mod mpi;
 mod output;
 mod signal;
 mod target;

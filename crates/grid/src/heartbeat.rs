@@ -11,7 +11,8 @@ use cpr_api::agent::{
     Report, Source, StepReport,
 };
 use cpr_api::model::{
-    Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, UnitPhase,
+    Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, Unit,
+    UnitPhase,
 };
 use cpr_types::{Error, ErrorKind, Links, Result};
 use sqlx::AnyConnection;
@@ -648,9 +649,14 @@ impl Grid {
                 Some(Ending::Broken { why }) => Some(format!("failure of {why}")),
                 _ => None,
             };
+            let hosts = unit_hosts(&job, &nodes);
+            let mut order = job_order(job, Some(unit), &parts, step, links);
+            order
+                .spec
+                .tell_unit(order.incarnation.job, order.incarnation.number, &hosts);
             jobs.push(JobOrder {
                 tell: lost.or_else(|| fault.clone()),
-                ..job_order(job, Some(unit), &parts, step, links)
+                ..order
             });
         }
         let mut images = located(&mut connection, name, true).await?;
@@ -707,6 +713,17 @@ async fn is_news(connection: &mut AnyConnection, job: &Job, own: OwnImage, node:
 fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
     let of = checkpoint.part.as_ref().map(|part| part.unit);
     checkpoint.job == job.id && checkpoint.incarnation == job.incarnation && of == unit
+}
+
+/// The host of the node of each unit of a job, as its agent is reached.
+fn unit_hosts(job: &Job, nodes: &[Node]) -> Vec<String> {
+    let host = |name: &str| {
+        let node = nodes.iter().find(|node| node.info.name == name)?;
+        let (host, _) = node.info.address.rsplit_once(':')?;
+        Some(host.trim_start_matches('[').trim_end_matches(']').to_string())
+    };
+    let of = |unit: &Unit| unit.node.as_deref().and_then(host).unwrap_or_default();
+    job.units.iter().map(of).collect()
 }
 
 /// What is to become of a job, or of a unit of one, whose checkpoint is to be at this step.

@@ -15,6 +15,10 @@ const MOST_BYTES: usize = 1 << 20;
 const UNITS: &str = "GRIDCPR_UNITS";
 /// What says to a unit which one it is.
 const UNIT: &str = "GRIDCPR_UNIT";
+/// What says to a unit where each of them runs.
+const UNIT_HOSTS: &str = "GRIDCPR_UNIT_HOSTS";
+/// What all units of one start have in common, and no other start.
+const UNITS_ID: &str = "GRIDCPR_UNITS_ID";
 /// Most units of a job.
 const MOST_UNITS: usize = 256;
 /// Longest time that a node may put off a checkpoint, seconds; the service gives up those of units after 900.
@@ -129,7 +133,8 @@ pub struct UnitSpec {
     /// Program and arguments.
     #[serde(default)]
     pub command: Vec<String>,
-    /// More environment. `GRIDCPR_UNIT`, from 0, and `GRIDCPR_UNITS` are there anyway.
+    /// More environment. `GRIDCPR_UNIT`, from 0, `GRIDCPR_UNITS`, `GRIDCPR_UNIT_HOSTS` and `GRIDCPR_UNITS_ID` are
+    /// there anyway.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     /// File that its output is appended to. `%u` in it, and in that of the job, stands for the number of the unit.
@@ -173,6 +178,13 @@ impl JobSpec {
         whole.environment.insert(UNIT.into(), number.to_string());
         whole.environment.insert(UNITS.into(), self.units.len().to_string());
         whole
+    }
+
+    /// Says to a unit, when it is started from the beginning, which start it is of and where each unit runs: for each
+    /// the host that its node is reached at, empty where that is not known.
+    pub fn tell_unit(&mut self, job: i64, start: u32, hosts: &[String]) {
+        self.environment.insert(UNITS_ID.into(), format!("{job}.{start}"));
+        self.environment.insert(UNIT_HOSTS.into(), hosts.join(","));
     }
 
     /// Refuses what could not be run, and what is too large to be kept (GFD93-SM-11).

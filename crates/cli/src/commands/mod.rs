@@ -19,6 +19,7 @@ mod logs;
 mod man;
 mod merge;
 mod migrate;
+mod mpi;
 mod notify;
 mod ps;
 mod restart;
@@ -97,6 +98,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::Classes => classes::classes(output),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Submit(args) => grid::submit(output, args),
+        Verb::Mpi(args) => mpi::mpi(&args),
         Verb::Jobs(args) => grid::jobs(output, &args),
         Verb::Queue(args) => grid::queue(output, &args),
         Verb::Cancel(args) => grid::cancel(output, &args),

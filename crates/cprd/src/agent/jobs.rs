@@ -343,7 +343,7 @@ impl Agent {
     /// Ends a job, where it lives, and waits until it has ended.
     fn kill(&self, incarnation: Incarnation, owner: &Owner) -> Result<()> {
         let name = incarnation.to_string();
-        match self.cpr(owner, &["kill", "--json", "--signal", "KILL", &name], SHORT) {
+        match self.cpr(owner, &["kill", "--json", "--reset", "--signal", "KILL", &name], SHORT) {
             Err(error) if matches!(error.kind(), ErrorKind::Gone | ErrorKind::NotFound) => Ok(()),
             Err(error) => Err(error),
             Ok(_) => Ok(()),

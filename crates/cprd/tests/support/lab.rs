@@ -18,18 +18,20 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Host {
+    fn new(name: &str) -> Host {
         // The shell is the first process: it reaps, and with it all others end.
+        let first = format!("hostname {name}; ip link set lo up; while :; do sleep 1; done");
         let unshare = Command::new("unshare")
             .args([
                 "--net",
+                "--uts",
                 "--pid",
                 "--fork",
                 "--kill-child=KILL",
                 "--mount",
                 "--mount-proc",
             ])
-            .args(["sh", "-c", "ip link set lo up; while :; do sleep 1; done"])
+            .args(["sh", "-c", &first])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -45,7 +47,7 @@ impl Host {
     /// A command on it.
     fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.init, "--net", "--pid", "--mount", "--"]);
+        command.args(["-t", &self.init, "--net", "--uts", "--pid", "--mount", "--"]);
         command.stdin(Stdio::null());
         command
     }
@@ -164,7 +166,7 @@ impl Lab {
     pub fn with(nodes: usize, grid: &str, node: &str, prepare: impl FnOnce(&Site)) -> Lab {
         let site = Site::new();
         prepare(&site);
-        let service = Host::new();
+        let service = Host::new("grid");
         // Else it has the lowest address of its ports, and another one when that port goes: nodes would send to the one
         // that is gone for up to half a minute.
         service.ip("link add br0 address 02:00:00:00:00:fe type bridge");
@@ -230,7 +232,7 @@ impl Lab {
     /// Starts a node's host, and its agent.
     pub fn start(&mut self, name: &str) {
         let number = Lab::number(name);
-        let host = Host::new();
+        let host = Host::new(name);
         let peer = format!("link add v{number} type veth peer name eth0 netns {}", host.init);
         self.service.ip(&peer);
         self.service.ip(&format!("link set v{number} master br0"));

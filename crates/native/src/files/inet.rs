@@ -389,6 +389,14 @@ fn peek_all(handle: BorrowedFd<'_>) -> Result<Vec<kernel::Datagram>> {
     result.context(|| "peek")
 }
 
+/// Whether a socket is one of TCP.
+pub(super) fn is_tcp(handle: BorrowedFd<'_>) -> bool {
+    let families = [libc::AF_INET, libc::AF_INET6];
+    identity(handle).is_ok_and(|(family, kind, protocol)| {
+        families.contains(&family) && kind == STREAM && protocol == libc::IPPROTO_TCP
+    })
+}
+
 /// The sockets of an image, made again.
 #[derive(Debug)]
 pub struct Sockets {

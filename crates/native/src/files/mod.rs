@@ -8,6 +8,7 @@
 //! shared again after restart.
 
 pub mod drain;
+mod ending;
 pub mod epoll;
 pub mod eventfd;
 pub mod fanotify;
@@ -64,6 +65,7 @@ use crate::views::Views;
 
 pub use check::{Found, Surroundings, check};
 pub use drain::{Channels, Outward};
+pub use ending::reset_when_closed;
 pub use meet::{Meeting, channels};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_directory};

@@ -475,6 +475,22 @@ impl Job {
         self.thaw()
     }
 
+    /// Has the TCP connections of the job be reset when it ends, so that their ports are free at once.
+    ///
+    /// # Errors
+    /// Of a process that lets nobody look at it; what can be done is done.
+    pub fn reset_connections(&self) -> Result<()> {
+        let state = self.living()?;
+        let members = match state.init {
+            Some(init) => target::tree(Target::open_same(init)?)?,
+            None => self.host_members(&state)?,
+        };
+        let each = members
+            .iter()
+            .map(|member| cpr_native::files::reset_when_closed(member.pid, member.pidfd()));
+        each.fold(Ok(()), Result::and)
+    }
+
     /// The processes of a job that lives in our PID namespace: the descendants of its supervisor, which adopts the
     /// job's orphans, except workers.
     pub(crate) fn host_members(&self, state: &State) -> Result<Vec<Target>> {
