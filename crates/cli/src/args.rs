@@ -347,6 +347,9 @@ pub struct Run {
     /// own only shared memory can be saved then
     #[arg(long)]
     pub share_ipc: bool,
+    /// Save the job and end it when cpr gets this signal, instead of passing it on; the exit code is 79 then
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
+    pub save_on: Option<i32>,
     /// What checkpoints do with TCP connections to outside the job
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Tcp::Refuse)]
     pub tcp: Tcp,
@@ -377,6 +380,7 @@ pub struct Run {
 Examples, as lines of a batch script:
   exec cpr exec --name $SLURM_JOB_ID -- ./sim input.dat
   exec cpr exec --recover --name sim -- ./sim input.dat
+  exec cpr exec --recover --save-on USR1 --name sim-$SLURM_JOB_ID -- ./sim input.dat
   exec cpr exec --recover --name sim --fetch 'ssh store cat sim.cpr' -- ./sim input.dat
 
 Without --recover the command is run under its own PID with nothing of cpr around it, and `cpr checkpoint NAME` finds it. \
@@ -396,6 +400,10 @@ pub struct Exec {
     /// It finds the job in $GRIDCPR_JOB, and what --image says in $GRIDCPR_IMAGE.
     #[arg(long, value_name = "COMMAND", requires = "recover")]
     pub fetch: Option<OsString>,
+    /// Save the job and end it when cpr gets this signal, instead of passing it on; the exit code is 79 then, with
+    /// which the batch system is to start it again
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal, requires = "recover")]
+    pub save_on: Option<i32>,
     /// Keep only the newest N images, and those they need
     #[arg(long, value_name = "N", value_parser = parse_keep)]
     pub keep: Option<usize>,

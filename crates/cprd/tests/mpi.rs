@@ -98,7 +98,10 @@ fn goes_on_elsewhere(mpi: &Implementation) {
     let made = lab.site.json(&["checkpoint", &format!("@{id}")]);
     assert_eq!(made["units"].as_array().unwrap().len(), 2, "{made}");
     // A process and a script are asked for in the same way.
-    for command in [&["/usr/bin/sleep", "1000"][..], &["/bin/sh", "-c", "while :; do sleep 1; done"]] {
+    for command in [
+        &["/usr/bin/sleep", "1000"][..],
+        &["/bin/sh", "-c", "while :; do sleep 1; done"],
+    ] {
         let other = lab.site.submit("other", &[], command);
         lab.site.wait_for_state(&other, "running");
         let made = lab.site.json(&["checkpoint", &format!("@{other}")]);

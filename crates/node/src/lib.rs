@@ -52,7 +52,7 @@ pub use checkpoint::{
     Bare, CheckpointOptions, Checkpointed, Output, Progress, STOP_TIMEOUT, check_bare, checkpoint_bare,
 };
 pub use engine::{Basis, Blocker, CheckpointReport, Compression, FileRule, Keep, Method, TcpPolicy};
-pub use exec::{Recovery, become_job, recover};
+pub use exec::{Recovery, become_job, recover, stand_in};
 pub use foreign::EngineUse;
 pub use job::{ImageEntry, Job, JobSpec, JobStatus, LastCheckpoint, Phase, Sequence, needed_by};
 pub use known::ImageState;

@@ -21,7 +21,7 @@ use crate::init::Start;
 use crate::job::{Job, JobSpec, LOG};
 use crate::outcome::Outcome;
 use crate::state::{StateDir, check_name};
-use crate::supervisor::{Launch, supervise};
+use crate::supervisor::{Launch, require_watched, supervise};
 use crate::wire::{Receiver, WireError, send};
 
 /// What a group is called in an image of a job with a user namespace that does not know it (the kernel's overflowgid).
@@ -70,10 +70,15 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         return Err(Error::new(ErrorKind::Usage, "there is no command to run"));
     }
     require_period(spec.every)?;
-    let job = state.create_job(spec.clone())?;
+    require_watched(spec.save_on)?;
+    run_as(&state.create_job(spec.clone())?, &spec, detach)
+}
+
+/// Runs the command of a job that was made for it.
+pub(crate) fn run_as(job: &Job, spec: &JobSpec, detach: bool) -> Result<Outcome> {
     let start = Start::Command(spec.whole_command(job.name(), job.path()));
     let launch = Launch {
-        job: &job,
+        job,
         start,
         own_namespace: true,
         own_ipc: !job.spec().share_ipc,

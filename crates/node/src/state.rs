@@ -54,6 +54,8 @@ pub(crate) struct StoredSpec {
     #[serde(default)]
     pub(crate) save_executable: bool,
     #[serde(default)]
+    pub(crate) save_on: Option<i32>,
+    #[serde(default)]
     pub(crate) lease: Option<PathBuf>,
     #[serde(default)]
     pub(crate) engine: Option<EngineUse>,
@@ -229,6 +231,7 @@ impl StateDir {
             files: spec.files.clone(),
             save_libraries: spec.keep_files.libraries,
             save_executable: spec.keep_files.executables,
+            save_on: spec.save_on,
             lease: spec.lease.clone(),
             engine: spec.engine.clone(),
             created_ms: now_ms(),

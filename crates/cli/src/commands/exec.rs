@@ -21,6 +21,7 @@ pub fn exec(output: Output, args: Exec) -> Result<u8> {
         command: args.command,
         keep: args.keep,
         tcp: args.tcp.into(),
+        save_on: args.save_on,
         wrapper: run::wrapper(chosen.as_ref())?,
         engine: chosen,
         ..JobSpec::default()
@@ -43,6 +44,10 @@ pub fn exec(output: Output, args: Exec) -> Result<u8> {
             .with_hint("give the command to begin with"));
         }
         output.detail(|| format!("job {} has no image to go on from, and begins", args.name));
+        if spec.save_on.is_some() {
+            // Whoever is to hear of the signal stays.
+            return conclude(output, &cpr_node::stand_in(&state, &spec)?);
+        }
     }
     let never = cpr_node::become_job(&state, &spec, args.recover)?;
     match never {}

@@ -40,6 +40,7 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
         terminal: args.terminal,
         share_ipc: args.share_ipc,
         tcp: args.tcp.into(),
+        save_on: args.save_on,
         lease: args.lease,
         wrapper: wrapper(chosen.as_ref())?,
         engine: chosen,

@@ -85,6 +85,7 @@ impl Job {
                 libraries: stored.save_libraries,
                 executables: stored.save_executable,
             },
+            save_on: stored.save_on,
             lease: stored.lease.clone(),
             engine: stored.engine.clone(),
             // It is part of the command that is kept.

@@ -42,8 +42,22 @@ const FORWARDED: [i32; 14] = [1, 2, 3, 10, 12, 14, 15, 23, 24, 25, 26, 27, 29, 3
 const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 /// Those a terminal sends to its whole foreground group, and so to the job directly: HUP, INT, QUIT.
 const FROM_TERMINAL: [i32; 3] = [1, 2, 3];
+/// When a job is tried again to be saved and ended, of which somebody else is making a checkpoint.
+const SAVE_AGAIN: Duration = Duration::from_millis(200);
 /// Most requests that wait until all memory is there.
 const POSTPONED: usize = 16;
+
+/// Refuses a signal that would never come to whoever watches over a job.
+pub(crate) fn require_watched(signal: Option<i32>) -> Result<()> {
+    match signal {
+        Some(signal) if !FORWARDED.contains(&signal) && !REAL_TIME.contains(&signal) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("a job cannot be saved on signal {signal}: it is not one that a program can wait for in peace"),
+        )
+        .with_hint("take for example USR1 or TERM")),
+        _ => Ok(()),
+    }
+}
 
 /// How a job is to be started.
 pub(crate) struct Launch<'a> {
@@ -90,6 +104,8 @@ struct Supervisor<'a> {
     /// Checkpoints of its own begun so far.
     count: usize,
     next: Option<Instant>,
+    /// It is to be saved and ended, from this time on.
+    save: Option<Instant>,
     lease: Option<Lease>,
     /// The program saves itself when it likes.
     own: Option<OwnCheckpoints>,
@@ -212,6 +228,7 @@ impl Supervisor<'_> {
             if ended {
                 return Ok(());
             }
+            self.save_when_asked();
             self.checkpoint_when_due();
             self.register_when_due();
         }
@@ -247,7 +264,7 @@ impl Supervisor<'_> {
             polled.push((fd, flags));
         }
         let deadline = if self.task.is_none() && self.root_status.is_none() && self.paging.is_none() {
-            self.next
+            self.next.into_iter().chain(self.save).min()
         } else {
             None
         };
@@ -275,7 +292,9 @@ impl Supervisor<'_> {
                 signal => {
                     let direct =
                         self.shares_terminal && received.from_kernel && FROM_TERMINAL.contains(&received.signal);
-                    if !direct {
+                    if self.job.spec().save_on == Some(signal) {
+                        self.save = self.save.or(Some(Instant::now()));
+                    } else if !direct {
                         self.forward(signal);
                     }
                 }
@@ -397,6 +416,25 @@ impl Supervisor<'_> {
             if init.is_none() && self.state.root == Some(pid) {
                 self.root_ended(status);
             }
+        }
+    }
+
+    /// Saves and ends the job, after what is under way; where that fails it runs on.
+    fn save_when_asked(&mut self) {
+        let due = self.save.is_some_and(|due| due <= Instant::now());
+        if !due || self.task.is_some() || self.root_status.is_some() || self.paging.is_some() {
+            return;
+        }
+        self.save = None;
+        let options = CheckpointOptions {
+            stop: true,
+            ..CheckpointOptions::default()
+        };
+        match Task::for_job(self.job, &options, Some(&mut self.vault)) {
+            Ok(task) => self.task = Some(task.of_supervisor()),
+            // Somebody else is making one.
+            Err(error) if error.kind() == ErrorKind::Busy => self.save = Some(Instant::now() + SAVE_AGAIN),
+            Err(error) => self.complain("a checkpoint", &error),
         }
     }
 

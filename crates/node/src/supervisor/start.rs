@@ -144,6 +144,7 @@ pub(super) fn start<'a>(
         paging,
         postponed: Vec::new(),
         count: 0,
+        save: None,
         next: job.spec().every.map(|every| Instant::now() + every),
         lease: job.spec().lease.as_deref().map(Lease::watch).transpose()?,
         own,
