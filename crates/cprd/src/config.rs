@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::outside;
 use crate::server::Limits;
 
+/// The lowest number that people have as users (login.defs(5), `UID_MIN`); those below are of programs.
+const FIRST_PERSON: u32 = 1000;
+
 /// Where the configuration is looked for by root.
 const DEFAULT_FILE: &str = "/etc/gridcpr/cprd.toml";
 
@@ -264,6 +267,9 @@ pub struct GridConfig {
     pub keep_records_days: Option<u32>,
     /// Jobs of lower priority make room: they are saved, and queued again.
     pub preempt: bool,
+    /// Jobs that have run for so many seconds make room for others of the same priority, and are queued again; none:
+    /// never.
+    pub slice_s: Option<u64>,
     /// Checkpoints of jobs of several units are given up where all units have not got ready, stopped or emptied their
     /// connections in so many seconds.
     pub step_s: u64,
@@ -357,6 +363,7 @@ impl Default for GridConfig {
             quotas_mb: BTreeMap::new(),
             keep_records_days: None,
             preempt: policy.preempt,
+            slice_s: None,
             step_s: policy.step_ms / 1000,
             save_s: policy.save_ms / 1000,
             store: None,
@@ -402,6 +409,8 @@ impl GridConfig {
             quotas: self.quotas_mb.iter().map(of_user).collect(),
             records_ms: self.keep_records_days.map(|days| i64::from(days) * 24 * 3600 * 1000),
             preempt: self.preempt,
+            slice_ms: self.slice_s.map(|s| s.saturating_mul(1000)),
+            is_user,
             step_ms: self.step_s.saturating_mul(1000),
             save_ms: self.save_s.saturating_mul(1000),
         }
@@ -455,6 +464,12 @@ impl Config {
         }
         if grid.copies == 0 {
             return refuse("grid.copies is 0", "1 leaves images where they were made");
+        }
+        if grid.slice_s == Some(0) {
+            return refuse(
+                "grid.slice_s is 0",
+                "no job would ever get further; without it none has to make room",
+            );
         }
         if grid.step_s == 0 || grid.save_s == 0 {
             return refuse(
@@ -598,6 +613,12 @@ pub fn make_private(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .context(|| format!("make directory {}", path.display()))
+}
+
+/// Whether this machine knows a person, or root, by this name.
+fn is_user(name: &str) -> bool {
+    let user = nix::unistd::User::from_name(name).ok().flatten();
+    user.is_some_and(|user| user.uid.is_root() || user.uid.as_raw() >= FIRST_PERSON)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ fn merged(old: &Config, new: &Config) -> Config {
     merged.grid.operators = new.grid.operators.clone();
     merged.grid.copies = new.grid.copies;
     merged.grid.preempt = new.grid.preempt;
+    merged.grid.slice_s = new.grid.slice_s;
     merged.grid.quota_mb = new.grid.quota_mb;
     merged.grid.quotas_mb = new.grid.quotas_mb.clone();
     merged.grid.keep_records_days = new.grid.keep_records_days;

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use cpr_api::model::{Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Node, NodeState, UnitPhase};
+use cpr_api::model::{
+    Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Node, NodeState, UnitImage, UnitPhase,
+};
 use cpr_types::Result;
 
 use crate::db::{self, About, Write};
@@ -50,7 +52,61 @@ fn choose<'a>(job: &Job, number: u32, images: &'a [Checkpoint], nodes: &[Node]) 
     }
 }
 
+/// Every image that was ever made of a unit of a job.
+async fn images_of_units(write: &mut Write<'_>, job: &Job) -> Result<Vec<Checkpoint>> {
+    let sql = "SELECT doc FROM checkpoints WHERE job = $1 AND part_of <> 0 ORDER BY id";
+    db::docs(&mut write.tx, sql, &[job.id.into()]).await
+}
+
+/// What stands for a unit that does not run in a checkpoint of the others: the image that it goes on from, or 0 where
+/// it begins afresh. None where its job has to go back as a whole.
+fn stands_for(job: &Job, number: u32, images: &[Checkpoint], nodes: &[Node]) -> Option<i64> {
+    let unit = job.units.get(number as usize)?;
+    if unit.phase.is_placed() && unit.phase != UnitPhase::Running {
+        return Some(unit.from.unwrap_or(0));
+    }
+    match choose(job, number, images, nodes) {
+        Start::From(image) => Some(image.id),
+        Start::Afresh => Some(0),
+        Start::Wait => {
+            let is_of = |c: &&Checkpoint| c.part.as_ref().is_some_and(|part| part.unit == number);
+            let own = images.iter().filter(is_of).filter(|c| c.state.is_usable());
+            own.map(|c| c.id).max()
+        }
+        Start::Never(_) => None,
+    }
+}
+
 impl Grid {
+    /// What stands for each unit of a job that neither runs nor has finished. None where nothing can for one of them.
+    pub(crate) async fn standing(&self, write: &mut Write<'_>, job: &Job) -> Result<Option<Vec<UnitImage>>> {
+        let missing = (0..).zip(&job.units).filter(|(_, unit)| !units::is_settled(unit));
+        let missing: Vec<u32> = missing.map(|(number, _)| number).collect();
+        self.stand_in(write, job, &missing).await
+    }
+
+    /// The same for these units.
+    pub(crate) async fn stand_in(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        missing: &[u32],
+    ) -> Result<Option<Vec<UnitImage>>> {
+        if missing.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let nodes = db::nodes(&mut write.tx).await?;
+        let images = images_of_units(write, job).await?;
+        let stands = |number: &u32| {
+            let checkpoint = stands_for(job, *number, &images, &nodes)?;
+            Some(UnitImage {
+                unit: *number,
+                checkpoint,
+            })
+        };
+        Ok(missing.iter().map(stands).collect())
+    }
+
     /// Gives units that wait alone to nodes.
     pub(crate) async fn place_units_alone(&self) -> Result<()> {
         let sql = "SELECT doc FROM jobs WHERE state = 'running' AND id IN (SELECT job FROM units WHERE node = '') \
@@ -81,8 +137,7 @@ impl Grid {
         }
         let nodes = db::nodes(&mut write.tx).await?;
         let mut free = self.free(write, &nodes).await?;
-        let sql = "SELECT doc FROM checkpoints WHERE job = $1 AND part_of <> 0 ORDER BY id";
-        let images: Vec<Checkpoint> = db::docs(&mut write.tx, sql, &[job.id.into()]).await?;
+        let images = images_of_units(write, job).await?;
         let waiting = (0..)
             .zip(&job.units)
             .filter(|(_, unit)| unit.phase == UnitPhase::Waiting);

@@ -54,6 +54,7 @@ impl From<&str> for Value {
 #[derive(Debug)]
 pub struct Db {
     pool: AnyPool,
+    is_sqlite: bool,
     /// Says whether we are still the owner.
     token: i64,
     writer: Mutex<()>,
@@ -153,6 +154,13 @@ pub(crate) async fn checkpoints_of(connection: &mut AnyConnection, job: i64) -> 
     .await
 }
 
+/// The checkpoints of a job that are being made, or can be had.
+pub(crate) async fn present_of(connection: &mut AnyConnection, job: i64) -> Result<Vec<Checkpoint>> {
+    let sql = "SELECT doc FROM checkpoints WHERE job = $1 AND part_of = 0 \
+               AND state IN ('pending', 'stored', 'complete') ORDER BY id";
+    docs(connection, sql, &[job.into()]).await
+}
+
 /// The checkpoints of a job that are being made.
 pub(crate) async fn pending_of(connection: &mut AnyConnection, job: i64) -> Result<Vec<Checkpoint>> {
     let sql = "SELECT doc FROM checkpoints WHERE job = $1 AND part_of = 0 AND state = 'pending' ORDER BY id";
@@ -163,6 +171,23 @@ pub(crate) async fn pending_of(connection: &mut AnyConnection, job: i64) -> Resu
 pub(crate) async fn parts_of(connection: &mut AnyConnection, checkpoint: i64) -> Result<Vec<Checkpoint>> {
     let sql = "SELECT doc FROM checkpoints WHERE part_of = $1 ORDER BY id";
     docs(connection, sql, &[checkpoint.into()]).await
+}
+
+/// The images that a checkpoint of several units consists of: those that were made for it, and of units that were not
+/// there the ones that stand for them, from earlier checkpoints.
+pub(crate) async fn images_of(connection: &mut AnyConnection, set: &Checkpoint) -> Result<Vec<Checkpoint>> {
+    let named = |id: i64| set.units.iter().any(|image| image.checkpoint == id);
+    let mut images = parts_of(connection, set.id).await?;
+    images.retain(|image| named(image.id));
+    for image in &set.units {
+        if image.checkpoint != 0
+            && !images.iter().any(|known| known.id == image.checkpoint)
+            && let Some(earlier) = checkpoint(connection, image.checkpoint).await?
+        {
+            images.push(earlier);
+        }
+    }
+    Ok(images)
 }
 
 /// Units that a node has or may have, with their jobs.
@@ -222,7 +247,7 @@ impl Db {
                     if is_sqlite {
                         // FULL: what is committed survives a power cut in WAL mode, too (sqlite.org/pragma.html).
                         let pragmas =
-                            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000";
+                            "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
                         connection.execute(pragmas).await?;
                     }
                     Ok(())
@@ -233,20 +258,33 @@ impl Db {
             .map_err(failed(what))?;
         let db = Db {
             pool,
+            is_sqlite,
             token: i64::from_le_bytes(random()?),
             writer: Mutex::new(()),
             changed: watch::Sender::new(0),
         };
-        db.migrate(is_sqlite).await?;
+        db.migrate().await?;
         Ok(db)
     }
 
-    async fn migrate(&self, is_sqlite: bool) -> Result<()> {
+    /// Begins a transaction that is going to write.
+    ///
+    /// With SQLite it waits for whoever writes before it reads anything. One that has read is refused at once when it
+    /// comes to write while another connection does, as that of an earlier owner that takes its last changes back
+    /// (sqlite.org/lang_transaction.html).
+    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
+        match self.is_sqlite {
+            true => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            false => self.pool.begin().await,
+        }
+    }
+
+    async fn migrate(&self) -> Result<()> {
         let what = "bring the database up to date";
-        let mut tx = self.pool.begin().await.map_err(failed(what))?;
+        let mut tx = self.begin().await.map_err(failed(what))?;
         let version = "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY)";
         tx.execute(version).await.map_err(failed(what))?;
-        if !is_sqlite {
+        if !self.is_sqlite {
             // Nobody else does it at the same time. SQLite has one writer anyway.
             tx.execute("LOCK TABLE schema_version IN EXCLUSIVE MODE")
                 .await
@@ -310,7 +348,7 @@ impl Db {
     /// Begins a transaction. Dropped without [`Write::commit`] it changes nothing.
     pub(crate) async fn write(&self) -> Result<Write<'_>> {
         let guard = self.writer.lock().await;
-        let mut tx = self.pool.begin().await.map_err(failed("reach the database"))?;
+        let mut tx = self.begin().await.map_err(failed("reach the database"))?;
         // Locks the row, so that no two owners write at once.
         let own = "UPDATE counters SET value = value WHERE name = 'owner' AND value = $1";
         if execute(&mut tx, own, &[self.token.into()]).await? == 0 {
@@ -531,5 +569,30 @@ impl Write<'_> {
             encode(&event)?.as_str().into(),
         ];
         execute(&mut self.tx, sql, &values).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_takes_over_waits_for_what_the_one_before_is_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("grid.db").display());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let before = Db::open(&url).await.unwrap();
+            let writing = before.write().await.unwrap();
+            let open = Db::open(&url);
+            tokio::pin!(open);
+            let early = tokio::time::timeout(Duration::from_millis(300), &mut open).await;
+            assert!(early.is_err(), "it has not waited: {early:?}");
+            drop(writing);
+            let after = open.await.unwrap();
+            after.write().await.unwrap().commit().await.unwrap();
+            assert!(before.write().await.is_err(), "it has been taken over");
+        });
     }
 }

@@ -13,7 +13,7 @@ use crate::db::{self, About, Db, Write};
 use crate::interval;
 use crate::lifecycle::{self, Change};
 use crate::retention;
-use crate::units::is_settled;
+use crate::units::{self, is_settled};
 
 /// Failures of the system are counted for so long.
 const LATELY_MS: i64 = 30 * 24 * 3600 * 1000;
@@ -36,6 +36,11 @@ pub struct Policy {
     pub records_ms: Option<i64>,
     /// Jobs of lower priority are saved and queued again where one of higher priority would have to wait.
     pub preempt: bool,
+    /// Jobs that have run for so long are saved and queued again where one of the same priority waits for their room,
+    /// milliseconds; none: never.
+    pub slice_ms: Option<u64>,
+    /// Whether there is a user of this name on the machine of the service.
+    pub is_user: fn(&str) -> bool,
     /// How long all units of a job may take to get ready, to stop, and to empty their connections, milliseconds.
     pub step_ms: u64,
     /// How long all may take to save themselves, and to have their images hashed, milliseconds.
@@ -52,6 +57,8 @@ impl Default for Policy {
             quotas: BTreeMap::new(),
             records_ms: None,
             preempt: false,
+            slice_ms: None,
+            is_user: |_| false,
             step_ms: 60_000,
             save_ms: 900_000,
         }
@@ -384,7 +391,12 @@ impl Grid {
         job: &mut Job,
         stop: bool,
     ) -> Result<Checkpoint> {
-        if let Some((number, unit)) = job.units.iter().enumerate().find(|(_, unit)| !is_settled(unit)) {
+        let missing = job.units.iter().enumerate().find(|(_, unit)| !is_settled(unit));
+        let standing = match units::may_be_saved(job, stop) {
+            true => self.standing(write, job).await?,
+            false => None,
+        };
+        if let (Some((number, unit)), None) = (missing, &standing) {
             let state = unit.phase.name();
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -410,7 +422,8 @@ impl Grid {
                 self.end_checkpoint(write, job, &mut earlier, CheckpointState::Failed, why)
                     .await?;
             }
-            self.begin_set(write, job, &mut checkpoint).await?;
+            self.begin_set(write, job, &mut checkpoint, standing.unwrap_or_default())
+                .await?;
         }
         job.checkpoint_begun_ms = Some(now);
         write.put_job(job, false).await?;

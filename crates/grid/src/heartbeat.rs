@@ -712,7 +712,8 @@ async fn is_news(connection: &mut AnyConnection, job: &Job, own: OwnImage, node:
 /// Whether a checkpoint is to be made of a job, or of this unit of it.
 fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
     let of = checkpoint.part.as_ref().map(|part| part.unit);
-    checkpoint.job == job.id && checkpoint.incarnation == job.incarnation && of == unit
+    let incarnation = unit.map_or(job.incarnation, |unit| job.incarnation_of(unit));
+    checkpoint.job == job.id && checkpoint.incarnation == incarnation && of == unit
 }
 
 /// The host of the node of each unit of a job, as its agent is reached.

@@ -23,6 +23,7 @@ mod placement;
 mod query;
 mod requests;
 mod retention;
+mod rights;
 mod sets;
 mod tick;
 mod units;

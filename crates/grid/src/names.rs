@@ -14,22 +14,13 @@ use cpr_types::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use sqlx::AnyConnection;
 
-use crate::caller::{Caller, Role};
+use crate::caller::Caller;
 use crate::db::{self, About, NEVER, Value, Write};
 use crate::grid::Grid;
 use crate::query::{limit_of, page_of};
 use crate::retention;
+use crate::rights::{ALL, OWNER, QUERY, READ, WRITE, as_owner, may_be_made, require, rights};
 
-/// To know that an entry is there, and what it is of.
-pub(crate) const QUERY: u32 = 1;
-/// To read what is in it.
-pub(crate) const READ: u32 = 2;
-/// To change it.
-pub(crate) const WRITE: u32 = 4;
-/// Whatever its owner may.
-pub(crate) const OWNER: u32 = 16;
-/// All of them.
-const ALL: u32 = 31;
 /// Most bytes of an entry's record, about.
 const MOST_BYTES: usize = 1 << 20;
 /// Most files, attributes and permissions of an entry.
@@ -146,36 +137,6 @@ async fn put(write: &mut Write<'_>, name: &Name) -> Result<()> {
         doc.as_str().into(),
     ];
     db::execute(&mut write.tx, sql, &values).await.map(drop)
-}
-
-/// What a caller may do with an entry.
-fn rights(caller: &Caller, name: &Name) -> u32 {
-    if caller.may_use(&name.owner) {
-        return ALL;
-    }
-    let Some(user) = caller.user.as_ref().filter(|_| caller.role != Role::Node) else {
-        return 0;
-    };
-    let of = |key: &str| name.permissions.get(key).copied().unwrap_or(0);
-    let all = of("*") | of(&format!("user:{}", user.name)) | of(&format!("group:{}", user.gid));
-    if all & OWNER != 0 { ALL } else { all }
-}
-
-fn require(caller: &Caller, name: &Name, right: u32, what: &str) -> Result<()> {
-    if rights(caller, name) & right != 0 {
-        return Ok(());
-    }
-    let text = format!("{} may not {what} {:?}", caller.name, name.path);
-    Err(Error::new(ErrorKind::Denied, text).with_hint("its owner can allow it: permissions_allow"))
-}
-
-/// As whom a job's checkpoints are written down.
-fn as_owner(owner: &Owner) -> Caller {
-    Caller {
-        name: owner.name.clone(),
-        user: Some(owner.clone()),
-        role: Role::User,
-    }
 }
 
 fn new_name(id: i64, path: &str, kind: NameKind, owner: Owner, now_ms: i64) -> Name {
@@ -338,7 +299,7 @@ impl Grid {
     async fn make_directories(&self, write: &mut Write<'_>, caller: &Caller, path: &str, parents: bool) -> Result<()> {
         let directory = directory_of(path);
         if directory == "/" {
-            return Ok(());
+            return may_be_made(write, caller, path, self.policy().is_user).await;
         }
         match find(&mut write.tx, directory).await? {
             Some(name) if name.kind != NameKind::Directory => Err(usage(format!("{directory:?} is no directory"))),
@@ -748,7 +709,7 @@ async fn tell(connection: &mut AnyConnection, name: &mut Name, nodes: &[Node]) -
         && let Some(checkpoint) = db::checkpoint(connection, id).await?
     {
         let images = match checkpoint.is_set() {
-            true => db::parts_of(connection, id).await?,
+            true => db::images_of(connection, &checkpoint).await?,
             false => vec![checkpoint],
         };
         let mut files = places(&images, nodes);

@@ -4,16 +4,25 @@ use std::collections::BTreeSet;
 
 use cpr_api::model::{Checkpoint, Job, JobSpec, NATIVE, NodeInfo};
 
+use crate::units;
+
 /// A node that takes jobs, and what of it is free.
 #[derive(Debug, Clone)]
 pub(crate) struct Free {
     pub(crate) info: NodeInfo,
     /// What nobody has, and nobody is to have.
     pub(crate) room: Room,
-    /// Jobs that run there.
-    pub(crate) running: Vec<Job>,
+    /// Jobs that run there, or have units there.
+    pub(crate) running: Vec<Tenant>,
     /// What is kept for jobs that wait until others have gone.
     pub(crate) kept: Room,
+}
+
+/// A job that runs, and what it takes of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Tenant {
+    pub(crate) job: Job,
+    pub(crate) room: Room,
 }
 
 /// Slots and memory.
@@ -135,30 +144,74 @@ fn unsuitable(spec: &JobSpec, only: Option<&str>, info: &NodeInfo) -> Option<Str
     (!whole.holds(Room::of_spec(spec))).then(|| format!("{} is too small", info.name))
 }
 
-/// Which jobs of lower priority have to go from a node that is full, so that a job can have it. Room of those that are
-/// going already counts as far as it is not kept for somebody else. None where it would not help.
-///
-/// Jobs of the lowest priority go first, and among them those that have run for the shortest time; and none that need
-/// not.
-fn make_room(job: &Job, node: &Free, stuck: &BTreeSet<i64>) -> Option<Vec<i64>> {
+/// Which jobs may be made to go for another one.
+#[derive(Debug, Default)]
+pub(crate) struct GiveWay {
+    /// Those of lower priority.
+    pub(crate) lower: bool,
+    /// Those of the same priority that have run since then, or for longer.
+    pub(crate) since_ms: Option<i64>,
+    /// Never these, which could not be saved lately.
+    pub(crate) stuck: BTreeSet<i64>,
+}
+
+impl GiveWay {
+    /// Whether no job ever is.
+    fn is_off(&self) -> bool {
+        !self.lower && self.since_ms.is_none()
+    }
+
+    /// Whether a job that runs may be made to go for this one.
+    fn may(&self, other: &Job, job: &Job) -> bool {
+        let has_had_its_turn = || {
+            self.since_ms
+                .is_some_and(|since| other.started_ms.is_some_and(|at| at <= since))
+        };
+        let below = match other.spec.priority.cmp(&job.spec.priority) {
+            std::cmp::Ordering::Less => self.lower,
+            std::cmp::Ordering::Equal => has_had_its_turn(),
+            std::cmp::Ordering::Greater => false,
+        };
+        below && !is_going(other) && units::are_settled(other) && !self.stuck.contains(&other.id)
+    }
+}
+
+/// Whether a job that runs is going to leave its nodes.
+fn is_going(job: &Job) -> bool {
+    job.intent.is_some() || job.ending.is_some()
+}
+
+/// Which of those that run there are made to go first: of the lowest priority, and among them those that have run for
+/// the shortest time; of the same priority as the one that waits (`of`) those that have run for the longest.
+fn rank(other: &Job, of: &Job) -> (i32, i64, i64) {
+    let started = other.started_ms.unwrap_or(0);
+    match other.spec.priority == of.spec.priority {
+        true => (other.spec.priority, started, other.id),
+        false => (other.spec.priority, started.saturating_neg(), other.id),
+    }
+}
+
+/// Which jobs have to go from a node that is full, so that a job can have it. Room of those that are going already
+/// counts as far as it is not kept for somebody else. None where it would not help, and none that need not.
+fn make_room(job: &Job, node: &Free, give_way: &GiveWay) -> Option<Vec<i64>> {
     if unsuitable(&job.spec, job.next_node.as_deref(), &node.info).is_some() {
         return None;
     }
     let wanted = Room::of(job).plus(node.kept);
-    let going = node.running.iter().filter(|other| other.intent.is_some());
-    let mut room = going.fold(node.room, |room, other| room.plus(Room::of(other)));
-    let mut candidates: Vec<&Job> = node
+    let going = node.running.iter().filter(|other| is_going(&other.job));
+    let mut room = going.fold(node.room, |room, other| room.plus(other.room));
+    let mut candidates: Vec<&Tenant> = node
         .running
         .iter()
-        .filter(|other| other.intent.is_none() && other.spec.priority < job.spec.priority && !stuck.contains(&other.id))
+        .filter(|other| give_way.may(&other.job, job))
         .collect();
-    candidates.sort_by_key(|other| (other.spec.priority, std::cmp::Reverse(other.started_ms)));
+    candidates.sort_by_key(|other| rank(&other.job, job));
     let mut victims = Vec::new();
     for candidate in candidates {
         if room.holds(wanted) {
             break;
         }
-        room = room.plus(Room::of(candidate));
+        room = room.plus(candidate.room);
         victims.push(candidate);
     }
     if !room.holds(wanted) {
@@ -166,24 +219,90 @@ fn make_room(job: &Job, node: &Free, stuck: &BTreeSet<i64>) -> Option<Vec<i64>> 
     }
     // A small one may have been taken before a large one that does alone.
     victims.retain(|victim| {
-        let without = room.minus(Room::of(victim));
+        let without = room.minus(victim.room);
         let needed = !without.holds(wanted);
         if !needed {
             room = without;
         }
         needed
     });
-    Some(victims.iter().map(|victim| victim.id).collect())
+    Some(victims.iter().map(|victim| victim.job.id).collect())
 }
 
 /// Keeps room for a job on the node where fewest others have to go for it, and tells which these are: none where enough
-/// are going already. None at all where it would not help. Jobs in `stuck` are left alone.
-pub(crate) fn preempt(job: &Job, nodes: &mut [Free], stuck: &BTreeSet<i64>) -> Option<Vec<i64>> {
+/// are going already. None at all where it would not help.
+pub(crate) fn preempt(job: &Job, nodes: &mut [Free], give_way: &GiveWay) -> Option<Vec<i64>> {
+    if give_way.is_off() {
+        return None;
+    }
     let plans = nodes
         .iter_mut()
-        .filter_map(|node| make_room(job, node, stuck).map(|victims| (victims, node)));
+        .filter_map(|node| make_room(job, node, give_way).map(|victims| (victims, node)));
     let (victims, node) = plans.min_by_key(|(victims, _)| victims.len())?;
     node.kept = node.kept.plus(Room::of(job));
+    Some(victims)
+}
+
+/// The same for a job of several units, which needs room for all of them at once; on all nodes together.
+pub(crate) fn preempt_for_all(
+    job: &Job,
+    units: &[Option<(JobSpec, BTreeSet<String>)>],
+    nodes: &mut [Free],
+    give_way: &GiveWay,
+) -> Option<Vec<i64>> {
+    if give_way.is_off() {
+        return None;
+    }
+    let tenants = || nodes.iter().flat_map(|node| &node.running).map(|tenant| &tenant.job);
+    let going: BTreeSet<i64> = tenants()
+        .filter(|other| is_going(other))
+        .map(|other| other.id)
+        .collect();
+    let candidates = tenants().filter(|other| give_way.may(other, job));
+    let candidates: BTreeSet<_> = candidates.map(|other| rank(other, job)).collect();
+    let candidates: Vec<i64> = candidates.into_iter().map(|(.., id)| id).collect();
+    // Where the units would be when these have gone.
+    let fits = |nodes: &mut [Free], gone: &[i64]| {
+        let before: Vec<Room> = nodes.iter().map(|node| node.room).collect();
+        for node in nodes.iter_mut() {
+            let goes = |tenant: &&Tenant| going.contains(&tenant.job.id) || gone.contains(&tenant.job.id);
+            let left = node.running.iter().filter(goes);
+            node.room = left.fold(node.room, |room, tenant| room.plus(tenant.room));
+        }
+        let chosen = choose_all(units, nodes).ok();
+        for (node, room) in nodes.iter_mut().zip(before) {
+            node.room = room;
+        }
+        chosen
+    };
+    fits(nodes, &candidates)?;
+    // The fewest of them, from the first on, that are enough: between `few`, which are not, and `many`.
+    let (mut few, mut many) = (0, candidates.len());
+    while few < many {
+        let middle = few + (many - few) / 2;
+        match fits(nodes, &candidates[..middle]) {
+            Some(_) => many = middle,
+            None => few = middle + 1,
+        }
+    }
+    let mut victims = candidates[..many].to_vec();
+    let mut at = 0;
+    while at < victims.len() {
+        let mut without = victims.clone();
+        without.remove(at);
+        match fits(nodes, &without) {
+            Some(_) => victims = without,
+            None => at += 1,
+        }
+    }
+    let places = fits(nodes, &victims)?;
+    for (name, unit) in places.into_iter().zip(units) {
+        if let (Some(name), Some((spec, _))) = (name, unit)
+            && let Some(node) = nodes.iter_mut().find(|node| node.info.name == name)
+        {
+            node.kept = node.kept.plus(Room::of_spec(spec));
+        }
+    }
     Some(victims)
 }
 
@@ -296,6 +415,20 @@ mod tests {
         }
     }
 
+    fn tenant(job: &Job) -> Tenant {
+        Tenant {
+            job: job.clone(),
+            room: Room::of(job),
+        }
+    }
+
+    fn lower() -> GiveWay {
+        GiveWay {
+            lower: true,
+            ..GiveWay::default()
+        }
+    }
+
     fn node(slots: u32, running: &[Job]) -> Free {
         let taken = running
             .iter()
@@ -308,7 +441,7 @@ mod tests {
                 ..NodeInfo::default()
             },
             room: whole.minus(taken),
-            running: running.to_vec(),
+            running: running.iter().map(tenant).collect(),
             kept: Room::default(),
         }
     }
@@ -345,7 +478,7 @@ mod tests {
 
     #[test]
     fn only_jobs_of_lower_priority_have_to_go_and_none_that_need_not() {
-        let none = BTreeSet::new();
+        let none = lower();
         let running = [job(1, 1, 1), job(2, 2, 2), job(3, 5, 1)];
         for (priority, slots, victims) in [
             (0, 1, None),
@@ -362,7 +495,10 @@ mod tests {
             let found = preempt(&job(9, priority, slots), &mut [node(4, &running)], &none);
             assert_eq!(found, victims, "priority {priority}, {slots} slots");
         }
-        let stuck = BTreeSet::from([1]);
+        let stuck = GiveWay {
+            stuck: BTreeSet::from([1]),
+            ..lower()
+        };
         let found = preempt(&job(9, 3, 1), &mut [node(4, &running)], &stuck);
         assert_eq!(found, Some(vec![2]), "one that cannot be saved is left alone");
         let mut nodes = [node(2, &[job(1, 1, 1), job(2, 1, 1)]), node(2, &[job(3, 1, 2)])];
@@ -374,8 +510,88 @@ mod tests {
     }
 
     #[test]
+    fn jobs_of_the_same_priority_take_turns_and_none_goes_before_its_turn_is_over() {
+        let turns = |since_ms| GiveWay {
+            since_ms: Some(since_ms),
+            ..GiveWay::default()
+        };
+        // They run since 1, 2 and 3.
+        let running = [job(1, 2, 1), job(2, 5, 1), job(3, 5, 1)];
+        let mut found = |since, priority| preempt(&job(9, priority, 1), &mut [node(3, &running)], &turns(since));
+        assert_eq!(found(1, 5), None);
+        assert_eq!(found(2, 5), Some(vec![2]));
+        assert_eq!(found(9, 5), Some(vec![2]), "the one that has run for longest");
+        assert_eq!(found(9, 6), None, "to make room for higher ones is another matter");
+        assert_eq!(found(9, 4), None);
+    }
+
+    #[test]
+    fn for_units_room_is_made_on_all_nodes_at_once_and_units_go_together() {
+        let named = |name: &str, slots, running: &[Job]| {
+            let mut node = node(slots, running);
+            node.info.name = name.into();
+            node.info.has_units = true;
+            node
+        };
+        let unit = |slots| {
+            let spec = JobSpec {
+                slots: Some(slots),
+                ..JobSpec::default()
+            };
+            Some((spec, none_of()))
+        };
+        // Job 4 has a unit on each.
+        let mut gang = job(4, 3, 1);
+        gang.spec.units = vec![cpr_api::model::UnitSpec::default(); 2];
+        gang.units = vec![
+            cpr_api::model::Unit {
+                phase: cpr_api::model::UnitPhase::Running,
+                ..Default::default()
+            };
+            2
+        ];
+        let fresh = |gang: &Job| {
+            [
+                named("a", 3, &[job(1, 1, 1), job(2, 4, 1), gang.clone()]),
+                named("b", 3, &[job(3, 2, 2), gang.clone()]),
+            ]
+        };
+        let wanted = |priority| job(9, priority, 1);
+        for (priority, units, victims) in [
+            (1, vec![unit(1), unit(1)], None),
+            (2, vec![unit(1)], Some(vec![1])),
+            (2, vec![unit(1), unit(1)], None),
+            // The larger one alone makes room for both.
+            (3, vec![unit(1), unit(1)], Some(vec![3])),
+            (3, vec![unit(2), unit(1)], Some(vec![1, 3])),
+            (4, vec![unit(2), unit(2)], Some(vec![1, 3, 4])),
+            (4, vec![unit(3), unit(3)], None),
+            (9, vec![unit(3), unit(3), None], Some(vec![1, 3, 4, 2])),
+        ] {
+            let mut nodes = fresh(&gang);
+            let found = preempt_for_all(&wanted(priority), &units, &mut nodes, &lower());
+            let sorted = |ids: Option<Vec<i64>>| ids.map(BTreeSet::from_iter);
+            assert_eq!(sorted(found), sorted(victims.clone()), "priority {priority}, {units:?}");
+            let kept: u32 = nodes.iter().map(|node| node.kept.slots).sum();
+            assert_eq!(kept > 0, victims.is_some());
+            assert!(nodes.iter().all(|node| node.room.slots == 0), "nothing is free yet");
+        }
+        // One whose units are going already is waited for; one of which a unit is not there is left alone.
+        gang.intent = Some(Intent::Move(None));
+        let mut nodes = fresh(&gang);
+        assert_eq!(
+            preempt_for_all(&wanted(1), &[unit(1), unit(1)], &mut nodes, &lower()),
+            Some(vec![])
+        );
+        assert!(choose(&job(8, 0, 1), &mut nodes, &none_of()).is_err());
+        gang.intent = None;
+        gang.units[1].phase = cpr_api::model::UnitPhase::Waiting;
+        assert_eq!(preempt(&wanted(9), &mut [named("a", 1, &[gang])], &lower()), None);
+    }
+
+    #[test]
     fn room_that_is_kept_for_a_job_is_nobody_elses() {
-        let none = BTreeSet::new();
+        let none = lower();
         let mut going = job(1, 1, 2);
         going.intent = Some(Intent::Move(None));
         let mut nodes = [node(4, &[going, job(2, 1, 1)])];

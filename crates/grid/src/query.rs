@@ -281,8 +281,9 @@ impl Grid {
             .with("owner = ?", query.owner.as_deref())
             .with("place > ?", Some(after));
         let sql = format!(
-            "SELECT doc, place FROM (SELECT doc, owner, ROW_NUMBER() OVER (ORDER BY priority DESC, id) AS place \
+            "SELECT doc, place FROM (SELECT doc, owner, ROW_NUMBER() OVER (ORDER BY {}) AS place \
              FROM jobs WHERE state = 'queued') AS waiting WHERE {} ORDER BY place LIMIT {}",
+            self.order_of_queue(),
             select.conditions.join(" AND "),
             limit + 1
         );

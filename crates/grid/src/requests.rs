@@ -295,7 +295,7 @@ impl Grid {
             return Err(Error::new(ErrorKind::Busy, text));
         }
         let images = match checkpoint.is_set() {
-            true => db::parts_of(&mut write.tx, id).await?,
+            true => db::images_of(&mut write.tx, &checkpoint).await?,
             false => vec![checkpoint],
         };
         let mut changed = false;

@@ -47,7 +47,7 @@ pub(crate) fn surplus(job: &Job, checkpoints: &[Checkpoint], now_ms: i64) -> Vec
         false => "newer ones are complete",
     };
     usable()
-        .filter(|c| c.id < oldest_kept.id && !is_needed(job, c))
+        .filter(|c| c.id < oldest_kept.id && !is_needed(job, c) && !stands_in(checkpoints, c))
         .map(|c| (c.id, why))
         .collect()
 }
@@ -67,7 +67,7 @@ fn surplus_of_named(
     let newest = |rank: usize| rank == 0 && !job.state.is_over();
     let ranked = complete.into_iter().enumerate();
     let mut surplus: Vec<(i64, &'static str)> = ranked
-        .filter(|(rank, c)| !newest(*rank) && !is_needed(job, c))
+        .filter(|(rank, c)| !newest(*rank) && !is_needed(job, c) && !stands_in(checkpoints, c))
         .filter_map(|(rank, c)| match is_old(c) {
             true => Some((c.id, "its lifetime is over")),
             false => (rank >= job.spec.keep()).then_some((c.id, "newer ones are complete")),
@@ -82,6 +82,9 @@ pub(crate) fn cannot_go(job: &Job, checkpoints: &[Checkpoint], id: i64) -> Optio
     if checkpoints.iter().any(|c| c.id == id && is_needed(job, c)) {
         return Some("its job runs from it, or is to go on from it");
     }
+    if checkpoints.iter().any(|c| c.id == id && stands_in(checkpoints, c)) {
+        return Some("an image of it stands for a unit in a newer one");
+    }
     let complete = checkpoints.iter().filter(|c| c.state == CheckpointState::Complete);
     let is_newest = complete.map(|c| c.id).max() == Some(id);
     (is_newest && !job.state.is_over()).then_some("it is the newest complete one of a job that is not over")
@@ -95,6 +98,19 @@ fn is_needed(job: &Job, checkpoint: &Checkpoint) -> bool {
     let images = || checkpoint.units.iter().map(|image| Some(image.checkpoint));
     let of_unit = || job.units.iter().any(|unit| images().any(|image| image == unit.from));
     of_job || (placed && of_unit())
+}
+
+/// Whether a newer checkpoint has an image of this one, of a unit that was not there to be saved.
+fn stands_in(checkpoints: &[Checkpoint], checkpoint: &Checkpoint) -> bool {
+    let has = |other: &Checkpoint, id: i64| other.units.iter().any(|image| image.checkpoint == id);
+    let shares = |other: &Checkpoint| {
+        let images = checkpoint.units.iter().filter(|image| image.checkpoint != 0);
+        images.clone().any(|image| has(other, image.checkpoint))
+    };
+    let mut newer = checkpoints
+        .iter()
+        .filter(|other| other.job == checkpoint.job && other.id > checkpoint.id && !other.state.is_gone());
+    newer.any(shares)
 }
 
 /// Complete checkpoints of one user that have to go because all of theirs take more than `allowed` bytes, oldest first;
@@ -118,7 +134,7 @@ pub(crate) fn over_quota(jobs: &[Job], checkpoints: &[Checkpoint], allowed: u64)
             .map(|other| other.id)
             .max();
         let job = jobs.iter().find(|job| job.id == c.job);
-        newest == Some(c.id) || job.is_none_or(|job| is_needed(job, c))
+        newest == Some(c.id) || stands_in(checkpoints, c) || job.is_none_or(|job| is_needed(job, c))
     };
     let mut candidates: Vec<&Checkpoint> = complete().filter(|c| !stays(c)).collect();
     candidates.sort_unstable_by_key(|c| (c.stored_ms, c.id));

@@ -61,9 +61,17 @@ impl Grid {
         if alone {
             job.not_before_ms = self.clock.wall_ms() + pause_ms(job.failures);
         }
-        if (job.ending.is_some() && before.ending.is_none()) || alone {
-            // There is no moment any more of which all could be saved.
+        let is_waiting = |job: &Job| {
+            let unit = job.units.get(number as usize);
+            unit.is_some_and(|unit| unit.phase == UnitPhase::Waiting)
+        };
+        let waits = is_waiting(job) && !is_waiting(&before) && job.ending.is_none();
+        if (job.ending.is_some() && before.ending.is_none()) || waits {
+            // There is no moment any more of which all could be saved together.
             for mut set in db::pending_of(&mut write.tx, job.id).await? {
+                if waits && self.go_without(write, job, &mut set, number).await? {
+                    continue;
+                }
                 let why = format!("unit {number} has ended");
                 self.end_checkpoint(write, job, &mut set, CheckpointState::Failed, why)
                     .await?;
@@ -75,8 +83,47 @@ impl Grid {
         }
     }
 
-    /// Begins a checkpoint of all units that run.
-    pub(crate) async fn begin_set(&self, write: &mut Write<'_>, job: &Job, set: &mut Checkpoint) -> Result<()> {
+    /// Lets a checkpoint of independent units go on without one that the system has failed under: what it goes on from
+    /// stands for it. False where that cannot be, or where no other unit is being saved.
+    async fn go_without(&self, write: &mut Write<'_>, job: &Job, set: &mut Checkpoint, number: u32) -> Result<bool> {
+        if !set.coordination.as_ref().is_some_and(|at| at.independent) {
+            return Ok(false);
+        }
+        let parts = db::images_of(&mut write.tx, set).await?;
+        let is_own = |c: &&Checkpoint| c.part.as_ref().is_some_and(|part| part.of == set.id);
+        let is_its = |c: &&Checkpoint| c.part.as_ref().is_some_and(|part| part.unit == number);
+        let Some(mut part) = parts.iter().filter(is_own).find(is_its).cloned() else {
+            return Ok(true);
+        };
+        let others = parts.iter().filter(is_own).any(|c| !is_its(&c));
+        if part.state.is_usable() {
+            // It was saved before.
+            return Ok(true);
+        }
+        let stands = self.stand_in(write, job, &[number]).await?;
+        let Some(image) = stands.and_then(|mut all| all.pop()).filter(|_| others) else {
+            return Ok(false);
+        };
+        if let Some(entry) = set.units.iter_mut().find(|entry| entry.unit == number) {
+            *entry = image;
+        }
+        write.put_checkpoint(set, &[]).await?;
+        let why = format!("unit {number} has ended");
+        self.end_checkpoint(write, job, &mut part, CheckpointState::Failed, why)
+            .await?;
+        // It may have been the last that was waited for.
+        Box::pin(self.settle_set(write, set.id)).await?;
+        Ok(true)
+    }
+
+    /// Begins a checkpoint of all units that run. `standing`: what stands for those that do not, and have not finished.
+    pub(crate) async fn begin_set(
+        &self,
+        write: &mut Write<'_>,
+        job: &Job,
+        set: &mut Checkpoint,
+        standing: Vec<UnitImage>,
+    ) -> Result<()> {
         let now = self.clock.wall_ms();
         // All end at one moment where they end.
         let independent = job.spec.independent && !set.stop;
@@ -103,6 +150,7 @@ impl Grid {
                     done: None,
                     connections: None,
                 }),
+                incarnation: job.incarnation_of(number),
                 ..new_checkpoint(id, job, set.generation, set.stop, now)
             };
             write.put_checkpoint(&part, &[]).await?;
@@ -111,6 +159,8 @@ impl Grid {
                 checkpoint: id,
             });
         }
+        set.units.extend(standing);
+        set.units.sort_by_key(|image| image.unit);
         write.put_checkpoint(set, &[]).await
     }
 
@@ -182,7 +232,9 @@ impl Grid {
             return Ok(());
         };
         let now = self.clock.wall_ms();
-        let parts = db::parts_of(&mut write.tx, id).await?;
+        let mut parts = db::parts_of(&mut write.tx, id).await?;
+        // Of a unit that it does without it has no image of its own.
+        parts.retain(|part| set.units.iter().any(|image| image.checkpoint == part.id));
         if set.state == CheckpointState::Pending {
             let limits = Limits::of(&self.policy());
             match coordinator::next(&coordination, set.stop, &parts, now, limits) {
@@ -274,23 +326,37 @@ impl Grid {
         part: &Checkpoint,
         why: String,
     ) -> Result<()> {
-        let Some(Part { of, unit, .. }) = part.part else {
-            return Ok(());
-        };
-        let Some(mut set) = db::checkpoint(&mut write.tx, of)
-            .await?
-            .filter(|set| !set.state.is_gone())
-        else {
+        let Some(Part { unit, .. }) = part.part else {
             return Ok(());
         };
         let why = format!("unit {unit} on {}: {why}", part.node);
-        // Boxed: the other parts are told in the same way.
-        Box::pin(self.end_checkpoint(write, job, &mut set, part.state, why)).await
+        for set in db::present_of(&mut write.tx, part.job).await? {
+            // As those before have left it.
+            if set.units.iter().any(|image| image.checkpoint == part.id)
+                && let Some(mut set) = db::checkpoint(&mut write.tx, set.id)
+                    .await?
+                    .filter(|set| !set.state.is_gone())
+            {
+                // Boxed: the other parts are told in the same way.
+                Box::pin(self.end_checkpoint(write, job, &mut set, part.state, why.clone())).await?;
+            }
+        }
+        Ok(())
     }
 
-    /// With the checkpoint goes every image that it still has.
+    /// With the checkpoint goes every image that it still has, but for those that stand for a unit in another one.
     pub(crate) async fn end_parts(&self, write: &mut Write<'_>, job: &Job, set: &Checkpoint, why: &str) -> Result<()> {
-        for mut part in db::parts_of(&mut write.tx, set.id).await? {
+        let mut others = db::present_of(&mut write.tx, set.job).await?;
+        others.retain(|other| other.id != set.id);
+        let stays = |part: &Checkpoint| {
+            let is_in = |other: &Checkpoint| other.units.iter().any(|image| image.checkpoint == part.id);
+            let of = part.part.as_ref().map(|part| part.of);
+            others.iter().any(|other| Some(other.id) == of || is_in(other))
+        };
+        for mut part in db::images_of(&mut write.tx, set).await? {
+            if stays(&part) {
+                continue;
+            }
             let state = match part.state {
                 CheckpointState::Pending => CheckpointState::Failed,
                 state if state.is_usable() => CheckpointState::Freed,

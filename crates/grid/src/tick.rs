@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cpr_api::model::{Checkpoint, CheckpointState, Intent, Job, JobSpec, JobState, NATIVE, Node, NodeState};
-use cpr_types::Result;
+use cpr_types::{ErrorKind, Result};
 
 use crate::db::{self, About, NEVER, Write};
 use crate::grid::Grid;
 use crate::lifecycle::Change;
-use crate::placement::{self, Free, Room};
+use crate::placement::{self, Free, GiveWay, Room, Tenant};
 use crate::retention::AFTERLIFE_MS;
 use crate::units::{self, Happened};
 
@@ -116,12 +116,16 @@ impl Grid {
                 && !matches!(job.intent, Some(Intent::Cancel | Intent::Expire))
             {
                 self.change(&mut write, &mut job, Change::End(Intent::Expire)).await?;
-            } else if !units::are_settled(&job) {
+            } else if !units::may_be_saved(&job, false) {
                 // When it runs again.
                 continue;
             } else if job.intent.is_none() && job.ending.is_none() && job.every_ms().is_some() {
                 let begun = job.checkpoint_begun_ms;
-                self.begin_checkpoint(&mut write, &mut job, false).await?;
+                match self.begin_checkpoint(&mut write, &mut job, false).await {
+                    // A unit that is not there can only go on with all others.
+                    Err(error) if error.kind() == ErrorKind::Busy => continue,
+                    begun => begun?,
+                };
                 if job.checkpoint_begun_ms == begun {
                     // The one before is not made yet: the next one is due after another period.
                     job.checkpoint_begun_ms = Some(now);
@@ -303,9 +307,9 @@ impl Grid {
     /// Gives queued jobs to nodes, those of the highest priority first (GFD93-INT-JMlaunch).
     async fn place_jobs(&self) -> Result<()> {
         let now = self.clock.wall_ms();
-        let sql = format!(
-            "SELECT doc FROM jobs WHERE state = 'queued' AND due_ms <= $1 ORDER BY priority DESC, id LIMIT {LOOK_AHEAD}"
-        );
+        let order = self.order_of_queue();
+        let sql =
+            format!("SELECT doc FROM jobs WHERE state = 'queued' AND due_ms <= $1 ORDER BY {order} LIMIT {LOOK_AHEAD}");
         let queued: Vec<Job> = db::docs(&mut *self.db.read().await?, &sql, &[now.into()]).await?;
         if queued.is_empty() {
             return Ok(());
@@ -313,9 +317,16 @@ impl Grid {
         let mut write = self.db.write().await?;
         let nodes = db::nodes(&mut write.tx).await?;
         let mut free = self.free(&mut write, &nodes).await?;
-        let stuck = match self.policy().preempt {
+        let policy = self.policy();
+        let stuck = match policy.preempt || policy.slice_ms.is_some() {
             true => self.stuck(&mut write).await?,
             false => BTreeSet::new(),
+        };
+        let slice_ms = policy.slice_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX));
+        let give_way = GiveWay {
+            lower: policy.preempt,
+            since_ms: slice_ms.map(|ms| now.saturating_sub(ms)),
+            stuck,
         };
         let mut changed = false;
         for job in queued {
@@ -323,7 +334,7 @@ impl Grid {
                 continue;
             };
             if job.state == JobState::Queued {
-                changed |= self.place(&mut write, &mut job, &nodes, &mut free, &stuck).await?;
+                changed |= self.place(&mut write, &mut job, &nodes, &mut free, &give_way).await?;
             }
         }
         if changed { write.commit().await } else { Ok(()) }
@@ -339,9 +350,21 @@ impl Grid {
                 .iter()
                 .fold(Room::default(), |taken, job| taken.plus(Room::of(job)));
             let units = db::units_on(&mut write.tx, &node.info.name).await?;
-            let taken = units.iter().fold(taken, |taken, (job, unit)| {
-                taken.plus(Room::of_spec(&job.spec.unit(*unit as usize)))
-            });
+            let mut taken = taken;
+            let tenant = |job: Job| Tenant {
+                room: Room::of(&job),
+                job,
+            };
+            let mut tenants: Vec<Tenant> = jobs.into_iter().map(tenant).collect();
+            for (job, unit) in units {
+                let room = Room::of_spec(&job.spec.unit(unit as usize));
+                taken = taken.plus(room);
+                match tenants.last_mut().filter(|tenant| tenant.job.id == job.id) {
+                    Some(tenant) => tenant.room = tenant.room.plus(room),
+                    None => tenants.push(Tenant { job, room }),
+                }
+            }
+            tenants.retain(|tenant| tenant.job.state == JobState::Running);
             let whole = Room {
                 slots: node.info.slots,
                 memory_mb: node.info.memory_mb,
@@ -349,7 +372,7 @@ impl Grid {
             free.push(Free {
                 info: node.info.clone(),
                 room: whole.minus(taken),
-                running: jobs.into_iter().filter(|job| job.state == JobState::Running).collect(),
+                running: tenants,
                 kept: Room::default(),
             });
         }
@@ -363,12 +386,12 @@ impl Grid {
         job: &mut Job,
         nodes: &[Node],
         free: &mut [Free],
-        stuck: &BTreeSet<i64>,
+        give_way: &GiveWay,
     ) -> Result<bool> {
         let checkpoints = starts_of(write, job).await?;
         let mut parts = BTreeMap::new();
         for set in checkpoints.iter().filter(|c| c.is_set() && c.state.is_usable()) {
-            parts.insert(set.id, db::parts_of(&mut write.tx, set.id).await?);
+            parts.insert(set.id, db::images_of(&mut write.tx, set).await?);
         }
         let start = match choose_start(job, &checkpoints, &parts, nodes) {
             Start::From(checkpoint) => Some(checkpoint),
@@ -380,8 +403,8 @@ impl Grid {
             }
         };
         if !job.units.is_empty() {
-            let parts = start.map(|set| (set.id, parts.remove(&set.id).unwrap_or_default()));
-            return self.place_units(write, job, nodes, free, parts).await;
+            let parts = start.map(|set| (set, parts.remove(&set.id).unwrap_or_default()));
+            return self.place_units(write, job, nodes, free, parts, give_way).await;
         }
         let places = start.iter().flat_map(|c| &c.locations);
         let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
@@ -391,16 +414,10 @@ impl Grid {
         };
         let node = match placement::choose(&wanted, free, &holders) {
             Ok(node) => node,
-            Err(why) if self.policy().preempt => {
-                return match self.preempt(write, &wanted, free, stuck).await? {
-                    Some(begun) => {
-                        let why = "waits until jobs of lower priority are saved".to_string();
-                        Ok(self.wait(write, job, why).await? || begun)
-                    }
-                    None => self.wait(write, job, why).await,
-                };
+            Err(why) => {
+                let victims = placement::preempt(&wanted, free, give_way);
+                return self.wait_for_room(write, job, free, victims, why).await;
             }
-            Err(why) => return self.wait(write, job, why).await,
         };
         if let Some(checkpoint) = start {
             want_image(write, checkpoint, &node).await?;
@@ -424,7 +441,8 @@ impl Grid {
         job: &mut Job,
         nodes: &[Node],
         free: &mut [Free],
-        start: Option<(i64, Vec<Checkpoint>)>,
+        start: Option<(&Checkpoint, Vec<Checkpoint>)>,
+        give_way: &GiveWay,
     ) -> Result<bool> {
         let part_of = |number: usize| {
             let (_, parts) = start.as_ref()?;
@@ -436,7 +454,8 @@ impl Grid {
         for number in 0..job.units.len() {
             let part = part_of(number);
             // One that had finished when all were saved has nothing to do any more.
-            let idle = start.is_some() && part.is_none();
+            let has = |set: &Checkpoint| set.units.iter().any(|image| image.unit as usize == number);
+            let idle = start.as_ref().is_some_and(|(set, _)| !has(set));
             needs.push((!idle).then(|| {
                 let places = part.iter().flat_map(|c| &c.locations);
                 let holders: BTreeSet<String> = places.map(|place| place.node.clone()).collect();
@@ -445,7 +464,10 @@ impl Grid {
         }
         let chosen = match placement::choose_all(&needs, free) {
             Ok(chosen) => chosen,
-            Err(why) => return self.wait(write, job, why).await,
+            Err(why) => {
+                let victims = placement::preempt_for_all(job, &needs, free, give_way);
+                return self.wait_for_room(write, job, free, victims, why).await;
+            }
         };
         let mut places = Vec::new();
         for (number, node) in chosen.into_iter().enumerate() {
@@ -460,7 +482,7 @@ impl Grid {
         }
         let names: Vec<&str> = places.iter().flatten().map(|(node, _)| node.as_str()).collect();
         let names = names.join(",");
-        let from = start.as_ref().map(|(set, _)| *set);
+        let from = start.as_ref().map(|(set, _)| set.id);
         self.change(write, job, Change::PlaceUnits { places, from }).await?;
         self.open_incarnation(write, job, &names).await?;
         Ok(true)
@@ -480,33 +502,52 @@ impl Grid {
         db::execute(&mut write.tx, sql, &values).await.map(drop)
     }
 
-    /// Has jobs of lower priority saved and queued again where that helps a job. None where it would not; else whether
-    /// it was begun now, and not before.
-    async fn preempt(
+    /// Writes down that a job has to wait, and has others saved and queued again where that helps it: `victims`, none
+    /// where enough are going already. True where something was written.
+    async fn wait_for_room(
         &self,
         write: &mut Write<'_>,
-        job: &Job,
+        job: &mut Job,
         free: &mut [Free],
-        stuck: &BTreeSet<i64>,
-    ) -> Result<Option<bool>> {
-        let Some(victims) = placement::preempt(job, free, stuck) else {
-            return Ok(None);
+        victims: Option<Vec<i64>>,
+        why: String,
+    ) -> Result<bool> {
+        let Some(victims) = victims else {
+            return self.wait(write, job, why).await;
         };
         for id in &victims {
-            let running = free.iter_mut().flat_map(|node| &mut node.running);
-            let Some(victim) = running.into_iter().find(|other| other.id == *id) else {
+            let mut tenants = free.iter_mut().flat_map(|node| &mut node.running);
+            let Some(mut victim) = tenants
+                .find(|tenant| tenant.job.id == *id)
+                .map(|found| found.job.clone())
+            else {
                 continue;
             };
-            self.change(write, victim, Change::End(Intent::Move(None))).await?;
-            self.begin_checkpoint(write, victim, true).await?;
+            self.change(write, &mut victim, Change::End(Intent::Move(None))).await?;
+            self.begin_checkpoint(write, &mut victim, true).await?;
             let about = About {
-                job: Some(victim),
+                job: Some(&victim),
                 node: victim.node.as_deref(),
             };
             let what = format!("job {id} makes room for job {}", job.id);
             write.note(self.clock.wall_ms(), "job.preempted", about, what).await?;
+            // On every node where it has units.
+            let tenants = free.iter_mut().flat_map(|node| &mut node.running);
+            for tenant in tenants.filter(|tenant| tenant.job.id == *id) {
+                tenant.job.clone_from(&victim);
+            }
         }
-        Ok(Some(!victims.is_empty()))
+        let why = "waits until jobs that make room for it are saved".to_string();
+        Ok(self.wait(write, job, why).await? || !victims.is_empty())
+    }
+
+    /// The order in which queued jobs are given to nodes. Where they take turns, one that has just had its turn is
+    /// behind those of its priority that wait already.
+    pub(crate) fn order_of_queue(&self) -> &'static str {
+        match self.policy().slice_ms {
+            Some(_) => "priority DESC, due_ms, id",
+            None => "priority DESC, id",
+        }
     }
 
     /// Jobs that could not be saved lately.

@@ -127,6 +127,13 @@ pub(crate) fn is_settled(unit: &Unit) -> bool {
     matches!(unit.phase, UnitPhase::Running | UnitPhase::Finished)
 }
 
+/// Whether a checkpoint can be made: all units are there, or those that are do without the others, which say nothing to
+/// them. What ends a job (`stop`) ends all.
+pub(crate) fn may_be_saved(job: &Job, stop: bool) -> bool {
+    let apart = job.spec.independent && !stop;
+    are_settled(job) || (apart && job.units.iter().any(|unit| unit.phase == UnitPhase::Running))
+}
+
 /// Gives a unit that waits to a node, in a start of the job that is its own.
 pub(crate) fn place_alone(job: &mut Job, number: usize, node: String, from: Option<i64>) {
     // Records of an earlier version do not say which start their units are of.

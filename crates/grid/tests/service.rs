@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "suite/apart.rs"]
+mod apart;
 #[path = "suite/engines.rs"]
 mod engines;
 #[path = "suite/faults.rs"]
@@ -9,6 +11,8 @@ mod faults;
 #[path = "suite/names.rs"]
 mod names;
 mod support;
+#[path = "suite/turns.rs"]
+mod turns;
 #[path = "suite/units.rs"]
 mod units;
 

@@ -124,7 +124,8 @@ pub struct Part {
 pub struct UnitImage {
     /// The unit.
     pub unit: u32,
-    /// Its number among the checkpoints, as which it can be asked for.
+    /// Its number among the checkpoints, as which it can be asked for. One of an earlier checkpoint stands for an
+    /// independent unit that waited for a node of its own; 0 where such a one had never been saved, and begins afresh.
     pub checkpoint: i64,
 }
 

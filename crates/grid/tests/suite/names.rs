@@ -56,3 +56,69 @@ fn what_is_in_a_directory_comes_in_pages_and_each_entry_once() {
         assert_eq!(grid.names(&ada, &wrong).await.unwrap_err().kind(), ErrorKind::Usage);
     });
 }
+
+#[test]
+fn the_root_is_everybodys_and_what_is_in_it_is_of_whoever_has_made_it() {
+    with_each_database("owners", |place| async move {
+        let policy = cpr_grid::Policy {
+            is_user: |name| name == "carol",
+            ..cpr_grid::Policy::default()
+        };
+        let grid = place.open_with(policy).await;
+        let (ada, bob) = (user("ada", 1000), user("bob", 1001));
+        let ask = async |caller: &cpr_grid::Caller, request: serde_json::Value| {
+            let request: NameRequest = serde_json::from_value(request).unwrap();
+            let done = grid.change_name(caller, request).await;
+            done.map_err(|error| error.kind())
+        };
+        let directory = |path: &str| serde_json::json!({ "op": "make", "path": path, "kind": "directory" });
+        let entry =
+            |path: &str| serde_json::json!({ "op": "make", "path": path, "kind": "checkpoint", "overwrite": true });
+        let remove = |path: &str| serde_json::json!({ "op": "remove", "path": path, "recursive": true });
+        let rename = |path: &str, to: &str| serde_json::json!({ "op": "move", "path": path, "to": to });
+        ask(&ada, directory("/shared")).await.unwrap();
+        ask(&ada, entry("/shared/one.cpr")).await.unwrap();
+        ask(&ada, entry("/top.cpr")).await.unwrap();
+        for request in [
+            directory("/shared/bobs"),
+            entry("/shared/two.cpr"),
+            entry("/top.cpr"),
+            remove("/shared"),
+            remove("/top.cpr"),
+            rename("/shared", "/mine"),
+            rename("/top.cpr", "/mine.cpr"),
+        ] {
+            assert_eq!(
+                ask(&bob, request.clone()).await.unwrap_err(),
+                ErrorKind::Denied,
+                "{request}"
+            );
+        }
+        assert_eq!(
+            ask(&bob, directory("/shared")).await.unwrap_err(),
+            ErrorKind::AlreadyExists
+        );
+        // Who is listed may.
+        let listed = serde_json::json!({ "op": "change", "path": "/shared", "permissions": { "user:bob": 4 } });
+        ask(&ada, listed).await.unwrap();
+        ask(&bob, entry("/shared/two.cpr")).await.unwrap();
+        // Nobody has the name of another, and everybody their own.
+        grid.submit(&bob, spec(), None).await.unwrap();
+        for request in [
+            directory("/bob"),
+            entry("/bob"),
+            rename("/top.cpr", "/bob"),
+            serde_json::json!({ "op": "make", "path": "/carol/a.cpr", "kind": "checkpoint", "parents": true }),
+        ] {
+            assert_eq!(
+                ask(&ada, request.clone()).await.unwrap_err(),
+                ErrorKind::Denied,
+                "{request}"
+            );
+        }
+        ask(&bob, directory("/bob")).await.unwrap();
+        ask(&admin(), directory("/carol")).await.unwrap();
+        ask(&admin(), remove("/bob")).await.unwrap();
+        ask(&admin(), remove("/shared")).await.unwrap();
+    });
+}
