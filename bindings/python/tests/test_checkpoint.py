@@ -92,7 +92,7 @@ class Generations(unittest.TestCase):
         with self.assertRaises(gridcpr.Error):
             gridcpr.Checkpoint("a/b", self.base)
         with self.assertRaises(gridcpr.Error):
-            gridcpr.Checkpoint("run", self.base, sequence="iF")
+            gridcpr.Checkpoint("run", self.base, sequence="xF")
         checkpoint = gridcpr.Checkpoint("run", self.base)
         with self.assertRaises(TypeError):
             checkpoint.protect("text", b"cannot be written to")

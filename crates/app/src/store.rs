@@ -35,10 +35,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Parses a sequence as in `SAGA_CPR_SEQUENCE`: letters F, I and i.
+    /// Parses a sequence as in `SAGA_CPR_SEQUENCE`: letters F, I and i. Whatever it begins with, the first generation is
+    /// a full one.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for other letters, for none, and where the first is not F.
+    /// [`ErrorKind::Usage`] for other letters, and for none.
     pub fn sequence(text: &str) -> Result<Vec<Kind>> {
         let letters = text.chars().map(|letter| match letter {
             'F' => Some(Kind::Full),
@@ -48,10 +49,10 @@ impl Kind {
         });
         let sequence: Option<Vec<Kind>> = letters.collect();
         match sequence {
-            Some(sequence) if sequence.first() == Some(&Kind::Full) => Ok(sequence),
+            Some(sequence) if !sequence.is_empty() => Ok(sequence),
             _ => Err(Error::new(
                 ErrorKind::Usage,
-                format!("{text:?} is no sequence: it begins with F, and I and i may follow"),
+                format!("{text:?} is no sequence: it is of letters F, I and i"),
             )),
         }
     }
@@ -303,10 +304,10 @@ impl Store {
             let text = format!("there is no rank {} among {}", options.rank, options.ranks);
             return Err(Error::new(ErrorKind::Usage, text).with_hint("ranks are numbered from 0"));
         }
-        if options.sequence.first() != Some(&Kind::Full) || options.keep == Some(0) {
+        if options.sequence.is_empty() || options.keep == Some(0) {
             return Err(Error::new(
                 ErrorKind::Usage,
-                "a sequence begins with a full generation, and at least one generation is kept",
+                "a sequence has at least one letter, and at least one generation is kept",
             ));
         }
         Ok(Store {

@@ -282,6 +282,48 @@ fn increments_to_the_full_generation_need_nothing_else() {
     }
 }
 
+/// There is nothing that the first one could be an increment to; and what is listed can be had at any time.
+// SAGA-JD-CPRSequence-3, SAGA-JD-CPRHistoryLength-3
+#[test]
+fn the_first_generation_is_full_and_none_is_kept_without_what_it_needs() {
+    let base = tempfile::tempdir().unwrap();
+    for sequence in ["i", "I"] {
+        let mut store = Store::open(Options {
+            sequence: Kind::sequence(sequence).unwrap(),
+            ..Options::new(base.path(), format!("only-{sequence}"))
+        })
+        .unwrap();
+        let since = Kind::sequence(sequence).unwrap()[0];
+        let kinds = [1, 2, 3, 4].map(|step| write(&mut store, step, &field(step, 1000)).kind);
+        assert_eq!(kinds, [Kind::Full, since, since, since]);
+    }
+    let mut store = Store::open(Options {
+        sequence: Kind::sequence("Fiii").unwrap(),
+        keep: Some(2),
+        ..options(base.path())
+    })
+    .unwrap();
+    let mut most = 0;
+    // As they were at each step.
+    let mut all = vec![field(0, 400_000)];
+    for step in 1..=10 {
+        let mut data = all[step - 1].clone();
+        data[step % 3 * CHUNK as usize + 5] ^= 0xff;
+        let kind = write(&mut store, 1, &data).kind;
+        assert_eq!(kind == Kind::Full, step % 4 == 1, "{step}");
+        all.push(data);
+        let listed = numbers(&store);
+        most = most.max(listed.len());
+        for generation in listed {
+            let known = &all[generation as usize];
+            let mut restored = vec![0; known.len()];
+            store.read(generation, 0, "field", 0, &mut restored).unwrap();
+            assert!(restored == *known, "{generation} after {step}");
+        }
+    }
+    assert_eq!(most, 5, "no more than two and what they need");
+}
+
 // SAGA-JD-CPRTimeToLive-2, SAGA-CP-attr-ttl, GFD93-INT-CPRupdate, GFD93-INT-CPRquery
 #[test]
 fn generations_are_described_updated_and_expire() {
@@ -472,7 +514,7 @@ fn names_numbers_and_shapes_that_make_no_sense_are_refused() {
         ..options(base.path())
     };
     assert_eq!(Store::open(wrong).unwrap_err().kind(), ErrorKind::Usage);
-    assert!(Kind::sequence("IF").is_err() && Kind::sequence("Fx").is_err() && Kind::sequence("").is_err());
+    assert!(Kind::sequence("xF").is_err() && Kind::sequence("Fx").is_err() && Kind::sequence("").is_err());
     let mut store = Store::open(options(base.path())).unwrap();
     let variable = |name, shape| Variable {
         name,
