@@ -143,7 +143,11 @@ fn only_nodes_with_units_of_a_job_are_asked_and_all_of_them_can_or_none_stops() 
 /// Programs take their time until there is a file `finish`.
 const PACE: &str = "
 import os, time
-def pace(): time.sleep(0.003 if os.path.exists('finish') else 0.2)
+paces = 0
+def pace():
+    global paces
+    paces += 1
+    time.sleep(0.003 if os.path.exists('finish') else 0.2 if paces < 100 else 2)
 ";
 
 /// Finds the primes up to a number.

@@ -25,8 +25,10 @@ fn a_job_is_what_it_was_described_as_and_goes_through_the_states_it_should() {
     site.start("all", "all");
     let begun = now_ms();
     let arch = format!("arch={}", std::env::consts::ARCH);
-    let [shell, option, count] = counter(80);
-    let command = [shell, option, format!("{count}; exit 7")];
+    // From some count on it waits, so that it does not end before that is wanted.
+    let count = "i=0; while [ $i -lt 80 ]; do i=$((i+1)); echo $i; sleep 0.05; \
+                 while [ $i -ge 40 ] && [ ! -e finish ]; do sleep 0.05; done; done; exit 7";
+    let command = ["sh", "-c", count].map(String::from);
     let id = site.submit("out", &["--keep", "9", "--name", "sim", "--require", &arch], &command);
     let job = format!("@{id}");
     let elsewhere = site.submit("none", &["--require", "arch=pdp11"], &["true"]);
@@ -77,6 +79,7 @@ fn a_job_is_what_it_was_described_as_and_goes_through_the_states_it_should() {
         "{waited:?}"
     );
     assert_eq!(site.job(&id)["state"], "running");
+    std::fs::write(site.path("work/finish"), "").unwrap();
     assert_eq!(site.cpr(&["wait", &job]).status.code(), Some(7));
     let ended = site.wait_for_state(&id, "failed");
     assert_eq!(ended["exit_code"], 7);

@@ -772,8 +772,8 @@ fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
     site.configure_all("store = 'DIR/store'");
     add(&site, "store = 'DIR/store'\n");
     site.start("all", "all");
-    let asked = site.submit("asked", &["--keep", "30"], &counter(10_000));
-    let timed = site.submit("timed", &["--keep", "30", "--every", "1s"], &counter(10_000));
+    let asked = site.submit("asked", &["--keep", "30"], &counter(100_000));
+    let timed = site.submit("timed", &["--keep", "30", "--every", "1s"], &counter(100_000));
     fs::write(site.path("work/client.py"), ANOTHER_CLIENT).unwrap();
     let mut submit = site.command(&["submit", "--keep", "30", "-o", "own", "--", "sh", "-c", ASKS]);
     let output = submit.env("SOCKET", site.path("cprd.sock")).output().unwrap();
