@@ -7,7 +7,7 @@
 use cpr_types::{Connection, ConnectionEnd, ErrorKind, Links};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{JobSpec, NodeInfo, Owner, Step};
+use crate::model::{JobSpec, NodeInfo, Owner, Step, Used};
 
 /// A start of a job: its number, and how many starts there had been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,6 +101,22 @@ pub struct JobReport {
     pub incarnation: Incarnation,
     /// How.
     pub phase: Phase,
+    /// The last signal that it was given, by its number among those of the job; 0 where it was given none.
+    #[serde(default)]
+    pub signalled: u64,
+    /// What this start of it has used, as far as that was seen.
+    #[serde(default)]
+    pub usage: Option<Used>,
+}
+
+/// A signal for an incarnation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct SignalOrder {
+    /// Its number among those of the job.
+    pub id: u64,
+    /// The signal.
+    pub number: i32,
 }
 
 /// How an incarnation is on its node.
@@ -250,6 +266,9 @@ pub struct JobOrder {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Object>))]
     pub links: Option<Links>,
+    /// Signals for its first process, in this order, each once and as soon as it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<SignalOrder>,
     /// It is to be ended.
     #[serde(default)]
     pub kill: bool,

@@ -774,7 +774,7 @@ pub struct Wait {
 /// `cpr kill`
 #[derive(Debug, Args)]
 pub struct Kill {
-    /// Name of a job
+    /// Name of a job; or @ID, a job of a grid, of which the first process of every unit gets the signal
     pub job: String,
     /// Signal, by name or number; KILL goes to all processes of the job, any other to its first one
     #[arg(short, long, value_name = "SIGNAL", value_parser = parse_signal, default_value = "TERM")]

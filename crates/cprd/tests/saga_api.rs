@@ -76,7 +76,8 @@ fn the_programmers_interface_does_on_one_machine_what_its_draft_says() {
     let mut site = Site::new();
     site.configure_all("");
     let config = fs::read_to_string(site.path("all.toml")).unwrap();
-    fs::write(site.path("all.toml"), config.replace("slots = 4", "slots = 16")).unwrap();
+    let slots = "slots = 16\nproperties = { 'queue.long' = 'yes' }";
+    fs::write(site.path("all.toml"), config.replace("slots = 4", slots)).unwrap();
     site.start("all", "all");
     let package = package(&site);
     for module in ["test_descriptions.py", "test_names.py", "test_jobs.py"] {

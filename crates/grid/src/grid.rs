@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use cpr_api::agent::Fetching;
-use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState};
+use cpr_api::agent::{Fetching, Incarnation};
+use cpr_api::model::{Checkpoint, CheckpointState, Job, JobState, NodeState, Used};
 use cpr_types::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
@@ -78,6 +78,8 @@ pub(crate) struct Lease {
     pub(crate) fault: Option<String>,
     /// Images on their way to the node, as it has last told.
     pub(crate) fetching: Vec<Fetching>,
+    /// What incarnations on the node have used, as it has last told.
+    pub(crate) usage: HashMap<Incarnation, Used>,
 }
 
 /// The grid service.
@@ -110,6 +112,7 @@ impl Grid {
                     lapsed: false,
                     fault: None,
                     fetching: Vec::new(),
+                    usage: HashMap::new(),
                 };
                 leases.insert(node.info.name, lease);
             }
@@ -187,6 +190,12 @@ impl Grid {
         lifecycle::apply(job, change, now)?;
         if *job == before {
             return Ok(());
+        }
+        if before.state.is_placed() && !job.state.is_placed() {
+            self.keep_usage(&before, job);
+        }
+        if job.state.is_over() {
+            job.signals.clear();
         }
         let blocked = is_blocked(write, job).await?;
         write.put_job(job, blocked).await?;

@@ -2,17 +2,17 @@
 //!
 //! A report without news costs no transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use cpr_api::agent::Incarnation;
 use cpr_api::agent::{
-    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, Orders, OwnImage, Phase,
-    Report, Source, StepReport,
+    BadImage, CheckpointOrder, CheckpointReport, CheckpointResult, ImageOrder, JobOrder, JobReport, Orders, OwnImage,
+    Phase, Report, Source, StepReport,
 };
 use cpr_api::model::{
     Checkpoint, CheckpointState, Ending, Intent, Job, JobState, Location, Node, NodeInfo, NodeState, Step, Unit,
-    UnitPhase,
+    UnitPhase, Used,
 };
 use cpr_types::{Error, ErrorKind, Links, Result};
 use sqlx::AnyConnection;
@@ -22,6 +22,7 @@ use crate::coordinator;
 use crate::db::{self, About, Account, Write};
 use crate::grid::{Grid, Lease, new_checkpoint};
 use crate::lifecycle::Change;
+use crate::signals;
 use crate::units::{self, Happened};
 
 /// Jobs that a node has or may have.
@@ -64,6 +65,7 @@ struct News {
     verified: Vec<i64>,
     bad: Vec<BadImage>,
     own: Vec<(Job, OwnImage)>,
+    signalled: Vec<JobReport>,
 }
 
 impl News {
@@ -74,7 +76,10 @@ impl News {
             let told = report.jobs.iter().find(|told| told.incarnation == incarnation);
             told.map(|told| told.phase.clone())
         };
+        let given = |incarnation: Incarnation| report.jobs.iter().find(|told| told.incarnation == incarnation);
         for job in placed(connection, name).await? {
+            let given = given(incarnation(&job, None)).filter(|told| signals::is_news(&job, told));
+            news.signalled.extend(given.cloned());
             match (told(incarnation(&job, None)), job.state) {
                 (Some(Phase::Starting | Phase::Ready | Phase::Built), _)
                 | (Some(Phase::Running), JobState::Running) => {}
@@ -88,6 +93,8 @@ impl News {
             let Some(known) = job.units.get(number as usize).map(|unit| unit.phase) else {
                 continue;
             };
+            let given = given(incarnation(&job, Some(number))).filter(|told| signals::is_news(&job, told));
+            news.signalled.extend(given.cloned());
             match (told(incarnation(&job, Some(number))), known) {
                 (Some(Phase::Starting), _) => {}
                 (Some(Phase::Ready), UnitPhase::Ready | UnitPhase::Built) => {}
@@ -153,6 +160,7 @@ impl News {
             && self.verified.is_empty()
             && self.bad.is_empty()
             && self.own.is_empty()
+            && self.signalled.is_empty()
     }
 }
 
@@ -215,6 +223,7 @@ impl Grid {
         lease.sequence = report.sequence;
         lease.heard_ms = self.clock.steady_ms();
         lease.fetching.clone_from(&report.fetching);
+        lease.usage = usage(report);
         // What it says of itself may have changed with a start of its agent or of the service.
         Ok(known && report.sequence & 0xffff_ffff != 1)
     }
@@ -282,6 +291,7 @@ impl Grid {
             lapsed: false,
             fault: None,
             fetching: report.fetching.clone(),
+            usage: usage(report),
         };
         self.leases().insert(name.clone(), lease);
         Ok(())
@@ -293,6 +303,9 @@ impl Grid {
         let mut write = self.db.write().await?;
         // Looked for again: much may have happened before we could write.
         let news = News::find(&mut write.tx, report).await?;
+        for told in &news.signalled {
+            self.signalled(&mut write, told, name).await?;
+        }
         for told in news.steps {
             self.step_done(&mut write, told).await?;
         }
@@ -683,6 +696,12 @@ impl Grid {
     }
 }
 
+/// What incarnations of a node have used.
+fn usage(report: &Report) -> HashMap<Incarnation, Used> {
+    let used = |told: &JobReport| Some((told.incarnation, told.usage?));
+    report.jobs.iter().filter_map(used).collect()
+}
+
 /// What becomes of a job that is done, but for its files.
 fn kept(message: &str) -> String {
     format!("its program has ended with exit code 0, but {message}")
@@ -747,6 +766,7 @@ fn job_order(job: Job, unit: Option<u32>, asked: &[Checkpoint], step: Option<Ste
     let ended = matches!(job.intent, Some(Intent::Cancel | Intent::Expire)) || job.ending.is_some();
     JobOrder {
         incarnation: incarnation(&job, unit),
+        signals: signals::orders(&job, unit),
         kill: ended,
         tell: None,
         checkpoints: checkpoints.collect(),

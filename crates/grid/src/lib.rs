@@ -25,6 +25,7 @@ mod requests;
 mod retention;
 mod rights;
 mod sets;
+mod signals;
 mod tick;
 mod units;
 

@@ -517,7 +517,7 @@ mod tests {
         };
         // They run since 1, 2 and 3.
         let running = [job(1, 2, 1), job(2, 5, 1), job(3, 5, 1)];
-        let mut found = |since, priority| preempt(&job(9, priority, 1), &mut [node(3, &running)], &turns(since));
+        let found = |since, priority| preempt(&job(9, priority, 1), &mut [node(3, &running)], &turns(since));
         assert_eq!(found(1, 5), None);
         assert_eq!(found(2, 5), Some(vec![2]));
         assert_eq!(found(9, 5), Some(vec![2]), "the one that has run for longest");

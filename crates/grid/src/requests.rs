@@ -263,7 +263,9 @@ impl Grid {
 
     /// A job.
     pub async fn job(&self, caller: &Caller, id: i64) -> Result<Job> {
-        caller.require_job(id, db::job(&mut *self.db.read().await?, id).await?)
+        let mut job = caller.require_job(id, db::job(&mut *self.db.read().await?, id).await?)?;
+        self.tell_usage(&mut job);
+        Ok(job)
     }
 
     /// A checkpoint.

@@ -29,6 +29,13 @@ impl Grid {
             return Ok(());
         }
         let was = before.units.get(number as usize);
+        let is_there = |job: &Job| {
+            let unit = job.units.get(number as usize);
+            unit.is_some_and(|unit| unit.phase.is_placed())
+        };
+        if is_there(&before) && !is_there(job) {
+            self.keep_usage_of_unit(&before, job, number);
+        }
         if let Some(unit) = job.units.get(number as usize)
             && was.is_some_and(|was| was.phase != unit.phase)
         {

@@ -10,6 +10,8 @@ mod engines;
 mod faults;
 #[path = "suite/names.rs"]
 mod names;
+#[path = "suite/signals.rs"]
+mod signals;
 mod support;
 #[path = "suite/turns.rs"]
 mod turns;

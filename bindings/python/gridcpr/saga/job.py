@@ -14,10 +14,10 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 from .attributes import Attribute, Attributes
 from .base import SagaObject
-from .errors import BadParameter, DoesNotExist, IncorrectState, NoSuccess, NotImplemented, PermissionDenied
+from .errors import BadParameter, DoesNotExist, IncorrectState, NoSuccess, PermissionDenied
 from .grid import Grid
 from .job_description import CprJobDescription
-from .job_metrics import DETAILS, SAGA_STATES, STATE_METRICS, JobMetric, Listener
+from .job_metrics import DETAILS, METRIC_UNITS, SAGA_STATES, STATE_METRICS, JobMetric, Listener
 from .monitoring import Metric, Steerable
 from .ns_entry import follow, place
 from .streams import InputStream, OutputStream
@@ -67,7 +67,8 @@ class CprJob(SagaObject, Steerable, Attributes):
         self._recovering = False
         self._ending = threading.Lock()
         for name, (text, kind) in STATE_METRICS.items():
-            self._add_metric(JobMetric(name, text, "ReadOnly", "1", kind, NEW if name == "job.state" else ""))
+            unit = METRIC_UNITS.get(name, "1")
+            self._add_metric(JobMetric(name, text, "ReadOnly", unit, kind, NEW if name == "job.state" else ""))
         for name, (text, kind) in _CPR_METRICS.items():
             self._add_metric(JobMetric(name, text, "ReadWrite", "1", kind, ""))
 
@@ -143,6 +144,15 @@ class CprJob(SagaObject, Steerable, Attributes):
             known = self._grid.get("/v1/checkpoints", self, job=self._native, state="pending")["items"]
             return "Checkpointing" if known else "Running"
         return DETAILS.get(doc["state"], doc["reason"] or "")
+
+    def _used(self) -> Dict[str, int]:
+        """What it has used, as far as that was seen: of all its starts."""
+        known = [self._grid.get(f"/v1/jobs/{native}", self)["used"] for native in [*self._earlier, self._begun()]]
+        total = dict(known[-1])
+        total["cpu_ms"] = sum(used["cpu_ms"] for used in known)
+        for key in ("most_memory", "most_virtual_memory"):
+            total[key] = max(used[key] for used in known)
+        return total
 
     # Metrics.
 
@@ -305,11 +315,12 @@ class CprJob(SagaObject, Steerable, Attributes):
 
     @asynchronous
     def signal(self, signum: int) -> None:
-        """The grid delivers no signals: NotImplemented."""
-        if isinstance(signum, bool) or not isinstance(signum, int) or not 0 < signum <= 64:
+        """Has a signal sent to the first process of the job, or of every process that NumberOfProcesses says: at once, or
+        when it runs. BadParameter for KILL, STOP and what is no signal: `cancel` and `suspend` do that."""
+        if isinstance(signum, bool) or not isinstance(signum, int):
             raise BadParameter(f"{signum!r} is no number of a signal", self)
         self._require(RUNNING, SUSPENDED)
-        raise NotImplemented("a grid delivers no signals to its jobs", self)
+        self._post("signal", {"number": int(signum)})
 
     @asynchronous
     def get_job_description(self) -> CprJobDescription:
@@ -483,7 +494,8 @@ class CprJob(SagaObject, Steerable, Attributes):
         if entry["checkpoint"] is None:
             raise NoSuccess(f"{entry['path']!r} was made by a program: stage its files with cpr_entry.stage", self)
         known = self._grid.get(f"/v1/checkpoints/{entry['checkpoint']}", self)
-        parts = {unit["unit"]: unit["checkpoint"] for unit in known["units"]} or {0: known["id"]}
+        parts = {unit["unit"]: unit["checkpoint"] for unit in known["units"] if unit["checkpoint"]}
+        parts = parts or {0: known["id"]}
         if id != -1 and id not in parts:
             raise DoesNotExist(f"{entry['path']!r} has no image {id}", self)
         return list(parts.values()) if id == -1 else [parts[id]]

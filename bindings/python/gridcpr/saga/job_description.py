@@ -167,8 +167,6 @@ class JobDescription(SagaObject, Attributes):
         systems = self._list("OperatingSystemType")
         if systems and not {"LINUX", "Linux", "linux", "ANY", "Any"} & set(systems):
             raise BadParameter(f"OperatingSystemType: there is LINUX only, and not {', '.join(systems)}", self)
-        if self._text("Queue"):
-            raise NotImplemented("Queue: the grid has one queue; jobs with a higher priority go first", self)
         if self._list("JobContact"):
             raise NotImplemented("JobContact: have the operator set a webhook, or listen to job.state", self)
 
@@ -198,6 +196,11 @@ class JobDescription(SagaObject, Attributes):
         if kinds:
             there = {node["info"]["properties"].get("arch") for node in nodes}
             spec["requires"] = {"arch": next((kind for kind in kinds if kind in there), kinds[0])}
+        queue = self._text("Queue")
+        if queue:
+            if not any(node["info"]["properties"].get(f"queue.{queue}") == "yes" for node in nodes):
+                raise BadParameter(f"Queue: no node is of the queue {queue!r}", self)
+            spec.setdefault("requires", {})[f"queue.{queue}"] = "yes"
         for before, staged in map(transfer, self._list("FileTransfer")):
             spec.setdefault("stage_in" if before else "stage_out", []).append(staged)
         hosts = self._hosts(nodes)

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional
 from .errors import DoesNotExist, IncorrectState, NotImplemented, SagaException
 from .grid import Events, own_job
 from .monitoring import Metric
+from .tasks import FINAL
 
 _PAUSE_S = 0.25
 """Between two questions of a program that hears of itself."""
@@ -23,7 +24,18 @@ STATE_METRICS = {
     "job.state": ("state of the job", "Enum"),
     "job.state_detail": ("what it does in that state: Queued, Starting, Running, Checkpointing, Recovering", "String"),
     "job.performance": ("performance of the job", "Float"),
+    "job.signal": ("the last signal that was sent to it", "Int"),
+    "job.cpu_time": ("time on processors, of all its processes and all its starts", "Float"),
+    "job.memory_use": ("memory in use; the most there was when it has ended", "Float"),
+    "job.vmemory_use": ("address space in use; the most there was when it has ended", "Float"),
 }
+METRIC_UNITS = {"job.cpu_time": "seconds", "job.memory_use": "megabyte", "job.vmemory_use": "megabyte"}
+_SIZES = {"job.memory_use": ("memory", "most_memory"), "job.vmemory_use": ("virtual_memory", "most_virtual_memory")}
+
+
+def _signal_of(event: Dict[str, Any]) -> str:
+    """The number of the signal that an event tells of: "signal 10 was sent to job 5"."""
+    return str(event["text"]).split()[1]
 
 
 class JobMetric(Metric):
@@ -51,6 +63,16 @@ class JobMetric(Metric):
             return self._object._detail()
         if self._object._native is None:
             return self._values()["Value"]
+        if name == "job.signal":
+            sent = list(self._object._grid.pages("/v1/events", self._object, job=self._object._native,
+                                                 kind="job.signalled"))
+            return _signal_of(sent[-1]) if sent else ""
+        if name == "job.cpu_time":
+            return f"{self._object._used()['cpu_ms'] / 1000:.3f}"
+        if name in _SIZES:
+            now, most = _SIZES[name]
+            over = self._object.get_state() in FINAL
+            return f"{self._object._used()[most if over else now] / 2**20:.3f}"
         found = self._object._remote_metrics().get(name)
         if found is None:
             raise DoesNotExist(f"there is no metric {name!r} any more", self._object)
@@ -133,6 +155,9 @@ class Listener:
             metric = metrics.get(kind[len("metric."):])
             if metric is not None:
                 metric._report_remote(event["text"])
+            return
+        if kind == "job.signalled":
+            self._tell("job.signal", _signal_of(event))
             return
         family, _, what = kind.partition(".")
         detail = None

@@ -557,6 +557,96 @@ def test_parallel_jobs_are_one_world():
     assert len(got) == 4 and len(set(got)) in (1, 4), got
 
 
+# SAGA-JOB-1
+def test_a_job_of_the_core_is_one_that_can_be_saved():
+    jd = saga.job_description()
+    assert not isinstance(jd, saga.CprJobDescription)
+    jd.set_attribute("Executable", "/bin/sh")
+    jd.set_vector_attribute("Arguments", ["-c", COUNT.format(last=60, code=4)])
+    jd.set_attribute("Output", "core.out")
+    job = SERVICE.create_job(jd)
+    assert isinstance(job, saga.CprJob)
+    job.run()
+    count_to("core.out", 3)
+    url = job.checkpoint()
+    assert job.list_checkpoints() == [url]
+    job.suspend()
+    job.resume()
+    job.recover(url)
+    assert job.wait() and job.get_attribute("ExitCode") == "4" and job.get_state() == saga.FAILED
+    assert lines("core.out")[-1] == "60"
+
+
+# SAGA-JOB-Core-signal, SAGA-JOB-Core-metric-signal, SAGA-JD-CPRSequence-8
+def test_signals_reach_a_job_also_when_it_was_saved():
+    script = "trap 'echo one' USR1; trap 'echo two' USR2; echo ready; while :; do sleep 0.1; done"
+    job = SERVICE.create_job(shell(script, "signals.out", CPRPolicy="External", CPRSequence="Fi"))
+    heard = []
+    raises(saga.IncorrectState, job.signal, 10)
+    job.run()
+    job.add_callback("job.signal", values(heard))
+    until("it is ready", lambda: "ready" in lines("signals.out"))
+    for bad in (0, -1, 9, 19, 65, "USR1", True):
+        raises(saga.BadParameter, job.signal, bad)
+    assert job.get_metric("job.signal").get_attribute("Value") == ""
+    job.signal(10)
+    until("it has got one", lambda: lines("signals.out")[-1] == "one")
+    until("that is told", lambda: heard == ["10"])
+    assert job.get_metric("job.signal").get_attribute("Value") == "10"
+    made = [job.checkpoint(), job.checkpoint()]
+    job.suspend()
+    job.signal(12)
+    time.sleep(0.3)
+    assert lines("signals.out")[-1] == "one"
+    job.resume()
+    until("it has got another", lambda: lines("signals.out")[-1] == "two")
+    # The sequence is not followed, and every one of them is good.
+    for url in made:
+        assert saga.cpr_entry(url, saga.Flags.None_).get_attribute("mode") == "full"
+        job.recover(url)
+        before = lines("signals.out").count("one")
+        job.signal(10)
+        until("it has got one more", lambda: lines("signals.out").count("one") > before)
+    until("all are told", lambda: heard == ["10", "12", "10", "10"])
+    job.cancel()
+    raises(saga.IncorrectState, job.signal, 10)
+
+
+# SAGA-JOB-Core-metric-cpu_time, SAGA-JOB-Core-metric-memory_use
+def test_what_a_job_uses_is_seen_and_its_time_never_falls():
+    jd = saga.cpr_job_description()
+    jd.set_attribute("Executable", "/usr/bin/python3")
+    work = "import time\nheld = b'x' * (64 << 20)\nwhile True:\n    sum(range(100000))\n    time.sleep(0.02)"
+    jd.set_vector_attribute("Arguments", ["-c", work])
+    job = SERVICE.create_job(jd)
+    names = ("job.cpu_time", "job.memory_use", "job.vmemory_use")
+    assert [job.get_metric(name).get_attribute("Unit") for name in names] == ["seconds", "megabyte", "megabyte"]
+    job.run()
+
+    def now(name):
+        return float(job.get_metric(name).get_attribute("Value"))
+
+    until("its time is seen", lambda: now("job.cpu_time") > 0.3)
+    until("its memory is seen", lambda: now("job.memory_use") >= 64)
+    assert now("job.vmemory_use") >= now("job.memory_use")
+    job.checkpoint()
+    seen = [now("job.cpu_time")]
+    job.recover()
+    until("it goes on", lambda: seen.append(now("job.cpu_time")) or seen[-1] > seen[0] + 0.2)
+    assert seen == sorted(seen), seen
+    job.cancel()
+    until("it holds none", lambda: job._used()["memory"] == 0)
+    assert now("job.memory_use") >= 64 and now("job.cpu_time") >= seen[-1]
+
+
+# SAGA-JD-Core-Queue
+def test_a_queue_is_of_the_nodes_that_their_operator_has_put_into_it():
+    job = started(shell("true", Queue="long"))
+    assert job.wait() and job.get_state() == saga.DONE
+    assert job._doc()["spec"]["requires"] == {"queue.long": "yes"}
+    raises(saga.BadParameter, SERVICE.create_job, shell("true", Queue="short"), about="short")
+
+
 # SAGA-TASK-6
 def test_a_cancelled_checkpoint_leaves_the_job_alone():
     job = started(counter("left.out"))

@@ -407,7 +407,7 @@ def test_checkpoints_are_found_by_name_and_metadata():
     raises(saga.BadParameter, top.find, "*", [], Flags.Lock)
 
 
-# SAGA-DIR-2, SAGA-CP-stage, SAGA-URL-2, SAGA-CAP-B.2
+# SAGA-DIR-2, SAGA-DIR-stage, SAGA-CP-stage, SAGA-URL-2, SAGA-CAP-B.2
 def test_files_are_staged():
     top = fresh("stage")
     one = entry(top, "a.cpr")
@@ -422,6 +422,10 @@ def test_files_are_staged():
         with open(f"elsewhere/staged.{number}", "rb") as file:
             assert hashlib.sha256(file.read()).digest() == hashlib.sha256(content).digest()
     assert all("/elsewhere/" in str(file) for file in one.list_files())
+    top.stage("a.cpr", os.path.abspath("single"), 1)
+    assert os.listdir("single") == ["staged.1"]
+    top.stage("a.cpr", os.path.abspath("elsewhere"))
+    raises(saga.DoesNotExist, top.stage, "a.cpr", os.path.abspath("single"), 7)
     os.unlink("staged.0")
     os.unlink("staged.1")
     again = saga.cpr_entry(url, Flags.None_)

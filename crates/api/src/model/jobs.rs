@@ -542,6 +542,59 @@ pub struct Array {
     pub jobs: Vec<i64>,
 }
 
+/// What a job has used, as its nodes have last seen it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Used {
+    /// Time on processors, of all its processes and all its starts, milliseconds.
+    pub cpu_ms: u64,
+    /// Memory in use now, bytes; what processes share is counted for each.
+    pub memory: u64,
+    /// The most that was seen.
+    pub most_memory: u64,
+    /// Address space now, bytes.
+    pub virtual_memory: u64,
+    /// The most that was seen.
+    pub most_virtual_memory: u64,
+}
+
+impl Used {
+    /// What a start or unit has used comes to what was used before.
+    pub fn add(&mut self, other: Used) {
+        self.cpu_ms = self.cpu_ms.saturating_add(other.cpu_ms);
+        self.memory = self.memory.saturating_add(other.memory);
+        self.virtual_memory = self.virtual_memory.saturating_add(other.virtual_memory);
+        self.most_memory = self.most_memory.max(other.most_memory).max(self.memory);
+        self.most_virtual_memory = self
+            .most_virtual_memory
+            .max(other.most_virtual_memory)
+            .max(self.virtual_memory);
+    }
+
+    /// The same when nothing of it runs any more.
+    #[must_use]
+    pub fn over(self) -> Used {
+        Used {
+            memory: 0,
+            virtual_memory: 0,
+            ..self
+        }
+    }
+}
+
+/// A signal that a job is to get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct JobSignal {
+    /// Its number among those of the job, from 1.
+    pub id: u64,
+    /// The signal.
+    pub number: i32,
+    /// The units that have not got it so far, of a job that has several.
+    #[serde(default)]
+    pub units: Vec<u32>,
+}
+
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -614,6 +667,15 @@ pub struct Job {
     /// When its newest scheduled or asked-for checkpoint was begun.
     #[serde(default)]
     pub checkpoint_begun_ms: Option<i64>,
+    /// Signals that it is to get and has not got so far.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<JobSignal>,
+    /// Signals that it was ever to get.
+    #[serde(default)]
+    pub signal_count: u64,
+    /// What it has used.
+    #[serde(default)]
+    pub used: Used,
 }
 
 impl Job {
@@ -656,6 +718,9 @@ impl Job {
             ended_ms: None,
             interval_ms: None,
             checkpoint_begun_ms: None,
+            signals: Vec::new(),
+            signal_count: 0,
+            used: Used::default(),
         }
     }
 

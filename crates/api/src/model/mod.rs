@@ -14,13 +14,17 @@ use serde::{Deserialize, Serialize};
 pub(crate) use jobs::native;
 
 pub use checkpoints::{Arriving, Checkpoint, CheckpointState, Coordination, Location, Part, Step, UnitImage};
-pub use jobs::{Array, ArrayRequest, Element, Ending, Intent, Job, JobSpec, JobState, Unit, UnitPhase, UnitSpec};
+pub use jobs::{
+    Array, ArrayRequest, Element, Ending, Intent, Job, JobSignal, JobSpec, JobState, Unit, UnitPhase, UnitSpec, Used,
+};
 pub use names::{
     ChangeName, CheckpointRequest, MakeName, Metric, MetricRequest, Name, NameKind, NameLock, NameRequest, NamedFile,
     Naming, check_path,
 };
 pub use nodes::{Abilities, Node, NodeInfo, NodeState};
-pub use requests::{CopyRequest, DrainRequest, FaultRequest, MigrateRequest, PolicyRequest, RecoverRequest, Usage};
+pub use requests::{
+    CopyRequest, DrainRequest, FaultRequest, MigrateRequest, PolicyRequest, RecoverRequest, SignalRequest, Usage,
+};
 
 /// The engine that jobs are saved by that ask for no other.
 pub const NATIVE: &str = "native";

@@ -116,3 +116,12 @@ pub struct DrainRequest {
     #[serde(default)]
     pub undo: bool,
 }
+
+/// `POST /v1/jobs/{id}/signal`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SignalRequest {
+    /// The signal, 1 to 64; neither KILL nor STOP, nor those that the C library has for itself.
+    pub number: i32,
+}

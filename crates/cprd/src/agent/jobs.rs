@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpr_api::agent::{CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase};
+use cpr_api::agent::{
+    CheckpointReport, CheckpointResult, Incarnation, JobOrder, JobReport, Orders, Phase, SignalOrder,
+};
 use cpr_api::model::{NATIVE, Owner};
 use cpr_node::{JobStatus, LEASE_LAPSED, Phase as Local, StateDir};
 use cpr_types::{Error, ErrorKind, Result};
@@ -86,12 +88,15 @@ impl Agent {
             .iter()
             .map(|(incarnation, record)| (*incarnation, record.clone(), state.busy.contains(incarnation)))
             .collect();
+        let usage = state.usage.clone();
         drop(state);
         records
             .into_iter()
             .map(|(incarnation, record, busy)| JobReport {
                 incarnation,
                 phase: self.phase(incarnation, &record, busy),
+                signalled: record.signalled,
+                usage: usage.get(&incarnation).copied(),
             })
             .collect()
     }
@@ -160,6 +165,7 @@ impl Agent {
             failed: None,
             results: (!order.spec.stage_out.is_empty()).then_some(Results::Here),
             saves_itself: Agent::saves_itself(&order.engine),
+            signalled: 0,
         });
         let busy = self.state().busy.contains(&incarnation);
         if let Some(text) = order.tell.clone().filter(|_| !record.killed)
@@ -198,6 +204,14 @@ impl Agent {
         if record.results == Some(Results::Here) && !busy && self.has_exited(incarnation, &record) {
             self.bring_away(order, record);
             return Ok(());
+        }
+        // What ends it may have read its state already: the signal is for its next start then.
+        let ends = order.checkpoints.iter().any(|checkpoint| checkpoint.stop);
+        let signal = order.signals.iter().find(|signal| signal.id > record.signalled);
+        if let Some(signal) = signal.filter(|_| !busy && !ends)
+            && self.phase(incarnation, &record, busy) == Phase::Running
+        {
+            self.signal(order, record.clone(), *signal);
         }
         if matches!(self.phase(incarnation, &record, busy), Phase::Running) || !order.checkpoints.is_empty() {
             self.obey_checkpoints(order, &record, held);
@@ -338,6 +352,26 @@ impl Agent {
     pub(super) fn cpr(&self, owner: &Owner, arguments: &[&str], limit: Duration) -> Result<serde_json::Value> {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         self.with_cpr(owner, arguments, limit, Runner::run)
+    }
+
+    /// Sends a signal to the first process of a job, once.
+    fn signal(self: &Arc<Self>, order: &JobOrder, mut record: Record, signal: SignalOrder) {
+        let incarnation = order.incarnation;
+        self.busy_with(incarnation, move |agent| {
+            // On disk first: rather not at all than twice.
+            record.signalled = signal.id;
+            let owner = record.owner.clone();
+            let number = signal.number.to_string();
+            let name = incarnation.to_string();
+            let sent = agent
+                .put(incarnation, record)
+                .and_then(|()| agent.cpr(&owner, &["kill", "--json", "--signal", &number, &name], SHORT));
+            match sent {
+                Err(error) if matches!(error.kind(), ErrorKind::Gone | ErrorKind::NotFound) => {}
+                Err(error) => log(format!("signalling job {incarnation}: {}", error.chain())),
+                Ok(_) => {}
+            }
+        });
     }
 
     /// Ends a job, where it lives, and waits until it has ended.

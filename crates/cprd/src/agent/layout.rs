@@ -42,6 +42,9 @@ pub struct Record {
     /// Its program may save itself when it likes.
     #[serde(default)]
     pub saves_itself: bool,
+    /// The last signal that it was given, by its number among those of the job.
+    #[serde(default)]
+    pub signalled: u64,
 }
 
 /// Files that are to be brought away when a job has ended.

@@ -21,6 +21,7 @@ mod scrub;
 mod serve;
 mod staging;
 mod upload;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use cpr_api::Client;
 use cpr_api::agent::{BadImage, CheckpointReport, ImageOrder, Incarnation, Orders, Report, StepReport};
-use cpr_api::model::{NodeInfo, Step};
+use cpr_api::model::{NodeInfo, Step, Used};
 use cpr_api::tls::ClientTls;
 use cpr_node::{grant_lease, lease_clock};
 use cpr_types::{ConnectionEnd, Context, Error, ErrorKind, Result};
@@ -94,6 +95,8 @@ struct State {
     fault: Option<String>,
     /// What programs of jobs have been told.
     told: BTreeSet<(Incarnation, String)>,
+    /// What jobs have used, as far as that was seen.
+    usage: BTreeMap<Incarnation, Used>,
     /// Who may fetch what.
     tickets: BTreeMap<i64, String>,
     /// What the service has said last that coordinated units wait for.
@@ -384,6 +387,7 @@ pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<
     agent.begin_scrub().context(|| "begin to look at images")?;
     agent.watch_engines().context(|| "begin to look at engines")?;
     agent.watch_health().context(|| "begin to look at the node")?;
+    agent.watch_usage().context(|| "begin to look at what jobs use")?;
     // A thread of its own rather than of the runtime's: it never ends.
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -74,6 +74,12 @@ impl Agent {
 
     /// Memory that the processes of a job have written to and is in use, bytes; none where there are none.
     fn memory_of(&self, incarnation: Incarnation, owner: &Owner) -> Option<u64> {
+        let processes = self.processes_of(incarnation, owner)?;
+        Some(processes.into_iter().filter_map(written_by).sum())
+    }
+
+    /// The processes of a job, as far as they can be found; none where it does not run.
+    pub(super) fn processes_of(&self, incarnation: Incarnation, owner: &Owner) -> Option<Vec<i32>> {
         let root = self.status(incarnation, owner.uid)?.pid?;
         let mut pids = vec![root];
         let mut at = 0;
@@ -88,7 +94,7 @@ impl Agent {
                 pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             }
         }
-        Some(pids.into_iter().filter_map(written_by).sum())
+        Some(pids)
     }
 
     /// Does something that may wait for a long time, for which heartbeats need not be frequent; false where too much

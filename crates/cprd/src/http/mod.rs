@@ -43,6 +43,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/jobs/{id}", get(routes::job))
         .route("/jobs/{id}/cancel", post(routes::cancel))
         .route("/jobs/{id}/suspend", post(routes::suspend))
+        .route("/jobs/{id}/signal", post(routes::signal))
         .route("/jobs/{id}/recover", post(routes::recover))
         .route("/jobs/{id}/migrate", post(routes::migrate))
         .route("/jobs/{id}/policy", post(routes::policy))

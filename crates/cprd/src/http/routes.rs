@@ -112,6 +112,17 @@ pub async fn suspend(State(service): Shared, Identified(caller): Identified, Pat
     whole(&service.grid.suspend(&caller, id).await?)
 }
 
+/// Has a signal sent to a job.
+#[utoipa::path(post, path = "/v1/jobs/{id}/signal", params(("id" = i64, Path)), request_body = SignalRequest, responses((status = 200, body = Job)))]
+pub async fn signal(
+    State(service): Shared,
+    Identified(caller): Identified,
+    Path(id): Path<i64>,
+    bytes: Bytes,
+) -> Answer {
+    whole(&service.grid.signal(&caller, id, body(&bytes)?).await?)
+}
+
 /// Lets a suspended, failed or cancelled job go on.
 #[utoipa::path(post, path = "/v1/jobs/{id}/recover", params(("id" = i64, Path)), request_body = RecoverRequest, responses((status = 200, body = Job)))]
 pub async fn recover(
@@ -371,6 +382,7 @@ pub async fn nothing() -> Failure {
         job,
         cancel,
         suspend,
+        signal,
         recover,
         migrate,
         policy,

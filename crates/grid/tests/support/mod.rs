@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cpr_api::agent::{
     CheckpointReport, CheckpointResult, Fetching, Incarnation, JobOrder, JobReport, Orders, Phase, Report, StepReport,
 };
-use cpr_api::model::{Abilities, JobSpec, JobState, NodeInfo, Owner, Step};
+use cpr_api::model::{Abilities, JobSpec, JobState, NodeInfo, Owner, Step, Used};
 use cpr_grid::{Caller, Clock, Db, Grid, Policy, Role};
 use cpr_types::ConnectionEnd;
 
@@ -162,6 +162,10 @@ pub struct FakeNode {
     pub connections: Vec<ConnectionEnd>,
     /// The next unit that should do this step fails.
     pub fails: Option<Step>,
+    /// Signals that its jobs have got; the first of them have been another start's where it has missed some.
+    pub signals: BTreeMap<Incarnation, Vec<i32>>,
+    /// What its jobs use.
+    pub usage: BTreeMap<Incarnation, Used>,
     /// Counts what happens, on all nodes that share it.
     pub moment: Arc<AtomicU64>,
 }
@@ -189,6 +193,8 @@ impl FakeNode {
             stands: BTreeMap::new(),
             connections: Vec::new(),
             fails: None,
+            signals: BTreeMap::new(),
+            usage: BTreeMap::new(),
             moment: Arc::new(AtomicU64::new(0)),
         }
     }
@@ -251,6 +257,8 @@ impl FakeNode {
                 .map(|(incarnation, phase)| JobReport {
                     incarnation: *incarnation,
                     phase: phase.clone(),
+                    signalled: self.signals.get(incarnation).map_or(0, |given| given.len() as u64),
+                    usage: self.usage.get(incarnation).copied(),
                 })
                 .collect(),
             checkpoints: self.results.clone(),
@@ -421,6 +429,14 @@ impl FakeNode {
                     (Some(_), Some(_)) => Phase::Built,
                     _ => Phase::Running,
                 };
+            }
+            if *phase == Phase::Running {
+                let given = self.signals.entry(order.incarnation).or_default();
+                let known = given.len() as u64;
+                for signal in order.signals.iter().filter(|signal| signal.id > known) {
+                    given.resize(signal.id as usize - 1, 0);
+                    given.push(signal.number);
+                }
             }
             for asked in &order.checkpoints {
                 if let Some(step) = asked.step {

@@ -22,7 +22,7 @@ pub use context::context;
 pub use events::events;
 pub use jobs::{cancel, jobs, policy, queue, recover, submit};
 pub use nodes::{drain, fault, nodes};
-pub use target::{checkpoint, grid_job, migrate, require_plain, resume, suspend, wait};
+pub use target::{checkpoint, grid_job, migrate, require_plain, resume, signal, suspend, wait};
 pub use usage::usage;
 
 /// Where the grid is, unless the environment says so: the service of the machine, or one of the user's own.

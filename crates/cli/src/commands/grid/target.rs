@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cpr_types::{Error, ErrorKind, Result};
-use gridcpr::grid::model::{Checkpoint, CheckpointState, Job, JobState, MigrateRequest, RecoverRequest};
+use gridcpr::grid::model::{Checkpoint, CheckpointState, Job, JobState, MigrateRequest, RecoverRequest, SignalRequest};
 use serde_json::json;
 
 use super::client;
 use super::jobs::told;
 use crate::output::{Output, size, to_json};
+use crate::signal::signal_name;
 
 /// How often the service is asked whether something is done.
 const POLL: Duration = Duration::from_millis(100);
@@ -73,6 +74,15 @@ pub fn checkpoint(output: Output, id: i64) -> Result<u8> {
         || value,
         || format!("checkpoint {} of job {id}: {}\n", made.id, size(made.bytes)),
     )?;
+    Ok(0)
+}
+
+/// `cpr kill @ID`
+pub fn signal(output: Output, id: i64, number: i32) -> Result<u8> {
+    let job: Job = client()?.post(&format!("/v1/jobs/{id}/signal"), &SignalRequest { number }, None)?;
+    let value = to_json(&job)?;
+    let name = signal_name(number);
+    output.done(|| value, || format!("{name} is sent to job {id}\n"))?;
     Ok(0)
 }
 
