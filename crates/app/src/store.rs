@@ -35,8 +35,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Parses a sequence as in `SAGA_CPR_SEQUENCE`: letters F, I and i. Whatever it begins with, the first generation is
-    /// a full one.
+    /// Parses a sequence as in `SAGA_CPR_SEQUENCE`: letters F, I and i. Whatever it begins with, the first generation
+    /// is a full one.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for other letters, and for none.

@@ -19,6 +19,7 @@ mod interval;
 mod lifecycle;
 mod metrics;
 mod names;
+mod orders;
 mod placement;
 mod query;
 mod requests;

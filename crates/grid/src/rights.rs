@@ -1,8 +1,8 @@
 //! Who may do what in the name space of checkpoints.
 //!
-//! Its root is what a sticky directory is (inode(7)): everybody may make an entry there and owns it then, and nobody else
-//! may remove it, move it, or write into it unless they are listed. The name of a user is kept for that user, below which
-//! checkpoints are where nothing else is said.
+//! Its root is what a sticky directory is (inode(7)): everybody may make an entry there and owns it then, and nobody
+//! else may remove it, move it, or write into it unless they are listed. The name of a user is kept for that user, below
+//! which checkpoints are where nothing else is said.
 
 use cpr_api::model::{Name, Owner};
 use cpr_types::{Error, ErrorKind, Result};
@@ -51,8 +51,8 @@ pub(crate) fn as_owner(owner: &Owner) -> Caller {
     }
 }
 
-/// Refuses a new entry of the root (`path`) that has the name of another user: one who has ever used the grid, or whom the
-/// machine of the service knows. Operators may make it.
+/// Refuses a new entry of the root (`path`) that has the name of another user: one who has ever used the grid, or whom
+/// the machine of the service knows. Operators may make it.
 pub(crate) async fn may_be_made(
     write: &mut Write<'_>,
     caller: &Caller,

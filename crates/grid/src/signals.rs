@@ -37,8 +37,8 @@ pub(crate) fn is_news(job: &Job, told: &JobReport) -> bool {
 }
 
 impl Grid {
-    /// Has a signal sent to the first process of a job, or of each unit that has not finished: at once, or as soon as it
-    /// runs (GFD.90, job, `signal`).
+    /// Has a signal sent to the first process of a job, or of each unit that has not finished: at once, or as soon as
+    /// it runs (GFD.90, job, `signal`).
     pub async fn signal(&self, caller: &Caller, id: i64, request: SignalRequest) -> Result<Job> {
         let number = request.number;
         if !(1..=64).contains(&number) || REFUSED.contains(&number) {

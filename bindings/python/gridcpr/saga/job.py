@@ -315,8 +315,8 @@ class CprJob(SagaObject, Steerable, Attributes):
 
     @asynchronous
     def signal(self, signum: int) -> None:
-        """Has a signal sent to the first process of the job, or of every process that NumberOfProcesses says: at once, or
-        when it runs. BadParameter for KILL, STOP and what is no signal: `cancel` and `suspend` do that."""
+        """Has a signal sent to the first process of the job, or of each of NumberOfProcesses: at once, or when it runs.
+        BadParameter for KILL, STOP and what is no signal: `cancel` and `suspend` do that."""
         if isinstance(signum, bool) or not isinstance(signum, int):
             raise BadParameter(f"{signum!r} is no number of a signal", self)
         self._require(RUNNING, SUSPENDED)

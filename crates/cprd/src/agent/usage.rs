@@ -58,8 +58,8 @@ impl Agent {
     }
 }
 
-/// What is known of a job when it is seen to use this now. A process that has ended and whose parent did not wait for it
-/// takes its time with it.
+/// What is known of a job when it is seen to use this now. A process that has ended and whose parent did not wait for
+/// it takes its time with it.
 fn seen(before: Used, now: Used) -> Used {
     Used {
         cpu_ms: before.cpu_ms.max(now.cpu_ms),

@@ -7,7 +7,8 @@ use cpr_types::ErrorKind;
 use super::support::*;
 use super::units::{ada, beat, beats, checkpoint, phases, save, units};
 
-/// A grid of three nodes, which keeps so many copies, on which a job of three independent units runs, each of which fills its node.
+/// A grid of three nodes, which keeps so many copies, on which a job of three independent units runs, each of which
+/// fills its node.
 async fn running(place: &Place, copies: usize) -> (Grid, [FakeNode; 3], i64) {
     let policy = Policy {
         copies,
