@@ -7,6 +7,7 @@
 
 mod coordinate;
 mod engines;
+mod facts;
 mod fetch;
 mod health;
 mod hooks;
@@ -354,7 +355,9 @@ fn describe(config: &Config, engines: &Published) -> NodeInfo {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let memory = rustix::system::sysinfo();
     let bytes = memory.totalram as u64 * u64::from(memory.mem_unit);
-    let mut properties = config.node.properties.clone();
+    let mut properties = facts::of_machine(&config.node.directory);
+    // What the operator says holds.
+    properties.extend(config.node.properties.clone());
     properties.insert("arch".into(), text(uname.machine()));
     properties.insert("kernel".into(), text(uname.release()));
     properties.insert("version".into(), env!("CARGO_PKG_VERSION").into());

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -866,7 +866,7 @@ fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
     }
 }
 
-// GFD93-SCOPE-5, GCA-CTS-21
+// GFD93-SCOPE-5, GCA-CTS-21, GCA-ENV-3
 #[test]
 fn an_installation_that_lacks_a_part_is_told_which_and_a_node_says_where_it_is_what_it_can() {
     let Some(mut site) = new_site() else { return };
@@ -915,6 +915,47 @@ fn an_installation_that_lacks_a_part_is_told_which_and_a_node_says_where_it_is_w
     assert_eq!(
         published["abilities"]["native"]["properties"]["threads"],
         serde_json::json!(["yes"])
+    );
+    // It is what the tools of the machine say.
+    let said = |command: &str, arguments: &[&str]| {
+        let output = Command::new(command).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_string()
+    };
+    let properties = &published["properties"];
+    assert_eq!(properties["arch"], said("uname", &["-m"]));
+    assert_eq!(properties["kernel"], said("uname", &["-r"]));
+    let version = said("ldd", &["--version"]);
+    let version = version.lines().next().unwrap().rsplit(' ').next().unwrap();
+    assert_eq!(properties["libc"], version);
+    let size = said(
+        "df",
+        &["--block-size=1M", "--output=size", site.path("node").to_str().unwrap()],
+    );
+    let size: u64 = size.lines().last().unwrap().trim().parse().unwrap();
+    let storage: u64 = properties["storage-mb"].as_str().unwrap().parse().unwrap();
+    assert!(storage.abs_diff(size) <= 1, "{storage} {size}");
+    assert_eq!(properties["tool.python3"], "yes");
+    assert!(properties["tool.no-such"].is_null());
+    let free: Vec<u64> = said("free", &["-m"])
+        .lines()
+        .nth(1)
+        .map(|line| line.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect())
+        .unwrap_or_default();
+    assert!(
+        free.is_empty() || published["memory_mb"].as_u64().unwrap().abs_diff(free[0]) <= 1,
+        "{free:?}"
+    );
+    let engines = site.json(&["engines"]);
+    let installed = engines["engines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|engine| engine["works"] == true);
+    let installed: Vec<&Value> = installed.map(|engine| &engine["name"]).collect();
+    let told: Vec<&Value> = published["engines"].as_array().unwrap().iter().collect();
+    assert!(
+        !told.is_empty() && told.iter().all(|name| installed.contains(name)),
+        "{told:?} {installed:?}"
     );
     let lacks = |site: &Site, part: &str| {
         let (code, missing, text) = check(site);

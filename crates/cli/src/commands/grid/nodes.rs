@@ -24,6 +24,8 @@ pub fn nodes(output: Output) -> Result<u8> {
                     .info
                     .properties
                     .iter()
+                    // There are many, of which `--json` tells.
+                    .filter(|(name, _)| !name.starts_with("tool."))
                     .map(|(name, value)| format!("{name}={value}"));
                 table.row([
                     node.info.name.clone(),
