@@ -52,6 +52,28 @@ static void make(struct ring *ring, unsigned entries, unsigned flags) {
     }
 }
 
+/* Pages below and above a mapping of requests. */
+static char *beside[2];
+enum { PAGE = 4096 };
+
+/* Maps the requests once more, between those. */
+static struct io_uring_sqe *map_between(struct ring *ring) {
+    size_t length = ring->entries * sizeof *ring->sqe;
+    CHECK(length > PAGE);
+    for (int i = 0; i < 100; i++) {
+        char *room = mmap(NULL, length + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(room != MAP_FAILED && munmap(room + PAGE, length) == 0);
+        char *at = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, ring->fd, IORING_OFF_SQES);
+        CHECK(at != MAP_FAILED);
+        /* Else there was room elsewhere, and there is none now. */
+        if (at == room + PAGE) {
+            beside[0] = room, beside[1] = at + length;
+            return (void *)at;
+        }
+    }
+    fail(__LINE__, "the kernel does not use the room");
+}
+
 static struct io_uring_sqe *prepare(struct ring *ring, int opcode, int fd, void *buffer, unsigned length, long long offset,
                                     unsigned long label) {
     CHECK(ring->prepared - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) < ring->entries);
@@ -207,6 +229,7 @@ int main(int argc, char **argv) {
 
     /* Two requests prepared, one of them shown to the kernel; with files and memory registered. */
     make(&large, 256, 0);
+    struct io_uring_sqe *again = map_between(&large);
     int files[3] = {file, -1, open("/dev/zero", O_RDONLY | O_CLOEXEC)};
     static char area[3 * 4096];
     struct iovec memory[2] = {{area + 100, 8192}, {NULL, 0}};
@@ -259,6 +282,8 @@ int main(int argc, char **argv) {
     CHECK(pthread_create(&threads[2], NULL, work, NULL) == 0);
     AWAIT(alone_ready && rounds > 2);
 
+    /* Now there is room, but less than the requests need. */
+    CHECK(munmap(beside[0], PAGE) == 0 && munmap(beside[1], PAGE) == 0);
     ready();
     unsigned long before = rounds;
     for (unsigned i = 0; i < 3; i++) take(&first, 1000 + i, 0);
@@ -322,6 +347,8 @@ int main(int argc, char **argv) {
     SAME(WEXITSTATUS(status), 7);
     take(&shared_ring, 2, 0);
 
+    large.sqe[200].user_data = 4711;
+    SAME(again[200].user_data, 4711);
     nothing(&awaited, 77);
     AWAIT(rounds > before + 2);
     done = 1;

@@ -363,7 +363,9 @@ fn map_all(workshop: &Workshop, pid: i32, ring: i32, mappings: &[&Mapping]) -> R
         return Ok(());
     };
     let maps = ProcDir::open(pid).and_then(|proc| proc.maps());
-    let fillers = gaps(&maps.context(|| format!("read the mappings of process {pid}"))?, least);
+    let maps = maps.context(|| format!("read the mappings of process {pid}"))?;
+    let places: Vec<_> = mappings.iter().map(|mapping| (mapping.start, mapping.end)).collect();
+    let fillers = gaps(&maps, least, &places);
     let mut batch = Batch::new();
     let make_room = |batch: &mut Batch| match batch.size() > workshop.arena.capacity() / 2 {
         true => workshop.run(pid, &std::mem::take(batch)).map(drop),
@@ -424,8 +426,9 @@ fn map_all(workshop: &Workshop, pid: i32, ring: i32, mappings: &[&Mapping]) -> R
     workshop.run(pid, &batch).map(drop)
 }
 
-/// Where between mappings, and around them, there is room for `least` bytes: addresses and lengths.
-fn gaps(maps: &[MapEntry], least: u64) -> Vec<(u64, u64)> {
+/// Where between mappings, and around them, there is room for `least` bytes, and any room beside one of these places
+/// (first addresses and those behind): it would become one with that. Gives addresses and lengths.
+fn gaps(maps: &[MapEntry], least: u64, places: &[(u64, u64)]) -> Vec<(u64, u64)> {
     /// The lowest address that everybody can map (vm.mmap_min_addr).
     const LOWEST: u64 = 64 << 10;
     let inner = maps.iter().map(|map| (map.start, map.end));
@@ -435,7 +438,8 @@ fn gaps(maps: &[MapEntry], least: u64) -> Vec<(u64, u64)> {
     let mut at = LOWEST;
     let mut found = Vec::new();
     for (start, end) in all {
-        if start >= at.saturating_add(least) {
+        let is_beside = || places.iter().any(|place| place.0 == start || place.1 == at);
+        if start >= at.saturating_add(least) || start > at && is_beside() {
             found.push((at, start - at));
         }
         at = at.max(end);
