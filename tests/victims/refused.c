@@ -3,6 +3,7 @@
 #include "victim.h"
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
+#include <linux/keyctl.h>
 #include <linux/landlock.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
@@ -70,6 +71,16 @@ static void *slot_two(void *unused) {
     return unused;
 }
 
+static long add_key(int keyring) {
+    return syscall(SYS_add_key, "user", "secret", "x", 1, keyring);
+}
+
+static void *with_key(void *unused) {
+    NEED(add_key(KEY_SPEC_THREAD_KEYRING) > 0);
+    beat(2);
+    return unused;
+}
+
 static void *apart(void *unused) {
     NEED(unshare(CLONE_NEWUTS) == 0);
     beat(2);
@@ -116,6 +127,16 @@ int main(int argc, char **argv) {
         struct perf_event_attr what = {.type = PERF_TYPE_SOFTWARE, .size = sizeof what, .config = PERF_COUNT_SW_TASK_CLOCK,
                                        .exclude_kernel = 1};
         NEED(syscall(SYS_perf_event_open, &what, 0, -1, -1, 0) >= 0);
+    } else if (IS("key")) {
+        NEED(add_key(KEY_SPEC_PROCESS_KEYRING) > 0);
+    } else if (IS("thread_key")) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, with_key, NULL) == 0);
+        AWAIT(beats[2] > 0);
+    } else if (IS("directory_notices")) {
+        CHECK(mkdir("watched", 0700) == 0);
+        int directory = open("watched", O_RDONLY | O_DIRECTORY);
+        NEED(directory >= 0 && fcntl(directory, F_NOTIFY, DN_CREATE | DN_MULTISHOT) == 0);
     } else if (IS("landlock")) {
         /* Two processes, of which the second is confined. */
         pid_t confined = fork();
@@ -149,7 +170,7 @@ int main(int argc, char **argv) {
         int group = fanotify_init(FAN_CLASS_CONTENT, O_RDONLY), file = open("asked", O_RDWR | O_CREAT, 0600);
         NEED(group >= 0 && file >= 0 && fanotify_mark(group, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "asked") == 0);
     } else if (IS("mount")) {
-        NEED(mkdir("mounted", 0700) == 0 && mount("none", "mounted", "tmpfs", 0, NULL) == 0);
+        NEED(mkdir("mounted", 0700) == 0 && mount("none", "mounted", "ramfs", 0, NULL) == 0);
     } else if (IS("pidfd")) {
         NEED(syscall(SYS_pidfd_open, 1, 0) >= 0);
     } else if (IS("thread_pidfd")) {

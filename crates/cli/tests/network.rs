@@ -110,6 +110,65 @@ fn http_server_and_client_as_user() {
     http("http_server_and_client_as_user", As::User);
 }
 
+/// A server that takes its time, and clients that do not wait until they are accepted: one sends, one hangs up.
+const SLOW: &str = r#"
+import os, socket, time
+
+servers = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+servers[1].bind("socket")
+servers[1].listen(5)
+for number in (1, 2):
+    while not os.path.exists(f"plant{number}"):
+        time.sleep(0.01)
+    clients = [socket.socket(server.family) for server in servers for _ in range(2)]
+    for n, client in enumerate(clients):
+        client.connect(servers[n // 2].getsockname())
+        if n % 2 == 0:
+            client.sendall(b"now")
+        elif n == 1:
+            client.close()
+    print("PLANTED", number)
+    time.sleep(0.4)
+    for n, client in enumerate(clients):
+        served, _ = servers[n // 2].accept()
+        if n != 3:
+            got = served.recv(3)
+            assert got == (b"now" if n % 2 == 0 else b""), (n, got)
+        served.close()
+        client.close()
+    print("SERVED", number)
+while not os.path.exists("enough"):
+    time.sleep(0.01)
+"#;
+
+/// What is of the moment keeps nobody from a checkpoint: the job is let go on until it has passed.
+fn slow_server(test: &str, user: As) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let Some(command) = python(&cpr, SLOW) else {
+        skip!(test, "python3 not found");
+    };
+    cpr.run_detached(JOB, &[], &command);
+    for (number, options) in [(1, &[][..]), (2, &["--stop"])] {
+        fs::write(cpr.work.join(format!("plant{number}")), "").expect("the test's directory can be written");
+        await_said(&cpr, &format!("PLANTED {number}"));
+        cpr.checkpoint(JOB, options);
+    }
+    cpr.restart(JOB);
+    await_said(&cpr, "SERVED 2");
+    fs::write(cpr.work.join("enough"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait(JOB), 0);
+}
+
+#[test]
+fn connections_that_were_not_accepted_yet_as_root() {
+    slow_server("connections_that_were_not_accepted_yet_as_root", As::Root);
+}
+
+#[test]
+fn connections_that_were_not_accepted_yet_as_user() {
+    slow_server("connections_that_were_not_accepted_yet_as_user", As::User);
+}
+
 /// A database with a client in the same job.
 fn redis(test: &str, user: As) {
     let Some(cpr) = Cpr::new(test, user) else { return };

@@ -315,6 +315,9 @@ refused! {
     io_uring_disabled [user]: ["io_uring_disabled"]; "anon_inode:[io_uring]", "IORING_SETUP_R_DISABLED";
     io_uring_mapping [user]: ["io_uring_map"]; "mapping at 0x", "no descriptor is open on";
     performance_counter [root user]: ["perf"]; "anon_inode:[perf_event]", "performance counters are not supported";
+    key [root user]: ["key"]; "", "its process keyring holds the user key secret";
+    key_of_a_thread [user]: ["thread_key"]; "", "holds the user key secret, and keys are not saved";
+    notices_of_a_directory [root user]: ["directory_notices"]; "", "by signal (F_NOTIFY)";
     landlock [root user]: ["landlock"]; "", "it is confined by Landlock";
     pressure_trigger [root user]: ["pressure"]; "/proc/pressure/memory", "a trigger for pressure stall information";
     multipath_connection [root user]: ["multipath"]; "socket:[", "a multipath TCP connection is not supported";
@@ -341,7 +344,7 @@ refused! {
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(ramfs) is mounted in it";
-    mount [root]: ["mount"]; "mount /", "the job has mounted it (tmpfs)";
+    mount [root]: ["mount"]; "mount namespace", "(ramfs) is mounted in it";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     time_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "for its children";
 }

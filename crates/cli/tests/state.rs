@@ -137,6 +137,12 @@ survive! {
     mount_trees;
 }
 
+/// What root's job mounts in the mount namespace it was started in is mounted again.
+#[test]
+fn mounted() {
+    survives_as("mounted", As::Root, "mounted", "");
+}
+
 /// Servers that use multipath TCP where their clients do, as those of Go do by themselves.
 // LBNL-3.9.1.M11
 #[test]

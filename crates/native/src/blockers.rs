@@ -61,6 +61,8 @@ pub struct Home {
     may_suspend_filters: bool,
     /// A thread of ours could not come back from another IPC namespace.
     ipc_is_one_way: bool,
+    /// Numbers of mounts that the job has made in the mount namespace it lives in.
+    made: HashSet<i32>,
     /// Mount namespaces that were looked at.
     mounted: crate::mount_namespaces::Looks,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
@@ -77,12 +79,37 @@ impl Home {
         own.is_none_or(|own| own == link)
     }
 
-    /// What is mounted in the job's own mount namespace.
+    /// What is mounted in the job's own mount namespace, but for what it has mounted there itself.
     ///
     /// # Errors
     /// The process that shows it has gone.
     pub fn mounts(&self) -> std::io::Result<Vec<Mount>> {
-        ProcDir::open_living(self.init)?.mountinfo()
+        let mut mounts = ProcDir::open_living(self.init)?.mountinfo()?;
+        mounts.retain(|mount| !self.made.contains(&mount.id));
+        Ok(mounts)
+    }
+
+    /// Numbers of mounts that the job has made there.
+    pub fn made(&self) -> &HashSet<i32> {
+        &self.made
+    }
+
+    /// The same home, which knows what is mounted `outside`, where a restart makes a new one. A mount namespace in which
+    /// the job has mounted anything is none that a restart finds: it is saved as one that the job has made.
+    #[must_use]
+    pub fn with_mounts(mut self, outside: Option<&[Mount]>) -> Self {
+        let Some(outside) = outside.filter(|_| !self.is_outside) else {
+            return self;
+        };
+        let inside = self.mounts().unwrap_or_default();
+        self.made = made(&inside, outside).map(|mount| mount.id).collect();
+        if !self.made.is_empty() {
+            let kinds = NAMESPACES.iter().zip(&mut self.namespaces);
+            kinds
+                .filter(|((file, _), _)| *file == "mnt")
+                .for_each(|(_, own)| *own = Some(Vec::new()));
+        }
+        self
     }
 
     /// The root directory of the job, opened with O_PATH.
@@ -164,6 +191,7 @@ impl Home {
         let ipc_is_one_way = ipc.and_then(|here| cpr_kernel::namespace::owner(here.as_fd())).is_err();
         Home {
             init,
+            made: HashSet::new(),
             mounted: crate::mount_namespaces::Looks::default(),
             ipc_is_one_way,
             depth,
@@ -297,16 +325,13 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
     found
 }
 
-/// Mounts that the job has made in its mount namespace: those that are not where a restart makes it a new one. /proc
-/// and /dev/mqueue are ours.
-pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
+/// Mounts that a job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and
+/// /dev/mqueue are ours.
+fn made<'a>(inside: &'a [Mount], outside: &[Mount]) -> impl Iterator<Item = &'a Mount> {
     type Place<'a> = ((u32, u32), &'a [u8], &'a [u8]);
     fn place(mount: &Mount) -> Place<'_> {
         (mount.dev, &mount.root, &mount.mount_point)
     }
-    let Ok(inside) = home.mounts() else {
-        return Vec::new();
-    };
     let known: HashSet<Place<'_>> = outside.iter().map(place).collect();
     let ours = |mount: &Mount| {
         matches!(
@@ -314,19 +339,31 @@ pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
             (b"/proc", b"proc") | (b"/dev/mqueue", b"mqueue")
         )
     };
-    let strange = inside.iter().filter(|mount| !known.contains(&place(mount)));
     // What the job has mounted over ours is not ours.
     let mut found: HashSet<&[u8]> = HashSet::new();
-    let strange = strange.filter(|mount| !ours(mount) || !found.insert(&mount.mount_point));
-    strange
+    let strange = inside.iter().filter(|mount| !known.contains(&place(mount)));
+    let strange: Vec<&Mount> = strange
+        .filter(|mount| !ours(mount) || !found.insert(&mount.mount_point))
+        .collect();
+    strange.into_iter()
+}
+
+/// Mounts that a job has made in its mount namespace, where that is not ours to look into: they are not saved.
+pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
+    if !home.is_outside {
+        return Vec::new();
+    }
+    let inside = home.mounts().unwrap_or_default();
+    made(&inside, outside)
         .map(|mount| Blocker {
             pid: root,
             object: format!("mount {}", String::from_utf8_lossy(&mount.mount_point)),
             reason: format!(
-                "the job has mounted it ({}), and mounts are not saved",
+                "the job has mounted it ({}), and who is not in its user namespace cannot save that",
                 String::from_utf8_lossy(&mount.fs_type)
             ),
             hint: Some("mount it before the job is started, or unmount it first".to_owned()),
+            passes: false,
         })
         .collect()
 }
@@ -371,6 +408,7 @@ pub fn sharing(targets: &[Target]) -> Vec<Blocker> {
                     object: object.to_owned(),
                     reason: format!("it shares {what} with process {}", sorted[at].pid),
                     hint: None,
+                    passes: object == MEMORY,
                 }),
             }
         }
@@ -388,9 +426,9 @@ pub fn refuse_sharing(targets: &[Target]) -> Result<()> {
         Some(blocker) => {
             let error = Error::new(ErrorKind::Unsupported, blocker.to_string());
             Err(match blocker.object.as_str() {
-                MEMORY => {
-                    error.with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads")
-                }
+                MEMORY => error
+                    .with_hint("try again; if it stays so, the program uses clone(CLONE_VM) without threads")
+                    .passing(),
                 _ => error,
             })
         }

@@ -102,6 +102,7 @@ pub fn blockers(targets: &[Target], own: bool, visits: &mut Visits, home: &Home)
         object,
         reason: reason.to_owned(),
         hint: hint.map(str::to_owned),
+        passes: false,
     };
     let mut by_namespace: HashMap<Option<usize>, Vec<&Target>> = HashMap::new();
     for target in targets {

@@ -20,6 +20,7 @@ pub mod files;
 mod freeze;
 mod host_names;
 mod ipc;
+mod keyrings;
 mod libraries;
 mod live;
 mod mapped;
@@ -81,6 +82,9 @@ pub struct Blocker {
     pub reason: String,
     /// What the user can do.
     pub hint: Option<String>,
+    /// It passes by itself when the program goes on.
+    #[serde(skip)]
+    pub passes: bool,
 }
 
 impl std::fmt::Display for Blocker {

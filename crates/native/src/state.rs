@@ -16,6 +16,7 @@ use rustix::thread::CpuSet;
 use crate::beside::beside;
 use crate::blockers::{self, Home};
 use crate::freeze::{Process, credentials, interrupts, loaded_number};
+use crate::keyrings;
 
 /// The scheduler's clock of the processor where it is furthest behind, nanoseconds. Each has its own, which leaves out
 /// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer
@@ -243,6 +244,7 @@ impl Inside {
         let brk = in_process(process, &mut saved, deadline)?;
         let asked = questions();
         let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
+        keyrings::refuse(process, asked.keyrings, &outcomes, deadline)?;
         Ok(Some(Inside {
             saved,
             brk,
@@ -541,6 +543,7 @@ struct Questions {
     machine_check: CallId,
     io_flusher: CallId,
     speculation: Vec<CallId>,
+    keyrings: keyrings::Asked,
 }
 
 fn questions() -> Questions {
@@ -592,6 +595,7 @@ fn questions() -> Questions {
         .iter()
         .map(|which| batch.call(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), (*which).into()]))
         .collect();
+    let keyrings = keyrings::ask(&mut batch);
     Questions {
         batch,
         alternate_stack: stack_out,
@@ -613,6 +617,7 @@ fn questions() -> Questions {
         machine_check,
         io_flusher,
         speculation,
+        keyrings,
     }
 }
 

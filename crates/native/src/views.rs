@@ -1,7 +1,7 @@
 //! Mount namespaces that paths of a job can be of: its own, and those that it has filled with mounts of their own.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Views {
     queues: Vec<((MountNamespaceId, u32), u64)>,
     /// File systems of terminals that are mounted in them, by their device numbers.
     terminals: HashMap<u64, TerminalSystem>,
+    /// Mounts that the job's own namespace has now, and a restart does not find: nothing there has a path of it.
+    hidden: HashSet<i32>,
     /// What stat(2) gave: many mappings are of the same few files.
     looked_at: RefCell<HashMap<PathOf, Stat>>,
 }
@@ -36,6 +38,16 @@ impl Views {
     pub fn add(&mut self, id: MountNamespaceId, root: OwnedFd, mounts: impl Iterator<Item = i32>) {
         self.roots.insert(id, root);
         self.mounts.extend(mounts.map(|mount| (mount, id)));
+    }
+
+    /// Says which mounts of the job's own namespace are not to be looked at as its own.
+    pub fn hide(&mut self, mounts: HashSet<i32>) {
+        self.hidden = mounts;
+    }
+
+    /// Whether a path leads to one of those.
+    pub fn hides(&self, path: &[u8]) -> bool {
+        !self.hidden.is_empty() && self.open(None, path, OFlags::PATH).is_err()
     }
 
     /// Adds a file system of message queues of a namespace.
@@ -82,7 +94,11 @@ impl Views {
         match view {
             None => {
                 let path = Path::new(std::ffi::OsStr::from_bytes(path));
-                Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
+                let opened = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
+                if !self.hidden.is_empty() && self.hidden.contains(&mounts::mount_of(&opened)?) {
+                    return Err(std::io::Error::from_raw_os_error(libc::ENOENT));
+                }
+                Ok(opened)
             }
             Some(id) => {
                 let root = self.roots.get(&id);

@@ -789,6 +789,7 @@ impl Job {
                     object: TRACER.to_string(),
                     reason: traced.reason,
                     hint: Some(TRACED_HINT.to_string()),
+                    passes: false,
                 });
             }
         }

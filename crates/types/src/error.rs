@@ -140,6 +140,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     hint: Option<String>,
+    passes: bool,
     source: Option<Box<dyn StdError + Send + Sync + 'static>>,
 }
 
@@ -150,6 +151,7 @@ impl Error {
             kind,
             message: message.into(),
             hint: None,
+            passes: false,
             source: None,
         }
     }
@@ -166,6 +168,25 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync + 'static>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Says that the cause is of the moment: it passes by itself when the program goes on.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.passes = true;
+        self
+    }
+
+    /// Whether the cause, or one below it, is of the moment only.
+    pub fn is_passing(&self) -> bool {
+        let mut next: Option<&(dyn StdError + 'static)> = Some(self);
+        while let Some(error) = next {
+            if error.downcast_ref::<Error>().is_some_and(|ours| ours.passes) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
     }
 
     /// Replaces the class, keeping message, hint and cause.
@@ -269,5 +290,12 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(error.chain().starts_with("checkpoint job a: write image a.cpr: "));
         assert_eq!(error.hint(), Some("free some space"));
+        assert!(!error.is_passing());
+    }
+
+    #[test]
+    fn what_passes_is_known_from_above() {
+        let error: Result<()> = Err(Error::new(ErrorKind::Unsupported, "a connection waits").passing());
+        assert!(error.context(|| "save it").unwrap_err().is_passing());
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn collect(
 ) -> Result<HeldSockets> {
     let deadline = frozen.deadline();
     let mut layouts = Vec::new();
-    let home = Home::of(frozen.scope, request.pid);
+    let home = Home::of(frozen.scope, request.pid).with_mounts(request.mounts.as_deref());
     let mut host_names = host_names::Saved::default();
     let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
     let mut group_places = Visits::new(Place::Cgroup);
@@ -100,7 +100,8 @@ pub(super) fn collect(
         saved.pid_namespace_of_children =
             pid_namespaces.of_children(process, saved.pid_namespace, saved.user_namespace)?;
     }
-    let (mount_namespaces, views) = mounts.finish();
+    let (mount_namespaces, mut views) = mounts.finish();
+    views.hide(home.made().clone());
     manifest.mount_namespaces = mount_namespaces;
     manifest.pid_namespaces = pid_namespaces.namespaces();
     let mut owners = |places: &Visits| {

@@ -70,7 +70,7 @@ pub(super) struct Look {
 pub(super) fn look(scope: Scope, root: i32, around: Surroundings<'_>) -> Result<Look> {
     let last_pid = cpr_kernel::proc::last_pid().ok();
     let mut targets = Vec::new();
-    let home = Home::of(scope, root);
+    let home = Home::of(scope, root).with_mounts(around.mounts);
     for pid in freeze::members(scope)? {
         targets.extend(Target::open(pid)?);
     }
@@ -109,6 +109,7 @@ fn of_each(targets: &[Target], home: &Home) -> Each {
             object,
             reason,
             hint: None,
+            passes: false,
         };
         let of_memory = memory::blockers(&target.proc);
         let own = blockers::of_process(&target.proc, home)
@@ -196,6 +197,7 @@ pub(super) fn namespace_blocker<T>(kind: &str, saved: Result<T>) -> Option<Block
         object: format!("{kind} namespace"),
         reason: error.chain(),
         hint: error.hint().map(str::to_owned),
+        passes: error.is_passing(),
     })
 }
 

@@ -41,7 +41,7 @@ use crate::freeze::{self, Frozen, Members, Purpose, Scope};
 use crate::live::{Copied, Earlier, Tracked};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::PAGE_SIZE;
-use crate::{blockers, files, memory};
+use crate::{files, memory};
 
 use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
@@ -64,6 +64,12 @@ pub type Observer<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 /// read them at the moment in which it is stopped: where more comes all the time, on a busy machine, that takes many
 /// tries.
 const READING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a job is let go on and stopped again while what cannot be saved is of the moment: a connection that was not
+/// accepted yet, a message under way. As much time as a busy server takes for a few requests.
+const PASSING_PATIENCE: Duration = Duration::from_secs(2);
+/// The first and the longest time it is let go on for.
+const PASSING_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// Takes a checkpoint of a process tree. The calling thread becomes the tracer of the job for that time. `earlier` is
 /// what was kept of the checkpoint before; what is kept of this one comes with the report.
@@ -150,7 +156,24 @@ fn save(
         taken: Vec::new(),
     };
     let requester = scope.requester()?;
-    let sockets = collect(&mut frozen, request, requester, &mut looked, &mut manifest, &mut writer)?;
+    let (mut pause, until) = (PASSING_PAUSES.0, Instant::now() + PASSING_PATIENCE);
+    let sockets = loop {
+        let about = manifest.clone();
+        match collect(&mut frozen, request, requester, &mut looked, &mut manifest, &mut writer) {
+            // Jobs that are saved together stand still together.
+            Err(error) if error.is_passing() && !request.hold && Instant::now() < until => {
+                frozen.resume()?;
+                // It lets go of what is still stopped when it is dropped, so that has to be before the next stop.
+                drop(frozen);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PASSING_PAUSES.1);
+                frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
+                manifest = about;
+                note_time(&frozen, &mut manifest)?;
+            }
+            saved => break saved?,
+        }
+    };
     if let Some(requester) = request.requester.filter(|r| Some(r.pid) == requester) {
         ended(requester, &mut manifest)?;
     }
@@ -250,8 +273,8 @@ fn scope_of(request: &CheckpointRequest) -> Scope {
 fn refuse_what_blocks(scope: Scope, request: &CheckpointRequest) -> Result<()> {
     let mut blocked = find_blockers(scope, request.pid, request.surroundings())?;
     // What cannot be looked at is mostly on its way out; what stays is found again when the job has stopped.
-    // So is memory that vfork(2) shares.
-    blocked.retain(|blocker| blocker.object != "descriptors" && blocker.object != blockers::MEMORY);
+    // So is what passes, such as memory that vfork(2) shares.
+    blocked.retain(|blocker| blocker.object != "descriptors" && !blocker.passes);
     refuse_blocked(blocked)
 }
 

@@ -40,6 +40,7 @@ impl Seen<'_> {
             object: self.object(),
             reason: reason.into(),
             hint: hint.map(str::to_owned),
+            passes: false,
         }
     }
 }
@@ -109,6 +110,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
                 reason: format!("they cannot be looked at: {error}"),
                 hint: (error.kind() == io::ErrorKind::PermissionDenied)
                     .then(|| "only root and the job's own user may checkpoint it".to_owned()),
+                passes: false,
             }),
         }
     }
@@ -118,6 +120,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
             object: "descriptor table".to_owned(),
             reason,
             hint: None,
+            passes: false,
         }));
     }
     // Descriptors in messages under way cannot be looked at while processes run: the missing end may be there.
@@ -352,10 +355,13 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene<'_>, around: Surroundings<'_>) -
 fn blocker(seen: &Seen<'_>, error: &Error) -> Blocker {
     let chain = error.chain();
     let reason = chain.strip_prefix(&label(seen)).unwrap_or(&chain);
-    seen.blocker(
-        reason.trim_start_matches([':', ' ']),
-        error.hint().filter(|hint| !hint.is_empty()),
-    )
+    Blocker {
+        passes: error.is_passing(),
+        ..seen.blocker(
+            reason.trim_start_matches([':', ' ']),
+            error.hint().filter(|hint| !hint.is_empty()),
+        )
+    }
 }
 
 fn label(seen: &Seen<'_>) -> String {

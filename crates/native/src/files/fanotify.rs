@@ -73,7 +73,8 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     if queued > 0 && group.marks.iter().all(is_inode) {
         let text = format!("{label}: {queued} bytes of unread fanotify events");
         return Err(Error::new(ErrorKind::Unsupported, text)
-            .with_hint("try again when the program has read its fanotify events"));
+            .with_hint("try again when the program has read its fanotify events")
+            .passing());
     }
     let holder = context.targets.iter().find(|target| target.pid == description.pid);
     let mounts = holder

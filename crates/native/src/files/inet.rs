@@ -136,6 +136,11 @@ impl Entry {
         Error::new(ErrorKind::Unsupported, text).with_hint(hint)
     }
 
+    /// Refuses what passes by itself when the program goes on.
+    pub(super) fn not_now(&self, why: &str, hint: &str) -> Error {
+        self.refuse(why, hint).passing()
+    }
+
     /// The image of the socket as far as it is the same for all kinds.
     pub(super) fn image(&self, state: InetState) -> Result<InetSocket> {
         let handle = self.handle.as_fd();
@@ -277,23 +282,23 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     // Ping sockets do not tell, and hold nothing back.
     while is_udp(entry) && kernel::unacknowledged(handle).context(what)? > 0 {
         if Instant::now() > deadline {
-            return Err(entry.refuse("holds back data that it has not sent yet", again));
+            return Err(entry.not_now("holds back data that it has not sent yet", again));
         }
         std::thread::yield_now();
     }
     let found = netlink::ready(handle).context(what)?;
     let mut queue = Vec::new();
     if found.contains(PollFlags::IN) && found.contains(PollFlags::ERR) {
-        return Err(entry.refuse("has unread data and an error that the program does not know yet", again));
+        return Err(entry.not_now("has unread data and an error that the program does not know yet", again));
     }
     if found.contains(PollFlags::IN) {
         refuse_queue(entry, entries)?;
         for datagram in peek_all(handle).context(what)? {
             let sender = datagram
                 .sender
-                .ok_or_else(|| entry.refuse("has data from an unknown sender", again))?;
+                .ok_or_else(|| entry.not_now("has data from an unknown sender", again))?;
             if !kernel::is_local(plain(sender).ip()) && !may_forge(plain(sender).ip()) {
-                return Err(entry.refuse(
+                return Err(entry.not_now(
                     "has unread data from another machine, and putting it back takes CAP_NET_ADMIN",
                     again,
                 ));
@@ -333,15 +338,15 @@ fn is_udp(entry: &Entry) -> bool {
 fn refuse_queue(entry: &Entry, entries: &[Entry]) -> Result<()> {
     let again = "try again when the program has read them";
     let Some(local) = entry.local.filter(|_| is_udp(entry)) else {
-        return Err(entry.refuse("holds packets that were not read", again));
+        return Err(entry.not_now("holds packets that were not read", again));
     };
     let device = kernel::option(entry.handle.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
     if device.is_ok_and(|name| !name.is_empty()) {
-        return Err(entry.refuse("is bound to a device and holds packets that were not read", again));
+        return Err(entry.not_now("is bound to a device and holds packets that were not read", again));
     }
     let ip = plain(local).ip();
     if !ip.is_unspecified() && !kernel::is_local(ip) {
-        return Err(entry.refuse(
+        return Err(entry.not_now(
             "is bound to a group or broadcast address and holds packets that were not read",
             again,
         ));
@@ -351,7 +356,7 @@ fn refuse_queue(entry: &Entry, entries: &[Entry]) -> Result<()> {
             && other.local.is_some_and(|other| other.port() == local.port())
     };
     if entries.iter().filter(sharing).count() > 1 {
-        return Err(entry.refuse("shares its port and holds packets that were not read", again));
+        return Err(entry.not_now("shares its port and holds packets that were not read", again));
     }
     Ok(())
 }

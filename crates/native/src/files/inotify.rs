@@ -122,6 +122,10 @@ pub(super) fn save_watches(
         .cloned()
         .partition(|watch| open_file(watch, context).is_some());
     let mut watches = resolve(&others, mounts, &|| places(context), label)?;
+    if let Some(watch) = watches.iter().find(|watch| context.views.hides(&watch.path.0)) {
+        let text = format!("{label}: it watches {}, in what the job has mounted", watch.path);
+        return Err(Error::new(ErrorKind::Unsupported, text).with_hint("mount it before the job is started"));
+    }
     watches.extend(open.iter().filter_map(|watch| {
         Some(InotifyWatch {
             wd: watch.wd,

@@ -520,12 +520,20 @@ fn open_file(entry: &Entry, policies: &PolicyState) -> Result<OpenFile> {
         _ => 0,
     };
     let inherited = matches!(object, Object::Inherited { .. });
+    let owner = if inherited { None } else { locks::owner(description)? };
+    if matches!(object, Object::Directory { .. }) && owner.as_ref().is_some_and(|owner| owner.id != 0) {
+        let text = format!(
+            "{}: a process is told of changes in the directory by signal (F_NOTIFY), which is not saved",
+            description.label()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, text).with_hint("have the program use inotify(7)"));
+    }
     // Rules are about files that the job's own namespace shows, too.
     let has_rule = matches!(&object, Object::Regular(file) if policies.verdict(&file.path.0).is_some());
     Ok(OpenFile {
         flags: kind::flags(info),
         position,
-        owner: if inherited { None } else { locks::owner(description)? },
+        owner,
         flock: locks::flock(info).filter(|_| !inherited),
         locker: locks::locker(info),
         lease: locks::lease(info).filter(|_| !inherited),

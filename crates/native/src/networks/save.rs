@@ -163,7 +163,9 @@ fn agree(networks: &[Network]) -> Result<()> {
             let other = networks.get(there.index()).map_or(&[][..], |network| &network.links);
             if !other.iter().any(|other| other.index == index && other.kind == back) {
                 let text = format!("interface {} changed while it was looked at", link.name);
-                return Err(Error::new(ErrorKind::Unsupported, text).with_hint("try again"));
+                return Err(Error::new(ErrorKind::Unsupported, text)
+                    .with_hint("try again")
+                    .passing());
             }
         }
     }

@@ -53,6 +53,7 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             object,
             reason: error.chain(),
             hint: error.hint().map(str::to_owned),
+            passes: false,
         });
     };
     if let Err(error) = machine(manifest) {

@@ -95,7 +95,7 @@ pub(in crate::files) fn link(
                 .filter(|other| other.kind == STREAM && waits_for(other, entries) == Some(index))
                 .count();
             if entry.info.waiting as usize > waiting && policy != TcpPolicy::Close {
-                return Err(entry.refuse(
+                return Err(entry.not_now(
                     "has a waiting connection from outside the job",
                     "try again when the program has accepted it; --tcp close drops it",
                 ));
@@ -120,15 +120,15 @@ pub(in crate::files) fn link(
         state::CLOSE => return Ok(Link::Fresh),
         state::SYN_SENT if entry.remote.is_some() => return Ok(Link::Connecting),
         state::SYN_SENT | state::SYN_RECV if policy != TcpPolicy::Close => {
-            return Err(entry.refuse("is being connected", again));
+            return Err(entry.not_now("is being connected", again));
         }
         _ => {}
     }
     if ready.contains(PollFlags::PRI) {
-        return Err(entry.refuse("holds out-of-band data", again));
+        return Err(entry.not_now("holds out-of-band data", again));
     }
     let Some((local, remote)) = addresses(entry) else {
-        return Err(entry.refuse("is about to end", again));
+        return Err(entry.not_now("is about to end", again));
     };
     if local != remote
         && let Some(peer) = other_end(entry, entries, local, remote)
@@ -142,7 +142,7 @@ pub(in crate::files) fn link(
     if let Some(listener) = waits_for(entry, entries) {
         let other = reverse(entry)?;
         if other.is_some_and(|other| other.receive_queue > 0) || kernel::unacknowledged(handle).is_ok_and(|n| n > 1) {
-            return Err(entry.refuse(
+            return Err(entry.not_now(
                 "has sent data before being accepted",
                 "try again when the program has accepted the connection",
             ));
@@ -155,7 +155,7 @@ pub(in crate::files) fn link(
             Some(other) => other.inode == 0 && has_finished(other.state) || other.state == state::TIME_WAIT,
         };
         if gone && !knows_end(entry.info.state) {
-            return Err(entry.refuse("was closed by the other side with data still under way", again));
+            return Err(entry.not_now("was closed by the other side with data still under way", again));
         }
         if gone {
             return Ok(Link::PeerClosed);

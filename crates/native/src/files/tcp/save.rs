@@ -86,7 +86,7 @@ pub(in crate::files) fn save(
     let remote = entry
         .remote
         .map(endpoint)
-        .ok_or_else(|| entry.refuse("is about to end", "try again"));
+        .ok_or_else(|| entry.not_now("is about to end", "try again"));
     let mut shutdown = 0;
     let ready = netlink::ready(handle).context(what)?;
     let ended = entry.info.state == state::CLOSE && ready.contains(PollFlags::RDHUP);
@@ -117,7 +117,7 @@ pub(in crate::files) fn save(
         }
         Link::Channel => {
             if kernel::unacknowledged(handle).context(what)? > 0 {
-                return Err(entry.refuse("has written data that have not arrived", "try again"));
+                return Err(entry.not_now("has written data that have not arrived", "try again"));
             }
             (InetState::Channel { remote: remote? }, peek(entry).context(what)?)
         }
@@ -164,7 +164,8 @@ pub(super) fn peek(entry: &Entry) -> Result<Vec<u8>> {
     let data = peek_first(handle, total)?;
     if data.len() < total {
         return Err(Error::new(ErrorKind::Unsupported, "it holds out-of-band data")
-            .with_hint("try again when the program has read it"));
+            .with_hint("try again when the program has read it")
+            .passing());
     }
     Ok(data)
 }
@@ -193,7 +194,7 @@ pub(super) fn receive_all(reader: &Entry, writer: &Entry) -> Result<Vec<u8>> {
             return Ok(data);
         }
     }
-    Err(reader.refuse("receives data faster than can be saved", "try again"))
+    Err(reader.not_now("receives data faster than can be saved", "try again"))
 }
 
 /// Tries once; none when something arrived meanwhile.
@@ -218,7 +219,7 @@ pub(super) fn try_receive_all(reader: &Entry, writer: &Entry) -> Result<Option<V
         make_room(reader.handle.as_fd(), &mut enlarged).context(|| format!("{}: make room", reader.label))?;
         let again = || kernel::sends_again_after(handle).context(|| "ask when they are sent again");
         if !arrival.is_near(pending, again)? {
-            return Err(writer.refuse(
+            return Err(writer.not_now(
                 "has written data for which the reader has no room, and seeing them takes CAP_NET_ADMIN",
                 "try again when the program has read them, or raise the sysctl net.ipv4.tcp_rmem",
             ));

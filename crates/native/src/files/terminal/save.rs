@@ -325,6 +325,7 @@ impl Entry {
             format!("{}: terminal {} {why}", self.label, self.name()),
         )
         .with_hint("try again when the program has gone on")
+        .passing()
     }
 
     /// A master alone: nothing can be under way, or it would have to be seen from the other side.

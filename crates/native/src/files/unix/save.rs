@@ -161,6 +161,7 @@ impl SaveState {
                         format!("{}: {} {why}", entry.label, describe(info)),
                     )
                     .with_hint("try again when the program has accepted the connection")
+                    .passing()
                 };
                 let id = match (*client, self.by_inode.get(client)) {
                     (0, _) => return Err(refuse("has a waiting connection whose client is gone")),
