@@ -307,8 +307,17 @@ impl Work<'_> {
             None => (self.home, false),
             Some(_) if point.at.0.is_empty() => (parent.ok_or_else(missing)?, false),
             Some(_) => {
-                let parent = parent.ok_or_else(missing)?;
-                (self.open(parent, &point.at, NO_OTHER_MOUNT | NO_LINKS)?, true)
+                let below = point.parent.and_then(|parent| tree.get(parent as usize));
+                let of_machine = below.is_some_and(|below| {
+                    matches!(below.mounted, Mounted::Along | Mounted::Bind { recursive: true, .. })
+                });
+                // What lies there of the machine may be mounted otherwise here, as it is in a sandbox.
+                let resolve = if of_machine {
+                    NO_LINKS
+                } else {
+                    NO_OTHER_MOUNT | NO_LINKS
+                };
+                (self.open(parent.ok_or_else(missing)?, &point.at, resolve)?, true)
             }
         };
         self.call(|batch| {
