@@ -190,6 +190,8 @@ class JobDescription(SagaObject, Attributes):
             spec["memory_mb"] = int(float(self.get_attribute("TotalPhysicalMemory")) + 0.5)
         if self.attribute_exists("WallTimeLimit"):
             spec["time_limit_s"] = int(self.get_attribute("WallTimeLimit"))
+        if self.attribute_exists("TotalCPUTime"):
+            spec["cpu_time_s"] = int(self.get_attribute("TotalCPUTime"))
         if self.attribute_exists("JobStartTime"):
             spec["not_before_ms"] = int(float(self.get_attribute("JobStartTime")) * 1000)
         kinds = self._list("CPUArchitecture")

@@ -518,12 +518,14 @@ def test_interactive_jobs_are_talked_to():
     never.cancel()
 
 
-# SAGA-JD-Core-TotalCPUCount, SAGA-JD-Core-TotalPhysicalMemory
+# SAGA-JD-Core-TotalCPUCount, SAGA-JD-Core-TotalPhysicalMemory, SAGA-JD-Core-TotalCPUTime
 def test_jobs_get_what_they_ask_for_or_wait():
     node = SERVICE._grid.get("/v1/nodes")["items"][0]["info"]
-    fits = started(shell("sleep 100", TotalCPUCount=str(node["slots"] - 1), TotalPhysicalMemory="100.4"))
+    fits = started(shell("sleep 100", TotalCPUCount=str(node["slots"] - 1), TotalPhysicalMemory="100.4",
+                         TotalCPUTime="7200", WallTimeLimit="3600"))
     until("it runs", lambda: fits.get_metric("job.state_detail").get_attribute("Value") == "Running")
     assert (fits._doc()["spec"]["slots"], fits._doc()["spec"]["memory_mb"]) == (node["slots"] - 1, 100)
+    assert (fits._doc()["spec"]["cpu_time_s"], fits._doc()["spec"]["time_limit_s"]) == (7200, 3600)
     waits = started(shell("true", TotalCPUCount="2"))
     large = started(shell("true", TotalPhysicalMemory=str(node["memory_mb"] + 1)))
     limited = started(shell("sleep 100", WallTimeLimit="1"))

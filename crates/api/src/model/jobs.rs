@@ -90,6 +90,10 @@ pub struct JobSpec {
     /// Seconds a run may take before it is ended; counted again after each restart.
     #[serde(default)]
     pub time_limit_s: Option<u64>,
+    /// Time on processors that it is thought to take, seconds: for people and for whoever plans by it. Nothing of the
+    /// grid does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_time_s: Option<u64>,
     /// How often the job is started again after failures of the system; 5 where nothing is said.
     #[serde(default)]
     pub retries: Option<u32>,
