@@ -346,5 +346,5 @@ refused! {
     mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(ramfs) is mounted in it";
     mount [root]: ["mount"]; "mount namespace", "(ramfs) is mounted in it";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
-    time_namespace_of_children [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "for its children";
+    two_time_namespaces [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "another one for its children";
 }

@@ -64,6 +64,7 @@ macro_rules! survive {
 }
 
 survive! {
+    time_namespaces;
     // LBNL-2.2.4B.10, LBNL-3.9.5.1.2, LBNL-3.9.5.2.2, LBNL-3.9.5.3.2, LBNL-3.9.5.3.4, XGCP-TL-5
     tree;
     // LBNL-3.9.1.M20

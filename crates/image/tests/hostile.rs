@@ -114,6 +114,9 @@ fn processes_and_threads() {
     check("there is no namespace for host names 0", |m| {
         m.processes[0].host_names = Some(HostNamesId(0))
     });
+    check("there is no time namespace 0", |m| {
+        m.processes[0].time_namespace_of_children = Some(TimeNamespaceId(0))
+    });
     check("there is no network namespace 0", |m| {
         m.processes[0].network = Some(NetworkId(0))
     });

@@ -28,6 +28,19 @@ impl Offsets {
         }
     }
 
+    /// Sets those of a time namespace that the process `pid` of our `/proc` has made for its children, and that nobody
+    /// has entered.
+    ///
+    /// # Errors
+    /// We may not (CAP_SYS_TIME in its user namespace), somebody is in it (EACCES), or a clock would be negative or too
+    /// far ahead (ERANGE).
+    pub fn give_children(self, pid: &str) -> io::Result<()> {
+        let line = |clock: &str, ns: i64| format!("{clock} {} {}\n", ns.div_euclid(SECOND), ns.rem_euclid(SECOND));
+        let text = line("monotonic", self.monotonic_ns) + &line("boottime", self.boottime_ns);
+        // The kernel takes all lines in one write only.
+        fs::write(format!("/proc/{pid}/timens_offsets"), text)
+    }
+
     /// How far the clocks of the process `pid` of our `/proc` are ahead of ours. Neither of both may have made a time
     /// namespace for its children only.
     ///
@@ -78,7 +91,7 @@ fn parse(text: &str) -> Option<Offsets> {
 
 const SECOND: i64 = 1_000_000_000;
 /// `CLONE_NEWTIME` of <linux/sched.h>.
-const CLONE_NEWTIME: i32 = 0x80;
+pub const CLONE_NEWTIME: i32 = 0x80;
 
 /// Makes a time namespace with these offsets; processes that this one makes from now on are in it, and it is not.
 ///
@@ -91,10 +104,7 @@ pub fn new_namespace(offsets: Offsets) -> io::Result<()> {
     if unsafe { libc::unshare(CLONE_NEWTIME) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let line = |clock: &str, ns: i64| format!("{clock} {} {}\n", ns.div_euclid(SECOND), ns.rem_euclid(SECOND));
-    let text = line("monotonic", offsets.monotonic_ns) + &line("boottime", offsets.boottime_ns);
-    // The kernel takes all lines in one write only.
-    fs::write("/proc/self/timens_offsets", text)
+    offsets.give_children("self")
 }
 
 /// How long a thread of ours that has done its work may take to end.

@@ -39,7 +39,7 @@ const NAMESPACES: [(&str, &str); 8] = [
 ];
 
 /// The kinds that are saved; those for which it takes the right to enter or make them.
-const SAVED: &str = "uts";
+const SAVED: [&str; 2] = ["uts", "time"];
 const VISITED: [&str; 6] = ["net", "ipc", "cgroup", "pid", "user", "mnt"];
 
 /// Kinds that a restart leaves as they are: a job without an init of its own gets those of who restarts it.
@@ -123,6 +123,11 @@ impl Home {
     /// Mount namespaces that were looked at so far.
     pub fn mounted(&self) -> &crate::mount_namespaces::Looks {
         &self.mounted
+    }
+
+    /// A process that is in all of them, but perhaps that of time.
+    pub fn init(&self) -> i32 {
+        self.init
     }
 
     /// How many PID namespaces deep the reader of /proc is.
@@ -242,7 +247,7 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
         let Ok(own) = proc.read_link(&format!("ns/{file}")) else {
             continue;
         };
-        let is_saved = || *file == SAVED || VISITED.contains(file) && home.may_visit_kind(proc, file);
+        let is_saved = || SAVED.contains(file) || VISITED.contains(file) && home.may_visit_kind(proc, file);
         if shared.as_ref().is_some_and(|shared| *shared != own) && !is_saved() {
             add(&object, &format!("the process is in a {name} namespace of its own"));
         }
@@ -262,7 +267,11 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
                 &object,
                 &format!("the process has made a {name} namespace for its children"),
             ),
-            Some(later) if !is_inhabited(&later) => add(&object, crate::pid_namespaces::ABANDONED),
+            Some(_) if *file == "time" && shared.as_ref().is_some_and(|shared| *shared != own) => add(
+                &object,
+                "the process is in one of its own and has made another one for its children",
+            ),
+            Some(later) if *file == "pid" && !is_inhabited(&later) => add(&object, crate::pid_namespaces::ABANDONED),
             _ => {}
         }
     }

@@ -39,6 +39,7 @@ mod settings;
 mod sink;
 mod snapshot;
 mod state;
+mod time_namespaces;
 mod user_namespaces;
 mod userfault;
 pub mod views;

@@ -63,6 +63,10 @@ id!(
     HostNamesId
 );
 id!(
+    /// Index into [`Manifest::time_namespaces`](super::Manifest::time_namespaces).
+    TimeNamespaceId
+);
+id!(
     /// Index into [`Manifest::networks`](super::Manifest::networks).
     NetworkId
 );

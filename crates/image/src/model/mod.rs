@@ -27,7 +27,7 @@ pub use files::{
 pub use ids::{
     AddressSpaceId, CgroupNamespaceId, FileId, HostNamesId, InetSocketId, IoUringId, IpcNamespaceId, MappedFileId,
     MountNamespaceId, NetworkId, PacketSocketId, PidNamespaceId, PipeId, PosixQueueId, SavedFileId, SegmentId,
-    SocketId, TerminalId, UserNamespaceId,
+    SocketId, TerminalId, TimeNamespaceId, UserNamespaceId,
 };
 pub use io_uring::IoUring;
 pub use ipc::{Ipc, PosixQueue, Segment, SemaphoreSet, SysvIdentity, SysvQueue};
@@ -35,7 +35,7 @@ pub use memory::{AddressSpace, Extent, MappedFile, Mapping, MappingKind, MemoryL
 pub use namespaces::{
     CgroupMember, HostNames, IdRange, IpcNamespace, LinkKind, MemoryFile, MemoryFileKind, MountNamespace, MountOption,
     MountPoint, Mounted, Network, NetworkEntry, NetworkLink, PidNamespace, ProcMount, Propagation, Setting,
-    UserNamespace,
+    TimeNamespace, UserNamespace,
 };
 pub use process::{
     Accounting, Cpu, Credentials, Descriptor, Directories, EndedLeader, IntervalTimer, Limit, MemoryPolicy, PosixLock,
@@ -86,6 +86,9 @@ pub struct Manifest {
     /// Namespaces for host names (UTS) that the job has made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_names: Vec<HostNames>,
+    /// Time namespaces that the job has made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub time_namespaces: Vec<TimeNamespace>,
     /// Network namespaces that the job has made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Network>,

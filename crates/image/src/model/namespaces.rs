@@ -29,6 +29,19 @@ pub struct HostNames {
     pub owner: Option<UserNamespaceId>,
 }
 
+/// A time namespace: what its clocks are ahead of those of the job's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct TimeNamespace {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub monotonic_ns: i64,
+    /// CLOCK_BOOTTIME, nanoseconds.
+    pub boottime_ns: i64,
+    /// The user namespace it belongs to, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserNamespaceId>,
+}
+
 /// A PID namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]

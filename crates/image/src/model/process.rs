@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AddressSpaceId, ByteString, Bytes, CgroupNamespaceId, FileId, HostNamesId, IpcNamespaceId, MountNamespaceId,
-    NetworkId, PidNamespaceId, SavedFileId, TerminalId, UserNamespaceId,
+    NetworkId, PidNamespaceId, SavedFileId, TerminalId, TimeNamespaceId, UserNamespaceId,
 };
 
 /// What a process was doing when it was stopped.
@@ -59,6 +59,12 @@ pub struct Process {
     /// The namespace for host names it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_names: Option<HostNamesId>,
+    /// The time namespace it is in, where that is not the job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_namespace: Option<TimeNamespaceId>,
+    /// The time namespace that processes which it makes will be in, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_namespace_of_children: Option<TimeNamespaceId>,
     /// The network namespace it is in, where that is not the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkId>,

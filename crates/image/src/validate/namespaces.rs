@@ -125,6 +125,7 @@ impl Check<'_> {
             .chain(manifest.ipc_namespaces.iter().map(|namespace| namespace.owner))
             .chain(manifest.networks.iter().map(|namespace| namespace.owner))
             .chain(manifest.host_names.iter().map(|namespace| namespace.owner))
+            .chain(manifest.time_namespaces.iter().map(|namespace| namespace.owner))
             .chain(manifest.mount_namespaces.iter().map(|namespace| namespace.owner))
             .try_for_each(|owner| self.owner(owner))
             .map_err(wrong)

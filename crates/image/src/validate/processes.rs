@@ -151,6 +151,9 @@ impl Check<'_> {
         if let Some(names) = process.host_names {
             in_table(names.index(), &self.manifest.host_names, "namespace for host names")?;
         }
+        for id in process.time_namespace.iter().chain(&process.time_namespace_of_children) {
+            in_table(id.index(), &self.manifest.time_namespaces, "time namespace")?;
+        }
         self.network(process.network)?;
         self.ipc_namespace(process.ipc_namespace)?;
         if let Some(CgroupNamespaceId(id)) = process.cgroup_namespace {

@@ -346,6 +346,7 @@ pub fn manifest() -> Manifest {
     Manifest {
         cgroups: Vec::new(),
         host_names: Vec::new(),
+        time_namespaces: Vec::new(),
         networks: Vec::new(),
         ipc_namespaces: Vec::new(),
         cgroup_namespaces: 0,

@@ -23,7 +23,7 @@ use crate::snapshot::Snapshot;
 use crate::visits::Visits;
 use crate::{
     aio, blockers, cgroups, confined, host_names, ipc, memory_policies, mount_namespaces, pid_namespaces, state,
-    user_namespaces,
+    time_namespaces, user_namespaces,
 };
 
 /// What was found out before the stop.
@@ -67,6 +67,7 @@ pub(super) fn collect(
     let mut layouts = Vec::new();
     let home = Home::of(frozen.scope, request.pid).with_mounts(request.mounts.as_deref());
     let mut host_names = host_names::Saved::default();
+    let mut time_namespaces = time_namespaces::Saved::new(time_namespaces::base(frozen, &home)?);
     let (mut places, mut ipc_places) = (Visits::new(Place::Network), Visits::new(Place::Ipc));
     let mut group_places = Visits::new(Place::Cgroup);
     let mut pid_namespaces = pid_namespaces::Saved::default();
@@ -74,6 +75,7 @@ pub(super) fn collect(
     let states = state::save(&mut frozen.processes, &home, deadline)?;
     for (process, (mut saved, layout)) in frozen.processes.iter_mut().zip(states) {
         saved.host_names = host_names.of(process, &home, &mut users, deadline)?;
+        (saved.time_namespace, saved.time_namespace_of_children) = time_namespaces.of(process, &home, &mut users)?;
         let number = |index: usize| index as u32;
         saved.network = places.of_process(process, &home)?.map(number).map(NetworkId);
         saved.ipc_namespace = ipc_places.of_process(process, &home)?.map(number).map(IpcNamespaceId);
@@ -115,10 +117,12 @@ pub(super) fn collect(
     }
     manifest.user_namespaces = users.namespaces;
     manifest.host_names = host_names.namespaces;
+    manifest.time_namespaces = time_namespaces.namespaces;
     let root_pid = root(frozen, request);
     manifest.checkpoint.root_pid = root_pid;
     pid_namespaces::refuse_unmakeable(manifest)?;
     user_namespaces::refuse_unmakeable(manifest)?;
+    time_namespaces::refuse_unmakeable(manifest)?;
     let live: Vec<usize> = (0..frozen.processes.len())
         .filter(|&i| frozen.processes[i].space.is_some())
         .collect();

@@ -36,12 +36,13 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::time::ClockId;
 
+use crate::blockers::Home;
 use crate::callbacks::{self, Asked, GoOn};
 use crate::freeze::{self, Frozen, Members, Purpose, Scope};
 use crate::live::{Copied, Earlier, Tracked};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::PAGE_SIZE;
-use crate::{files, memory};
+use crate::{files, memory, time_namespaces};
 
 use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
@@ -142,7 +143,7 @@ fn save(
     if frozen.processes.iter().all(|process| process.threads.is_empty()) {
         return Err(Error::new(ErrorKind::Gone, "the job has ended"));
     }
-    note_time(&frozen, &mut manifest)?;
+    note_time(&frozen, request.pid, &mut manifest)?;
     let mut looked = Looked {
         flags,
         libraries,
@@ -169,7 +170,7 @@ fn save(
                 pause = (pause * 2).min(PASSING_PAUSES.1);
                 frozen = stop(scope, request, &mut asked, &mut || writer.enter("stop"))?;
                 manifest = about;
-                note_time(&frozen, &mut manifest)?;
+                note_time(&frozen, request.pid, &mut manifest)?;
             }
             saved => break saved?,
         }
@@ -300,14 +301,13 @@ impl Outlet {
     }
 }
 
-fn note_time(frozen: &Frozen, manifest: &mut Manifest) -> Result<()> {
-    let stopped = frozen.processes.iter().find(|process| !process.threads.is_empty());
-    let ahead = stopped.map(|process| Offsets::ahead_of_us(process.proc.acting()));
-    let ahead = ahead.transpose().context(|| "read the offsets of the job's clocks")?;
-    let Offsets {
-        monotonic_ns,
-        boottime_ns,
-    } = ahead.unwrap_or_default();
+fn note_time(frozen: &Frozen, root: i32, manifest: &mut Manifest) -> Result<()> {
+    let (home, ours) = (Home::of(frozen.scope, root), Offsets::of_children("self"));
+    let ours = ours.context(|| "read the offsets of our clocks")?;
+    // Where nobody shows them, they are not needed: there is nothing to go on by them, or it is refused.
+    let theirs = time_namespaces::base(frozen, &home)?.unwrap_or(ours);
+    let monotonic_ns = theirs.monotonic_ns.saturating_sub(ours.monotonic_ns);
+    let boottime_ns = theirs.boottime_ns.saturating_sub(ours.boottime_ns);
     let checkpoint = &mut manifest.checkpoint;
     checkpoint.time_ns = clock_ns(ClockId::Realtime);
     checkpoint.monotonic_ns = clock_ns(ClockId::Monotonic).saturating_add_signed(monotonic_ns);

@@ -87,6 +87,8 @@ mod spaces;
 
 mod stub;
 
+mod time_namespaces;
+
 mod timers;
 
 mod trust;

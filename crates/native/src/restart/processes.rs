@@ -13,7 +13,7 @@ use super::space::Sources;
 use super::spaces::{Inside, Spaces};
 use super::stub::Workshop;
 use super::terminals::take_terminal;
-use super::{address_space, host_names, inherit, living, mounts, plan, space, users};
+use super::{address_space, host_names, inherit, living, mounts, plan, space, time_namespaces, users};
 use crate::files::RestoreContext;
 use crate::views::Views;
 
@@ -126,8 +126,10 @@ pub(super) fn make_processes(
         }
     }
     host_names::enter(workshop, manifest, rights.may_administer())?;
+    time_namespaces::enter(workshop, manifest, false, rights.may_administer())?;
     let views = mounts::enter_all(workshop, manifest, sources.image, spaces)?;
     users::enter_all(workshop, manifest)?;
+    time_namespaces::enter(workshop, manifest, true, rights.may_administer())?;
     for process in living(manifest) {
         let tids = process.threads.iter().map(|thread| thread.tid);
         let tids: Vec<i32> = tids.filter(|tid| *tid != process.pid).collect();
