@@ -161,18 +161,20 @@ fn a_damaged_image_ends_the_job() {
 /// Who may not have faults served gets all memory at once, and is told.
 #[test]
 fn users_get_all_memory_at_once() {
-    let Some(cpr) = Cpr::new("users_get_all_memory_at_once", As::User) else {
-        return;
-    };
-    let image = saved(&cpr, "change", &[]);
-    go(&cpr);
-    let said = cpr.cpr(["restart", "-d", "--lazy", "--name", "again", &image]).good();
-    assert!(
-        said.stderr.contains("note: all memory is read before the job runs"),
-        "{}",
-        said.stderr
-    );
-    ends_well(&cpr, "again");
+    for options in [&[][..], &["--compress"]] {
+        let Some(cpr) = Cpr::new("users_get_all_memory_at_once", As::User) else {
+            return;
+        };
+        let image = saved(&cpr, "change", options);
+        go(&cpr);
+        let said = cpr.cpr(["restart", "-d", "--lazy", "--name", "again", &image]).good();
+        assert!(
+            said.stderr.contains("note: all memory is read before the job runs"),
+            "{}",
+            said.stderr
+        );
+        ends_well(&cpr, "again");
+    }
 }
 
 /// Keeps 256 MiB that it knows, and says again and again that they are right.

@@ -450,7 +450,7 @@ fn huge_pages() {
     drop(pages);
 }
 
-/// Memory is filled in huge pages that it did not ask for, and does not ask for then.
+/// Memory is filled from outside, or in huge pages that it did not ask for, and does not ask for then.
 #[test]
 fn filled_memory() {
     for user in [As::Root, As::User] {

@@ -2,11 +2,12 @@
 //!
 //! Order: length, magic, header hash, version, features, trailer hash, positions, hashes of table and metadata,
 //! decoding, consistency. Every length is checked before it is used. What was hashed is what is decoded: those bytes
-//! are read once. Page data are hashed by [`Image::verify_data`] only, since restart would otherwise read them twice.
+//! are read once. Page data are hashed by [`Image::verify_data`], or when they are used ([`Image::verify_and_take`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -524,6 +525,67 @@ impl Image {
         Ok(used)
     }
 
+    /// The same as [`Image::verify_data`], and gives pieces of page data to `take` in the same pass, from bytes whose
+    /// hash was compared: each once, in any order, perhaps in parts (with how far into the piece a part begins).
+    ///
+    /// # Errors
+    /// As [`Image::verify_data`]; [`ErrorKind::Damaged`] for a piece outside the page data; what `take` gives.
+    pub fn verify_and_take(&self, pieces: &[(u64, u64)], take: &TakePiece<'_>) -> Result<()> {
+        let mut used = self.used_chunks(self.manifest.extents())?;
+        used[0] = (0..self.body.chunks()).collect();
+        // By image and chunk: piece, how far into it, and the part of the chunk.
+        let mut wanted: HashMap<(usize, u64), Vec<PiecePart>> = HashMap::new();
+        for (index, &(offset, length)) in pieces.iter().enumerate() {
+            let (body, number) = (self.body_of(offset)?, (offset / ANCESTOR_STRIDE) as usize);
+            let begin = body.inside(offset % ANCESTOR_STRIDE, length)?;
+            let mut done = 0;
+            while done < length {
+                let (chunk, from) = ((begin + done) / HASH_CHUNK, (begin + done) % HASH_CHUNK);
+                let part = (HASH_CHUNK - from).min(length - done);
+                let range = from as usize..(from + part) as usize;
+                wanted.entry((number, chunk)).or_default().push((index, done, range));
+                if let Some(used) = used.get_mut(number) {
+                    used.insert(chunk);
+                }
+                done += part;
+            }
+        }
+        let bodies = self.all_bodies().zip(used).enumerate();
+        let work: Vec<(usize, &Body, u64)> = bodies
+            .flat_map(|(number, (body, used))| used.into_iter().map(move |chunk| (number, body, chunk)))
+            .collect();
+        parallel(
+            work.len(),
+            &|index, scratch| {
+                let (number, body, chunk) = work[index];
+                let Some(parts) = wanted.get(&(number, chunk)) else {
+                    return body.stored_chunk(chunk, scratch).map(drop);
+                };
+                let unpacked;
+                let bytes = match body.packed {
+                    Some(_) => {
+                        unpacked = body.unpack(chunk, scratch)?;
+                        &unpacked
+                    }
+                    None => {
+                        body.stored_chunk(chunk, scratch)?;
+                        &*scratch
+                    }
+                };
+                for (piece, done, range) in parts {
+                    let part = bytes.get(range.clone());
+                    take(
+                        *piece,
+                        *done,
+                        part.ok_or_else(|| truncated(&body.name, "its page data end early"))?,
+                    )?;
+                }
+                Ok(())
+            },
+            &mut || {},
+        )
+    }
+
     fn verify_chunks(&self, used: &[BTreeSet<u64>], progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let work: Vec<(&Body, u64)> = self
             .all_bodies()
@@ -629,6 +691,9 @@ impl Image {
         )
     }
 }
+
+/// The number of a piece, how far into it a part begins, and where in its chunk the part is.
+type PiecePart = (usize, u64, Range<usize>);
 
 /// Takes a part of a piece: the number of the piece, how far into it the part begins, and the part.
 pub type TakePiece<'a> = dyn Fn(usize, u64, &[u8]) -> Result<()> + Sync + 'a;

@@ -78,6 +78,61 @@ fn compressed_data_come_back_from_anywhere() {
 }
 
 #[test]
+fn pieces_are_taken_from_what_was_verified() {
+    let data = noise(3 * HASH_CHUNK as usize + 5 * 4096);
+    let mut writer = ImageWriter::new(Vec::new(), "x86_64").unwrap();
+    writer.append(&data).unwrap();
+    let plain = writer.finish(&manifest()).unwrap().0;
+    let end = 4096 + data.len() as u64;
+    // The last one begins in one chunk and ends in the next but one; the first two are the same pages.
+    let pieces = [
+        (4096, 4096),
+        (4096, 4096),
+        (end - 4096, 4096),
+        (4096 + (1 << 20) - 8192, (1 << 20) + 16384),
+    ];
+    for bytes in [plain, compressed(&data, Compression::Level(1))] {
+        let read = std::sync::Mutex::new(pieces.map(|(_, length)| (vec![0; length as usize], 0)));
+        let take = |index: usize, done: u64, part: &[u8]| {
+            let (buffer, taken) = &mut read.lock().unwrap()[index];
+            buffer[done as usize..done as usize + part.len()].copy_from_slice(part);
+            *taken += part.len();
+            Ok(())
+        };
+        let image = open(&bytes).unwrap();
+        image.verify_and_take(&pieces, &take).unwrap();
+        for ((offset, length), (read, taken)) in pieces.iter().zip(read.into_inner().unwrap()) {
+            let at = (offset - 4096) as usize;
+            assert_eq!(taken, read.len(), "each byte is given once");
+            assert!(read == data[at..at + *length as usize]);
+        }
+        for outside in [(0, 4096), (end, 4096), (end - 4096, 8192)] {
+            let error = image.verify_and_take(&[outside], &|_, _, _| Ok(())).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Damaged);
+        }
+        let refusal = |_: usize, _: u64, _: &[u8]| Err(cpr_types::Error::new(ErrorKind::NoSpace, "no room"));
+        let error = image.verify_and_take(&pieces[..1], &refusal).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        // In the second chunk, which is asked for, and in the third, of which nothing is.
+        for chunk in [1, 2] {
+            let mut altered = bytes.clone();
+            altered[4096 + chunk * (1 << 20) + 4096 * 77] ^= 1;
+            let error = open(&altered).unwrap().verify_and_take(&pieces[3..], &|_, _, part| {
+                assert!(chunk == 2 || part.len() != 1 << 20, "bytes that are altered are given");
+                Ok(())
+            });
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+            let error = open(&altered).unwrap().verify_and_take(&pieces[..1], &|_, _, _| Ok(()));
+            assert_eq!(
+                error.unwrap_err().kind(),
+                ErrorKind::Damaged,
+                "what nobody asks for is verified, too"
+            );
+        }
+    }
+}
+
+#[test]
 fn every_flipped_bit_of_a_compressed_image_is_noticed() {
     let data = [vec![1; 4 * 4096], noise(4 * 4096)].concat();
     let bytes = compressed(&data, Compression::Level(3));

@@ -14,6 +14,7 @@ use crate::userfaultfd::{self, UFFD_API, UFFDIO_API, UFFDIO_UNREGISTER};
 
 /// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP.
 const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+const UFFD_USER_MODE_ONLY: i32 = 1;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// _IOR(0xAA, 0x02, struct uffdio_range).
 const UFFDIO_WAKE: u64 = 0x8010_aa02;
@@ -76,6 +77,17 @@ pub fn open_calls(batch: &mut Batch) -> CallId {
 pub fn setup_calls(batch: &mut Batch, number: u64) {
     let what = "ask for page faults and changes of memory";
     userfaultfd::setup_calls(batch, number, FEATURES, what);
+}
+
+/// Adds the call that makes a descriptor in a process that does not run while its memory is filled: nobody's faults are
+/// told of, and it takes no privilege (Linux 5.11). It gives its number there.
+pub fn open_still_calls(batch: &mut Batch) -> CallId {
+    userfaultfd::open_calls(batch, UFFD_USER_MODE_ONLY)
+}
+
+/// Adds the call that sets up descriptor `number` of [`open_still_calls`].
+pub fn setup_still_calls(batch: &mut Batch, number: u64) {
+    userfaultfd::setup_calls(batch, number, 0, "have memory filled");
 }
 
 /// What happens in the process. Addresses are its own.

@@ -230,14 +230,15 @@ impl Pagemap {
     }
 
     /// The same for a filter that asks for written pages, in far less time where most were not written: the kernel is
-    /// fast at telling which may have been, and only these are looked at closely.
+    /// fast at telling which may have been, and only these are looked at closely. `mapped`: so many bytes of the range
+    /// are mapped at most.
     ///
     /// # Errors
     /// As for [`Pagemap::scan`].
     pub fn scan_written(
         &self,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
+        mapped: u64,
         filter: ScanFilter,
         regions: &mut Vec<PageRegion>,
     ) -> io::Result<()> {
@@ -248,7 +249,7 @@ impl Pagemap {
         };
         let mut written = Vec::new();
         self.scan(start, end, fast, &mut written)?;
-        self.scan_among(&written, start, end, filter, regions)
+        self.scan_among(&written, (start, end), mapped, filter, regions)
     }
 
     /// The same again where the fast look was had already: `written` is what it told of `start..end`.
@@ -258,14 +259,14 @@ impl Pagemap {
     pub fn scan_among(
         &self,
         written: &[PageRegion],
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
+        mapped: u64,
         filter: ScanFilter,
         regions: &mut Vec<PageRegion>,
     ) -> io::Result<()> {
         /// Pages that a look at all passes in the time that a look at one run takes.
         const PAGES_A_LOOK: u64 = 32;
-        if written.len() as u64 > (end - start) / PAGE / PAGES_A_LOOK {
+        if written.len() as u64 > mapped / PAGE / PAGES_A_LOOK {
             return self.scan(start, end, filter, regions);
         }
         for run in written {

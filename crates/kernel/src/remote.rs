@@ -96,8 +96,30 @@ pub fn step(
     deadline: Instant,
     deferred: &mut Deferred,
 ) -> io::Result<u64> {
+    start_step(tracee, base, instruction, number, arguments)?;
+    finish_step(tracee, deadline, deferred)
+}
+
+/// Has [`step`] begun, and does not wait.
+///
+/// # Errors
+/// The tracee cannot be controlled; nothing is to be waited for then.
+pub fn start_step(
+    tracee: Tracee,
+    base: &Registers,
+    instruction: u64,
+    number: i64,
+    arguments: [u64; 6],
+) -> io::Result<()> {
     tracee.set_registers(&base.for_syscall(instruction, number, arguments))?;
-    tracee.step()?;
+    tracee.step()
+}
+
+/// Waits for what [`start_step`] has begun.
+///
+/// # Errors
+/// As for [`syscall`].
+pub fn finish_step(tracee: Tracee, deadline: Instant, deferred: &mut Deferred) -> io::Result<u64> {
     expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, Tracee::step)?;
     result_of(tracee)
 }
@@ -303,48 +325,64 @@ impl Arena {
         deadline: Instant,
         deferred: &mut Deferred,
     ) -> io::Result<Self> {
-        let length = CODE_SIZE + capacity.next_multiple_of(PAGE);
-        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let length = Self::length_for(capacity);
+        let mut whole = Self::map_call(length);
         if address != 0 {
-            flags |= libc::MAP_FIXED_NOREPLACE;
+            whole[0] = address;
+            whole[3] |= libc::MAP_FIXED_NOREPLACE as u64;
         }
-        let mut map = |address: u64, length: u64, protection: i32, flags: i32| {
-            let no_descriptor = u64::MAX;
-            let arguments = [address, length, protection as u64, flags as u64, no_descriptor, 0];
-            step(tracee, base, instruction, libc::SYS_mmap, arguments, deadline, deferred)
-        };
-        let address = map(address, length, libc::PROT_READ | libc::PROT_WRITE, flags)?;
-        // No page is both writable and executable: security policies and PR_SET_MDWE refuse that. We write through
-        // /proc/PID/mem, which does not ask.
-        let replace = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        map(address, CODE_SIZE, libc::PROT_READ | libc::PROT_EXEC, replace)?;
+        let mut map =
+            |arguments: [u64; 6]| step(tracee, base, instruction, libc::SYS_mmap, arguments, deadline, deferred);
+        let address = map(whole)?;
+        map(Self::code_call(address))?;
         let arena = Arena { address, length };
-        memory.write(address, arch::interpreter())?;
+        arena.place_interpreter(memory)?;
         Ok(arena)
     }
 
-    /// Removes the arena again.
+    /// Length of an arena for batches of so many bytes.
+    pub fn length_for(capacity: u64) -> u64 {
+        CODE_SIZE + capacity.next_multiple_of(PAGE)
+    }
+
+    /// Arguments of the mmap(2) that maps an arena of this length wherever the kernel likes.
+    pub fn map_call(length: u64) -> [u64; 6] {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        [0, length, protection as u64, flags as u64, u64::MAX, 0]
+    }
+
+    /// Arguments of the mmap(2) that makes room for the interpreter in an arena at this address. No page is both
+    /// writable and executable: security policies and PR_SET_MDWE refuse that. We write through /proc/PID/mem, which
+    /// does not ask.
+    pub fn code_call(address: u64) -> [u64; 6] {
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        [address, CODE_SIZE, protection as u64, flags as u64, u64::MAX, 0]
+    }
+
+    /// Writes the interpreter to its place.
+    pub fn place_interpreter(self, memory: &Memory) -> io::Result<()> {
+        memory.write(self.address, arch::interpreter())
+    }
+
+    /// Removes the arena again, by a system call that traps the thread or, in two stops instead of one, does not.
     pub fn unmap(
         self,
         tracee: Tracee,
         base: &Registers,
         instruction: u64,
+        may_trap: bool,
         deadline: Instant,
         deferred: &mut Deferred,
     ) -> io::Result<()> {
-        syscall(
-            tracee,
-            base,
-            instruction,
-            libc::SYS_munmap,
-            [self.address, self.length, 0, 0, 0, 0],
-            deadline,
-            deferred,
-        )
-        .map(drop)
+        let call = if may_trap { step } else { syscall };
+        let arguments = [self.address, self.length, 0, 0, 0, 0];
+        let number = libc::SYS_munmap;
+        call(tracee, base, instruction, number, arguments, deadline, deferred).map(drop)
     }
 
-    /// Starts `batch` in `tracee` and does not wait: for a thread that ends itself.
+    /// Starts `batch` in `tracee` and does not wait: for a thread that ends itself, or until [`Arena::finish`].
     pub fn start(self, tracee: Tracee, base: &Registers, memory: &Memory, batch: &Batch) -> io::Result<()> {
         if batch.size() > self.capacity() {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -374,6 +412,31 @@ impl Arena {
             what: format!("run {} system calls in thread {}", batch.len(), tracee.tid()),
             error: io::ErrorKind::UnexpectedEof.into(),
         })
+    }
+
+    /// Waits for the end of a batch that was started.
+    ///
+    /// # Errors
+    /// As for [`Arena::run`].
+    pub fn finish(
+        self,
+        tracee: Tracee,
+        memory: &Memory,
+        batch: &Batch,
+        deadline: Instant,
+        deferred: &mut Deferred,
+    ) -> Result<Outcome, CallFailed> {
+        let count = batch.len() as u64;
+        let mut bytes = vec![0; batch.size()];
+        let ended = expect(tracee, Stop::Signal(libc::SIGTRAP), deadline, deferred, |t| t.cont(0))
+            .and_then(|()| tracee.registers())
+            .and_then(|registers| memory.read(self.address + CODE_SIZE, &mut bytes).map(|()| registers));
+        let registers = ended.map_err(|error| CallFailed {
+            what: format!("run {count} system calls in thread {}", tracee.tid()),
+            error,
+        })?;
+        let done = count.saturating_sub(registers.interpreter_rest()) as usize;
+        batch.collect(&bytes, done)
     }
 
     /// Runs `batch` in each of several threads of the process the arena is mapped in, in as many at the same time as
@@ -535,7 +598,7 @@ mod tests {
             ("close nothing", Some(libc::EBADF))
         );
         arena
-            .unmap(tracee, &saved, instruction, deadline, &mut deferred)
+            .unmap(tracee, &saved, instruction, false, deadline, &mut deferred)
             .unwrap();
         tracee.set_signal_mask(mask).unwrap();
         tracee.set_registers(&saved).unwrap();

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 
 use cpr_kernel::namespace::Place;
-use cpr_kernel::proc::{Mount, ProcDir};
+use cpr_kernel::proc::{Mount, ProcDir, Status};
 use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
 use cpr_types::{Error, ErrorKind, Result};
 
@@ -230,10 +230,15 @@ fn keeps_numbers(proc: &ProcDir) -> bool {
 
 /// Everything about one process.
 pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
+    match proc.status() {
+        Ok(status) => of_known(proc, &status, proc.auxv().ok().as_deref(), home),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The same of a process whose status and auxiliary vector have been read.
+pub fn of_known(proc: &ProcDir, status: &Status, auxv: Option<&[u8]>, home: &Home) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let Ok(status) = proc.status() else {
-        return found;
-    };
     let mut add = |object: &str, reason: &str| found.push((object.to_owned(), reason.to_owned()));
     if !home.may_suspend_filters && filtered(proc) {
         add("seccomp filter", FILTERED);
@@ -278,7 +283,7 @@ pub fn of_process(proc: &ProcDir, home: &Home) -> Vec<(String, String)> {
     if let Some(reason) = crate::mount_namespaces::blocker(proc, home) {
         add("mount namespace", &reason);
     }
-    if proc.auxv().is_ok_and(|auxv| is_32_bit(&auxv)) {
+    if auxv.is_some_and(is_32_bit) {
         add("program", "32-bit programs are not supported");
     }
     found

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Instant;
 
 use cpr_image::model::Manifest;
-use cpr_kernel::batch::Batch;
+use cpr_kernel::batch::{Batch, CallId, Outcome};
 use cpr_kernel::witness::{Witness, has_landlock};
 use cpr_types::{Error, ErrorKind, Result};
 use rustix::fs::OFlags;
@@ -20,18 +20,38 @@ use crate::freeze::Process;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
+/// The question whether somebody may look at a process.
+pub struct Question(CallId);
+
+impl Question {
+    fn about(pid: i32, batch: &mut Batch) -> Self {
+        let (head, _) = batch.out(8);
+        let (length, _) = batch.out(8);
+        Question(batch.call(libc::SYS_get_robust_list, &[pid.into(), head, length]))
+    }
+
+    /// Whether he may not; `None` where he does not see the process at all.
+    pub fn is_kept_from(&self, outcome: &Outcome) -> Option<bool> {
+        match outcome.result(self.0) {
+            Ok(_) => Some(false),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Some(true),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Adds the question whether a process may look at us, if that is worth asking: root's process may, if it has all that
+/// we have.
+pub fn ask(has_landlock: bool, batch: &mut Batch) -> Option<Question> {
+    let asks = has_landlock && rustix::process::geteuid().is_root();
+    asks.then(|| Question::about(std::process::id() as i32, batch))
+}
+
 /// Whether `process` may not look at `pid`; `None` where it does not see it at all.
 fn is_kept_from(process: &mut Process, pid: i32, deadline: Instant) -> Result<Option<bool>> {
     let mut batch = Batch::new();
-    let (head, _) = batch.out(8);
-    let (length, _) = batch.out(8);
-    let asked = batch.call(libc::SYS_get_robust_list, &[pid.into(), head, length]);
-    let outcome = process.run(0, &batch, deadline)?;
-    Ok(match outcome.result(asked) {
-        Ok(_) => Some(false),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Some(true),
-        Err(_) => None,
-    })
+    let question = Question::about(pid, &mut batch);
+    Ok(question.is_kept_from(&process.run(0, &batch, deadline)?))
 }
 
 /// Whether the process is under the same rules of other security modules as we are.
@@ -57,6 +77,10 @@ pub fn refuse(processes: &mut [Process], live: &[usize], manifest: &Manifest, de
         let (Some(process), Some(saved)) = (processes.get_mut(index), manifest.processes.get(index)) else {
             continue;
         };
+        // Root's process may look at us, if it has all that we have.
+        if as_root && process.is_kept_from_us.is_some_and(|answer| answer != Some(true)) {
+            continue;
+        }
         // A domain is entered with one of these; only root's processes can have given them up since.
         let status = &process.status;
         let could = status.no_new_privs || status.cap_permitted & CAP_SYS_ADMIN != 0 || as_root;
@@ -75,9 +99,9 @@ pub fn refuse(processes: &mut [Process], live: &[usize], manifest: &Manifest, de
                 Err(_) => continue,
             },
         };
-        // Root's process may look at us, if it has all that we have.
         let ourselves = std::process::id() as i32;
-        if as_root && is_kept_from(process, ourselves, deadline)? != Some(true) {
+        let was_asked = process.is_kept_from_us.is_some();
+        if as_root && !was_asked && is_kept_from(process, ourselves, deadline)? != Some(true) {
             continue;
         }
         let witness = witnesses

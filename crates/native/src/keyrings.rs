@@ -39,12 +39,13 @@ pub fn ask(batch: &mut Batch) -> Asked {
     }
 }
 
-/// Refuses a stopped process whose threads have answered so, if one of the keyrings holds anything.
+/// Refuses a stopped process whose threads, the first one first, have answered so, if one of the keyrings holds
+/// anything.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] naming the keyring and a key.
-pub fn refuse(process: &mut Process, asked: Asked, outcomes: &[Outcome], deadline: Instant) -> Result<()> {
-    for (index, outcome) in outcomes.iter().enumerate() {
+pub fn refuse(process: &mut Process, answers: &[(Asked, &Outcome)], deadline: Instant) -> Result<()> {
+    for (index, (asked, outcome)) in answers.iter().enumerate() {
         // The keyring of the process is the same for all its threads.
         let process_wide = (index == 0).then_some((asked.process, "process"));
         for (call, kind) in [Some((asked.thread, "thread")), process_wide].into_iter().flatten() {

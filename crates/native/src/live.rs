@@ -28,7 +28,7 @@ use cpr_kernel::write_tracking::{self, WriteTracker};
 use cpr_types::{Context, Result};
 
 use crate::aio;
-use crate::freeze::Frozen;
+use crate::freeze::{self, Frozen, Process};
 use crate::memory::{Reader, is_zero};
 use crate::places::{ELSEWHERE, NONE, Places, UNKNOWN, ZEROS};
 use crate::sink::{PAGE_SIZE, PIECE, PageSink, Part, in_parts};
@@ -244,14 +244,12 @@ impl Copied {
             protect: true,
             ..ScanFilter::default()
         };
-        for (from, to) in spans(&self.areas) {
+        if let Some((range, length)) = whole(&self.areas) {
             let mut regions = Vec::new();
             // A mapping that has gone or was replaced is found not to be tracked when the job has stopped.
-            if self.pagemap.scan_written(from, to, filter, &mut regions).is_err() {
-                self.areas
-                    .range_mut(from..to)
-                    .for_each(|(_, area)| area.places.forget());
-                continue;
+            if self.pagemap.scan_written(range, length, filter, &mut regions).is_err() {
+                self.areas.values_mut().for_each(|area| area.places.forget());
+                return Ok(0);
             }
             for region in regions {
                 let mut at = region.start;
@@ -403,27 +401,38 @@ fn note(places: &mut Places, page: u64, length: usize, offset: u64) -> u64 {
 /// Makes the tracking descriptors in a stopped job, for processes that have none and where it is `wanted`. A process in
 /// which that fails is left out: it is copied whole.
 pub fn track(frozen: &mut Frozen, tracked: &mut Vec<Copied>, wanted: impl Fn(i32) -> bool, deadline: Instant) {
-    for process in frozen.processes.iter_mut().filter(|process| wanted(process.pid)) {
+    let mut chosen: Vec<&mut Process> = frozen.processes.iter_mut().collect();
+    chosen.retain(|process| {
         let known = tracked.iter().any(|copied| copied.pid == process.pid);
         // What asynchronous I/O reads into memory passes the page tables by.
-        if known || process.space.as_ref().is_none_or(aio::uses) {
-            continue;
+        wanted(process.pid) && !known && !process.space.as_ref().is_none_or(aio::uses)
+    });
+    let (open, flags) = write_tracking::OPEN;
+    let opened = freeze::call_each(&mut chosen, |_| (open, [flags, 0, 0, 0, 0, 0]), deadline);
+    let opened = opened
+        .into_iter()
+        .map(|result| result.ok().and_then(std::io::Result::ok));
+    let (mut made, mut numbers, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+    for (process, number) in chosen.into_iter().zip(opened) {
+        if let Some(number) = number {
+            numbers.push(number);
+            taken.push(userfault::take(process.pid, number));
+            made.push(process);
         }
-        if let Ok(copied) = track_process(process, deadline) {
+    }
+    let close = |index: usize| (libc::SYS_close, [numbers[index], 0, 0, 0, 0, 0]);
+    let closed = freeze::call_each(&mut made, close, deadline);
+    for ((process, taken), closed) in made.iter().zip(taken).zip(closed) {
+        if closed.is_ok_and(|result| result.is_ok())
+            && let Ok(copied) = taken.and_then(|taken| follow(process, taken))
+        {
             tracked.push(copied);
         }
     }
 }
 
-fn track_process(process: &mut crate::freeze::Process, deadline: Instant) -> Result<Copied> {
-    let pid = process.pid;
-    let (open, flags) = write_tracking::OPEN;
-    let number = process.call(open, [flags, 0, 0, 0, 0, 0], deadline)?;
-    let number = number.context(|| format!("make a userfaultfd in process {pid}"))?;
-    let taken = userfault::take(pid, number);
-    let closed = process.call(libc::SYS_close, [number, 0, 0, 0, 0, 0], deadline)?;
-    closed.context(|| format!("close the userfaultfd of process {pid}"))?;
-    let tracker = WriteTracker::set_up(taken?).context(|| "ask for asynchronous write protection")?;
+fn follow(process: &Process, descriptor: OwnedFd) -> Result<Copied> {
+    let tracker = WriteTracker::set_up(descriptor).context(|| "ask for asynchronous write protection")?;
     Copied::new(&process.proc, process.stat.starttime, tracker)
 }
 
@@ -487,12 +496,12 @@ fn written_since(tracked: &[Copied]) -> u64 {
     };
     let mut bytes = 0;
     for copied in tracked {
-        for (start, end) in spans(&copied.areas) {
-            let mut regions = Vec::new();
-            // A mapping that has gone is seen when the job has stopped.
-            if copied.pagemap.scan_written(start, end, filter, &mut regions).is_ok() {
-                bytes += regions.iter().map(|region| region.end - region.start).sum::<u64>();
-            }
+        let mut regions = Vec::new();
+        // A mapping that has gone is seen when the job has stopped.
+        if let Some((range, length)) = whole(&copied.areas)
+            && copied.pagemap.scan_written(range, length, filter, &mut regions).is_ok()
+        {
+            bytes += regions.iter().map(|region| region.end - region.start).sum::<u64>();
         }
     }
     bytes
@@ -551,14 +560,10 @@ fn register_process(copied: &mut Copied, known: &Known) -> std::io::Result<()> {
     }
 }
 
-/// Areas that lie one after another, joined: a look at many small ones takes about as long as at one of them.
-fn spans(areas: &BTreeMap<u64, Area>) -> Vec<(u64, u64)> {
-    let mut spans: Vec<(u64, u64)> = Vec::new();
-    for (&start, area) in areas {
-        match spans.last_mut() {
-            Some((_, end)) if *end == start => *end = area.end,
-            _ => spans.push((start, area.end)),
-        }
-    }
-    spans
+/// From the first address to the last, and how many bytes of that are tracked. One look at all takes about as long as
+/// one at a small area: what is not tracked, or not mapped, is passed over.
+fn whole(areas: &BTreeMap<u64, Area>) -> Option<((u64, u64), u64)> {
+    let first = *areas.first_key_value()?.0;
+    let last = areas.last_key_value()?.1.end;
+    Some(((first, last), areas.iter().map(|(start, area)| area.end - start).sum()))
 }

@@ -39,8 +39,12 @@ pub struct FlagTable(HashMap<(i32, u64, u64), Vec<[u8; 2]>>);
 impl FlagTable {
     /// Reads the flags of all mappings of process `pid`.
     pub fn add(&mut self, proc: &ProcDir) {
-        let pid = proc.pid();
-        for VmFlags { start, end, flags } in proc.smaps_flags().unwrap_or_default() {
+        self.note(proc.pid(), proc.smaps_flags().unwrap_or_default());
+    }
+
+    /// Notes the flags of mappings of process `pid`.
+    pub fn note(&mut self, pid: i32, mappings: Vec<VmFlags>) {
+        for VmFlags { start, end, flags } in mappings {
             self.0.insert((pid, start, end), flags);
         }
     }

@@ -6,11 +6,11 @@
 use std::time::Instant;
 
 use cpr_image::model::{AddressSpace, Bytes, MemoryPolicy};
-use cpr_kernel::batch::{Arg, Batch};
+use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
 use cpr_kernel::proc::{MapEntry, MapKind};
 use cpr_types::{Error, ErrorKind, Result};
 
-use crate::freeze::Process;
+use crate::freeze::{Process, Space};
 
 const MPOL_F_ADDR: u32 = 1 << 1;
 /// Bytes of a mask of memory nodes: 1024, as many as a kernel can be built for.
@@ -28,25 +28,33 @@ fn can_have(map: &MapEntry) -> bool {
     }
 }
 
-/// The policies of the mappings of a stopped process that have one: first addresses, in ascending order.
+/// Which mappings are asked about, and where the answers are.
+pub struct Asked {
+    starts: Vec<u64>,
+    modes: OutId,
+}
+
+fn starts(space: &Space) -> Vec<u64> {
+    let maps = space.maps.iter().filter(|map| can_have(map));
+    maps.map(|map| map.start).collect()
+}
+
+/// Adds the questions which mappings have a policy; none where there are too many to be asked about with other things.
 ///
 /// # Errors
-/// The process cannot be asked.
-pub fn read(process: &mut Process, deadline: Instant) -> Result<Vec<(u64, MemoryPolicy)>> {
-    let starts: Vec<u64> = match &process.space {
-        Some(space) => space
-            .maps
-            .iter()
-            .filter(|map| can_have(map))
-            .map(|map| map.start)
-            .collect(),
-        None => return Ok(Vec::new()),
-    };
-    let mut bound = Vec::new();
-    for starts in starts.chunks(QUESTIONS) {
-        let mut batch = Batch::new();
-        let (modes, modes_out) = batch.out(4 * starts.len());
-        let Arg::Data(base) = modes else {
+/// None but of our own making.
+pub fn ask(space: &Space, batch: &mut Batch) -> Result<Option<Asked>> {
+    let starts = starts(space);
+    match starts.len() <= QUESTIONS {
+        true => Asked::about(starts, batch).map(Some),
+        false => Ok(None),
+    }
+}
+
+impl Asked {
+    fn about(starts: Vec<u64>, batch: &mut Batch) -> Result<Self> {
+        let (place, modes) = batch.out(4 * starts.len());
+        let Arg::Data(base) = place else {
             return Err(Error::new(ErrorKind::Internal, "no output buffer"));
         };
         for (index, start) in starts.iter().enumerate() {
@@ -54,16 +62,39 @@ pub fn read(process: &mut Process, deadline: Instant) -> Result<Vec<(u64, Memory
             let arguments = [place, Arg::from(0), Arg::from(0), (*start).into(), MPOL_F_ADDR.into()];
             batch.call(libc::SYS_get_mempolicy, &arguments);
         }
-        let outcome = process.run(0, &batch, deadline)?;
-        let mode = |index: usize| outcome.word32(modes_out, 4 * index);
-        bound.extend(
-            starts
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| mode(*index) != 0)
-                .map(|(_, start)| *start),
-        );
+        Ok(Asked { starts, modes })
     }
+
+    /// The first addresses of the mappings that have a policy.
+    pub fn bound(self, outcome: &Outcome) -> Vec<u64> {
+        let mode = |index: usize| outcome.word32(self.modes, 4 * index);
+        let starts = self.starts.iter().enumerate();
+        starts
+            .filter(|(index, _)| mode(*index) != 0)
+            .map(|(_, start)| *start)
+            .collect()
+    }
+}
+
+/// The policies of the mappings of a stopped process that have one: first addresses, in ascending order.
+///
+/// # Errors
+/// The process cannot be asked.
+pub fn read(process: &mut Process, deadline: Instant) -> Result<Vec<(u64, MemoryPolicy)>> {
+    let bound = match (process.bound.take(), &process.space) {
+        (Some(bound), _) => bound,
+        (None, None) => return Ok(Vec::new()),
+        (None, Some(space)) => {
+            let starts = starts(space);
+            let mut bound = Vec::new();
+            for starts in starts.chunks(QUESTIONS) {
+                let mut batch = Batch::new();
+                let asked = Asked::about(starts.to_vec(), &mut batch)?;
+                bound.extend(asked.bound(&process.run(0, &batch, deadline)?));
+            }
+            bound
+        }
+    };
     let mut found = Vec::with_capacity(bound.len());
     for start in bound {
         let mut batch = Batch::new();

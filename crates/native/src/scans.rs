@@ -43,11 +43,13 @@ pub struct Scans<'a> {
     table: Option<(u64, bool)>,
 }
 
-/// Private mappings that lie one after another.
+/// Private mappings that are looked at together.
 #[derive(Debug)]
 struct Span {
     start: u64,
     end: u64,
+    /// Bytes of it that are mapped.
+    mapped: u64,
     /// Runs of pages that may have been written since they were copied, also of those that are there no longer. Pages
     /// of mappings that are not tracked count as written.
     written: Vec<PageRegion>,
@@ -65,7 +67,7 @@ impl<'a> Scans<'a> {
     /// The page table cannot be read.
     pub fn new(space: &'a Space, copied: Option<&'a Copied>) -> Result<Self> {
         let pagemap = &space.pagemap;
-        let mut spans = spans(&space.maps);
+        let mut spans = spans(&space.maps, copied.is_some());
         for span in &mut spans {
             span.look(pagemap, copied).context(|| "look which pages are used")?;
         }
@@ -145,15 +147,22 @@ impl Span {
             protect: copied.keep,
             ..ScanFilter::default()
         };
-        pagemap.scan_among(&self.written, self.start, self.end, filter, &mut self.own)?;
+        pagemap.scan_among(
+            &self.written,
+            (self.start, self.end),
+            self.mapped,
+            filter,
+            &mut self.own,
+        )?;
         self.own
             .retain(|region| region.categories & (PAGE_FILE | PAGE_PFNZERO) == 0);
         Ok(())
     }
 }
 
-/// Mappings that can have pages of the process's own, joined where one begins at the end of another.
-fn spans(maps: &[MapEntry]) -> Vec<Span> {
+/// Mappings that can have pages of the process's own, joined where one begins at the end of another. `over_gaps`: also
+/// where nothing is mapped between them, which kernels that track writes pass over at no cost.
+fn spans(maps: &[MapEntry], over_gaps: bool) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     let kernels = |map: &MapEntry| {
         let kind = map.kind();
@@ -162,17 +171,27 @@ fn spans(maps: &[MapEntry]) -> Vec<Span> {
             MapKind::Vvar | MapKind::VvarVclock | MapKind::Vdso | MapKind::Vsyscall
         )
     };
-    for map in maps.iter().filter(|map| !map.shared && !kernels(map)) {
+    let mut goes_on = false;
+    for map in maps {
+        if map.shared || kernels(map) {
+            goes_on = false;
+            continue;
+        }
         match spans.last_mut() {
-            Some(last) if last.end == map.start => last.end = map.end,
+            Some(last) if goes_on && (over_gaps || last.end == map.start) => {
+                last.end = map.end;
+                last.mapped += map.len();
+            }
             _ => spans.push(Span {
                 start: map.start,
                 end: map.end,
+                mapped: map.len(),
                 written: Vec::new(),
                 untracked: Vec::new(),
                 own: Vec::new(),
             }),
         }
+        goes_on = true;
     }
     spans
 }

@@ -1,5 +1,6 @@
 //! What a stopped process and its threads are, apart from memory and descriptors.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use cpr_image::model::{
@@ -8,15 +9,15 @@ use cpr_image::model::{
     Thread as SavedThread, TimedSleep,
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
-use cpr_kernel::proc::{ProcDir, Stat, Status, TimerNotify, TimerTarget};
+use cpr_kernel::proc::{ProcDir, Stat, Status, Timer, TimerNotify, TimerTarget};
 use cpr_kernel::process;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::thread::CpuSet;
 
-use crate::beside::beside;
+use crate::beside::{beside, each};
 use crate::blockers::{self, Home};
-use crate::freeze::{Process, credentials, interrupts, loaded_number};
-use crate::keyrings;
+use crate::freeze::{self, Process, credentials, interrupts, loaded_number};
+use crate::{confined, keyrings, memory_policies};
 
 /// The scheduler's clock of the processor where it is furthest behind, nanoseconds. Each has its own, which leaves out
 /// time that other virtual machines have had; which one a thread fell asleep by is not known. A sleep may last longer
@@ -85,13 +86,10 @@ pub fn save(processes: &mut [Process], home: &Home, deadline: Instant) -> Result
         // What runs other code than ours is refused before it is asked to do anything.
         threads >= MANY && seen.iter().all(|process| process.is_native),
         || {
-            let all = seen.iter().map(|process| Outside::look(process, home));
-            all.collect::<Result<Vec<Outside>>>()
+            let all = each(MANY, &seen, |process| Outside::look(process, home))?;
+            all.into_iter().collect::<Result<Vec<Outside>>>()
         },
-        || {
-            let all = processes.iter_mut().map(|process| Inside::ask(process, deadline));
-            all.collect::<Result<Vec<Option<Inside>>>>()
-        },
+        || Inside::ask(processes, deadline),
     )?;
     let answers = outside?.into_iter().zip(inside?);
     processes
@@ -153,7 +151,8 @@ impl Outside {
             });
         }
         let proc = ProcDir::open_living(pid).context(|| format!("open /proc/{pid}"))?;
-        if let Some((object, reason)) = blockers::of_process(&proc, home)
+        let auxv = proc.auxv().context(|| format!("read /proc/{pid}/auxv"))?;
+        if let Some((object, reason)) = blockers::of_known(&proc, status, Some(&auxv), home)
             .into_iter()
             .find(|(object, _)| object != "tracer")
         {
@@ -196,7 +195,6 @@ impl Outside {
             })
             .collect();
         saved.accounting = accounting(&proc, stat, status.vm_hwm_kib);
-        let auxv = proc.auxv().context(|| format!("read /proc/{pid}/auxv"))?;
         let layout = MemoryLayout {
             start_code: stat.start_code,
             end_code: stat.end_code,
@@ -211,7 +209,7 @@ impl Outside {
             env_end: stat.env_end,
             auxv: Bytes(auxv),
         };
-        let tasks = process.tids.iter().map(|&tid| Task::look(&proc, tid));
+        let tasks = process.tids.iter().map(|&tid| Task::look(&proc, status, tid));
         Ok(Outside {
             saved,
             layout,
@@ -225,32 +223,38 @@ struct Inside {
     /// Only what [`in_process`] fills in.
     saved: Saved,
     brk: u64,
-    asked: Questions,
-    outcomes: Vec<Outcome>,
+    first: (Questions, Outcome),
+    others: (Questions, Vec<Outcome>),
 }
 
 impl Inside {
-    fn ask(process: &mut Process, deadline: Instant) -> Result<Option<Inside>> {
-        let pid = process.pid;
-        let Some(leader) = process.threads.first().map(|thread| thread.tracee) else {
-            return Ok(None);
-        };
-        let signals = leader.pending_signals(true);
-        let mut saved = Saved {
-            pending_signals: pending(signals.context(|| format!("read signals of {pid}"))?),
-            ..Saved::default()
-        };
-        process.map_arena(64 * 1024, deadline)?;
-        let brk = in_process(process, &mut saved, deadline)?;
-        let asked = questions();
-        let outcomes = process.run_in(0..process.threads.len(), &asked.batch, deadline)?;
-        keyrings::refuse(process, asked.keyrings, &outcomes, deadline)?;
-        Ok(Some(Inside {
-            saved,
-            brk,
-            asked,
-            outcomes,
-        }))
+    /// Asks all processes at the same time; zombies tell nothing.
+    fn ask(processes: &mut [Process], deadline: Instant) -> Result<Vec<Option<Inside>>> {
+        let has_landlock = cpr_kernel::witness::has_landlock();
+        let mut living: Vec<&mut Process> = processes.iter_mut().filter(|p| !p.threads.is_empty()).collect();
+        let mut asked = Vec::with_capacity(living.len());
+        let mut batches = Vec::with_capacity(living.len());
+        for process in &living {
+            // The first thread is asked everything at once.
+            let mut batch = Batch::new();
+            asked.push(OfFirst::ask(process, has_landlock, &mut batch)?);
+            batches.push(batch);
+        }
+        freeze::map_arenas(&mut living, 64 * 1024, deadline)?;
+        let outcomes = freeze::run_each(&mut living, &batches, deadline)?;
+        let mut answers = HashMap::with_capacity(living.len());
+        for ((process, asked), outcome) in living.into_iter().zip(asked).zip(outcomes) {
+            answers.insert(process.pid, asked.note(process, outcome, deadline)?);
+        }
+        Ok(processes.iter().map(|process| answers.remove(&process.pid)).collect())
+    }
+
+    /// What thread number `index` answered, and where.
+    fn answers(&self, index: usize) -> Option<(&Questions, &Outcome)> {
+        match index.checked_sub(1) {
+            None => Some((&self.first.0, &self.first.1)),
+            Some(index) => self.others.1.get(index).map(|outcome| (&self.others.0, outcome)),
+        }
     }
 }
 
@@ -260,11 +264,11 @@ fn combine(process: &Process, outside: Outside, inside: Option<Inside>) -> Resul
         mut layout,
         tasks,
     } = outside;
-    let Some(inside) = inside else {
+    let Some(mut inside) = inside else {
         return Ok((saved, layout));
     };
     layout.brk = inside.brk;
-    let own = inside.saved;
+    let own = std::mem::take(&mut inside.saved);
     saved.pending_signals = own.pending_signals;
     saved.signal_actions = own.signal_actions;
     saved.interval_timers = own.interval_timers;
@@ -280,8 +284,11 @@ fn combine(process: &Process, outside: Outside, inside: Option<Inside>) -> Resul
         .iter()
         .filter_map(|info| info.0.as_slice().try_into().ok())
         .collect();
-    for (index, (outcome, task)) in inside.outcomes.iter().zip(tasks).enumerate() {
-        let thread = thread_state(process, index, &shared, &inside.asked, outcome, task)?;
+    for (index, task) in tasks.into_iter().enumerate() {
+        let Some((asked, outcome)) = inside.answers(index) else {
+            break;
+        };
+        let thread = thread_state(process, index, &shared, asked, outcome, task)?;
         saved.threads.push(thread);
     }
     Ok((saved, layout))
@@ -294,10 +301,14 @@ struct Task {
 }
 
 impl Task {
-    fn look(proc: &ProcDir, tid: i32) -> Result<Task> {
-        let status = proc
-            .task_status(tid)
-            .context(|| format!("read the status of thread {tid}"))?;
+    /// `of_process`: the status of the process, which is that of its main thread.
+    fn look(proc: &ProcDir, of_process: &Status, tid: i32) -> Result<Task> {
+        let status = match tid == proc.pid() && tid == proc.acting() {
+            true => of_process.clone(),
+            false => proc
+                .task_status(tid)
+                .context(|| format!("read the status of thread {tid}"))?,
+        };
         let directories = own_directories(proc, tid, status.umask)?;
         Ok(Task { status, directories })
     }
@@ -413,117 +424,206 @@ fn accounting(proc: &ProcDir, stat: &cpr_kernel::proc::Stat, peak_rss_kib: u64) 
     }
 }
 
-/// What only the process itself can ask the kernel. Gives the end of its heap.
-fn in_process(process: &mut Process, saved: &mut Saved, deadline: Instant) -> Result<u64> {
-    let pid = process.pid;
-    let timers = process.proc.timers().context(|| format!("read /proc/{pid}/timers"))?;
-    let mut batch = Batch::new();
-    let (actions, actions_out) = batch.out(SIGACTION_SIZE * 64);
-    let Arg::Data(base) = actions else {
-        return Err(Error::new(ErrorKind::Internal, "no output buffer"));
-    };
-    for signal in 1..=64usize {
-        let place = Arg::Data(base + (signal - 1) * SIGACTION_SIZE);
-        batch.must(
-            libc::SYS_rt_sigaction,
-            &[Arg::from(signal), Arg::from(0), place, Arg::from(8)],
-            format!("ask for the action of signal {signal}"),
-        );
-    }
-    let interval: Vec<_> = (0..3)
-        .map(|which: i32| {
-            let (place, out) = batch.out(32);
-            batch.must(libc::SYS_getitimer, &[which.into(), place], "ask for an interval timer");
-            out
-        })
-        .collect();
-    let posix: Vec<_> = timers
-        .iter()
-        .map(|timer| {
-            let (place, out) = batch.out(32);
-            batch.must(libc::SYS_timer_gettime, &[timer.id.into(), place], "ask for a timer");
-            let overrun = batch.call(libc::SYS_timer_getoverrun, &[timer.id.into()]);
-            (out, overrun)
-        })
-        .collect();
-    let brk = batch.must(libc::SYS_brk, &[Arg::from(0)], "ask for the end of the heap");
-    let dumpable = batch.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
-    let (reaper, reaper_out) = batch.out(8);
-    batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
-    let write_execute = batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
-    let merge = batch.call(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE.into()]);
-    let barriers = batch.call(
-        libc::SYS_membarrier,
-        &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), Arg::from(0), Arg::from(0)],
-    );
-    let personality = batch.call(libc::SYS_personality, &[Arg::from(0xffff_ffffu32)]);
-    let outcome = process.run(0, &batch, deadline)?;
-    for signal in 1..=64i32 {
-        let at = (signal as usize - 1) * SIGACTION_SIZE;
-        // The traps of our own have made it the default.
-        let ignored = signal == libc::SIGTRAP && process.ignores_traps();
-        let action = SignalAction {
-            signal,
-            handler: if ignored {
-                libc::SIG_IGN as u64
-            } else {
-                outcome.word(actions_out, at)
-            },
-            flags: outcome.word(actions_out, at + 8),
-            restorer: outcome.word(actions_out, at + 16),
-            mask: outcome.word(actions_out, at + 24),
-        };
-        if action.handler != 0 || action.flags != 0 {
-            saved.signal_actions.push(action);
-        }
-    }
-    for (which, out) in interval.into_iter().enumerate() {
-        let micros = |at| outcome.word(out, at) * 1_000_000 + outcome.word(out, at + 8);
-        saved.interval_timers.push(IntervalTimer {
-            which: which as i32,
-            interval_us: micros(0),
-            value_us: micros(16),
-        });
-    }
-    for (timer, (out, overrun)) in timers.iter().zip(posix) {
-        let nanos = |at| outcome.word(out, at) * 1_000_000_000 + outcome.word(out, at + 8);
-        let (thread_flag, thread) = match timer.target {
-            TimerTarget::Thread(tid) => (libc::SIGEV_THREAD_ID, tid),
-            TimerTarget::Process(_) => (0, 0),
-        };
-        let notify = match timer.notify {
-            TimerNotify::None => libc::SIGEV_NONE,
-            TimerNotify::Signal => libc::SIGEV_SIGNAL,
-            TimerNotify::Thread => libc::SIGEV_THREAD,
-        } | thread_flag;
-        saved.posix_timers.push(PosixTimer {
-            id: timer.id,
-            clock: timer.clock,
-            notify,
-            signal: timer.signal,
-            value: timer.value,
-            thread,
-            interval_ns: nanos(0),
-            value_ns: nanos(16),
-            overrun: outcome.raw(overrun) as i32,
-        });
-    }
-    saved.dumpable = match process.concealed {
-        Some(concealed) => concealed.dumpable,
-        None => outcome.result(dumpable).unwrap_or(1) as u32,
-    };
-    saved.child_subreaper = outcome.word32(reaper_out, 0) != 0;
-    // Linux 6.3 tells; an older kernel's processes start without.
-    saved.membarrier = outcome.result(barriers).unwrap_or(0) as u32;
-    saved.personality = outcome.result(personality).unwrap_or(0);
-    saved.memory_deny_write_execute = outcome.result(write_execute).unwrap_or(0) as u32;
-    saved.memory_merge = outcome.result(merge).is_ok_and(|on| on == 1);
-    Ok(outcome.raw(brk) as u64)
+/// What the first thread of a process is asked.
+struct OfFirst {
+    saved: Saved,
+    timers: Vec<Timer>,
+    of_process: OfProcess,
+    policies: Option<memory_policies::Asked>,
+    looks: Option<confined::Question>,
+    of_thread: Questions,
 }
 
-/// What a thread is asked: a batch of calls, and where the answers are.
+impl OfFirst {
+    fn ask(process: &Process, has_landlock: bool, batch: &mut Batch) -> Result<Self> {
+        let pid = process.pid;
+        let signals = process
+            .threads
+            .first()
+            .map(|leader| leader.tracee.pending_signals(true));
+        let signals = signals.transpose().context(|| format!("read signals of {pid}"))?;
+        let timers = process.proc.timers().context(|| format!("read /proc/{pid}/timers"))?;
+        let of_process = OfProcess::ask(batch, &timers)?;
+        let policies = match &process.space {
+            Some(space) => memory_policies::ask(space, batch)?,
+            None => None,
+        };
+        Ok(OfFirst {
+            saved: Saved {
+                pending_signals: pending(signals.unwrap_or_default()),
+                ..Saved::default()
+            },
+            timers,
+            of_process,
+            policies,
+            looks: confined::ask(has_landlock, batch),
+            of_thread: questions(batch),
+        })
+    }
+
+    /// Notes the answers, and asks the other threads.
+    fn note(self, process: &mut Process, outcome: Outcome, deadline: Instant) -> Result<Inside> {
+        let mut saved = self.saved;
+        let brk = self.of_process.note(process, &self.timers, &outcome, &mut saved);
+        process.bound = self.policies.map(|policies| policies.bound(&outcome));
+        process.is_kept_from_us = self.looks.map(|looks| looks.is_kept_from(&outcome));
+        let mut batch = Batch::new();
+        let others = questions(&mut batch);
+        let outcomes = match process.threads.len() {
+            1 => Vec::new(),
+            count => process.run_in(1..count, &batch, deadline)?,
+        };
+        let of_others = outcomes.iter().map(|outcome| (others.keyrings, outcome));
+        let answers: Vec<_> = std::iter::once((self.of_thread.keyrings, &outcome))
+            .chain(of_others)
+            .collect();
+        keyrings::refuse(process, &answers, deadline)?;
+        Ok(Inside {
+            saved,
+            brk,
+            first: (self.of_thread, outcome),
+            others: (others, outcomes),
+        })
+    }
+}
+
+/// What only a process itself can ask the kernel: where the answers are.
+struct OfProcess {
+    actions: OutId,
+    interval: Vec<OutId>,
+    posix: Vec<(OutId, CallId)>,
+    brk: CallId,
+    dumpable: CallId,
+    reaper: OutId,
+    write_execute: CallId,
+    merge: CallId,
+    barriers: CallId,
+    personality: CallId,
+}
+
+impl OfProcess {
+    fn ask(batch: &mut Batch, timers: &[Timer]) -> Result<Self> {
+        let (actions, actions_out) = batch.out(SIGACTION_SIZE * 64);
+        let Arg::Data(base) = actions else {
+            return Err(Error::new(ErrorKind::Internal, "no output buffer"));
+        };
+        for signal in 1..=64usize {
+            let place = Arg::Data(base + (signal - 1) * SIGACTION_SIZE);
+            batch.must(
+                libc::SYS_rt_sigaction,
+                &[Arg::from(signal), Arg::from(0), place, Arg::from(8)],
+                format!("ask for the action of signal {signal}"),
+            );
+        }
+        let interval: Vec<_> = (0..3)
+            .map(|which: i32| {
+                let (place, out) = batch.out(32);
+                batch.must(libc::SYS_getitimer, &[which.into(), place], "ask for an interval timer");
+                out
+            })
+            .collect();
+        let posix: Vec<_> = timers
+            .iter()
+            .map(|timer| {
+                let (place, out) = batch.out(32);
+                batch.must(libc::SYS_timer_gettime, &[timer.id.into(), place], "ask for a timer");
+                let overrun = batch.call(libc::SYS_timer_getoverrun, &[timer.id.into()]);
+                (out, overrun)
+            })
+            .collect();
+        let brk = batch.must(libc::SYS_brk, &[Arg::from(0)], "ask for the end of the heap");
+        let dumpable = batch.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
+        let (reaper, reaper_out) = batch.out(8);
+        batch.call(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER.into(), reaper]);
+        let write_execute = batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into()]);
+        let merge = batch.call(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE.into()]);
+        let barriers = batch.call(
+            libc::SYS_membarrier,
+            &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), Arg::from(0), Arg::from(0)],
+        );
+        let personality = batch.call(libc::SYS_personality, &[Arg::from(0xffff_ffffu32)]);
+        Ok(OfProcess {
+            actions: actions_out,
+            interval,
+            posix,
+            brk,
+            dumpable,
+            reaper: reaper_out,
+            write_execute,
+            merge,
+            barriers,
+            personality,
+        })
+    }
+
+    /// Notes the answers; gives the end of the process's heap.
+    fn note(self, process: &Process, timers: &[Timer], outcome: &Outcome, saved: &mut Saved) -> u64 {
+        for signal in 1..=64i32 {
+            let at = (signal as usize - 1) * SIGACTION_SIZE;
+            // The traps of our own have made it the default.
+            let ignored = signal == libc::SIGTRAP && process.ignores_traps();
+            let action = SignalAction {
+                signal,
+                handler: if ignored {
+                    libc::SIG_IGN as u64
+                } else {
+                    outcome.word(self.actions, at)
+                },
+                flags: outcome.word(self.actions, at + 8),
+                restorer: outcome.word(self.actions, at + 16),
+                mask: outcome.word(self.actions, at + 24),
+            };
+            if action.handler != 0 || action.flags != 0 {
+                saved.signal_actions.push(action);
+            }
+        }
+        for (which, out) in self.interval.into_iter().enumerate() {
+            let micros = |at| outcome.word(out, at) * 1_000_000 + outcome.word(out, at + 8);
+            saved.interval_timers.push(IntervalTimer {
+                which: which as i32,
+                interval_us: micros(0),
+                value_us: micros(16),
+            });
+        }
+        for (timer, (out, overrun)) in timers.iter().zip(self.posix) {
+            let nanos = |at| outcome.word(out, at) * 1_000_000_000 + outcome.word(out, at + 8);
+            let (thread_flag, thread) = match timer.target {
+                TimerTarget::Thread(tid) => (libc::SIGEV_THREAD_ID, tid),
+                TimerTarget::Process(_) => (0, 0),
+            };
+            let notify = match timer.notify {
+                TimerNotify::None => libc::SIGEV_NONE,
+                TimerNotify::Signal => libc::SIGEV_SIGNAL,
+                TimerNotify::Thread => libc::SIGEV_THREAD,
+            } | thread_flag;
+            saved.posix_timers.push(PosixTimer {
+                id: timer.id,
+                clock: timer.clock,
+                notify,
+                signal: timer.signal,
+                value: timer.value,
+                thread,
+                interval_ns: nanos(0),
+                value_ns: nanos(16),
+                overrun: outcome.raw(overrun) as i32,
+            });
+        }
+        saved.dumpable = match process.concealed {
+            Some(concealed) => concealed.dumpable,
+            None => outcome.result(self.dumpable).unwrap_or(1) as u32,
+        };
+        saved.child_subreaper = outcome.word32(self.reaper, 0) != 0;
+        // Linux 6.3 tells; an older kernel's processes start without.
+        saved.membarrier = outcome.result(self.barriers).unwrap_or(0) as u32;
+        saved.personality = outcome.result(self.personality).unwrap_or(0);
+        saved.memory_deny_write_execute = outcome.result(self.write_execute).unwrap_or(0) as u32;
+        saved.memory_merge = outcome.result(self.merge).is_ok_and(|on| on == 1);
+        outcome.raw(self.brk) as u64
+    }
+}
+
+/// What a thread is asked: where the answers are.
 struct Questions {
-    batch: Batch,
     alternate_stack: OutId,
     tid_address: OutId,
     death_signal: OutId,
@@ -546,8 +646,7 @@ struct Questions {
     keyrings: keyrings::Asked,
 }
 
-fn questions() -> Questions {
-    let mut batch = Batch::new();
+fn questions(batch: &mut Batch) -> Questions {
     let (stack, stack_out) = batch.out(24);
     batch.must(
         libc::SYS_sigaltstack,
@@ -595,9 +694,8 @@ fn questions() -> Questions {
         .iter()
         .map(|which| batch.call(libc::SYS_prctl, &[PR_GET_SPECULATION_CTRL.into(), (*which).into()]))
         .collect();
-    let keyrings = keyrings::ask(&mut batch);
+    let keyrings = keyrings::ask(batch);
     Questions {
-        batch,
         alternate_stack: stack_out,
         tid_address: tid_address_out,
         death_signal: death_out,

@@ -6,6 +6,7 @@ use cpr_kernel::proc::ProcDir;
 use cpr_types::{Error, ErrorKind, Result};
 
 use super::request::{After, CheckpointRequest, Method};
+use crate::beside::each;
 use crate::freeze::{self, Purpose, Scope};
 use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known};
@@ -17,6 +18,8 @@ use crate::{cgroups, files, snapshot};
 /// A process with less memory than this, bytes, is copied while it stands still, unless later images are to refer to
 /// its pages: to find out what it has written since a copy was made takes as long.
 const SMALL: u64 = 512 << 10;
+/// So many processes are looked at with a thread for each processor.
+const MANY: usize = 8;
 /// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
 const UNMEASURED_RATE: u64 = 1 << 30;
 /// Bytes of memory that each process has for itself.
@@ -141,10 +144,10 @@ pub(super) fn copy_running(
 /// The flags of all mappings. Read last before the stop, because tracking joins mappings that were apart.
 pub(super) fn flags_of(scope: Scope) -> Result<FlagTable> {
     let mut flags = FlagTable::default();
-    for pid in freeze::members(scope)? {
-        if let Ok(proc) = ProcDir::open_living(pid) {
-            flags.add(&proc);
-        }
+    let pids = freeze::members(scope)?;
+    let read = |pid: &i32| ProcDir::open_living(*pid).and_then(|proc| proc.smaps_flags());
+    for (pid, mappings) in pids.iter().zip(each(MANY, &pids, read)?) {
+        flags.note(*pid, mappings.unwrap_or_default());
     }
     Ok(flags)
 }

@@ -6,6 +6,7 @@
 mod members;
 mod process;
 mod stop;
+mod together;
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use process::put_right;
 pub use members::{Members, Scope, members};
 pub use process::{Process, Space, Thread, interrupts, loaded_number, park};
 pub use stop::{Purpose, credentials, freeze, nudge, traced};
+pub use together::{call_each, map_arenas, run_each};
 
 /// Kernel-internal results of interrupted system calls (<linux/errno.h>).
 const ERESTARTSYS: i64 = -512;
@@ -60,13 +62,11 @@ impl Frozen {
         let deadline = self.deadline();
         let mut first: Result<()> = Ok(());
         let mut dying = Vec::new();
+        let unmapped = together::unmap_arenas(&mut self.processes, deadline);
         for process in &mut self.processes {
-            let unmapped = process.unmap_arena(deadline);
-            let result = process.conceal(deadline).and(unmapped);
-            if first.is_ok() {
-                first = result;
-            }
+            first = first.and(process.conceal(deadline));
         }
+        first = first.and(unmapped);
         for process in self.processes.drain(..) {
             let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
             let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();

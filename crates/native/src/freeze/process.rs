@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cpr_image::model::EndedLeader;
 use cpr_kernel::arch::{self, Registers};
-use cpr_kernel::batch::{Batch, Outcome};
+use cpr_kernel::batch::{Batch, CallFailed, Outcome};
 use cpr_kernel::memory::{Memory, Pagemap};
 use cpr_kernel::proc::{MapEntry, ProcDir, Stat, Status};
 use cpr_kernel::process::{self, LiftedLimit};
@@ -64,6 +64,10 @@ pub struct Process {
     pub stopped_by: Option<i32>,
     /// Where nobody may look at the process but for the time of this stop: what it was.
     pub concealed: Option<Concealed>,
+    /// First addresses of the mappings that have a memory policy, where it was asked for them.
+    pub bound: Option<Vec<u64>>,
+    /// Whether it may not look at us, where it was asked ([`crate::confined`]).
+    pub is_kept_from_us: Option<Option<bool>>,
 }
 
 /// The address space of a stopped process.
@@ -237,12 +241,13 @@ impl Thread {
 }
 
 impl Process {
-    /// Opens the address space, of a process that has one. One that lets nobody look at it is made accessible first.
-    pub(super) fn open_space(&mut self, deadline: Instant) -> Result<()> {
+    /// Takes the address space of a process that has one, as it could be opened or not. One that lets nobody look at it
+    /// is made accessible first.
+    pub(super) fn take_space(&mut self, opened: Result<Space>, deadline: Instant) -> Result<()> {
         if self.threads.is_empty() {
             return Ok(());
         }
-        self.space = match Space::open(&self.proc) {
+        self.space = match opened {
             Err(error) if error.kind() == ErrorKind::Denied && concealed::may_reveal(&self.proc) => {
                 self.reveal(deadline)?;
                 let opened = Space::open(&self.proc);
@@ -415,10 +420,7 @@ impl Process {
         }
         arena
             .run_in_each(&mut runners, &space.memory, batch, deadline)
-            .map_err(|failed| {
-                let kind = ErrorKind::of_io(&failed.error);
-                Error::new(kind, format!("process {pid}: {}", failed.what)).with_source(failed.error)
-            })
+            .map_err(|error| failed(pid, error))
     }
 
     /// Removes the arena.
@@ -430,7 +432,8 @@ impl Process {
         let Some(arena) = space.arena.take() else {
             return Ok(());
         };
-        thread.in_syscall_exit = true;
+        // After a trap there is no system call that the thread would have to be taken out of.
+        thread.in_syscall_exit = ignores_traps;
         let put_back = if ignores_traps {
             remote::ignore_traps(
                 thread.tracee,
@@ -449,11 +452,18 @@ impl Process {
             thread.tracee,
             &thread.registers,
             space.instruction,
+            !ignores_traps,
             deadline,
             &mut thread.deferred,
         );
         put_back.and(unmapped.context(|| format!("unmap our page from process {pid}")))
     }
+}
+
+/// The error of a batch in a process.
+pub(super) fn failed(pid: i32, failed: CallFailed) -> Error {
+    let kind = ErrorKind::of_io(&failed.error);
+    Error::new(kind, format!("process {pid}: {}", failed.what)).with_source(failed.error)
 }
 
 /// Puts a stopped thread into a state in which the kernel acts on `-ERESTART*` results when it runs on: a

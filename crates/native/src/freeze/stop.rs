@@ -14,8 +14,9 @@ use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::members::{Members, Scope, is_without_leader, members};
-use super::process::{Process, Thread};
+use super::process::{Process, Space, Thread};
 use super::{ATTACHED, EINTR, ERESTARTSYS, Frozen};
+use crate::beside::each;
 
 /// How long a thread that does not stop is waited for before it is asked whether it waits for a child it has
 /// stopped with: vfork(2).
@@ -24,6 +25,9 @@ const VFORK_PATIENCE: Duration = Duration::from_millis(50);
 /// each); with more, relative timeouts start anew after a restart. The same holds, for each process, for where in the
 /// kernel they sleep: with more, that is looked at for those of which nothing else tells.
 const SLEEPERS: usize = 64;
+
+/// So many processes are looked at with a thread for each processor.
+const MANY: usize = 8;
 
 /// What a job is stopped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,14 +156,13 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
             threads.entry(thread.pid).or_default().push(*tid);
         }
     }
-    for pid in all {
-        let process = describe(
-            pid,
-            &seized,
-            threads.remove(&pid).unwrap_or_default(),
-            &stopped,
-            deadline,
-        )?;
+    let listed = all
+        .into_iter()
+        .map(|pid| (pid, threads.remove(&pid).unwrap_or_default()));
+    let listed: Vec<(i32, Vec<i32>)> = listed.collect();
+    let looks = each(MANY, &listed, |(pid, tids)| Look::at(*pid, tids, &stopped))?;
+    for ((pid, tids), look) in listed.into_iter().zip(looks) {
+        let process = describe(pid, &seized, tids, look, &stopped, deadline)?;
         frozen.processes.extend(process);
     }
     if purpose == Purpose::Save {
@@ -462,17 +465,17 @@ pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
     }
 }
 
-/// Everything about a process that is stopped, or dead, with these threads; none for one that was dead already, and has
-/// been reaped meanwhile by a parent outside the job.
-pub(super) fn describe(
-    pid: i32,
-    seized: &HashMap<i32, Seized>,
-    mut tids: Vec<i32>,
-    stopped: &HashMap<i32, Stopped>,
-    deadline: Instant,
-) -> Result<Option<Process>> {
-    let leads = matches!(stopped.get(&pid), Some(Stopped::Here { .. }));
-    let look = || -> Result<(ProcDir, Stat, Status)> {
+/// What anybody may see of a process that is stopped, or dead.
+struct Look {
+    proc: ProcDir,
+    stat: Stat,
+    status: Status,
+    space: Result<Space>,
+}
+
+impl Look {
+    fn at(pid: i32, tids: &[i32], stopped: &HashMap<i32, Stopped>) -> Result<Look> {
+        let leads = matches!(stopped.get(&pid), Some(Stopped::Here { .. }));
         let proc = match leads || tids.is_empty() {
             true => ProcDir::open(pid),
             false => ProcDir::open_living(pid),
@@ -480,9 +483,37 @@ pub(super) fn describe(
         let proc = proc.context(|| format!("open /proc/{pid}"))?;
         let stat = proc.stat().context(|| format!("read /proc/{pid}/stat"))?;
         let status = proc.status().context(|| format!("read /proc/{pid}/status"))?;
-        Ok((proc, stat, status))
-    };
-    let (proc, stat, status) = match look() {
+        let is_here = |tid: &i32| matches!(stopped.get(tid), Some(Stopped::Here { .. }));
+        let space = match tids.iter().any(is_here) {
+            true => Space::open(&proc),
+            false => Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended"))),
+        };
+        Ok(Look {
+            proc,
+            stat,
+            status,
+            space,
+        })
+    }
+}
+
+/// Everything about a process that is stopped, or dead, with these threads; none for one that was dead already, and has
+/// been reaped meanwhile by a parent outside the job.
+fn describe(
+    pid: i32,
+    seized: &HashMap<i32, Seized>,
+    mut tids: Vec<i32>,
+    look: Result<Look>,
+    stopped: &HashMap<i32, Stopped>,
+    deadline: Instant,
+) -> Result<Option<Process>> {
+    let leads = matches!(stopped.get(&pid), Some(Stopped::Here { .. }));
+    let Look {
+        proc,
+        stat,
+        status,
+        space,
+    } = match look {
         Ok(found) => found,
         Err(_)
             if !tids
@@ -541,8 +572,10 @@ pub(super) fn describe(
         space: None,
         stopped_by,
         concealed: None,
+        bound: None,
+        is_kept_from_us: None,
     };
-    process.open_space(deadline)?;
+    process.take_space(space, deadline)?;
     Ok(Some(process))
 }
 

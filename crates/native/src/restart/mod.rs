@@ -18,6 +18,7 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use cpr_image::Image;
@@ -25,6 +26,7 @@ use cpr_image::model::{AddressSpace, Manifest, Mapping, Process};
 use cpr_kernel::process::{self, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, FileIdentity, Without};
 use cpr_kernel::ptrace::block_child_signals;
 use cpr_types::{Context, Error, ErrorKind, Result};
+use filling::Filling;
 use identity::Rights;
 use space::Sources;
 use spaces::Spaces;
@@ -48,6 +50,8 @@ mod aio;
 mod check;
 
 mod clocks;
+
+mod filling;
 
 mod filters;
 
@@ -260,6 +264,10 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             Some(_) => built.untouched(manifest),
             None => HashSet::new(),
         };
+        let apart = match lazy.is_none() && !sources.huge_pages {
+            true => filling::worth_it(manifest, built.untouched(manifest)),
+            false => HashSet::new(),
+        };
         let skipped = later.clone();
         let verify = move || {
             if skipped.is_empty() {
@@ -269,20 +277,40 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             let is_later = |space: usize, mapping: &Mapping| skipped.contains(&space) && lazy::is_lazy(mapping);
             image.verify_extents(manifest.extents_but(is_later))
         };
-        let thread = std::thread::Builder::new().name("cpr-verify".to_owned());
-        let verification = thread.spawn_scoped(scope, verify).context(|| "start a thread")?;
+        let thread = || std::thread::Builder::new().name("cpr-verify".to_owned());
+        // Where memory is filled as it is verified, it has to be mapped first.
+        let mut verification = match apart.is_empty() {
+            true => Some(thread().spawn_scoped(scope, verify).context(|| "start a thread")?),
+            false => None,
+        };
         let identity = as_owner();
         let modesty = modest()?;
         let opened = files::open_all(&mut context)?;
         let mut changes = files::Changes::prepare(manifest, &opened, &saved, backups)?;
         drop((modesty, identity));
-        let mut absent = Vec::new();
+        let (mut absent, mut filling, mut under_way) = (Vec::new(), Filling::default(), Vec::new());
         for process in living(manifest) {
-            let is_lazy = process.address_space.is_some_and(|id| later.contains(&id.index()));
-            built.rebuild(&workshop, manifest, process, is_lazy, &sources)?;
+            let is_among = |set: &HashSet<usize>| process.address_space.is_some_and(|id| set.contains(&id.index()));
+            let (is_lazy, is_apart) = (is_among(&later), is_among(&apart));
+            let stays_empty = match (is_lazy, is_apart) {
+                (true, _) => lazy::is_lazy,
+                (_, true) => filling::is_apart,
+                _ => |_: &Mapping| false,
+            };
+            let rest = built.rebuild(&workshop, manifest, process, stays_empty, &sources)?;
+            if !is_lazy && !is_apart && renewal.is_none() {
+                under_way.extend(rest);
+                continue;
+            }
+            if let Some(rest) = rest {
+                rest.finish(&workshop)?;
+            }
             if let (Some(renewal), Some(space)) = (&renewal, process.address_space) {
                 let memory = &workshop.stub(process.pid)?.memory;
                 renewal.apply(memory, space.index(), workshop.vdso())?;
+            }
+            if is_apart {
+                filling.add(&workshop, process.pid, address_space(manifest, process)?)?;
             }
             if is_lazy {
                 absent.extend(lazy::register(
@@ -292,7 +320,14 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
                 )?);
             }
         }
-        // From here on the kernel may look at memory of the job.
+        for rest in under_way {
+            rest.finish(&workshop)?;
+        }
+        if !apart.is_empty() {
+            let fill = move || filling.run(image);
+            verification = Some(thread().spawn_scoped(scope, fill).context(|| "start a thread")?);
+        }
+        // From here on the kernel may look at memory of the job, but where it is filled from outside.
         let pages = match lazy {
             Some(lazy) if !absent.is_empty() => Some(Pages::start(lazy, absent)?),
             _ => None,
@@ -309,15 +344,15 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             }
             place(&workshop, process, &opened)?;
         }
+        if !apart.is_empty() {
+            verified(verification.take())?;
+        }
         io_uring::restore_all(&workshop, manifest, rights)?;
         let mut plans = Vec::new();
         for process in living(manifest) {
             plans.push(rebuild(&mut workshop, manifest, process, &opened, rights)?);
         }
-        match verification.join() {
-            Ok(result) => result?,
-            Err(_) => return Err(Error::new(ErrorKind::Internal, "the verifying thread panicked")),
-        }
+        verified(verification)?;
         for (process, plan) in living(manifest).zip(&mut plans) {
             prepare(&workshop, manifest, process, plan)?;
         }
@@ -353,6 +388,15 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             pages,
         })
     })
+}
+
+/// Waits until the page data have been verified, if somebody is at it still.
+fn verified(thread: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+    match thread.map(ScopedJoinHandle::join) {
+        Some(Ok(result)) => result,
+        Some(Err(_)) => Err(Error::new(ErrorKind::Internal, "the verifying thread panicked")),
+        None => Ok(()),
+    }
 }
 
 fn living(manifest: &Manifest) -> impl Iterator<Item = &Process> {

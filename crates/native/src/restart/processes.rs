@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cpr_image::model::{Manifest, Process};
+use cpr_image::model::{Manifest, Mapping, Process};
 use cpr_kernel::batch::Batch;
 use cpr_types::{Context, Result};
 
 use super::identity::Rights;
 use super::opened::elsewhere;
 use super::plan::Step;
-use super::space::Sources;
+use super::space::{Sources, UnderWay};
 use super::spaces::{Inside, Spaces};
 use super::stub::Workshop;
 use super::terminals::take_terminal;
@@ -37,8 +37,9 @@ impl Built {
             && inherit::is_worth_it(address_space(manifest, parent)?, address_space(manifest, child)?)
             // Files of mount namespaces are there when all processes are.
             && elsewhere(manifest, address_space(manifest, parent)?).is_empty()
+            && let Some(under_way) = self.rebuild(workshop, manifest, parent, |_| false, sources)?
         {
-            self.rebuild(workshop, manifest, parent, false, sources)?;
+            under_way.finish(workshop)?;
         }
         if let Some(owner) = self.0.get(&by).copied() {
             self.0.insert(child, owner);
@@ -56,18 +57,19 @@ impl Built {
             .collect()
     }
 
-    /// Gives a process its memory, unless it has it; `is_lazy` leaves out what may come later.
+    /// Gives a process its memory, unless it has it; mappings that `stays_empty` tells of get no pages. Gives what the
+    /// process is still at.
     pub(super) fn rebuild(
         &mut self,
         workshop: &Workshop,
         manifest: &Manifest,
         process: &Process,
-        is_lazy: bool,
+        stays_empty: fn(&Mapping) -> bool,
         sources: &Sources<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<UnderWay>> {
         let owner = self.0.insert(process.pid, process.pid);
         if owner == Some(process.pid) {
-            return Ok(());
+            return Ok(None);
         }
         let origin = living(manifest).find(|p| Some(p.pid) == owner);
         let origin = origin.map(|p| address_space(manifest, p)).transpose()?;
@@ -76,7 +78,7 @@ impl Built {
             process,
             address_space(manifest, process)?,
             origin,
-            is_lazy,
+            stays_empty,
             sources,
         )
     }

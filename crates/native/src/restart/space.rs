@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use cpr_image::Image;
 use cpr_image::model::{AddressSpace, Extent, Mapping, MappingKind, MemoryPolicy, Process, Segment};
-use cpr_kernel::batch::{Arg, Batch, CallId};
+use cpr_kernel::batch::{Arg, Batch, CallId, Outcome};
 use cpr_kernel::memory::PAGE;
 use cpr_kernel::page_move;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::pace::{Pace, PageSize};
 use super::stub::{Workshop, number};
-use super::{aio, huge, inherit, lazy};
+use super::{aio, huge, inherit};
 
 /// Most bytes one pread(2) is asked for.
 const READ_MAX: u64 = 1 << 30;
@@ -99,14 +99,7 @@ impl Builder<'_> {
         self.places.clear();
         self.taken = 0;
         let outcome = self.workshop.run(self.pid, &batch)?;
-        for (call, length) in self.reads.drain(..) {
-            if outcome.raw(call) as u64 != length {
-                return Err(Error::new(
-                    ErrorKind::Damaged,
-                    format!("process {}: the image gave too few bytes of memory", self.pid),
-                ));
-            }
-        }
+        check_reads(self.pid, std::mem::take(&mut self.reads), &outcome)?;
         for (call, address, length) in self.moves.drain(..) {
             if outcome.raw(call) != 0 {
                 self.unmoved.push((address, length));
@@ -250,6 +243,36 @@ impl Builder<'_> {
     }
 }
 
+/// Compares how much of the image was asked for, and how much came.
+fn check_reads(pid: i32, reads: Vec<(CallId, u64)>, outcome: &Outcome) -> Result<()> {
+    match reads.iter().all(|(call, length)| outcome.raw(*call) as u64 == *length) {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::Damaged,
+            format!("process {pid}: the image gave too few bytes of memory"),
+        )),
+    }
+}
+
+/// What a process is at that rebuilds its memory: the last calls, which others can do theirs beside.
+#[must_use]
+pub struct UnderWay {
+    pid: i32,
+    batch: Batch,
+    reads: Vec<(CallId, u64)>,
+}
+
+impl UnderWay {
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// As [`rebuild`].
+    pub fn finish(self, workshop: &Workshop) -> Result<()> {
+        let outcome = workshop.finish(self.pid, &self.batch)?;
+        check_reads(self.pid, self.reads, &outcome)
+    }
+}
+
 fn has(mapping: &Mapping, flag: &str) -> bool {
     mapping.flags.iter().any(|f| f == flag)
 }
@@ -280,21 +303,21 @@ fn outside(extents: &[Extent], ranges: &[(u64, u64)]) -> Vec<Extent> {
     parts
 }
 
-/// Maps and fills everything but the vdso.
+/// Maps and fills everything but the vdso. Gives what the process is still at, if it is.
 ///
 /// # Errors
 /// What cannot be mapped, by address.
 ///
-/// `born_with` is the address space of an ancestor, if it was born with that one's memory. With `is_lazy`, mappings
-/// whose pages may come later are left empty.
+/// `born_with` is the address space of an ancestor, if it was born with that one's memory. Mappings that `stays_empty`
+/// tells of get no pages here.
 pub fn rebuild(
     workshop: &Workshop,
     process: &Process,
     space: &AddressSpace,
     born_with: Option<&AddressSpace>,
-    is_lazy: bool,
+    stays_empty: fn(&Mapping) -> bool,
     sources: &Sources<'_>,
-) -> Result<()> {
+) -> Result<Option<UnderWay>> {
     let mut builder = Builder {
         workshop,
         pid: process.pid,
@@ -308,7 +331,7 @@ pub fn rebuild(
         places: Vec::new(),
         taken: 0,
     };
-    let filled = |mapping: &&Mapping| !(is_lazy && lazy::is_lazy(mapping));
+    let filled = |mapping: &&Mapping| !stays_empty(mapping);
     let mut all = space.mappings.iter().filter(filled);
     if sources.huge_pages && !process.thp_disabled && all.any(|mapping| !huge::ranges(mapping).is_empty()) {
         builder.mover = huge::open(workshop, process.pid)?;
@@ -342,15 +365,21 @@ pub fn rebuild(
                 let differences = inherit::differences(origin, mapping, sources.image)?;
                 adopt(&mut builder, mapping, origin, &differences)?;
             }
-            None => map(&mut builder, mapping, is_lazy && lazy::is_lazy(mapping), sources)?,
+            None => map(&mut builder, mapping, stays_empty(mapping), sources)?,
         }
         builder.make_room()?;
     }
-    builder.flush()?;
-    match builder.mover {
-        Some(mover) => huge::close(workshop, process.pid, mover),
-        None => Ok(()),
+    if let Some(mover) = builder.mover {
+        builder.flush()?;
+        return huge::close(workshop, process.pid, mover).map(|()| None);
     }
+    if !builder.pieces.is_empty() || builder.batch.is_empty() {
+        return builder.flush().map(|()| None);
+    }
+    let Builder { batch, reads, .. } = builder;
+    let pid = process.pid;
+    workshop.start(pid, &batch)?;
+    Ok(Some(UnderWay { pid, batch, reads }))
 }
 
 /// Makes a mapping that was inherited from an ancestor the process's own.

@@ -354,7 +354,14 @@ pub(super) fn prepare(workshop: &Workshop, manifest: &Manifest, process: &Proces
     }
     workshop
         .arena
-        .unmap(stub.tracee, &stub.base, instruction, workshop.deadline, &mut deferred)
+        .unmap(
+            stub.tracee,
+            &stub.base,
+            instruction,
+            false,
+            workshop.deadline,
+            &mut deferred,
+        )
         .context(what)?;
     if process.dumpable != 1 {
         // What only root may read (2) cannot be set by anybody.

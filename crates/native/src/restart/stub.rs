@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cpr_image::model::{Manifest, MappingKind, PidNamespaceId, UserNamespaceId};
 use cpr_kernel::arch::{Registers, USER_ADDRESS_END};
-use cpr_kernel::batch::{Arg, Batch, OutId, Outcome};
+use cpr_kernel::batch::{Arg, Batch, CallFailed, OutId, Outcome};
 use cpr_kernel::fd::send_descriptors;
 use cpr_kernel::memory::{Memory, PAGE};
 use cpr_kernel::namespace;
@@ -309,10 +309,7 @@ impl Workshop {
         let mut deferred = Deferred::default();
         self.arena
             .run(tracee, base, &stub.memory, batch, self.deadline, &mut deferred)
-            .map_err(|failed| {
-                let kind = ErrorKind::of_io(&failed.error);
-                Error::new(kind, format!("thread {}: {}", tracee.tid(), failed.what)).with_source(failed.error)
-            })
+            .map_err(|failed| failure(tracee, failed))
     }
 
     /// The stub with this PID.
@@ -325,6 +322,23 @@ impl Workshop {
     /// Runs a batch in the first thread of a process.
     pub fn run(&self, pid: i32, batch: &Batch) -> Result<Outcome> {
         self.run_in(self.stub(pid)?, batch)
+    }
+
+    /// Starts a batch in the first thread of a process, and does not wait.
+    pub fn start(&self, pid: i32, batch: &Batch) -> Result<()> {
+        let stub = self.stub(pid)?;
+        let started = self.arena.start(stub.tracee, &stub.base, &stub.memory, batch);
+        started.context(|| format!("thread {pid}: run {} system calls", batch.len()))
+    }
+
+    /// Waits for the end of a batch that was started.
+    pub fn finish(&self, pid: i32, batch: &Batch) -> Result<Outcome> {
+        let stub = self.stub(pid)?;
+        let mut deferred = Deferred::default();
+        let ended = self
+            .arena
+            .finish(stub.tracee, &stub.memory, batch, self.deadline, &mut deferred);
+        ended.map_err(|failed| failure(stub.tracee, failed))
     }
 
     /// Has process `by` make a child, with its own table of descriptors or that of `by`.
@@ -771,6 +785,12 @@ impl Stub {
             let _ = cpr_kernel::ptrace::poll(self.tracee.tid());
         }
     }
+}
+
+/// The error of a batch in a thread.
+fn failure(tracee: Tracee, failed: CallFailed) -> Error {
+    let kind = ErrorKind::of_io(&failed.error);
+    Error::new(kind, format!("thread {}: {}", tracee.tid(), failed.what)).with_source(failed.error)
 }
 
 /// The number a descriptor got that was received into `out`.
