@@ -142,6 +142,15 @@ survive! {
 #[test]
 fn mounted() {
     survives_as("mounted", As::Root, "mounted", "");
+    let Some(cpr) = Cpr::new("mounted", As::Root) else {
+        return;
+    };
+    let program = compile(&cpr, "mounted");
+    let victim = Victim::start(&cpr, &program, "proven", &[]);
+    cpr.checkpoint(victim.job, &[]);
+    // Where the sandbox has mounted something over the directory, too.
+    cpr.cpr(["verify", "--restore", victim.job]).good();
+    victim.check();
 }
 
 /// Servers that use multipath TCP where their clients do, as those of Go do by themselves.
