@@ -9,7 +9,8 @@ PROFILE ?= dev
 SKIP_LOG := $(CURDIR)/target/skipped.txt
 HAVE_NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 ifeq ($(HAVE_NEXTEST),yes)
-RUN_TESTS = $(CARGO) nextest run --cargo-profile $(PROFILE)
+# One more at a time than there are processors: many of them wait most of the time.
+RUN_TESTS = $(CARGO) nextest run --cargo-profile $(PROFILE) --test-threads $$(($$(nproc) + 1))
 else
 RUN_TESTS = $(CARGO) test --profile $(PROFILE)
 endif
