@@ -7,7 +7,7 @@ use std::path::Path;
 /// Where commands are looked for: what jobs have as PATH that bring none.
 const PLACES: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
 /// Commands that jobs may ask for, as `tool.NAME`.
-const TOOLS: [&str; 20] = [
+const TOOLS: [&str; 19] = [
     "R",
     "apptainer",
     "bwrap",
@@ -26,7 +26,6 @@ const TOOLS: [&str; 20] = [
     "perl",
     "podman",
     "python3",
-    "qemu-system-x86_64",
     "singularity",
 ];
 /// What stands before the version in the C library (libc.so.6, when it is run).
