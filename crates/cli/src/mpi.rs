@@ -97,8 +97,10 @@ impl Meeting {
             _ => {}
         }
         let found = fs::symlink_metadata(&self.0).context(what)?;
-        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            return Err(Error::new(ErrorKind::Denied, "it is not a directory of ours")).context(what);
+        // In a user namespace the owner can look like us and be somebody else, in whose directory we cannot write then.
+        let is_ours = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+        if !found.is_dir() || !is_ours {
+            return Err(Error::new(ErrorKind::Denied, "it is not a directory of ours alone")).context(what);
         }
         self.put(&format!("here-{number}"), b"").context(what)
     }

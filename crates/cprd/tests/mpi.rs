@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -58,6 +59,14 @@ fn goes_on_elsewhere(mpi: &Implementation) {
         }
     }
     let mut lab = Lab::new(3, "", "");
+    for node in ["n1", "n2", "n3"] {
+        // Ranks of Open MPI connect to each other both at once, and close one of the two connections: a job that has
+        // run for less than a minute would wait until its ports are free (TIME_WAIT).
+        let mut command = lab.node_command(node);
+        command.args(["sysctl", "-q", "-w", "net.ipv4.tcp_max_tw_buckets=0"]);
+        let set = command.output().unwrap();
+        assert!(set.status.success(), "{set:?}");
+    }
     let work = lab.site.path("work");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/workloads/mpi_heat/heat.c");
     let mut compile = Command::new(compiler);
@@ -137,6 +146,32 @@ fn goes_on_elsewhere(mpi: &Implementation) {
         !left.iter().any(|name| name.to_string_lossy().starts_with(".cpr-mpi")),
         "{left:?}"
     );
+}
+
+#[test]
+fn units_on_one_machine_find_each_other_there() {
+    let mut site = Site::new();
+    site.configure_all("");
+    site.start("all", "all");
+    let cpr = site.path("cpr");
+    let show = "cat $HYDRA_HOST_FILE; echo $GRIDCPR_UNITS_ID";
+    let command = [cpr.to_str().unwrap(), "mpi", "--ranks", "3", "sh", "-c", show];
+    let id = site.submit("u-%u", &["--units", "2"], &command);
+    site.wait_for_state(&id, "finished");
+    assert_eq!(site.output("u-0"), format!("127.0.0.1:6\n{id}.1\n"));
+    assert_eq!(site.output("u-1"), "");
+    if !am_root() {
+        return skipped("a directory of somebody else where units would meet: only root can make one");
+    }
+    let next: i64 = id.parse::<i64>().unwrap() + 1;
+    let prepared = site.path("work").join(format!(".cpr-mpi-{next}.1"));
+    fs::create_dir(&prepared).unwrap();
+    fs::set_permissions(&prepared, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = site.submit("v-%u", &["--units", "2"], &command);
+    assert_eq!(refused, next.to_string());
+    site.wait_for_state(&refused, "failed");
+    let said = site.output("v-0") + &site.output("v-1");
+    assert!(said.contains("it is not a directory of ours alone"), "{said}");
 }
 
 // LBNL-1.2.3.1, GCA-DEF-4

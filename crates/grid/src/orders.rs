@@ -83,14 +83,20 @@ fn is_made_by(checkpoint: &Checkpoint, job: &Job, unit: Option<u32>) -> bool {
     checkpoint.job == job.id && checkpoint.incarnation == incarnation && of == unit
 }
 
-/// The host of the node of each unit of a job, as its agent is reached.
+/// The host of the node of each unit of a job, as its agent is reached; where nobody reaches that and all are on one
+/// node, this machine.
 fn unit_hosts(job: &Job, nodes: &[Node]) -> Vec<String> {
     let host = |name: &str| {
         let node = nodes.iter().find(|node| node.info.name == name)?;
         let (host, _) = node.info.address.rsplit_once(':')?;
         Some(host.trim_start_matches('[').trim_end_matches(']').to_string())
     };
-    let of = |unit: &Unit| unit.node.as_deref().and_then(host).unwrap_or_default();
+    let is_one = job.units.windows(2).all(|two| two[0].node == two[1].node);
+    let here = if is_one { "127.0.0.1" } else { "" };
+    let of = |unit: &Unit| {
+        let host = unit.node.as_deref().and_then(host);
+        host.unwrap_or_else(|| here.to_string())
+    };
     job.units.iter().map(of).collect()
 }
 
