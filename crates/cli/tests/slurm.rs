@@ -191,7 +191,6 @@ fn a_job_that_slurm_preempts_goes_on_when_it_is_queued_again() {
     is_of_one_run(&said);
 }
 
-// LBNL-1.2.3.2
 #[test]
 fn a_signal_saves_and_ends_a_job_that_can_be_saved() {
     let test = "a_signal_saves_and_ends_a_job_that_can_be_saved";
