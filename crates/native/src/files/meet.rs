@@ -477,7 +477,7 @@ fn is_connected(end: BorrowedFd<'_>) -> Result<Option<bool>> {
 }
 
 /// Whether both ends of a connection are gone at once when this one is closed (SO_LINGER).
-pub(super) fn vanish_on_close(end: BorrowedFd<'_>, vanishes: bool) -> Result<()> {
+pub(in crate::files) fn vanish_on_close(end: BorrowedFd<'_>, vanishes: bool) -> Result<()> {
     let value = [i32::from(vanishes).to_ne_bytes(), 0i32.to_ne_bytes()].concat();
     kernel::set_option(end, libc::SOL_SOCKET, libc::SO_LINGER, &value).context(|| "say how a connection is to end")
 }

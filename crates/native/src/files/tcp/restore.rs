@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 
 use super::{IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE, SEND, SOCKET, TCP, TCP_REPAIR_WINDOW, TCP_TIMESTAMP};
 use crate::files::inet::{LOCAL_LIMIT, STREAM, Sockets, address, describe, in_use};
+use crate::files::meet::vanish_on_close;
 use crate::files::sockopt::{self, Enlarged, Phase};
 use crate::files::{ports, segment};
 use crate::networks::Networks;
@@ -444,8 +445,7 @@ pub(in crate::files) fn fill(made: &mut Sockets, sockets: &[InetSocket], network
         let peer = made.temporary[index].take();
         match (&socket.state, peer) {
             (InetState::Ended { reset: true }, Some(peer)) => {
-                let now = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-                kernel::set_option(peer.as_fd(), SOCKET, libc::SO_LINGER, &now).context(what)?;
+                vanish_on_close(peer.as_fd(), true).context(what)?;
                 drop(peer);
             }
             (InetState::Ended { reset: false }, Some(peer)) => {

@@ -13,6 +13,7 @@ use super::links::{Link, has_finished, knows_end};
 use super::{RECEIVE, SEND, SOCKET, TCP, TCP_REPAIR_WINDOW, TCP_TIMESTAMP};
 use crate::TcpPolicy;
 use crate::files::inet::{Entry, endpoint};
+use crate::files::meet::vanish_on_close;
 use crate::files::sockopt;
 use crate::files::{SaveContext, inet, netlink};
 
@@ -43,8 +44,7 @@ impl Ending {
                 repair.keep();
             }
         } else {
-            let now = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-            let _ = kernel::set_option(self.handle.as_fd(), SOCKET, libc::SO_LINGER, &now);
+            let _ = vanish_on_close(self.handle.as_fd(), true);
         }
     }
 }
