@@ -218,7 +218,13 @@ fn lead(units: &Units, meeting: &Meeting, ranks: u32, command: &[OsString]) -> R
     let launch = directory.join("launch");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     fs::set_permissions(&launch, mode).context(prepare)?;
-    let status = Command::new(program)
+    let mut command = Command::new(program);
+    // Open MPI complains to the program's standard error where the user's shell is none.
+    let shell = std::env::var_os("SHELL").unwrap_or_default();
+    if !shell.as_bytes().ends_with(b"sh") {
+        command.env("SHELL", "/bin/sh");
+    }
+    let status = command
         .args(arguments)
         .env("HYDRA_LAUNCHER", "rsh")
         .env("HYDRA_LAUNCHER_EXEC", &launch)

@@ -99,7 +99,9 @@ fn goes_on_elsewhere(mpi: &Implementation) {
     fs::remove_file(work.join("rounds")).unwrap();
 
     let cpr = lab.site.path("cpr");
-    let mut command = vec![cpr.to_str().unwrap(), "mpi", "--ranks", mpi.ranks, &starter];
+    // Nobody has a shell here, as on a node without people.
+    let mut command = vec!["env", "SHELL=/usr/sbin/nologin"];
+    command.extend([cpr.to_str().unwrap(), "mpi", "--ranks", mpi.ranks, &starter]);
     command.extend(options);
     command.extend(["-n", mpi.all, "./heat"]);
     let id = lab.site.submit("u-%u", &["--units", "2"], &command);
