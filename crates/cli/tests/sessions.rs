@@ -320,11 +320,15 @@ fn a_process_is_suspended_and_resumed_user() {
 
 fn pipeline(test: &str, user: As) {
     let Some(cpr) = Cpr::new(test, user) else { return };
-    let count = "import sys\nfor i in range(200000):\n print(i % 977, flush=i % 100 == 0)";
+    // It uses its processor until it may end.
+    let count = "import os\nfor i in range(200000):\n print(i % 977, flush=i % 100 == 0)\n\
+                 while not os.path.exists(\"go\"): pass";
     let script = format!("python3 -c '{count}' | sort -n | uniq -c > result.new && mv result.new result; sleep 1000");
+    fs::write(cpr.work.join("go"), "").expect("a file");
     let plain = cpr
         .program(&["sh", "-c", &format!("python3 -c '{count}' | sort -n | uniq -c")])
         .good();
+    fs::remove_file(cpr.work.join("go")).expect("it is there");
     let leader = Bare::start(&cpr, &["setsid", "sh", "-c", &script], "out");
     let sid = leader.pid().to_string();
     wait_until(PATIENCE, "the pipeline runs", || session(leader.pid()).len() == 4);
@@ -339,6 +343,7 @@ fn pipeline(test: &str, user: As) {
     }
     assert!(!cpr.work.join("result").exists());
     cpr.cpr(["resume", "--session", &sid]).good();
+    fs::write(cpr.work.join("go"), "").expect("a file");
     wait_until(PATIENCE, "the pipeline ends", || cpr.work.join("result").exists());
     assert_eq!(
         fs::read(cpr.work.join("result")).expect("there is a result"),

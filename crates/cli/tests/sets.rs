@@ -661,6 +661,51 @@ fn jobs_of_root_that_talk_over_tcp_may_have_the_largest_buffers() {
     talk_over_tcp("jobs_of_root_that_talk_over_tcp", As::Root, 0, 1);
 }
 
+// XGCP-CHAN-4
+#[test]
+fn who_has_nothing_to_say_makes_room_for_one_who_takes_long() {
+    let Some(lab) = Lab::new("who_has_nothing_to_say", As::Root) else {
+        return;
+    };
+    // The first megabyte takes a second, and is all that there is room for.
+    const RECEIVER: &str = "
+import os, socket, time
+l = socket.create_server(('127.0.0.1', 0))
+l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+open('port.new', 'w').write(str(l.getsockname()[1])); os.rename('port.new', 'port')
+s = l.accept()[0]
+while not os.path.exists('read'): time.sleep(0.01)
+n = 0
+while data := s.recv(1 << 20):
+    if data != bytes(i % 251 for i in range(n, n + len(data))): print('broken at', n, flush=True)
+    n += len(data)
+print(n, flush=True)";
+    const SENDER: &str = "
+import os, socket, time
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, 32, 3 << 20)  # SO_SNDBUFFORCE
+s.setsockopt(socket.SOL_SOCKET, 47, 1 << 20)  # SO_MAX_PACING_RATE
+while not os.path.exists('port'): time.sleep(0.01)
+s.connect(('127.0.0.1', int(open('port').read())))
+s.sendall(bytes(i % 251 for i in range(3 << 20)))
+open('said', 'w').close()
+while not os.path.exists('read'): time.sleep(0.01)";
+    for (job, program) in [("receiver", RECEIVER), ("sender", SENDER)] {
+        lab.cpr(&["run", "-d", "--name", job, "--", "/usr/bin/python3", "-c", program])
+            .good();
+    }
+    wait_until(PATIENCE, "all is said", || lab.cpr.work.join("said").exists());
+    let set = ["checkpoint", "--stop", "-o", "set", "receiver", "sender"];
+    lab.cpr(&set).good();
+    lab.cpr(&["restart", "./set"]).good();
+    fs::write(lab.cpr.work.join("read"), "").unwrap();
+    lab.cpr.wait("receiver");
+    assert_eq!(
+        String::from_utf8_lossy(&lab.cpr.logs("receiver")).trim(),
+        (3 << 20).to_string()
+    );
+}
+
 fn talk_over_tcp(test: &str, user: As, limit: u32, rounds: u32) {
     let Some(lab) = Lab::new(test, user) else {
         return;

@@ -22,8 +22,6 @@ use super::{Target, inet, save, socket, tcp};
 const PROGRESS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 /// The same where a sender tries again by itself: less than all of them have for this step (`step_s` of a grid).
 const LATEST: Duration = Duration::from_secs(45);
-/// How often queues are looked at.
-const LOOK: Duration = Duration::from_millis(1);
 
 /// Which connections lead to jobs that are saved in the same stop. It is known when all of them stand still.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +58,9 @@ struct End {
 pub struct Outward(Vec<End>);
 
 impl Outward {
+    /// How often queues are looked at, and room is to be made.
+    pub const LOOK: Duration = Duration::from_millis(1);
+
     /// Looks at these processes, which must be stopped. Connections in network namespaces that a job has made are left
     /// out.
     ///
@@ -104,22 +105,32 @@ impl Outward {
         self.0.iter().map(|end| end.end).collect()
     }
 
-    /// Waits until nothing is on its way in these. The other ends must be drained at the same time. A receive buffer
-    /// that had to be enlarged stays so, for what is in it.
+    /// Makes room for what is on its way to these processes. To be called every [`Outward::LOOK`] when they have been drained
+    /// until all others are, too: what those have written can come later than all that was written here has arrived.
+    ///
+    /// # Errors
+    /// A receive buffer cannot be looked at.
+    pub fn make_room(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(|end| {
+            tcp::make_room(end.handle.as_fd(), &mut end.enlarged)
+                .context(|| format!("{}: make room for what is on its way", end.label))
+        })
+    }
+
+    /// Waits until all that was written into these has arrived, and forgets the others. The other ends must be drained
+    /// at the same time. A receive buffer that had to be enlarged stays so, for what is in it.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the other end has no room for what was written.
-    pub fn drain(self, which: &[Connection]) -> Result<()> {
+    pub fn drain(&mut self, which: &[Connection]) -> Result<()> {
         let wanted: HashSet<Connection> = which.iter().copied().collect();
-        let mut ends = self.0;
-        ends.retain(|end| wanted.contains(&end.end.connection));
+        self.0.retain(|end| wanted.contains(&end.end.connection));
         let mut arrival = Arrival::within(PROGRESS, LATEST);
         loop {
+            self.make_room()?;
             let mut now = 0;
             let mut late = None;
-            for (index, end) in ends.iter_mut().enumerate() {
-                tcp::make_room(end.handle.as_fd(), &mut end.enlarged)
-                    .context(|| format!("{}: make room for what is on its way", end.label))?;
+            for (index, end) in self.0.iter().enumerate() {
                 let queued = kernel::unacknowledged(end.handle.as_fd());
                 let queued = queued.context(|| format!("{}: ask for the length of the send queue", end.label))?;
                 if queued > 0 {
@@ -127,10 +138,10 @@ impl Outward {
                     late = Some(index);
                 }
             }
-            let Some(late) = late.and_then(|index| ends.get(index)) else {
+            let Some(late) = late.and_then(|index| self.0.get(index)) else {
                 return Ok(());
             };
-            if !arrival.is_near(now, || first_to_send_again(&ends))? {
+            if !arrival.is_near(now, || first_to_send_again(&self.0))? {
                 let (label, Connection { local, remote }) = (&late.label, late.end.connection);
                 let text = format!(
                     "{label}: the TCP socket {local}, connected to {remote}, has written data for which the other end has no room",
@@ -138,7 +149,7 @@ impl Outward {
                 return Err(Error::new(ErrorKind::Unsupported, text)
                     .with_hint("try again when the program has read them, or raise the sysctl net.ipv4.tcp_rmem"));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(Outward::LOOK);
         }
     }
 }
@@ -208,7 +219,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(60);
         while cpr_kernel::socket::queued(receiver.as_fd()).unwrap() < written {
             assert!(Instant::now() < deadline);
-            std::thread::sleep(LOOK);
+            std::thread::sleep(Outward::LOOK);
         }
         buffer(1);
         while let Ok(more) = (&sender).write(&[1; 50_000]) {
@@ -226,7 +237,7 @@ mod tests {
         };
         while !matches!(timer(), (all, since) if all > PROGRESS * 3 / 2 && since < all / 8) {
             assert!(Instant::now() < deadline, "{:?}", timer());
-            std::thread::sleep(LOOK);
+            std::thread::sleep(Outward::LOOK);
         }
         let end = |socket: &TcpStream| End {
             label: "a socket".into(),
@@ -234,11 +245,11 @@ mod tests {
             end: look(socket.as_fd()).unwrap(),
             enlarged: false,
         };
-        let ends = Outward(vec![end(&sender), end(&receiver)]);
+        let mut ends = Outward(vec![end(&sender), end(&receiver)]);
         let which: Vec<Connection> = ends.ends().iter().map(|end| end.connection).collect();
         ends.drain(&which).unwrap();
         assert_eq!(cpr_kernel::socket::queued(receiver.as_fd()).unwrap(), written);
-        drop(sender);
+        drop((ends, sender));
         let mut all = Vec::new();
         receiver.read_to_end(&mut all).unwrap();
         assert_eq!(all.len(), written);

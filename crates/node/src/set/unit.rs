@@ -104,6 +104,8 @@ impl Unitary {
         let mut freeze = Duration::ZERO;
         let mut report = None;
         tell(events, PREPARED);
+        // Others may be draining yet.
+        let mut drained = false;
         'orders: loop {
             for order in orders.receive::<Order>().context(what)? {
                 match &order {
@@ -116,10 +118,13 @@ impl Unitary {
                     }
                     Order::Drain(channels) => {
                         self.channels.tell(channels);
-                        let outward = self.outward.take();
-                        outward.map(|outward| outward.drain(channels)).transpose()?;
+                        if let Some(outward) = &mut self.outward {
+                            outward.drain(channels)?;
+                            drained = true;
+                        }
                     }
                     Order::Save => {
+                        (drained, self.outward) = (false, None);
                         self.channels.tell(&[]);
                         self.steps.checkpoint()?;
                     }
@@ -158,8 +163,12 @@ impl Unitary {
                 break;
             }
             let polled = [(orders.as_fd(), PollFlags::IN), (front.as_fd(), PollFlags::IN)];
-            if wait(&polled, None).context(what)?[1] {
+            let until = drained.then(|| Instant::now() + Outward::LOOK);
+            if wait(&polled, until).context(what)?[1] {
                 break;
+            }
+            if let Some(outward) = self.outward.as_mut().filter(|_| drained) {
+                outward.make_room()?;
             }
         }
         self.steps.abandon_if_begun();
