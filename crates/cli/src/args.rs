@@ -111,6 +111,8 @@ pub enum Verb {
     Engines(Engines),
     /// List the classes of engines, and their members
     Classes,
+    /// List the plug-ins for devices of this node
+    Devices,
     /// Remove jobs with their images and output, or single images
     Rm(Rm),
     /// Queue a command as a job of a grid

@@ -9,6 +9,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::configuration::command;
 use crate::engine::Unit;
 use crate::property::{Properties, Values, first_bad, is_word};
 
@@ -379,13 +380,7 @@ impl Descriptor {
     }
 
     fn beside(&self, words: &[String]) -> Vec<OsString> {
-        let mut command: Vec<OsString> = words.iter().map(OsString::from).collect();
-        if let Some(program) = words.first().filter(|program| program.contains('/'))
-            && let Some(directory) = self.file.as_deref().and_then(std::path::Path::parent)
-        {
-            command[0] = directory.join(program).into_os_string();
-        }
-        command
+        command(words, self.file.as_deref())
     }
 
     /// The directory in which programs keep checkpoints that they make themselves.

@@ -9,12 +9,16 @@
 //!
 //! Of the native engine only what stands still together with others goes this way ([`Native`]).
 //!
+//! [`Devices`] are plug-ins for devices that the native engine does not know.
+//!
 //! This crate knows nothing of jobs and their directories.
 
 mod application;
 mod class;
+mod configuration;
 mod criu;
 mod descriptor;
+mod devices;
 mod dmtcp;
 mod engine;
 mod external;
@@ -30,10 +34,12 @@ mod registry;
 
 pub use application::{PUT_BACK, is_unfinished, save_own};
 pub use class::Class;
+pub use configuration::{Problem, VARIABLE as CONFIG_VARIABLE};
 pub use descriptor::{Asks, Deadlines, Descriptor, Driver, Images, Place, SAVE_NOTICE, Trigger, fill};
+pub use devices::{DevicePlugin, Devices};
 pub use engine::{Engine, Group, GroupKind, Rebuilt, Steps, Unit};
 pub use native::Native;
 pub use pager::Pager;
 pub use probe::Probe;
 pub use property::{Condition, Properties, Values};
-pub use registry::{Choice, Considered, NATIVE, Problem, Registry, Request, VARIABLE as CONFIG_VARIABLE, Verdict};
+pub use registry::{Choice, Considered, NATIVE, Registry, Request, Verdict};

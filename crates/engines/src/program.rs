@@ -151,7 +151,19 @@ impl Program {
     /// [`ErrorKind::TimedOut`] where it does not end in time; [`ErrorKind::Unsupported`] where it fails, with the last
     /// line that it said.
     pub(crate) fn run(command: &[OsString], deadline: Instant) -> Result<Vec<String>> {
-        let mut program = Program::spawn(command, Stdio::null(), Stdio::piped())?;
+        Program::spawn(command, Stdio::null(), Stdio::piped())?.to_its_end(deadline)
+    }
+
+    /// The same with `input` as its standard input.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub(crate) fn run_on(command: &[OsString], input: OwnedFd, deadline: Instant) -> Result<Vec<String>> {
+        Program::spawn(command, Stdio::from(input), Stdio::piped())?.to_its_end(deadline)
+    }
+
+    fn to_its_end(mut self, deadline: Instant) -> Result<Vec<String>> {
+        let program = &mut self;
         let mut lines = Vec::new();
         while program.output.is_some() {
             match program.line(deadline) {

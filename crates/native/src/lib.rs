@@ -16,6 +16,7 @@ mod cgroups;
 mod checkpoint;
 mod concealed;
 mod confined;
+pub mod devices;
 pub mod files;
 mod freeze;
 mod host_names;

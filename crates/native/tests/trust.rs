@@ -47,6 +47,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
     chown(&path, Some(USER), Some(USER)).unwrap();
     let image = Image::open(&path).unwrap();
     restart(RestartRequest {
+        devices: None,
         image: &image,
         streams: [None, None, None],
         terminal: None,

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
-    Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint,
+    Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint, devices,
 };
 use crate::foreign::{Addressed, Saving};
 use crate::group;
@@ -533,6 +533,7 @@ fn request(
         keep_tracking: false,
         tcp,
         channels: None,
+        devices: Some(devices()),
         files: options.files.clone(),
         keep: options.keep,
         compare: options.compare,
@@ -696,12 +697,13 @@ fn blockers(
 ) -> Result<Vec<Blocker>> {
     let own_ipc = worker::plan(target)?.ipc;
     let mut worker = Worker::start(target, move |_| {
-        let mounts = mounts.as_deref();
+        let (mounts, devices) = (mounts.as_deref(), devices());
         let around = Surroundings {
             own_ipc,
             adopter,
             tcp,
             channels: None,
+            devices: Some(devices.as_ref()),
             mounts,
         };
         check(inner, session, around).map(Message::Blockers)

@@ -21,7 +21,7 @@ use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, restart};
+use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, devices, restart};
 use crate::foreign::Building;
 use crate::gate::Gate;
 use crate::job::LOG;
@@ -359,6 +359,7 @@ pub(crate) fn start_image(
     let directory = Path::new(OsStr::from_bytes(&rebirth.directory));
     let hold = gate.map(|gate| || gate.hold());
     let meeting = gate.map(Gate::meeting).transpose()?.flatten();
+    let devices = devices();
     let restarted = restart(RestartRequest {
         image,
         streams,
@@ -370,6 +371,7 @@ pub(crate) fn start_image(
         lazy,
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
         meeting,
+        devices: Some(devices.as_ref()),
     })?;
     // Only now: the log of a detached job has been cut back to what it was.
     for note in &restarted.notes {

@@ -1,5 +1,6 @@
 //! `cpr check`
 
+use cpr_engines::Devices;
 use cpr_kernel::namespace;
 use cpr_node::Blocker;
 use cpr_types::{ErrorKind, Result};
@@ -16,7 +17,8 @@ pub fn check(output: Output, args: &Check) -> Result<u8> {
         let mut image = Image::open(path)?;
         image.open_ancestors()?;
         let what = format!("image {}", path.display());
-        let blockers = cpr_node::engine::check_restart(&image, own_namespace(&image, args.namespace))?;
+        let blockers =
+            cpr_node::engine::check_restart(&image, own_namespace(&image, args.namespace), &Devices::load())?;
         ("restartable", what, ErrorKind::Incompatible, blockers)
     } else {
         let (what, blockers) = match live(args.target.as_deref(), args.session)? {

@@ -6,6 +6,7 @@ mod check;
 mod checkpoint;
 mod classes;
 mod completions;
+mod devices;
 pub mod edit;
 mod engines;
 mod every;
@@ -61,6 +62,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
             | Verb::Inspect(_)
             | Verb::Completions(_)
             | Verb::Classes
+            | Verb::Devices
             | Verb::Jobs(_)
             | Verb::Queue(_)
             | Verb::Context(_)
@@ -96,6 +98,7 @@ pub fn dispatch(output: Output, verb: Verb) -> Result<u8> {
         Verb::App(args) => app::app(output, args),
         Verb::Engines(args) => engines::engines(output, &args),
         Verb::Classes => classes::classes(output),
+        Verb::Devices => devices::devices(output),
         Verb::Rm(args) => rm::rm(output, &args),
         Verb::Submit(args) => grid::submit(output, args),
         Verb::Mpi(args) => mpi::mpi(&args),

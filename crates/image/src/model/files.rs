@@ -77,6 +77,15 @@ pub struct FileOwner {
     pub signal: i32,
 }
 
+/// What a plug-in has saved of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicePlugin {
+    /// Its name.
+    pub name: String,
+    /// What it has said; it alone knows what that means.
+    pub state: String,
+}
+
 /// The kernel object behind an open file description.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,7 +103,7 @@ pub enum Object {
     Pipe(PipeId),
     /// A FIFO, by name.
     Fifo(Fifo),
-    /// A character device that keeps no state: null, zero, full, random, urandom, tty.
+    /// A character device that keeps no state (null, zero, full, random, urandom, tty), or one of a plug-in.
     Device {
         /// Path it was opened by.
         path: ByteString,
@@ -103,6 +112,9 @@ pub enum Object {
         /// Mode, owner and group of a node whose name is gone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         node: Option<(u32, u32, u32)>,
+        /// Who has saved its state.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plugin: Option<DevicePlugin>,
     },
     /// A file below /proc/PID of a process in the image, or of /proc itself.
     Proc {

@@ -21,8 +21,9 @@ mod sockets;
 
 pub use bytes::{ByteString, Bytes};
 pub use files::{
-    EpollTarget, Fanotify, FanotifyMark, FanotifyMarkKind, Fifo, FileContent, FileOwner, FilePolicy, FlockKind,
-    InotifyWatch, Lease, LeaseTarget, Object, OpenFile, Pipe, RegularFile, SavedFile, SavedFileKind, Terminal,
+    DevicePlugin, EpollTarget, Fanotify, FanotifyMark, FanotifyMarkKind, Fifo, FileContent, FileOwner, FilePolicy,
+    FlockKind, InotifyWatch, Lease, LeaseTarget, Object, OpenFile, Pipe, RegularFile, SavedFile, SavedFileKind,
+    Terminal,
 };
 pub use ids::{
     AddressSpaceId, CgroupNamespaceId, FileId, HostNamesId, InetSocketId, IoUringId, IpcNamespaceId, MappedFileId,

@@ -221,6 +221,7 @@ pub fn manifest() -> Manifest {
             pipe: PipeId(1),
         })),
         open(Object::Device {
+            plugin: None,
             path: bytes("/dev/null"),
             rdev: 0x103,
             node: None,
@@ -520,6 +521,15 @@ pub fn manifest_with_ipc() -> Manifest {
         }],
     };
     for object in [
+        Object::Device {
+            path: ByteString(b"/dev/cpu_dma_latency".to_vec()),
+            rdev: 0x0a_0103,
+            node: None,
+            plugin: Some(DevicePlugin {
+                name: "latency".into(),
+                state: "12".into(),
+            }),
+        },
         Object::PacketSocket(PacketSocketId(0)),
         Object::Fanotify(fanotify),
         Object::IoUring(IoUringId(0)),

@@ -177,6 +177,7 @@ pub(super) fn collect(
     }
     context.views = views;
     context.channels.clone_from(&request.channels);
+    context.devices.clone_from(&request.devices);
     context.policies = PolicyState::new(&request.files, owner);
     let descriptors = files::save(&mut context)?;
     files::io_uring::finish(&mut context, &mut frozen.processes, deadline)?;

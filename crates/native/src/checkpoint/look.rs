@@ -139,6 +139,7 @@ fn of_all(
         adopter: _,
         tcp,
         channels,
+        devices,
         mounts,
     } = around;
     let (mut networks, mut groups) = (Visits::new(Place::Network), Visits::new(Place::Cgroup));
@@ -172,6 +173,7 @@ fn of_all(
             own_ipc,
             tcp,
             channels,
+            devices,
             requester: scope.requester()?,
             networks: &networks,
             ipc: &ipc,

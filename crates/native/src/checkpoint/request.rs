@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_image::model::ByteString;
@@ -11,6 +12,7 @@ use cpr_kernel::proc::Mount;
 use serde::{Deserialize, Serialize};
 
 use crate::TcpPolicy;
+use crate::devices::DevicePlugins;
 use crate::files::Channels;
 use crate::libraries::Keep;
 use crate::live::Basis;
@@ -71,6 +73,8 @@ pub struct CheckpointRequest {
     /// Those that lead to jobs that are saved in the same stop; to be told before what [`ALL_STOPPED`] holds up goes
     /// on.
     pub channels: Option<Channels>,
+    /// Who knows devices that we do not.
+    pub devices: Option<Arc<dyn DevicePlugins>>,
     /// How the contents of files are treated; later ones win.
     pub files: Vec<FileRule>,
     /// What is saved of programs and libraries.
@@ -94,6 +98,8 @@ pub struct Surroundings<'a> {
     pub tcp: TcpPolicy,
     /// See [`CheckpointRequest::channels`].
     pub channels: Option<&'a Channels>,
+    /// See [`CheckpointRequest::devices`].
+    pub devices: Option<&'a dyn DevicePlugins>,
     /// For a job with a mount namespace of its own: what is mounted where a restart makes it a new one. Other mounts
     /// would be missing then.
     pub mounts: Option<&'a [Mount]>,
@@ -106,6 +112,7 @@ impl CheckpointRequest {
             adopter: self.adopter,
             tcp: self.tcp,
             channels: self.channels.as_ref(),
+            devices: self.devices.as_deref(),
             mounts: self.mounts.as_deref(),
         }
     }

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 
 use cpr_kernel::proc::{FdInfo, FdInfoKind};
 use cpr_types::{Error, ErrorKind, Result};
-use rustix::fs::{FileType, Stat};
+use rustix::fs::Stat;
 
 use super::drain::Channels;
 use super::kind::{self, Ends, Kind, Streams};
-use super::{Target, inet, io_uring, mqueue, packet, regular, save, socket, unix};
+use super::{Target, device, inet, io_uring, mqueue, packet, regular, save, socket, unix};
 use crate::concealed;
+use crate::devices::DevicePlugins;
 use crate::networks::Networks;
 use crate::views::Views;
 use crate::visits::Visits;
@@ -58,6 +59,8 @@ pub struct Surroundings<'a> {
     pub channels: Option<&'a Channels>,
     /// See [`super::SaveContext::requester`].
     pub requester: Option<i32>,
+    /// See [`super::SaveContext::devices`].
+    pub devices: Option<&'a dyn DevicePlugins>,
     /// Where sockets can be.
     pub networks: &'a Networks,
     /// IPC namespaces that the job has made.
@@ -133,6 +136,7 @@ pub fn check(targets: &[Target], around: Surroundings<'_>) -> Found {
     };
     let scene = Scene {
         networks,
+        devices: around.devices,
         pids,
         streams,
         ends,
@@ -193,6 +197,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 struct Scene<'a> {
     networks: &'a Networks,
+    devices: Option<&'a dyn DevicePlugins>,
     pids: HashSet<i32>,
     streams: Streams,
     ends: Ends,
@@ -213,10 +218,10 @@ impl Scene<'_> {
 
     fn blocks(&self, seen: &Seen<'_>) -> Option<Blocker> {
         match &seen.kind {
-            Kind::Unsupported(reason, hint) => {
-                let device = FileType::from_raw_mode(seen.stat.st_mode).is_char_device();
-                let supplied = device && self.is_stream(seen);
-                (!supplied).then(|| seen.blocker(reason.clone(), hint.as_deref()))
+            Kind::Unsupported(reason, hint) => Some(seen.blocker(reason.clone(), hint.as_deref())),
+            Kind::OtherDevice(reason) => {
+                let known = device::plugin(&seen.link, self.devices).is_some();
+                (!known && !self.is_stream(seen)).then(|| seen.blocker(reason.clone(), Some(device::HINT)))
             }
             Kind::Regular | Kind::Proc(None, _) if kind::writable(seen.info.flags) && may_have_trigger(&seen.link) => {
                 let handle = save::get(seen.target, seen.fd).ok()?;

@@ -1,20 +1,78 @@
-//! Device nodes that have been deleted while they were open.
+//! Devices that a plug-in knows, and nodes of devices that have been deleted while they were open.
 //!
-//! They are made again for the moment of opening, by root and in the directory where they were. What they lead to is a
-//! device that keeps no state: for others there is no restart.
+//! Those nodes are made again for the moment of opening, by root and in the directory where they were. What they lead
+//! to is a device that keeps no state: for others there is no restart.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cpr_image::model::{ByteString, Object, OpenFile};
+use cpr_image::model::{ByteString, DevicePlugin, Object, OpenFile};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::{Description, kind, regular};
+use super::{Description, RestoreContext, SaveContext, kind, regular};
+use crate::devices::DevicePlugins;
+
+/// What to do about a device that nobody knows.
+pub(super) const HINT: &str = "close it before the checkpoint, or describe it in devices.d (see cpr devices)";
 
 fn io(error: Errno) -> std::io::Error {
     error.into()
+}
+
+/// The plug-in that knows the device that was opened by a path.
+pub(super) fn plugin(path: &[u8], plugins: Option<&dyn DevicePlugins>) -> Option<String> {
+    plugins?.find(Path::new(OsStr::from_bytes(path)))
+}
+
+/// Saves a device that only a plug-in can know; `reason` says what it is.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] where none does; those of the plug-in.
+pub(super) fn save_other(description: &Description, reason: &str, context: &mut SaveContext<'_>) -> Result<Object> {
+    let plugins = context.devices.as_deref();
+    let (Some(name), Some(plugins)) = (plugin(&description.link, plugins), plugins) else {
+        let error = Error::new(ErrorKind::Unsupported, format!("{}: {reason}", description.label()));
+        return Err(error.with_hint(HINT));
+    };
+    let path = Path::new(OsStr::from_bytes(&description.link));
+    let state = plugins
+        .save(&name, path, description.handle.as_fd())
+        .context(|| format!("{}: save it with the device plug-in {name}", description.label()))?;
+    regular::save_device(description, Some(DevicePlugin { name, state }), context)
+}
+
+/// Opens a device, and has a plug-in give it its state. Only for images of whoever restarts them: the state is his
+/// word, and the plug-in may have more rights than he had.
+///
+/// # Errors
+/// [`ErrorKind::Incompatible`] where there is no such device or plug-in, [`ErrorKind::Denied`] where the image is
+/// somebody else's; those of the plug-in.
+pub(super) fn restore_with_plugin(
+    file: &OpenFile,
+    path: &ByteString,
+    rdev: u64,
+    plugin: &DevicePlugin,
+    context: &mut RestoreContext<'_>,
+) -> Result<OwnedFd> {
+    let what = || format!("restore {path} with the device plug-in {}", plugin.name);
+    let owner = context.manifest.checkpoint.owner_uid;
+    if owner != rustix::process::getuid().as_raw() {
+        let error = Error::new(ErrorKind::Denied, format!("the image belongs to user {owner}"));
+        return Err(error.with_hint("its owner can restart it")).context(what);
+    }
+    let plugins = context
+        .devices
+        .ok_or_else(|| Error::new(ErrorKind::Incompatible, "device plug-ins are not used here"));
+    let plugins = plugins.context(what)?;
+    let device = regular::restore_device(file, path, rdev, context)?;
+    plugins
+        .restore(&plugin.name, path.as_path(), device.as_fd(), &plugin.state)
+        .context(what)?;
+    Ok(device)
 }
 
 /// The image of a node whose name is gone, where root can make it again.
@@ -26,6 +84,7 @@ pub(super) fn save_deleted(description: &Description) -> Option<Object> {
         path: ByteString(path.to_vec()),
         rdev: stat.st_rdev,
         node: Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)),
+        plugin: None,
     })
 }
 

@@ -39,6 +39,8 @@ pub(super) enum Kind {
     Fifo,
     /// A character device without state.
     Device,
+    /// Any other: why it cannot be saved where no plug-in knows it.
+    OtherDevice(String),
     /// /dev/tty.
     ControllingTerminal,
     /// Either side of a terminal.
@@ -256,10 +258,7 @@ fn device(rdev: u64) -> Kind {
         (195 | 226 | 234..=254 | 510..=511, _) => "this device is not supported (graphics and accelerators are not)",
         _ => "this device is not supported",
     };
-    Kind::Unsupported(
-        format!("{what} (device number {major}:{minor})"),
-        Some("close it before the checkpoint".to_owned()),
-    )
+    Kind::OtherDevice(format!("{what} (device number {major}:{minor})"))
 }
 
 /// Which ends of pipes, terminals and sockets are open in the tree.

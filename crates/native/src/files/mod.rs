@@ -59,6 +59,7 @@ use cpr_types::{Context, Result};
 
 use self::terminal::JobControl;
 use crate::TcpPolicy;
+use crate::devices::DevicePlugins;
 use crate::networks::Networks;
 use crate::sink::PageSource;
 use crate::views::Views;
@@ -186,6 +187,8 @@ pub struct SaveContext<'a> {
     pub tcp: TcpPolicy,
     /// Those that lead to jobs that are saved in the same stop.
     pub channels: Option<Channels>,
+    /// Who knows devices that we do not.
+    pub devices: Option<Arc<dyn DevicePlugins>>,
     /// The job is ended when its image is complete.
     pub ends_job: bool,
     /// What to do with sockets just before that.
@@ -241,6 +244,7 @@ impl<'a> SaveContext<'a> {
             io_urings: Vec::new(),
             tcp,
             channels: None,
+            devices: None,
             ends_job,
             endings: Vec::new(),
             deaf: Vec::new(),
@@ -306,6 +310,8 @@ pub struct RestoreContext<'a> {
     pub views: Views,
     /// With the jobs that its connections lead to.
     pub meeting: Option<&'a Meeting<'a>>,
+    /// Who knows devices that we do not.
+    pub devices: Option<&'a dyn DevicePlugins>,
     /// Saved files by [`cpr_image::model::SavedFileId`], from [`create_saved`].
     pub saved: Vec<OwnedFd>,
     /// POSIX message queues by [`cpr_image::model::PosixQueueId`], once made.
@@ -350,6 +356,7 @@ impl<'a> RestoreContext<'a> {
             networks,
             views: Views::default(),
             meeting: None,
+            devices: None,
             terminal_systems: None,
             streams,
             terminal,

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cpr_image::model::{
-    ByteString, FileContent, Manifest, MountNamespaceId, Object, OpenFile, RegularFile, SavedFileId, SavedFileKind,
+    ByteString, DevicePlugin, FileContent, Manifest, MountNamespaceId, Object, OpenFile, RegularFile, SavedFileId,
+    SavedFileKind,
 };
 use cpr_kernel::proc::{FdInfo, Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -329,12 +330,18 @@ pub fn save_path(description: &Description, context: &mut SaveContext<'_>) -> Re
     }))
 }
 
-/// Saves a device that keeps no state.
+/// Saves a device that keeps no state, or whose state a plug-in has saved.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when its node is gone.
-pub fn save_device(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
-    if let Some(deleted) = super::device::save_deleted(description) {
+pub fn save_device(
+    description: &Description,
+    plugin: Option<DevicePlugin>,
+    context: &mut SaveContext<'_>,
+) -> Result<Object> {
+    if plugin.is_none()
+        && let Some(deleted) = super::device::save_deleted(description)
+    {
         return Ok(deleted);
     }
     let there = context.views.stat(description.view, &description.link);
@@ -348,6 +355,7 @@ pub fn save_device(description: &Description, context: &mut SaveContext<'_>) -> 
         path: ByteString(description.link.clone()),
         rdev: description.stat.st_rdev,
         node: None,
+        plugin,
     })
 }
 
@@ -360,7 +368,7 @@ pub fn save_controlling_terminal(description: &Description, context: &mut SaveCo
     let view = context.apart.get(&description.pid).copied();
     match device.ok().and_then(|device| context.terminal_state.find(device, view)) {
         Some(id) => Ok(Object::TerminalSlave(id)),
-        None => save_device(description, context),
+        None => save_device(description, None, context),
     }
 }
 

@@ -144,11 +144,20 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         }
         Object::Pipe(pipe) => pipe::restore(file, *pipe, context),
         Object::Fifo(fifo) => pipe::restore_fifo(file, fifo, context),
-        Object::Device { path, rdev, node: None } => regular::restore_device(file, path, *rdev, context),
+        Object::Device {
+            path,
+            rdev,
+            plugin: Some(plugin),
+            ..
+        } => device::restore_with_plugin(file, path, *rdev, plugin, context),
+        Object::Device {
+            path, rdev, node: None, ..
+        } => regular::restore_device(file, path, *rdev, context),
         Object::Device {
             path,
             rdev,
             node: Some(node),
+            ..
         } => device::restore_deleted(file, path, *rdev, *node),
         Object::Proc { pid, path } => regular::restore_proc(file, *pid, path),
         Object::DeadProc { path, .. } => regular::restore_dead_proc(file, path),

@@ -15,8 +15,8 @@ use super::epoll::Holder;
 use super::kind::{self, Kind};
 use super::{Description, PolicyState, SaveContext, Target};
 use super::{
-    epoll, eventfd, fanotify, inotify, io_uring, locks, mqueue, pidfd, pipe, regular, signalfd, socket, terminal,
-    timerfd,
+    device, epoll, eventfd, fanotify, inotify, io_uring, locks, mqueue, pidfd, pipe, regular, signalfd, socket,
+    terminal, timerfd,
 };
 
 /// A description and what has become of it.
@@ -358,7 +358,7 @@ fn find_streams(context: &mut SaveContext<'_>) -> Result<()> {
                     && context.ends.is_external_terminal(*side, system)
                     && !terminal::is_hung_up(description.handle.as_fd())?
             }
-            Kind::Unsupported(..) => rustix::fs::FileType::from_raw_mode(description.stat.st_mode).is_char_device(),
+            Kind::OtherDevice(_) => device::plugin(&description.link, context.devices.as_deref()).is_none(),
             _ => false,
         };
         if !external {
@@ -460,7 +460,8 @@ fn save_object(description: &Description, kind: &Kind, context: &mut SaveContext
         Kind::Memfd => regular::save_memfd(description, context),
         Kind::Directory => regular::save_directory(description, context),
         Kind::Path => regular::save_path(description, context),
-        Kind::Device => regular::save_device(description, context),
+        Kind::Device => regular::save_device(description, None, context),
+        Kind::OtherDevice(reason) => device::save_other(description, reason, context),
         Kind::ControllingTerminal => regular::save_controlling_terminal(description, context),
         Kind::Proc(pid, path) => regular::save_proc(description, *pid, path, context),
         Kind::Pipe => pipe::save(description, context),

@@ -9,6 +9,7 @@ use cpr_kernel::proc;
 use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 
 use super::{log, numbers, vdso};
+use crate::devices::DevicePlugins;
 use crate::views::Views;
 use crate::{Blocker, files, mapped};
 
@@ -44,7 +45,7 @@ const INSTRUCTIONS: [&str; 22] = [
 ///
 /// # Errors
 /// The machine cannot be looked at.
-pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Blocker>> {
+pub fn check_restart(image: &Image, own_pid_namespace: bool, devices: &dyn DevicePlugins) -> Result<Vec<Blocker>> {
     let manifest = image.manifest();
     let mut found = Vec::new();
     let mut add = |pid: i32, object: String, error: Error| {
@@ -116,6 +117,13 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool) -> Result<Vec<Block
             };
             if files::has_shared_memory(manifest, path) || is_saved(path) {
                 continue;
+            }
+            if let Object::Device {
+                plugin: Some(plugin), ..
+            } = &file.object
+                && let Err(error) = devices.require(&plugin.name, path.as_path())
+            {
+                add(process.pid, format!("descriptor {} ({path})", descriptor.fd), error);
             }
             let size = match std::fs::metadata(path.as_path()).context(|| "look at it") {
                 Ok(metadata) => metadata.len(),

@@ -33,6 +33,7 @@ use spaces::Spaces;
 use stub::Workshop;
 
 use crate::callbacks::{Rebirth, tell_restart};
+use crate::devices::DevicePlugins;
 use crate::files::terminal::JobControl;
 use crate::files::{self, Meeting, RestoreContext, SharedMemory};
 use crate::{cgroups, networks};
@@ -137,6 +138,8 @@ pub struct RestartRequest<'a> {
     pub hold: Option<&'a dyn Fn() -> Result<()>>,
     /// With the jobs that connections of the image lead to; they are restarted at the same time.
     pub meeting: Option<Meeting<'a>>,
+    /// Who knows devices that we do not.
+    pub devices: Option<&'a dyn DevicePlugins>,
 }
 
 /// What runs again.
@@ -241,6 +244,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         context.job_control = request.job_control;
         context.terminal_systems = Some(&spaces.terminals);
         context.meeting = request.meeting.as_ref();
+        context.devices = request.devices;
         context.packet_sockets = &packet_sockets;
         files::terminal::create_all(&mut context)?;
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;

@@ -114,6 +114,7 @@ impl Program {
 
     pub fn check(&self) -> Vec<Blocker> {
         let around = Surroundings {
+            devices: None,
             root_pid: self.root(),
             own_ipc: false,
             tcp: TcpPolicy::Refuse,
