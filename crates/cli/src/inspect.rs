@@ -11,7 +11,7 @@ use gridcpr::image::model::{
     SysvIdentity, Thread,
 };
 
-use crate::args::Section;
+use crate::args::images::Section;
 use crate::output::{clean, duration, size, timestamp};
 use crate::signal::signal_name;
 

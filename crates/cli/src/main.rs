@@ -5,7 +5,6 @@
 
 mod args;
 mod commands;
-mod grid_args;
 mod inspect;
 mod manual;
 mod mpi;

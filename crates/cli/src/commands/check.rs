@@ -7,7 +7,8 @@ use cpr_types::{ErrorKind, Result};
 use gridcpr::image::Image;
 use serde_json::{Value, json};
 
-use crate::args::{Check, Namespace};
+use crate::args::Namespace;
+use crate::args::images::Check;
 use crate::output::{Output, clean};
 use crate::target::{Live, is_image, live};
 

@@ -4,7 +4,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::image::edit::Edit as Changes;
 use serde_json::{Value, json};
 
-use crate::args::Edit;
+use crate::args::images::Edit;
 use crate::output::{Output, clean, size};
 use crate::target;
 

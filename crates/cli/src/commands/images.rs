@@ -9,7 +9,7 @@ use cpr_types::{ErrorKind, Result};
 use gridcpr::image::{Bundle, Image, ImageId};
 use serde_json::json;
 
-use crate::args::Images;
+use crate::args::images::Images;
 use crate::output::{Output, Table, ago, size, timestamp};
 use crate::target;
 

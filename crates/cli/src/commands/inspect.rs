@@ -6,7 +6,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::image::Bundle;
 use serde_json::json;
 
-use crate::args::Inspect;
+use crate::args::images::Inspect;
 use crate::inspect::render;
 use crate::output::{Output, clean, command_line, from_ms, size, timestamp, to_json};
 use crate::target;

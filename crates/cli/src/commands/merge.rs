@@ -6,7 +6,7 @@ use cpr_types::{Context, Result};
 use gridcpr::image::{ImageWriter, PendingImage, WriteOptions, merge as merge_image};
 use serde_json::json;
 
-use crate::args::Merge;
+use crate::args::images::Merge;
 use crate::output::{Output, clean, size};
 use crate::target;
 

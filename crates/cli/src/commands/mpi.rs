@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cpr_types::Result;
 
-use crate::grid_args::Mpi;
+use crate::args::grid::Mpi;
 use crate::mpi::{self, Units};
 
 pub fn mpi(args: &Mpi) -> Result<u8> {

@@ -5,7 +5,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::image::Bundle;
 use serde_json::json;
 
-use crate::args::Verify;
+use crate::args::images::Verify;
 use crate::output::{Output, clean, size};
 use crate::target;
 

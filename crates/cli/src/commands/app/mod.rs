@@ -7,7 +7,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::app::{GenerationInfo, GenerationState, Options, Store};
 use serde_json::json;
 
-use crate::args::{App, AppStore, AppVerb};
+use crate::args::app::{App, AppStore, AppVerb};
 use crate::output::{Output, clean, size};
 use write::{Choice, Contents};
 

@@ -8,7 +8,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use gridcpr::app::{ElementType, Options, Order, Store, Variable, npy};
 use serde_json::json;
 
-use crate::args::AppStore;
+use crate::args::app::AppStore;
 use crate::output::{Output, size};
 
 /// What is written, and how.

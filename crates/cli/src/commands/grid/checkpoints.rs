@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::target::poll;
 use super::{all, client};
-use crate::grid_args::{Checkpoints, Free, Transfer};
+use crate::args::grid::{Checkpoints, Free, Transfer};
 use crate::output::{Output, Table, ago, from_ms, size, to_json};
 
 /// `cpr checkpoints`

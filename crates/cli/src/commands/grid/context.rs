@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Access;
-use crate::grid_args::{Context, ContextSet, ContextVerb};
+use crate::args::grid::{Context, ContextSet, ContextVerb};
 use crate::output::{Output, Table, to_json};
 
 /// What is known of a grid.

@@ -4,7 +4,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::grid::model::Event;
 
 use super::{all, client, query};
-use crate::grid_args::Events;
+use crate::args::grid::Events;
 use crate::output::{Output, clean, from_ms, timestamp, to_json};
 
 /// One line of text or JSON for an event.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::{all, client, unique};
-use crate::grid_args::{Cancel, Jobs, Policy, Queue, Recover, Submit};
+use crate::args::grid::{Cancel, Jobs, Policy, Queue, Recover, Submit};
 use crate::output::{Output, Table, ago, command_line, from_ms, to_json};
 
 /// Attempts to submit a job while the service cannot be reached.

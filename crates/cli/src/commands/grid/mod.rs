@@ -15,7 +15,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use gridcpr::grid::tls::{self, ClientTls, Files};
 use gridcpr::grid::{Client, Endpoint};
 
-use crate::grid_args::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
+use crate::args::grid::{ALLOW_PLAIN_HTTP, CA, CERTIFICATE, KEY, REVOKED, TOKEN_FILE, file};
 
 pub use checkpoints::{checkpoints, free, transfer};
 pub use context::context;

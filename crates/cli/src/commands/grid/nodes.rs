@@ -5,7 +5,7 @@ use gridcpr::grid::model::{DrainRequest, FaultRequest, Node, Page};
 use serde_json::json;
 
 use super::{client, escape};
-use crate::grid_args::{Drain, Fault};
+use crate::args::grid::{Drain, Fault};
 use crate::output::{Output, Table, to_json};
 
 /// `cpr nodes`

@@ -1,19 +1,23 @@
 //! The command line: the one definition behind the parser, `--help`, the man pages and shell completion.
 
+pub mod app;
+pub mod grid;
+pub mod images;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use cpr_engines::{Condition, Request};
-use cpr_node::{Compression, Sequence};
+use cpr_node::{Compression, FileRule, Keep, Sequence};
 
-use cpr_node::{FileRule, Keep};
-
-use crate::grid_args::{
+use self::app::App;
+use self::grid::{
     Cancel, Checkpoints, Context, Drain, Events, Fault, Free, Jobs, Mpi, Nodes, Policy, Queue, Recover, Submit,
     Transfer, Usage,
 };
+use self::images::{Check, Edit, Images, Inspect, Merge, Verify};
 use crate::signal::parse_signal;
 
 /// Exit codes in short, for the end of `cpr --help`.
@@ -152,165 +156,6 @@ pub enum Verb {
     /// Write the man pages
     #[command(hide = true)]
     Man(Man),
-}
-
-/// `cpr app`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cpr app list /scratch heat
-  cpr app export /scratch heat temperature -o temperature.npy
-
-What is meant are not images of processes, but the generations that a program has written with gridcpr_app_write() or \
-its like in another language.")]
-pub struct App {
-    /// What to do
-    #[command(subcommand)]
-    pub verb: AppVerb,
-}
-
-/// Which checkpoint.
-#[derive(Debug, Args)]
-pub struct AppStore {
-    /// Base directory
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub base: PathBuf,
-    /// Name of the checkpoint
-    pub name: String,
-}
-
-/// What to do with one.
-#[derive(Debug, Subcommand)]
-pub enum AppVerb {
-    /// List generations, the oldest first
-    List {
-        #[command(flatten)]
-        place: AppStore,
-        /// Only those that remember this value under this key; may be given several times
-        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
-        attributes: Vec<(String, String)>,
-    },
-    /// Write a generation: variables and files
-    #[command(after_help = "\
-Files of numpy (.npy) become variables with the type and shape that they have, other files bytes. Each generation that the \
-command writes is a full one.")]
-    Write {
-        #[command(flatten)]
-        place: AppStore,
-        /// A variable, from a file of numpy or any other
-        #[arg(long = "variable", value_name = "NAME=FILE", value_parser = parse_pair, action = ArgAction::Append)]
-        variables: Vec<(String, String)>,
-        /// A file that belongs to the generation as it is, under its own name
-        #[arg(long = "file", value_name = "FILE", value_hint = ValueHint::FilePath, action = ArgAction::Append)]
-        files: Vec<PathBuf>,
-        /// What the generation remembers
-        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
-        attributes: Vec<(String, String)>,
-        /// Which part this is
-        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-        rank: u32,
-        /// How many parts there are
-        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
-        ranks: u32,
-        /// Which run the parts belong to, where there are several
-        #[arg(long, value_name = "TEXT")]
-        session: Option<String>,
-        /// Keep so many complete generations
-        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
-        keep: Option<u32>,
-        /// Keep each generation so long
-        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-        lifetime: Option<Duration>,
-    },
-    /// Write all variables and files of the newest sound generation into a new directory
-    Restore {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which generation; the newest one in which nothing is altered or missing unless given
-        #[arg(long, value_name = "NUMBER")]
-        generation: Option<u64>,
-        /// Part of which rank
-        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-        rank: u32,
-        /// The directory, which must not be there yet
-        #[arg(short, long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
-        output: PathBuf,
-    },
-    /// Change what a generation remembers, or how long it is kept
-    Update {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which one
-        #[arg(long, value_name = "NUMBER")]
-        generation: u64,
-        /// What it remembers from now on
-        #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = parse_pair, action = ArgAction::Append)]
-        attributes: Vec<(String, String)>,
-        /// How long it is kept, from when it was written on
-        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-        lifetime: Option<Duration>,
-    },
-    /// Show the variables and attributes of a generation
-    Inspect {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which one; the newest complete one unless given
-        #[arg(long, value_name = "NUMBER")]
-        generation: Option<u64>,
-    },
-    /// Compare every hash of a generation, or of all complete ones
-    Verify {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which one; all that are complete unless given
-        #[arg(long, value_name = "NUMBER")]
-        generation: Option<u64>,
-    },
-    /// Write a variable, or all of them, to a file that numpy.load() reads
-    Export {
-        #[command(flatten)]
-        place: AppStore,
-        /// Name of the variable
-        #[arg(required_unless_present = "npz")]
-        variable: Option<String>,
-        /// Which generation; the newest complete one unless given
-        #[arg(long, value_name = "NUMBER")]
-        generation: Option<u64>,
-        /// Part of which rank
-        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-        rank: u32,
-        /// Write the elements only, without numpy's header
-        #[arg(long)]
-        raw: bool,
-        /// Write all variables, as an archive
-        #[arg(long, conflicts_with_all = ["variable", "raw"])]
-        npz: bool,
-        /// The file, which must not be there yet
-        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        output: PathBuf,
-    },
-    /// Remove a generation that no other one needs, or all of them
-    Free {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which one
-        #[arg(long, value_name = "NUMBER", required_unless_present = "all")]
-        generation: Option<u64>,
-        /// All of them, and what is known of them
-        #[arg(long, conflicts_with = "generation")]
-        all: bool,
-    },
-    /// Copy a generation below another base directory
-    Transfer {
-        #[command(flatten)]
-        place: AppStore,
-        /// Which one; the newest complete one unless given
-        #[arg(long, value_name = "NUMBER")]
-        generation: Option<u64>,
-        /// The other base directory
-        #[arg(value_hint = ValueHint::DirPath)]
-        to: PathBuf,
-    },
 }
 
 /// `cpr run`
@@ -787,139 +632,6 @@ pub struct Kill {
     pub reset: bool,
 }
 
-/// `cpr images`
-#[derive(Debug, Args)]
-pub struct Images {
-    /// Only the images of this job
-    pub job: Option<String>,
-    /// Show increments below the images they were made after
-    #[arg(long)]
-    pub tree: bool,
-}
-
-/// `cpr merge`
-#[derive(Debug, Args)]
-pub struct Merge {
-    /// An image, or the name of a job for its newest image
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
-    /// Write the full image to this file
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
-    /// Compress the memory in it with zstd
-    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "fast",
-        value_parser = parse_compression)]
-    pub compress: Option<Compression>,
-}
-
-/// `cpr inspect`
-#[derive(Debug, Args)]
-pub struct Inspect {
-    /// An image, or the name of a job for its newest image
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
-    /// Show only this part; may be given several times
-    #[arg(long = "section", value_name = "SECTION", value_enum, action = ArgAction::Append)]
-    pub sections: Vec<Section>,
-}
-
-/// A part of what `cpr inspect` shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Section {
-    /// When, where, by and of whom
-    Checkpoint,
-    /// Processes and threads
-    Processes,
-    /// User and group IDs, capabilities
-    Credentials,
-    /// Signal handlers, pending signals and timers
-    Signals,
-    /// Resource limits and scheduling
-    Limits,
-    /// Mappings of every process
-    Memory,
-    /// Descriptors and what they refer to
-    Files,
-    /// Mapped files, and files carried in the image
-    Contents,
-    /// Pipes, sockets and terminals
-    Channels,
-    /// System V objects and POSIX message queues
-    Ipc,
-}
-
-/// `cpr check`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Of a job or process: everything it uses that cannot be checkpointed. Nothing is stopped.
-
-Of an image: everything that keeps it from being restarted here and now. Nothing is started.
-
-Exit code: 0 where nothing is in the way, 69 where a job or process cannot be checkpointed, 78 where an image cannot be \
-restarted here.")]
-pub struct Check {
-    /// Name of a job, a PID, or an image
-    #[arg(value_name = "JOB|PID|IMAGE", value_hint = ValueHint::FilePath, required_unless_present = "session")]
-    pub target: Option<PathBuf>,
-    /// A POSIX session with all descendants of its processes
-    #[arg(long, value_name = "SID", value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "target")]
-    pub session: Option<i32>,
-    /// Of an image: whether the job would get a PID namespace of its own
-    #[arg(long, value_enum, default_value_t = Namespace::Auto)]
-    pub namespace: Namespace,
-}
-
-/// `cpr verify`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-With --restore the job runs its first instructions in namespaces of its own, without network, and with copies of the \
-files it writes to; then everything is removed. Nothing outside changes. `cpr images` shows what is known of each image.")]
-pub struct Verify {
-    /// Also restart it in a sandbox, and see it run
-    #[arg(long)]
-    pub restore: bool,
-    /// An image, or the name of a job for its newest image
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
-}
-
-/// `cpr edit`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cpr edit sim.cpr -o moved.cpr --replace-path /scratch/a=/scratch/b
-  cpr edit sim -o new.cpr --environment COLOUR=red --set /processes/0/umask=18
-
-The image itself is never changed. The new one has an identifier of its own, and names the one it was made from.")]
-pub struct Edit {
-    /// An image, or the name of a job for its newest image
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
-    /// Write the new image to this file, which must not exist
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
-    /// Replace a path, and all below it: of files, directories, programs and libraries
-    #[arg(long, value_name = "OLD=NEW", value_parser = parse_paths)]
-    pub replace_path: Vec<(PathBuf, PathBuf)>,
-    /// Change a variable of the environment the process was started with; the value must not become longer
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
-    pub environment: Vec<(String, String)>,
-    /// The process whose environment is changed, instead of the job's first
-    #[arg(long)]
-    pub pid: Option<i32>,
-    /// Change a field of the `manifest` that `cpr inspect --json` shows, by its JSON pointer
-    #[arg(long, value_name = "POINTER=VALUE", value_parser = parse_pair)]
-    pub set: Vec<(String, String)>,
-}
-
-pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
-    crate::commands::edit::pair(text).map_err(|error| error.to_string())
-}
-
-fn parse_paths(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    parse_pair(text).map(|(old, new)| (old.into(), new.into()))
-}
-
 /// `cpr engines`
 #[derive(Debug, Args)]
 pub struct Engines {
@@ -965,6 +677,10 @@ pub struct Man {
 
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration; write for example 30s, 10m or 1h30m".to_string())
+}
+
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    crate::commands::edit::pair(text).map_err(|error| error.to_string())
 }
 
 fn parse_compression(text: &str) -> Result<Compression, String> {

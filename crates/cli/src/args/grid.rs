@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Subcommand, ValueHint};
 use gridcpr::grid::staging::Staging;
 
-use crate::args::parse_duration;
+use super::parse_duration;
 
 /// `cpr submit`
 #[derive(Debug, Args)]
