@@ -136,6 +136,19 @@ survive! {
     cgroup_namespaces;
     mount_namespaces;
     mount_trees;
+    mount_groups;
+}
+
+/// File systems of layers, as containers have them.
+#[test]
+fn layers() {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !known.lines().any(|line| line.ends_with("\toverlay")) {
+        skip!("layers", "this kernel has no overlay file system (overlay)");
+    }
+    for user in [As::Root, As::User] {
+        survives_as("layers", user, "layers", "");
+    }
 }
 
 /// What root's job mounts in the mount namespace it was started in is mounted again.
@@ -347,40 +360,108 @@ fn sandboxes() {
     }
 }
 
-/// A program in a container that a user has made with runc(8), as `runc spec` would have it.
+/// A program in a container as `runc spec` would have it, of a user's and of root's, by the runtimes that are there.
 #[test]
 fn containers() {
-    let Some(cpr) = Cpr::new("containers", As::User) else {
-        return;
-    };
-    let bundle = cpr.work.join("bundle");
-    fs::create_dir_all(bundle.join("rootfs")).expect("the test's directory can be written");
-    cpr.give(&bundle);
-    let spec = cpr
-        .command("runc")
-        .args(["spec", "--rootless"])
-        .current_dir(&bundle)
-        .output();
-    if !spec.is_ok_and(|output| output.status.success()) {
-        skip!("containers", "runc(8) not found");
+    let mut done = 0;
+    for (user, options, runtime) in [
+        (As::User, &["spec", "--rootless"][..], "runc"),
+        (As::Root, &["spec"], "runc"),
+        (As::Root, &["spec"], "crun"),
+    ] {
+        let Some(cpr) = Cpr::new("containers", user) else {
+            continue;
+        };
+        let bundle = cpr.work.join("bundle");
+        fs::create_dir_all(bundle.join("rootfs")).expect("the test's directory can be written");
+        cpr.give(&bundle);
+        let spec = cpr.command(runtime).args(options).current_dir(&bundle).output();
+        if !spec.is_ok_and(|output| output.status.success()) {
+            continue;
+        }
+        // There is nothing else in there.
+        let program = compile_with(&cpr, "threads", "cc", &["-static"]).expect("a compiler");
+        fs::copy(&program, bundle.join("rootfs/threads")).expect("the test's directory can be written");
+        let place = bundle.join("config.json");
+        let text = fs::read(&place).expect("the runtime has written it");
+        let mut config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let work = cpr.work.display().to_string();
+        let shown = serde_json::json!({"destination": work, "source": work, "type": "none", "options": ["bind"]});
+        config["mounts"].as_array_mut().expect("a list").push(shown);
+        config["process"]["terminal"] = false.into();
+        let mut tell = |program: serde_json::Value| {
+            config["process"]["args"] = program;
+            fs::write(&place, config.to_string()).expect("the test's directory can be written");
+        };
+        // Whether there are containers here at all: root's have control groups.
+        tell(serde_json::json!(["/threads", format!("{work}/bundle"), ""]));
+        let script = cpr.work.join("container.sh");
+        let run = format!(
+            "{runtime} --root {work}/runtime run cpr-container-{}",
+            std::process::id()
+        );
+        let text = format!("#!/bin/sh\ncd {work}/bundle && exec {run}\n");
+        fs::write(&script, text).expect("the test's directory can be written");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        if user == As::Root && !cpr.command(&script).output().is_ok_and(|tried| tried.status.success()) {
+            continue;
+        }
+        tell(serde_json::json!(["/threads", format!("{work}/go-again"), ""]));
+        restarts(&cpr, &script, "");
+        done += 1;
     }
-    // There is nothing else in there.
-    let program = compile_with(&cpr, "threads", "cc", &["-static"]).expect("a compiler");
-    fs::copy(&program, bundle.join("rootfs/threads")).expect("the test's directory can be written");
-    let place = bundle.join("config.json");
-    let text = fs::read(&place).expect("runc has written it");
-    let mut config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    let work = cpr.work.display().to_string();
-    config["process"]["terminal"] = false.into();
-    config["process"]["args"] = serde_json::json!(["/threads", format!("{work}/go-again"), ""]);
-    let shown = serde_json::json!({"destination": work, "source": work, "type": "none", "options": ["bind"]});
-    config["mounts"].as_array_mut().expect("a list").push(shown);
-    fs::write(&place, config.to_string()).expect("the test's directory can be written");
-    let script = cpr.work.join("container.sh");
-    let text = format!("#!/bin/sh\ncd {work}/bundle && exec runc --root {work}/runc run cpr-container\n");
-    fs::write(&script, text).expect("the test's directory can be written");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    restarts(&cpr, &script, "");
+    if done == 0 {
+        skip!(
+            "containers",
+            "neither runc(8) nor crun(1) found, or they run no containers here"
+        );
+    }
+}
+
+/// A program in a container that root has made with podman(1): of an image, on an overlay, with the runtimes that are
+/// there. Podman, its monitor and the program go on together.
+#[test]
+fn podman() {
+    let mut done = 0;
+    for runtime in ["crun", "runc"] {
+        let Some(cpr) = Cpr::new("podman", As::Root) else {
+            return;
+        };
+        let work = cpr.work.display().to_string();
+        let program = compile_with(&cpr, "threads", "cc", &["-static"]).expect("a compiler");
+        fs::create_dir(cpr.work.join("rootfs")).expect("the test's directory can be written");
+        fs::copy(&program, cpr.work.join("rootfs/threads")).expect("the test's directory can be written");
+        let packed = cpr
+            .command("tar")
+            .args(["-C", "rootfs", "-cf", "image.tar", "."])
+            .status();
+        assert!(packed.is_ok_and(|status| status.success()), "tar(1) packs an image");
+        let podman = format!(
+            "podman --root {work}/root --runroot {work}/run --tmpdir {work}/tmp --cgroup-manager cgroupfs \
+             --events-backend none --storage-driver overlay --runtime {runtime}"
+        );
+        let run = format!(
+            "{podman} run --rm --network none --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 \
+             --log-driver none -v {work}:{work} cpr-program /threads"
+        );
+        let shell = |text: String| cpr.command("sh").args(["-c", &text]).output().expect("a shell");
+        let tried = shell(format!(
+            "{podman} import -q image.tar cpr-program && touch go && {run} {work}/go ''"
+        ));
+        if String::from_utf8_lossy(&tried.stdout).lines().any(|line| line == "OK") {
+            let script = cpr.work.join("container.sh");
+            let text = format!("#!/bin/sh\nexec {run} \"$@\"\n");
+            fs::write(&script, text).expect("the test's directory can be written");
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+            restarts(&cpr, &script, "");
+            done += 1;
+        }
+        // Podman mounts this over itself, and leaves it.
+        shell(format!("{podman} rmi --all --force; umount {work}/root/overlay"));
+    }
+    if done == 0 {
+        skip!("podman", "podman(1) not found, or it runs no containers here");
+    }
 }
 
 /// Programs that are started with unshare(1) in namespaces of all kinds.

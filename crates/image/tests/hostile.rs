@@ -733,6 +733,8 @@ fn mounted() -> Manifest {
         at: at.into(),
         attributes: 1,
         propagation: Propagation::Private,
+        peers: None,
+        follows: None,
         mounted,
     };
     let file = |parent, name: &str, kind| MemoryFile {
@@ -835,6 +837,41 @@ fn mounts_of_a_namespace() {
                 ..tree[3].clone()
             })
             .collect()
+    });
+    let elsewhere = |namespace| Mounted::Elsewhere {
+        namespace: MountNamespaceId(namespace),
+        of: 0,
+        path: "a".into(),
+    };
+    for namespace in [0, 1, 9] {
+        check("impossible mount of another namespace", &|tree| {
+            tree[4].mounted = elsewhere(namespace)
+        });
+    }
+    check("impossible group of mounts", &|tree| tree[2].peers = Some(4096));
+    check("impossible group of mounts", &|tree| {
+        (tree[2].peers, tree[2].follows) = (Some(3), Some(3))
+    });
+    let layers = |lower: &[&str], upper: &str, option: &str| Mounted::Layers {
+        path: "".into(),
+        lower: lower.iter().map(|path| (*path).into()).collect(),
+        data: Vec::new(),
+        upper: Some((upper.into(), "/work".into())),
+        options: vec![(option.to_owned(), "on".to_owned())],
+    };
+    for (lower, upper, option, expected) in [
+        (&["/a", "b"][..], "/upper", "index", "impossible path"),
+        (&["/a:/../b"], "/upper", "index", "impossible path"),
+        (&["/a"], "/upper/../..", "index", "impossible path"),
+        (&[], "/upper", "index", "impossible number of layers"),
+        (&["/a"], "/upper", "lowerdir", "impossible options"),
+    ] {
+        check(expected, &|tree| tree[2].mounted = layers(lower, upper, option));
+    }
+    check("there is no network namespace 3", &|tree| {
+        tree[3].mounted = Mounted::System {
+            network: Some(NetworkId(3)),
+        }
     });
     check("there is no PID namespace 3", &|tree| {
         tree[3].mounted = Mounted::Processes {

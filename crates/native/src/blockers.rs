@@ -63,6 +63,8 @@ pub struct Home {
     ipc_is_one_way: bool,
     /// Numbers of mounts that the job has made in the mount namespace it lives in.
     made: HashSet<i32>,
+    /// That is saved as one that the job has made.
+    has_mounted: bool,
     /// Mount namespaces that were looked at.
     mounted: crate::mount_namespaces::Looks,
     /// By the names of [`NAMESPACES`]; none where the kernel does not tell.
@@ -79,13 +81,19 @@ impl Home {
         own.is_none_or(|own| own == link)
     }
 
-    /// What is mounted in the job's own mount namespace, but for what it has mounted there itself.
+    /// What is mounted in the job's own mount namespace, but for what it has mounted there itself, as a restart finds it:
+    /// what is mounted there shows nowhere else.
     ///
     /// # Errors
     /// The process that shows it has gone.
     pub fn mounts(&self) -> std::io::Result<Vec<Mount>> {
         let mut mounts = ProcDir::open_living(self.init)?.mountinfo()?;
         mounts.retain(|mount| !self.made.contains(&mount.id));
+        if self.has_mounted {
+            for mount in &mut mounts {
+                mount.optional.retain(|tag| !is_shared(tag));
+            }
+        }
         Ok(mounts)
     }
 
@@ -103,7 +111,10 @@ impl Home {
         };
         let inside = self.mounts().unwrap_or_default();
         self.made = made(&inside, outside).map(|mount| mount.id).collect();
-        if !self.made.is_empty() {
+        // Where a job is started, mounts follow those of the machine, and nobody follows them.
+        let shared = |mount: &Mount| mount.optional.iter().any(|tag| is_shared(tag));
+        self.has_mounted = !self.made.is_empty() || inside.iter().any(shared);
+        if self.has_mounted {
             let kinds = NAMESPACES.iter().zip(&mut self.namespaces);
             kinds
                 .filter(|((file, _), _)| *file == "mnt")
@@ -197,6 +208,7 @@ impl Home {
         Home {
             init,
             made: HashSet::new(),
+            has_mounted: false,
             mounted: crate::mount_namespaces::Looks::default(),
             ipc_is_one_way,
             depth,
@@ -337,6 +349,11 @@ pub fn of_threads(proc: &ProcDir) -> Vec<(String, String)> {
     let (mut found, rest) = halves.unwrap_or_else(|_| (look(first), look(second)));
     found.extend(rest);
     found
+}
+
+/// Whether this says that a mount and others show each other's mounts.
+fn is_shared(tag: &[u8]) -> bool {
+    tag.starts_with(b"shared:")
 }
 
 /// Mounts that a job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and

@@ -3,6 +3,7 @@
 //! In which group a job itself is, is for whoever starts or restarts it to say. What is saved is where a process is
 //! below its job's first one; after a restart it is as far below the group that the job is in then.
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, PathBuf};
 
 use cpr_image::model::{ByteString, CgroupMember, Manifest};
@@ -66,6 +67,17 @@ pub fn refuse_other_roots(visits: &Visits, root: &ProcDir) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where our own group of a hierarchy is in the mount namespace that we are in: that of restarted processes.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn here(hierarchy: &[u8]) -> Result<Option<ByteString>> {
+    let own = ProcDir::open(std::process::id() as i32).context(|| "look at our own control groups")?;
+    let mounts = own.mountinfo().context(|| "look at what is mounted")?;
+    let directory = of_hierarchy(&groups(&own)?, hierarchy).and_then(|group| group.directory(&mounts));
+    Ok(directory.map(|path| ByteString(path.into_os_string().into_vec())))
 }
 
 /// How much more memory a process's group and those above it may use, bytes; none where that cannot be found out.

@@ -403,7 +403,14 @@ fn executable(process: &Process, shared: &mut Shared<'_>) -> Result<(Option<Mapp
         let stat = process.proc.link_stat("exe");
         let stat = stat.context(|| format!("look at /proc/{pid}/exe"))?;
         let view = shared.place(stat.st_dev, stat.st_ino, &path, false);
-        return Ok((Some(shared.files.intern(&path, view, false, true)?), None));
+        // Of a file that is mounted nowhere (open_tree(2)), as runtimes of containers run themselves, no path is known.
+        if view
+            .0
+            .stat(view.1, &path)
+            .is_ok_and(|found| found.st_ino == stat.st_ino)
+        {
+            return Ok((Some(shared.files.intern(&path, view, false, true)?), None));
+        }
     }
     let name = deleted.unwrap_or(&path);
     let name = name.rsplit(|b| *b == b'/').next().unwrap_or(name);

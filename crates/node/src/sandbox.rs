@@ -350,6 +350,8 @@ fn written(manifest: &Manifest) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
     }
     for socket in manifest.sockets.iter().filter(|socket| socket.node.is_some()) {
         add(&socket.bind_directory.as_path().join(socket.address.as_path()));
+        // Of one with an absolute name, the directory its file is in.
+        add(socket.bind_directory.as_path());
     }
     let pseudo = |path: &PathBuf| path.starts_with("/proc") || path.starts_with("/sys") || path == Path::new("/dev");
     found.retain(|path| !pseudo(path));

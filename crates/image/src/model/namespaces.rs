@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Bytes, Extent, IpcNamespaceId, NetworkId, PidNamespaceId, UserNamespaceId};
+use super::{ByteString, Bytes, Extent, IpcNamespaceId, MountNamespaceId, NetworkId, PidNamespaceId, UserNamespaceId};
 
 /// A process that is deeper in a hierarchy of control groups than the job's first one (cgroups(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -91,6 +91,13 @@ pub struct MountPoint {
     /// Whether mounts elsewhere show below it.
     #[serde(default)]
     pub propagation: Propagation,
+    /// The group of mounts that show each other's mounts which it is in (mount_namespaces(7), peer group): a number that
+    /// means the same in all mount namespaces of an image. None where nothing else of the job is in it or follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<u32>,
+    /// The group of the job's mounts whose mounts it shows, but not the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<u32>,
     /// What is mounted.
     pub mounted: Mounted,
 }
@@ -106,6 +113,8 @@ pub enum Propagation {
     Follows,
     /// It is the only member of a group whose members show each other's mounts.
     Shared,
+    /// No, and it cannot be mounted elsewhere, either.
+    Unbindable,
 }
 
 /// An option of a file system: its name and value.
@@ -130,6 +139,47 @@ pub enum Mounted {
         of: u32,
         /// Path from the root of that mount; empty for all of it.
         path: ByteString,
+    },
+    /// A directory or file of a file system that is mounted in another mount namespace of the job as well.
+    Elsewhere {
+        /// Which: one that comes before.
+        namespace: MountNamespaceId,
+        /// Index into the tree of that.
+        of: u32,
+        /// Path from the root of that mount; empty for all of it.
+        #[serde(default)]
+        path: ByteString,
+    },
+    /// The kernel's view of its devices (sysfs).
+    System {
+        /// The network namespace whose interfaces it shows, where that is not the job's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<NetworkId>,
+    },
+    /// A group of a hierarchy of control groups (cgroup, cgroup2) that the job's own mount namespace shows.
+    Groups {
+        /// Absolute path there.
+        path: ByteString,
+        /// The hierarchy: controllers separated by commas, or empty for version 2.
+        #[serde(default)]
+        hierarchy: ByteString,
+    },
+    /// Directories of the job's own mount namespace, on top of each other (overlay).
+    Layers {
+        /// The directory of it that is mounted: a path from its root; empty for that itself.
+        #[serde(default)]
+        path: ByteString,
+        /// The lower ones, the topmost first: absolute paths.
+        lower: Vec<ByteString>,
+        /// Those of them that are for data only, the topmost first: absolute paths.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        data: Vec<ByteString>,
+        /// What is changed, and the directory for what is under way; none where nothing can be changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upper: Option<(ByteString, ByteString)>,
+        /// Other options.
+        #[serde(default)]
+        options: Vec<MountOption>,
     },
     /// A file system of processes (proc).
     Processes {

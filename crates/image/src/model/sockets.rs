@@ -21,7 +21,8 @@ pub struct UnixSocket {
     /// The mount namespace that its address is a path of, where that is not the job's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount_namespace: Option<MountNamespaceId>,
-    /// Working directory that a relative address was bound in.
+    /// Working directory that a relative address was bound in. Of an absolute one below /proc, which leads elsewhere by
+    /// now, the directory that its file is in.
     #[serde(default)]
     pub bind_directory: ByteString,
     /// shutdown(2): bit 0 receive side, bit 1 send side.

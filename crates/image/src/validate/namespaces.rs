@@ -26,6 +26,20 @@ const MAX_DEPTH: usize = 256;
 const MAX_MEMORY_FILES: usize = 1 << 20;
 /// More mounts than these no namespace of a job has.
 const MAX_MOUNTS: usize = 4096;
+/// OVL_MAX_STACK.
+const MAX_LAYERS: usize = 500;
+/// Options of a file system of layers (overlay).
+const LAYER_OPTIONS: [&str; 9] = [
+    "redirect_dir",
+    "index",
+    "uuid",
+    "nfs_export",
+    "xino",
+    "metacopy",
+    "userxattr",
+    "volatile",
+    "fsync",
+];
 /// MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME, NOSYMFOLLOW.
 const MOUNT_ATTRIBUTES: u64 = 1 | 2 | 4 | 8 | 0x10 | 0x20 | 0x80 | 0x20_0000;
 /// MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME.
@@ -112,7 +126,7 @@ impl Check<'_> {
         )
         .map_err(wrong)?;
         for (index, namespace) in manifest.mount_namespaces.iter().enumerate() {
-            self.mount_namespace(namespace)
+            self.mount_namespace(namespace, index)
                 .map_err(|what| wrong(format!("mount namespace {index}: {what}")))?;
         }
         let owners = &manifest.cgroup_namespace_owners;
@@ -131,22 +145,33 @@ impl Check<'_> {
             .map_err(wrong)
     }
 
-    pub(super) fn mount_namespace(&self, namespace: &MountNamespace) -> Verdict {
+    pub(super) fn mount_namespace(&self, around: &MountNamespace, number: usize) -> Verdict {
         let pid_namespace = |id: Option<PidNamespaceId>| {
             id.map_or(Ok(()), |id| {
                 in_table(id.index(), &self.manifest.pid_namespaces, "PID namespace")
             })
         };
-        if let Some(proc) = &namespace.proc {
+        if let Some(proc) = &around.proc {
             pid_namespace(proc.pid_namespace)?;
             within(proc.flags & !MOUNT_FLAGS == 0, "flags of /proc")?;
         }
-        let tree = &namespace.tree;
+        let tree = &around.tree;
         within(tree.len() <= MAX_MOUNTS, "number of mounts")?;
         let mut shown = None;
         for (index, point) in tree.iter().enumerate() {
             let this = |what: String| format!("mount {index}: {what}");
             self.mount_point(point, index, tree).map_err(this)?;
+            self.group_of_mounts(point).map_err(this)?;
+            if let Mounted::Elsewhere { namespace, of, path } = &point.mounted {
+                inner_path(path).map_err(this)?;
+                let earlier = self.manifest.mount_namespaces[..number].get(namespace.index());
+                // What is mounted is locked for user namespaces within that of who has mounted it.
+                let alike = |other: &&MountNamespace| other.owner == around.owner;
+                let there = earlier
+                    .filter(alike)
+                    .is_some_and(|other| (*of as usize) < other.tree.len());
+                within(there, "mount of another namespace").map_err(this)?;
+            }
             if let Mounted::Processes { pid_namespace: id, .. } = &point.mounted {
                 pid_namespace(*id).map_err(this)?;
                 // Whoever makes it is in one of them.
@@ -179,6 +204,28 @@ impl Check<'_> {
                 earlier(*of).ok_or("what it is a part of does not come before it")?;
                 inner_path(name)
             }
+            Mounted::Elsewhere { .. } => Ok(()),
+            Mounted::System { network } => self.network(*network),
+            Mounted::Groups { path: name, hierarchy } => {
+                absolute(name)?;
+                path(hierarchy)
+            }
+            Mounted::Layers {
+                path: name,
+                lower,
+                data,
+                upper,
+                options,
+            } => {
+                inner_path(name)?;
+                within(
+                    (1..=MAX_LAYERS).contains(&(lower.len() + data.len())),
+                    "number of layers",
+                )?;
+                let upper = upper.iter().flat_map(|(upper, work)| [upper, work]);
+                lower.iter().chain(data).chain(upper).try_for_each(absolute)?;
+                mount_options(options, &LAYER_OPTIONS)
+            }
             Mounted::Processes { options, .. } => mount_options(options, &["hidepid", "subset", "gid"]),
             Mounted::Queues { ipc_namespace } => self.ipc_namespace(*ipc_namespace),
             Mounted::Terminals { options } => mount_options(options, &["mode", "ptmxmode", "gid", "max"]),
@@ -192,6 +239,14 @@ impl Check<'_> {
                 self.memory_files(files)
             }
         }
+    }
+
+    /// Groups are few, and nobody follows the one he is in.
+    fn group_of_mounts(&self, point: &MountPoint) -> Verdict {
+        let small = |group: Option<u32>| group.is_none_or(|group| (group as usize) < MAX_MOUNTS);
+        let sound = small(point.peers) && small(point.follows);
+        let apart = point.peers.is_none() || point.peers != point.follows;
+        within(sound && apart, "group of mounts")
     }
 
     pub(super) fn memory_files(&self, files: &[MemoryFile]) -> Verdict {

@@ -38,15 +38,18 @@ impl Cgroup {
         list(&self.hierarchy).any(|name| name == controller.as_bytes())
     }
 
+    /// Whether this is a mount of its hierarchy.
+    pub fn is_of(&self, mount: &Mount) -> bool {
+        if self.is_unified() {
+            return mount.fs_type == b"cgroup2";
+        }
+        let mounted = |name: &[u8]| list(&mount.super_options).any(|option| option == name);
+        mount.fs_type == b"cgroup" && list(&self.hierarchy).all(mounted)
+    }
+
     /// The group's directory, where its hierarchy is among `mounts`.
     pub fn directory(&self, mounts: &[Mount]) -> Option<PathBuf> {
-        let mount = mounts.iter().find(|mount| match self.is_unified() {
-            true => mount.fs_type == b"cgroup2",
-            false => {
-                let mounted = |name: &[u8]| list(&mount.super_options).any(|option| option == name);
-                mount.fs_type == b"cgroup" && list(&self.hierarchy).all(mounted)
-            }
-        })?;
+        let mount = mounts.iter().find(|mount| self.is_of(mount))?;
         let below = match mount.root.as_slice() {
             b"/" => self.path.as_slice(),
             root => self.path.strip_prefix(root)?,

@@ -97,12 +97,17 @@ pub(super) fn collect(
     let mut mounts = mount_namespaces::Saved::default();
     for (process, saved) in frozen.processes.iter().zip(&mut manifest.processes) {
         if !process.threads.is_empty() {
-            saved.mount_namespace = mounts.of(&process.proc, &home, &pid_namespaces, &mut users, sink)?;
+            let known = mount_namespaces::Known {
+                home: &home,
+                pids: &pid_namespaces,
+                networks: &places,
+            };
+            saved.mount_namespace = mounts.of(&process.proc, &known, &mut users, sink)?;
         }
         saved.pid_namespace_of_children =
             pid_namespaces.of_children(process, saved.pid_namespace, saved.user_namespace)?;
     }
-    let (mount_namespaces, mut views) = mounts.finish();
+    let (mount_namespaces, mut views) = mounts.finish()?;
     views.hide(home.made().clone());
     manifest.mount_namespaces = mount_namespaces;
     manifest.pid_namespaces = pid_namespaces.namespaces();

@@ -27,6 +27,12 @@ pub(super) fn is_path(name: &[u8]) -> bool {
     matches!(name.first(), Some(byte) if *byte != 0)
 }
 
+/// Whether this is a path below /proc: it led to a file somewhere else while a descriptor was open, as programs that
+/// want a short path have it.
+pub(super) fn is_of_process(name: &[u8]) -> bool {
+    name.starts_with(b"/proc/")
+}
+
 pub(super) fn full_path(directory: &[u8], name: &[u8]) -> PathBuf {
     let name = Path::new(std::ffi::OsStr::from_bytes(name));
     Path::new(std::ffi::OsStr::from_bytes(directory)).join(name)
@@ -119,6 +125,11 @@ pub(super) fn bind(end: BorrowedFd<'_>, socket: &UnixSocket, views: &Views) -> R
         return Ok((reach, None));
     }
     match socket.node {
+        Some(node) if is_of_process(name) && !socket.bind_directory.0.is_empty() => {
+            bind_elsewhere(end, socket, node, views)
+                .context(what)
+                .map(|reach| (reach, None))
+        }
         Some(node) => bind_visible(end, socket, node, views)
             .context(what)
             .map(|reach| (reach, None)),
@@ -259,6 +270,51 @@ fn bind_visible(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32),
         }
     }
     Ok(reach)
+}
+
+/// Binds a socket whose file is not where its name says: below a root directory in which there is such a path, in the
+/// directory that the file goes to.
+fn bind_elsewhere(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32), views: &Views) -> Result<Reach> {
+    let name = Path::new(std::ffi::OsStr::from_bytes(&socket.address.0));
+    let file = name
+        .file_name()
+        .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("{} names no file", name.display())))?;
+    let path = socket.bind_directory.as_path().join(file);
+    let (directory, file, reach) = reach(socket.mount_namespace, &path, views)?;
+    match rustix::fs::statat(&directory, &file, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            let text = format!("{} exists and is no socket", path.display());
+            return Err(Error::new(ErrorKind::Incompatible, text).with_hint("move it away"));
+        }
+        Ok(_) if kernel::in_use(&reach.address, socket.kind).context(|| format!("look at {}", path.display()))? => {
+            let text = format!("{} belongs to a running process", path.display());
+            return Err(Error::new(ErrorKind::InUse, text).with_hint("end that process first"));
+        }
+        _ => {}
+    }
+    let own = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let top = own.join(unique_name());
+    let inner = top.join(name.strip_prefix("/").unwrap_or(name));
+    let made = make_directories(inner.parent().unwrap_or(&top))?;
+    let what = || format!("make {}", path.display());
+    let bound = rustix::fs::open(&top, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(what)
+        .and_then(|root| bind_at(end, &socket.address.0, Path::new("/"), Some(root.as_fd())))
+        .and_then(|()| {
+            let (mode, uid, gid) = node;
+            std::os::unix::fs::lchown(&inner, Some(uid), Some(gid)).context(what)?;
+            std::fs::set_permissions(&inner, std::os::unix::fs::PermissionsExt::from_mode(mode & 0o7777))
+                .context(what)?;
+            std::fs::rename(&inner, own.join(&file)).context(what)
+        });
+    if bound.is_err() {
+        let _ = std::fs::remove_file(&inner);
+    }
+    for directory in made.iter().rev() {
+        std::fs::remove_dir(directory).context(|| format!("remove {} again", directory.display()))?;
+    }
+    bound.map(|()| reach)
 }
 
 /// Makes `directory` and what is missing above it; gives what was made, outermost first.

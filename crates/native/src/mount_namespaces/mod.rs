@@ -5,13 +5,15 @@
 //! ([`tree`]), and paths are theirs ([`crate::views::Views`]).
 
 mod contents;
+mod groups;
+mod layers;
 mod tree;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
-use cpr_image::model::{MountNamespace, MountNamespaceId, Mounted, ProcMount};
+use cpr_image::model::{MountNamespace, MountNamespaceId, Mounted, ProcMount, UserNamespaceId};
 use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
@@ -19,6 +21,7 @@ use rustix::fs::OFlags;
 use crate::blockers::Home;
 use crate::sink::PageSink;
 use crate::views::Views;
+use crate::visits::Visits;
 use crate::{pid_namespaces, user_namespaces};
 use tree::{Base, Tree};
 
@@ -42,22 +45,33 @@ pub struct Saved {
     by_link: HashMap<Vec<u8>, MountNamespaceId>,
     home: Option<Vec<Mount>>,
     base: Option<Base>,
-    trees: HashMap<MountNamespaceId, Tree>,
+    trees: BTreeMap<MountNamespaceId, Tree>,
+}
+
+/// What namespaces of other kinds are known of a job.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// Where the job lives.
+    pub home: &'a Home,
+    /// PID namespaces: all of them.
+    pub pids: &'a pid_namespaces::Saved,
+    /// Network namespaces: all of them.
+    pub networks: &'a Visits,
 }
 
 impl Saved {
-    /// The namespace of a stopped process, where it is not the job's. All PID namespaces must be known.
+    /// The namespace of a stopped process, where it is not the job's.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for what a restart does not make again, by name.
     pub fn of(
         &mut self,
         process: &ProcDir,
-        home: &Home,
-        pids: &pid_namespaces::Saved,
+        known: &Known<'_>,
         users: &mut user_namespaces::Saved,
         sink: &mut dyn PageSink,
     ) -> Result<Option<MountNamespaceId>> {
+        let home = known.home;
         let pid = process.pid();
         let what = || format!("look at the mounts of process {pid}");
         let link = process.read_link("ns/mnt").context(what)?;
@@ -69,12 +83,12 @@ impl Saved {
             return Err(refuse("it is not ours to enter".to_owned()));
         }
         let id = match self.by_link.get(&link) {
-            Some(known) => *known,
+            Some(id) => *id,
             None => {
                 let namespace = process.open_file("ns/mnt", OFlags::RDONLY).context(what)?.into();
                 let id = MountNamespaceId(self.namespaces.len() as u32);
-                let saved = self.add(id, process, &namespace, home, pids, sink)?;
                 let owner = users.owner(&namespace, home)?;
+                let saved = self.add(id, process, (&namespace, owner), known, sink)?;
                 self.namespaces.push(MountNamespace { owner, ..saved });
                 self.by_link.insert(link, id);
                 id
@@ -91,11 +105,11 @@ impl Saved {
         &mut self,
         id: MountNamespaceId,
         process: &ProcDir,
-        namespace: &File,
-        home: &Home,
-        pids: &pid_namespaces::Saved,
+        (namespace, owner): (&File, Option<UserNamespaceId>),
+        known: &Known<'_>,
         sink: &mut dyn PageSink,
     ) -> Result<MountNamespace> {
+        let (home, pids) = (known.home, known.pids);
         let pid = process.pid();
         let what = || format!("look at the mounts of process {pid}");
         let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
@@ -110,10 +124,17 @@ impl Saved {
                 Some(known) => known,
                 None => Base::of(home).context(|| "look at the mounts of the job")?,
             };
-            let tree = Tree::of(namespace, &base).map_err(refuse);
+            // What another user namespace has mounted is locked in one within that, and would not be.
+            let mut others: Vec<(MountNamespaceId, &Tree)> = self.trees.iter().map(|(id, tree)| (*id, tree)).collect();
+            others.retain(|(id, _)| {
+                self.namespaces
+                    .get(id.index())
+                    .is_some_and(|other| other.owner == owner)
+            });
+            let tree = Tree::of(namespace, &base, &others).map_err(refuse);
             self.base = Some(base);
             let tree = tree?;
-            let points = tree.save(namespace, home, pids, sink).context(what)?;
+            let points = tree.save(namespace, home, pids, known.networks, sink).context(what)?;
             self.trees.insert(id, tree);
             let trees: Vec<&Tree> = self.trees.values().collect();
             Tree::refuse_common(&trees).context(what)?;
@@ -146,8 +167,15 @@ impl Saved {
     }
 
     /// The namespaces found, and how paths of those are looked up that are no copies of the job's own.
-    pub fn finish(self) -> (Vec<MountNamespace>, Views) {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for mounts that show those of others in a way that a restart does not make again.
+    pub fn finish(mut self) -> Result<(Vec<MountNamespace>, Views)> {
         let mut views = Views::default();
+        if let Some(base) = &self.base {
+            groups::assign(&mut self.namespaces, &self.trees, base.mounts())
+                .map_err(|why| Error::new(ErrorKind::Unsupported, format!("mount namespace: {why}")))?;
+        }
         for (id, Tree { root, mounts, points }) in self.trees {
             for (index, (mount, point)) in (0..).zip(mounts.iter().zip(&points)) {
                 match point.mounted {
@@ -158,7 +186,7 @@ impl Saved {
             }
             views.add(id, root, mounts.iter().map(|mount| mount.id));
         }
-        (self.namespaces, views)
+        Ok((self.namespaces, views))
     }
 }
 
@@ -178,7 +206,7 @@ pub fn blocker(process: &ProcDir, home: &Home) -> Option<String> {
     let mut looks = home.mounted().lock().unwrap_or_else(PoisonError::into_inner);
     if !looks.contains_key(&link) {
         let namespace = process.open_file("ns/mnt", OFlags::RDONLY).ok()?.into();
-        let tree = Tree::of(&namespace, &Base::of(home).ok()?);
+        let tree = Tree::of(&namespace, &Base::of(home).ok()?, &[]);
         let mounts = tree.map(|tree| tree.mounts.iter().map(|mount| mount.id).collect());
         looks.insert(link.clone(), mounts);
     }

@@ -3,18 +3,22 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
-use cpr_image::model::{ByteString, MountOption, MountPoint, Mounted, PidNamespaceId, Propagation};
+use cpr_image::model::{
+    ByteString, MountNamespaceId, MountOption, MountPoint, Mounted, NetworkId, PidNamespaceId, Propagation,
+};
 use cpr_kernel::mounts;
-use cpr_kernel::proc::Mount;
+use cpr_kernel::proc::{Cgroup, Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
-use super::contents;
+use super::{contents, layers};
 use crate::blockers::Home;
 use crate::pid_namespaces;
 use crate::sink::PageSink;
+use crate::visits::Visits;
 
 /// As many mounts as an image may have of one namespace.
 const MOST: usize = 4096;
@@ -47,11 +51,15 @@ pub struct Tree {
     pub points: Vec<MountPoint>,
 }
 
-/// The job's own mount namespace.
+/// The job's own mount namespace, as a restart finds it.
 #[derive(Debug)]
 pub struct Base {
     root: OwnedFd,
     mounts: Vec<Mount>,
+    /// With those that the job has made there itself; none where there are none.
+    all: Vec<Mount>,
+    /// Control groups are those that this process is in.
+    groups: Vec<Cgroup>,
 }
 
 impl Base {
@@ -60,10 +68,31 @@ impl Base {
     /// # Errors
     /// The process that shows it has gone.
     pub fn of(home: &Home) -> std::io::Result<Base> {
+        let all = match home.made().is_empty() {
+            true => Vec::new(),
+            false => ProcDir::open_living(home.init())?.mountinfo()?,
+        };
         Ok(Base {
             root: home.root()?,
             mounts: home.mounts()?,
+            all,
+            groups: ProcDir::open_living(home.init())?.cgroups()?,
         })
+    }
+
+    /// What is mounted there.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    /// Where a restart finds what a path of it leads to now: the job may have mounted something over it.
+    pub(super) fn locate(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let found = mounts::open_below(self.root.as_fd(), path, OFlags::PATH).ok()?;
+        let id = mounts::mount_of(&found).ok()?;
+        let place = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+        let mount = self.mounts.iter().chain(&self.all).find(|mount| mount.id == id)?;
+        let below_it = below(place.as_os_str().as_bytes(), &mount.mount_point)?;
+        self.find(mount.dev, &join(&mount.root, below_it)).map(|(path, _)| path)
     }
 
     /// Where a part of a file system is seen: the path, and the number of the mount.
@@ -76,7 +105,30 @@ impl Base {
 
     /// Whether a path leads to a place of a mount, and not to something mounted over it.
     fn shows(&self, mount: &Mount, path: &[u8]) -> bool {
-        is_on(&self.root, path, mount.id)
+        if self.all.is_empty() {
+            return is_on(&self.root, path, mount.id);
+        }
+        // What the job has mounted is not in the way where it is restarted.
+        let is_root = |mount: &&Mount| {
+            !self
+                .mounts
+                .iter()
+                .any(|other| other.id == mount.parent && other.id != mount.id)
+        };
+        let mut at = self.mounts.iter().find(is_root);
+        let mut left = self.mounts.len();
+        while let Some(on) = at {
+            let next = self
+                .children(on, b"/")
+                .filter(|child| below(path, &child.mount_point).is_some());
+            // The first on the way; what lies over it comes after that.
+            match next.min_by_key(|child| child.mount_point.len()) {
+                Some(next) if left > 0 => at = Some(next),
+                _ => return on.id == mount.id,
+            }
+            left -= 1;
+        }
+        false
     }
 
     /// What is mounted below a path of a mount, on that itself.
@@ -93,7 +145,7 @@ fn is_on(root: &OwnedFd, path: &[u8], id: i32) -> bool {
 }
 
 /// What remains of `path` below `directory`, without a slash at its beginning.
-fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
+pub(super) fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
     let rest = path.strip_prefix(directory.strip_suffix(b"/").unwrap_or(directory))?;
     match rest {
         [] => Some(rest),
@@ -111,31 +163,42 @@ fn join(directory: &[u8], rest: &[u8]) -> Vec<u8> {
     }
 }
 
-fn name(mount: &Mount) -> String {
+pub(super) fn name(mount: &Mount) -> String {
     let point = String::from_utf8_lossy(&mount.mount_point);
     format!("{point} ({})", String::from_utf8_lossy(&mount.fs_type))
 }
 
 impl Tree {
-    /// Looks at a namespace; nothing need be stopped.
+    /// Looks at a namespace; nothing need be stopped. `others`: those of the job that come before it, and belong to the
+    /// same user namespace.
     ///
     /// # Errors
     /// Why it cannot be saved.
-    pub fn of(namespace: &File, base: &Base) -> std::result::Result<Tree, String> {
+    pub fn of(
+        namespace: &File,
+        base: &Base,
+        others: &[(MountNamespaceId, &Tree)],
+    ) -> std::result::Result<Tree, String> {
         let unreadable = |error: std::io::Error| format!("its mounts cannot be listed ({error})");
         let (root, found) = mounts::look(namespace.as_fd()).map_err(unreadable)?;
         let mounts = in_order(found)?;
         // First of all: no path leads through a file system that could keep us waiting.
         let known = |mount: &&Mount| {
-            let new = [&b"proc"[..], b"devpts", b"mqueue", b"tmpfs"].contains(&mount.fs_type.as_slice());
-            new || base.mounts.iter().any(|other| other.dev == mount.dev)
+            let new = [&b"proc"[..], b"devpts", b"mqueue", b"tmpfs", b"sysfs"].contains(&mount.fs_type.as_slice());
+            // What is in layers is in directories that the job's own namespace shows.
+            let layers = || mount.fs_type == b"overlay" && layers::of(mount, base).is_ok();
+            new || layers() || base.mounts.iter().any(|other| other.dev == mount.dev)
         };
         if let Some(mount) = mounts.iter().find(|mount| !known(mount)) {
-            return Err(format!("{} is mounted in it", name(mount)));
+            return Err(match mount.fs_type.as_slice() {
+                b"overlay" => layers::of(mount, base).err().unwrap_or_default(),
+                _ => format!("{} is mounted in it", name(mount)),
+            });
         }
-        groups(&mounts, base)?;
         let mut finder = Finder {
             base,
+            others,
+            is_ours: is_ours(namespace).map_err(unreadable)?,
             root: &root,
             mounts: &mounts,
             points: Vec::new(),
@@ -160,6 +223,7 @@ impl Tree {
         namespace: &File,
         home: &Home,
         pids: &pid_namespaces::Saved,
+        networks: &Visits,
         sink: &mut dyn PageSink,
     ) -> Result<Vec<MountPoint>> {
         let mut points = self.points.clone();
@@ -168,7 +232,7 @@ impl Tree {
             let place = String::from_utf8_lossy(&mount.mount_point);
             match &mut point.mounted {
                 Mounted::Processes { pid_namespace, .. } => {
-                    *pid_namespace = self.processes(mount, home, pids)?;
+                    *pid_namespace = processes(namespace, mount, home, pids)?;
                     if *shown.get_or_insert(*pid_namespace) != *pid_namespace {
                         let text =
                             format!("{place} shows processes of another PID namespace than others mounted there");
@@ -180,25 +244,11 @@ impl Tree {
                     let copy = mounts::copy(namespace.as_fd(), &mount.mount_point, mount.id).context(what)?;
                     *files = contents::save(&copy, &place, sink)?;
                 }
+                Mounted::System { network } => *network = network_of(mount, networks)?,
                 _ => {}
             }
         }
         Ok(points)
-    }
-
-    /// Whose processes a /proc shows: by the first process that there is in it.
-    fn processes(&self, mount: &Mount, home: &Home, pids: &pid_namespaces::Saved) -> Result<Option<PidNamespaceId>> {
-        let what = || format!("look at {}", String::from_utf8_lossy(&mount.mount_point));
-        let proc = mounts::open_below(self.root.as_fd(), &mount.mount_point, OFlags::PATH).context(what)?;
-        let first = rustix::fs::readlinkat(&proc, "1/ns/pid", Vec::new())
-            .map_err(std::io::Error::from)
-            .context(what)?;
-        let known = pids.by_link(first.as_bytes());
-        if known.is_none() && !home.has("pid", first.as_bytes()) {
-            let text = format!("{} is of a PID namespace outside the job", name(mount));
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
-        Ok(known)
     }
 
     /// Refuses file systems that two of the job's namespaces have made for themselves alone: they would be two.
@@ -221,7 +271,49 @@ impl Tree {
     }
 }
 
-/// Every mount after what it is on, otherwise as they are listed, which is the order they were made in.
+/// Whether a mount namespace belongs to the user namespace that we are in.
+fn is_ours(namespace: &File) -> std::io::Result<bool> {
+    let owner = rustix::fs::fstat(cpr_kernel::namespace::owner(namespace.as_fd())?)?;
+    let own = rustix::fs::stat("/proc/self/ns/user")?;
+    Ok((owner.st_dev, owner.st_ino) == (own.st_dev, own.st_ino))
+}
+
+/// Whose processes a /proc shows: by the first process that there is in it.
+fn processes(
+    namespace: &File,
+    mount: &Mount,
+    home: &Home,
+    pids: &pid_namespaces::Saved,
+) -> Result<Option<PidNamespaceId>> {
+    let what = || format!("look at {}", String::from_utf8_lossy(&mount.mount_point));
+    let proc = mounts::copy(namespace.as_fd(), &mount.mount_point, mount.id).context(what)?;
+    let first = rustix::fs::readlinkat(&proc, "1/ns/pid", Vec::new())
+        .map_err(std::io::Error::from)
+        .context(what)?;
+    let known = pids.by_link(first.as_bytes());
+    if known.is_none() && !home.has("pid", first.as_bytes()) {
+        let text = format!("{} is of a PID namespace outside the job", name(mount));
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    Ok(known)
+}
+
+/// Whose interfaces a sysfs shows: each network namespace has one of its own.
+fn network_of(mount: &Mount, networks: &Visits) -> Result<Option<NetworkId>> {
+    for index in (0..networks.len()).map(Some).chain([None]) {
+        let device = networks.within(index, || {
+            mounts::device_of_sysfs().context(|| format!("find out whose interfaces {} shows", name(mount)))
+        });
+        if device? == mount.dev {
+            return Ok(index.map(|index| NetworkId(index as u32)));
+        }
+    }
+    let text = format!("{} is of a network namespace outside the job", name(mount));
+    Err(Error::new(ErrorKind::Unsupported, text))
+}
+
+/// Every mount after what it is on, and after those that lie further down there, which it may cover; otherwise as they
+/// are listed, which is the order they were made in.
 fn in_order(mut left: Vec<Mount>) -> std::result::Result<Vec<Mount>, String> {
     if left.len() > MOST {
         return Err(format!("more than {MOST} file systems are mounted in it"));
@@ -236,8 +328,17 @@ fn in_order(mut left: Vec<Mount>) -> std::result::Result<Vec<Mount>, String> {
     while !left.is_empty() {
         let before = left.len();
         let mut later = Vec::new();
+        let places: Vec<(i32, i32, Vec<u8>)> = left
+            .iter()
+            .map(|mount| (mount.id, mount.parent, mount.mount_point.clone()))
+            .collect();
         for mount in left {
-            if is_root(&mount) || placed.contains(&mount.parent) {
+            let covers = |(id, parent, point): &(i32, i32, Vec<u8>)| {
+                let further =
+                    *parent == mount.parent && below(point, &mount.mount_point).is_some_and(|rest| !rest.is_empty());
+                further && *id != mount.id && !placed.contains(id)
+            };
+            if is_root(&mount) || placed.contains(&mount.parent) && !places.iter().any(covers) {
                 placed.insert(mount.id);
                 ordered.push(mount);
             } else {
@@ -254,6 +355,9 @@ fn in_order(mut left: Vec<Mount>) -> std::result::Result<Vec<Mount>, String> {
 
 struct Finder<'a> {
     base: &'a Base,
+    /// It belongs to our own user namespace, so that mounts can be taken away in a copy of it.
+    is_ours: bool,
+    others: &'a [(MountNamespaceId, &'a Tree)],
     root: &'a OwnedFd,
     mounts: &'a [Mount],
     points: Vec<MountPoint>,
@@ -281,6 +385,9 @@ impl<'a> Finder<'a> {
             at: ByteString(at),
             attributes: attributes(mount)?,
             propagation: propagation(mount),
+            // Which groups the job's mounts are in shows when all are known.
+            peers: None,
+            follows: None,
             mounted: self.mounted(index)?,
         })
     }
@@ -297,6 +404,13 @@ impl<'a> Finder<'a> {
         }
         if let Some((path, from)) = self.base.find(mount.dev, &mount.root) {
             self.from.insert(index, (from, path.clone()));
+            let is_group = [&b"cgroup"[..], b"cgroup2"].contains(&mount.fs_type.as_slice()) && mount.root != b"/";
+            if let Some(group) = self.base.groups.iter().find(|group| is_group && group.is_of(mount)) {
+                return Ok(Mounted::Groups {
+                    path: ByteString(path),
+                    hierarchy: ByteString(group.hierarchy.clone()),
+                });
+            }
             return Ok(bind(path));
         }
         if self.base.mounts.iter().any(|other| other.dev == mount.dev) {
@@ -306,19 +420,32 @@ impl<'a> Finder<'a> {
                 String::from_utf8_lossy(&mount.root)
             ));
         }
-        let same = self.mounts[..index].iter().position(|other| other.dev == mount.dev);
-        if let Some(of) = same {
-            let path = below(&mount.root, &self.mounts[of].root);
-            let path = path.ok_or_else(|| format!("{} shows more than what was mounted before it", name(mount)))?;
-            return Ok(Mounted::Part {
-                of: of as u32,
-                path: ByteString(path.to_vec()),
-            });
+        if let Some((of, path)) = part(&self.mounts[..index], mount)? {
+            return Ok(Mounted::Part { of, path });
+        }
+        if [&b"tmpfs"[..], b"devpts", b"overlay"].contains(&mount.fs_type.as_slice()) {
+            for (namespace, other) in self.others {
+                if let Some((of, path)) = part(&other.mounts, mount)? {
+                    return Ok(Mounted::Elsewhere {
+                        namespace: *namespace,
+                        of,
+                        path,
+                    });
+                }
+            }
         }
         let seen = is_on(self.root, &mount.mount_point, mount.id);
         let options = |known: &[&str], left_out: &[&str]| options(mount, known, left_out);
         match mount.fs_type.as_slice() {
-            b"proc" | b"devpts" | b"tmpfs" if !seen => Err(format!("{} has something mounted over it", name(mount))),
+            b"proc" | b"tmpfs" if !seen && !self.is_ours => Err(format!(
+                "{} has something mounted over it, and belongs to another user namespace",
+                name(mount)
+            )),
+            b"proc" | b"tmpfs" if propagation(mount) == Propagation::Unbindable && !self.is_ours => Err(format!(
+                "{} cannot be mounted elsewhere (unbindable), and belongs to another user namespace",
+                name(mount)
+            )),
+            b"devpts" if !seen => Err(format!("{} has something mounted over it", name(mount))),
             b"proc" if mount.root == b"/" => Ok(Mounted::Processes {
                 pid_namespace: None,
                 options: options(&["hidepid", "subset", "gid"], &[])?,
@@ -326,7 +453,9 @@ impl<'a> Finder<'a> {
             b"devpts" if mount.root == b"/" => Ok(Mounted::Terminals {
                 options: options(&["mode", "ptmxmode", "gid", "max"], &["newinstance"])?,
             }),
-            // Which namespace's it is shows later.
+            // Which namespace's they are shows later.
+            b"sysfs" if mount.root == b"/" => Ok(Mounted::System { network: None }),
+            b"overlay" => layers::of(mount, self.base),
             b"mqueue" if mount.root == b"/" => Ok(Mounted::Queues { ipc_namespace: None }),
             b"tmpfs" => Ok(Mounted::Memory {
                 path: ByteString(below(&mount.root, b"/").unwrap_or_default().to_vec()),
@@ -458,63 +587,36 @@ fn attributes(mount: &Mount) -> std::result::Result<u64, String> {
     })
 }
 
+/// The mount that shows a file system whole or a wider part of it, and the path from its root.
+fn part(mounts: &[Mount], mount: &Mount) -> std::result::Result<Option<(u32, ByteString)>, String> {
+    let mut there = (0..).zip(mounts).filter(|(_, other)| other.dev == mount.dev).peekable();
+    if there.peek().is_none() {
+        return Ok(None);
+    }
+    let found = there.find_map(|(of, other)| Some((of, ByteString(below(&mount.root, &other.root)?.to_vec()))));
+    let missing = || format!("{} shows more than what was mounted before it", name(mount));
+    found.ok_or_else(missing).map(Some)
+}
+
 fn propagation(mount: &Mount) -> Propagation {
     let has = |kind: &[u8]| mount.optional.iter().any(|tag| tag.starts_with(kind));
     if has(b"shared:") {
         Propagation::Shared
     } else if has(b"master:") {
         Propagation::Follows
+    } else if has(b"unbindable") {
+        Propagation::Unbindable
     } else {
         Propagation::Private
     }
 }
 
-/// Refuses mounts that show each other's mounts, or those of mounts that the job's own namespace does not follow.
-fn groups(mounts: &[Mount], base: &Base) -> std::result::Result<(), String> {
-    let numbers = |mount: &Mount, kind: &[u8]| -> Vec<Vec<u8>> {
-        let tags = mount.optional.iter();
-        tags.filter_map(|tag| tag.strip_prefix(kind))
-            .map(<[u8]>::to_vec)
-            .collect()
-    };
-    let at_home: Vec<Vec<u8>> = base
-        .mounts
-        .iter()
-        .flat_map(|mount| numbers(mount, b"shared:"))
-        .collect();
-    let followed: Vec<Vec<u8>> = base
-        .mounts
-        .iter()
-        .flat_map(|mount| numbers(mount, b"master:"))
-        .collect();
-    let mut own = HashSet::new();
-    for mount in mounts {
-        if mount.optional.iter().any(|tag| tag == b"unbindable") {
-            return Err(format!("{} cannot be mounted elsewhere (unbindable)", name(mount)));
-        }
-        let shared = numbers(mount, b"shared:");
-        let masters = numbers(mount, b"master:");
-        if shared
-            .iter()
-            .any(|group| at_home.contains(group) || !own.insert(group.clone()))
-        {
-            return Err(format!(
-                "{} shares what is mounted below it with other mounts",
-                name(mount)
-            ));
-        }
-        let known = masters
-            .iter()
-            .all(|group| at_home.contains(group) || followed.contains(group));
-        if !known || !shared.is_empty() && !masters.is_empty() {
-            return Err(format!("{} follows what is mounted outside of the job", name(mount)));
-        }
-    }
-    Ok(())
-}
-
 /// Options of a file system, `known` to be given again and `left_out` as its contents or the kernel say them.
-fn options(mount: &Mount, known: &[&str], left_out: &[&str]) -> std::result::Result<Vec<MountOption>, String> {
+pub(super) fn options(
+    mount: &Mount,
+    known: &[&str],
+    left_out: &[&str],
+) -> std::result::Result<Vec<MountOption>, String> {
     let mut found = Vec::new();
     let text = String::from_utf8_lossy(&mount.super_options);
     for option in text.split(',').filter(|option| !option.is_empty() && *option != "rw") {

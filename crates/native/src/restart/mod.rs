@@ -76,6 +76,7 @@ mod log;
 
 mod memory_files;
 
+mod mount_groups;
 mod mount_tree;
 
 mod mounts;

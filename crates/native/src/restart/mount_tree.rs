@@ -16,6 +16,7 @@ use rustix::process::PidfdGetfdFlags;
 
 use super::stub::{self, Workshop};
 use super::{memory_files, users};
+use crate::cgroups;
 use crate::sink::PageSource;
 
 const OPEN_TREE_CLONE: i32 = 1;
@@ -77,13 +78,25 @@ pub fn make_terminals(
         batch.must(libc::SYS_unshare, &flags, "make a mount namespace")
     })?;
     let made = work.new_file_system(b"devpts", options, point.attributes)?;
-    let what = || "get a file system of terminals";
-    let process = PidFd::open(maker).context(what)?;
-    let system = rustix::process::pidfd_getfd(process.fd(), made, PidfdGetfdFlags::empty())
-        .map_err(std::io::Error::from)
-        .context(what)?;
+    let system = work.fetch(made)?;
     workshop.end(maker, None)?;
     Ok(system)
+}
+
+/// What else of a mount namespace is needed when it has been built.
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// Copies of parts of its mounts: each the place in the tree, and the path from there.
+    pub copies: Vec<(u32, &'a ByteString)>,
+}
+
+/// What is left of building a mount namespace.
+#[derive(Debug, Default)]
+pub struct Built {
+    /// The copies that were wanted; mounted nowhere.
+    pub copies: Vec<OwnedFd>,
+    /// Mounts that are in groups or follow such, with their places in the tree.
+    pub members: Vec<(usize, OwnedFd)>,
 }
 
 /// Has `builder`, which must be in the right user and PID namespaces, go to a new mount namespace with everything in
@@ -97,7 +110,8 @@ pub fn build(
     namespace: &MountNamespace,
     source: &dyn PageSource,
     given: &HashMap<usize, BorrowedFd<'_>>,
-) -> Result<()> {
+    wanted: &Wanted<'_>,
+) -> Result<Built> {
     let mut work = Work {
         workshop,
         builder,
@@ -125,9 +139,24 @@ pub fn build(
             .context(|| format!("mount {} again", describe(point, index)))?;
         work.mounts.push(mount);
     }
-    for (point, mount) in tree.iter().zip(&work.mounts) {
-        if let (Propagation::Shared, Some(mount)) = (point.propagation, mount) {
-            work.set(*mount, 0, 0, libc::MS_SHARED)?;
+    let mut built = Built::default();
+    for (of, path) in &wanted.copies {
+        let what = || format!("copy mount {of} for another mount namespace");
+        let whole = work.mounts.get(*of as usize).copied().flatten();
+        let whole = whole.ok_or_else(|| Error::new(ErrorKind::Incompatible, "it is not mounted here"));
+        let copy = work.part(whole.context(what)?, path).context(what)?;
+        built.copies.push(work.fetch(copy)?);
+        work.close(copy)?;
+    }
+    for (index, (point, mount)) in tree.iter().zip(&work.mounts).enumerate() {
+        let Some(mount) = mount else { continue };
+        match point.propagation {
+            Propagation::Shared => work.set(*mount, 0, 0, libc::MS_SHARED)?,
+            Propagation::Unbindable => work.set(*mount, 0, 0, libc::MS_UNBINDABLE)?,
+            Propagation::Private | Propagation::Follows => {}
+        }
+        if point.peers.or(point.follows).is_some() {
+            built.members.push((index, work.fetch(*mount)?));
         }
     }
     let missing = || Error::new(ErrorKind::Damaged, "nothing is mounted at its root");
@@ -144,7 +173,8 @@ pub fn build(
     );
     let top = batch.string(b"/");
     batch.must(libc::SYS_chdir, &[top], "go to the root directory");
-    workshop.run(builder, &batch).map(drop)
+    workshop.run(builder, &batch)?;
+    Ok(built)
 }
 
 fn describe(point: &MountPoint, index: usize) -> String {
@@ -207,6 +237,15 @@ impl Work<'_> {
         Ok(stub::received(&outcome, out))
     }
 
+    /// Gets a descriptor of the builder's.
+    fn fetch(&self, fd: i32) -> Result<OwnedFd> {
+        let what = || "get what was mounted";
+        let process = PidFd::open(self.builder).context(what)?;
+        rustix::process::pidfd_getfd(process.fd(), fd, PidfdGetfdFlags::empty())
+            .map_err(std::io::Error::from)
+            .context(what)
+    }
+
     fn close(&self, fd: i32) -> Result<()> {
         self.call(|batch| batch.call(libc::SYS_close, &[fd.into()])).map(drop)
     }
@@ -219,6 +258,50 @@ impl Work<'_> {
             let empty = batch.string(b"");
             batch.must(libc::SYS_open_tree, &[of.into(), empty, flags.into()], "copy a mount")
         })
+    }
+
+    /// A copy of a mount, or of a part of it.
+    fn part(&self, whole: i32, path: &ByteString) -> Result<i32> {
+        if path.0.is_empty() {
+            return self.copy(whole, false);
+        }
+        // Something may be mounted over it, but not over a copy.
+        let bare = match self.open(whole, path, NO_OTHER_MOUNT | NO_LINKS) {
+            Ok(from) => {
+                let mount = self.copy(from, false)?;
+                self.close(from)?;
+                return Ok(mount);
+            }
+            Err(error) => self.copy(whole, false).map_err(|_| error)?,
+        };
+        let from = self.open(bare, path, NO_OTHER_MOUNT | NO_LINKS)?;
+        let mount = self.copy(from, false)?;
+        self.close(from)?;
+        self.close(bare)?;
+        Ok(mount)
+    }
+
+    /// A part of what has just been made, which is mounted nowhere else.
+    fn only(&self, whole: i32, path: &ByteString) -> Result<i32> {
+        if path.0.is_empty() {
+            return Ok(whole);
+        }
+        let mount = self.part(whole, path)?;
+        self.close(whole)?;
+        Ok(mount)
+    }
+
+    /// Has the builder enter the namespace that this mount shows, where one was given.
+    fn enter_given(&self, kind: libc::c_int) -> Result<()> {
+        let Some(namespace) = self.given.get(&self.mounts.len()) else {
+            return Ok(());
+        };
+        let namespace = self.take(*namespace)?;
+        self.call(|batch| {
+            let arguments = [namespace.into(), kind.into()];
+            batch.must(libc::SYS_setns, &arguments, "enter a namespace that a mount shows")
+        })?;
+        self.close(namespace)
     }
 
     fn parent(&self, point: &MountPoint) -> Result<Option<i32>> {
@@ -253,25 +336,37 @@ impl Work<'_> {
             Mounted::Part { of, path } => {
                 let missing = || Error::new(ErrorKind::Damaged, "what it is a part of was not mounted");
                 let whole = self.mounts.get(*of as usize).copied().flatten().ok_or_else(missing)?;
-                if path.0.is_empty() {
-                    self.copy(whole, false)?
-                } else {
-                    let from = self.open(whole, path, NO_OTHER_MOUNT | NO_LINKS)?;
-                    let mount = self.copy(from, false)?;
-                    self.close(from)?;
-                    mount
-                }
+                self.part(whole, path)?
+            }
+            Mounted::Elsewhere { .. } => {
+                let missing = || Error::new(ErrorKind::Damaged, "what it is a part of was not mounted");
+                let copy = self.given.get(&self.mounts.len()).ok_or_else(missing)?;
+                self.take(*copy)?
+            }
+            Mounted::System { .. } => {
+                self.enter_given(libc::CLONE_NEWNET)?;
+                self.new_file_system(b"sysfs", &[], point.attributes)?
+            }
+            Mounted::Groups { path, hierarchy } => {
+                let from = match self.open(self.home, path, 0) {
+                    // The group has gone, and processes that were in it are in that of who restarts them.
+                    Err(error) if error.kind() == ErrorKind::Incompatible => {
+                        let here = cgroups::here(&hierarchy.0)?.ok_or(error)?;
+                        self.open(self.home, &here, 0)?
+                    }
+                    other => other?,
+                };
+                let mount = self.copy(from, false)?;
+                self.close(from)?;
+                mount
+            }
+            Mounted::Layers { path, .. } => {
+                let whole = self.new_layers(&point.mounted, point.attributes)?;
+                self.only(whole, path)?
             }
             Mounted::Processes { options, .. } => self.new_file_system(b"proc", options, point.attributes)?,
             Mounted::Queues { .. } => {
-                if let Some(namespace) = self.given.get(&self.mounts.len()) {
-                    let namespace = self.take(*namespace)?;
-                    self.call(|batch| {
-                        let arguments = [namespace.into(), libc::CLONE_NEWIPC.into()];
-                        batch.must(libc::SYS_setns, &arguments, "enter an IPC namespace")
-                    })?;
-                    self.close(namespace)?;
-                }
+                self.enter_given(libc::CLONE_NEWIPC)?;
                 self.new_file_system(b"mqueue", &[], point.attributes)?
             }
             Mounted::Terminals { options } => match self.given.get(&self.mounts.len()) {
@@ -288,15 +383,7 @@ impl Work<'_> {
                 if options.iter().any(|(key, _)| key == "ro") {
                     self.close_for_writing(whole)?;
                 }
-                if path.0.is_empty() {
-                    whole
-                } else {
-                    let from = self.open(whole, path, NO_OTHER_MOUNT | NO_LINKS)?;
-                    let mount = self.copy(from, false)?;
-                    self.close(from)?;
-                    self.close(whole)?;
-                    mount
-                }
+                self.only(whole, path)?
             }
         };
         let missing = || {
@@ -341,6 +428,8 @@ impl Work<'_> {
         }
         let found = match self.open(parent, at, NO_LINKS) {
             Err(error) if error.kind() == ErrorKind::Incompatible => return Ok(None),
+            // It lies in a directory that is closed to the job: whatever it is, nobody there can reach it.
+            Err(error) if error.kind() == ErrorKind::Denied => return Ok(None),
             other => other?,
         };
         let mut batch = Batch::new();
@@ -355,6 +444,77 @@ impl Work<'_> {
         }
         self.close(found)?;
         Ok(None)
+    }
+
+    /// Mounts directories on top of each other.
+    fn new_layers(&self, layers: &Mounted, attributes: u64) -> Result<i32> {
+        let Mounted::Layers {
+            lower,
+            data,
+            upper,
+            options,
+            ..
+        } = layers
+        else {
+            return Err(Error::new(ErrorKind::Internal, "these are no layers"));
+        };
+        let text = |path: &ByteString| {
+            let odd = || {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    format!("{path}: a directory whose name is no text"),
+                )
+            };
+            String::from_utf8(path.0.clone()).map_err(|_| odd())
+        };
+        let mut all = Vec::new();
+        let lists = [("lowerdir+", lower), ("datadir+", data)];
+        for (key, path) in lists
+            .into_iter()
+            .flat_map(|(key, paths)| paths.iter().map(move |path| (key, path)))
+        {
+            all.push((key.to_owned(), text(path)?));
+        }
+        if let Some((upper, work)) = upper {
+            all.extend([
+                ("upperdir".to_owned(), text(upper)?),
+                ("workdir".to_owned(), text(work)?),
+            ]);
+            if options
+                .iter()
+                .any(|(key, value)| key == "volatile" || key == "fsync" && value == "volatile")
+            {
+                self.forget_volatile(work)?;
+            }
+        }
+        all.extend_from_slice(options);
+        self.new_file_system(b"overlay", &all, attributes)
+    }
+
+    /// Where changes are not written to disk at once, the kernel leaves a mark that they may be incomplete, and mounts
+    /// them no more. They are what the job had, as with all other files.
+    fn forget_volatile(&self, work: &ByteString) -> Result<()> {
+        let marks = [
+            (&b"/work/incompat/volatile"[..], &b"dirty"[..], 0),
+            (b"/work/incompat", b"volatile", libc::AT_REMOVEDIR),
+        ];
+        for (place, name, flags) in marks {
+            let place = ByteString([&work.0[..], place].concat());
+            let directory = match self.open(self.home, &place, NO_LINKS) {
+                Err(error) if error.kind() == ErrorKind::Incompatible => return Ok(()),
+                other => other?,
+            };
+            let removed = self.call(|batch| {
+                let name = batch.string(name);
+                batch.call(libc::SYS_unlinkat, &[directory.into(), name, flags.into()])
+            });
+            removed.map(drop).or_else(|error| match error.kind() {
+                ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+            self.close(directory)?;
+        }
+        Ok(())
     }
 
     fn new_file_system(&self, kind: &[u8], options: &[MountOption], attributes: u64) -> Result<i32> {
@@ -443,11 +603,11 @@ impl Work<'_> {
     /// then.
     fn set_attributes(&self, mount: i32, point: &MountPoint) -> Result<()> {
         let propagation = match point.propagation {
-            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Private | Propagation::Unbindable => libc::MS_PRIVATE,
             Propagation::Follows | Propagation::Shared => 0,
         };
         let clear = match point.mounted {
-            Mounted::Part { .. } => CHOSEN | DENIED,
+            Mounted::Part { .. } | Mounted::Elsewhere { .. } => CHOSEN | DENIED,
             _ => CHOSEN,
         };
         match self.set(mount, point.attributes, clear, propagation) {

@@ -10,9 +10,11 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::mount_groups::Member;
+use super::mount_tree::{Built, Wanted};
 use super::spaces::Spaces;
 use super::stub::Workshop;
-use super::{living, mount_tree, users, with_descriptor};
+use super::{living, mount_groups, mount_tree, users, with_descriptor};
 use crate::sink::PageSource;
 use crate::views::Views;
 
@@ -28,6 +30,7 @@ pub fn enter_all(
     spaces: &Spaces,
 ) -> Result<Views> {
     let mut made: HashMap<MountNamespaceId, File> = HashMap::new();
+    let mut shared = Shared::default();
     let mut views = Views::default();
     for process in living(manifest) {
         let (pid, Some(id)) = (process.pid, process.mount_namespace) else {
@@ -51,8 +54,23 @@ pub fn enter_all(
                     {
                         given.insert(index, of.as_fd());
                     }
+                    if let Mounted::System { network: Some(of) } = &point.mounted
+                        && let Some(of) = spaces.networks.visits().namespace(Some(of.index()))
+                    {
+                        given.insert(index, of.as_fd());
+                    }
+                    if let Some(copy) = shared.copies.get(&(id, index)) {
+                        given.insert(index, copy.as_fd());
+                    }
                 }
-                let (file, root) = make(workshop, namespace, source, &given).context(what)?;
+                let (places, wanted) = wanted(manifest, id);
+                let (file, root, built) = make(workshop, namespace, source, &given, &wanted).context(what)?;
+                shared.copies.extend(places.into_iter().zip(built.copies));
+                for (index, mount) in built.members {
+                    if let Some(point) = namespace.tree.get(index) {
+                        shared.members.push(Member::of(id, index, point, mount));
+                    }
+                }
                 if !namespace.tree.is_empty() {
                     views.add(id, root, std::iter::empty());
                 }
@@ -65,18 +83,45 @@ pub fn enter_all(
         })
         .context(what)?;
     }
+    mount_groups::join(&shared.members)?;
     Ok(views)
 }
 
+/// What namespaces have of each other.
+#[derive(Debug, Default)]
+struct Shared {
+    /// What is mounted in one and goes into another, by the place there.
+    copies: HashMap<(MountNamespaceId, usize), OwnedFd>,
+    /// Mounts that are in groups or follow some.
+    members: Vec<Member>,
+}
+
+/// Which copies other namespaces want of what is mounted in one, and for which of their mounts.
+fn wanted(manifest: &Manifest, from: MountNamespaceId) -> (Vec<(MountNamespaceId, usize)>, Wanted<'_>) {
+    let (mut places, mut wanted) = (Vec::new(), Wanted::default());
+    for (id, other) in (0..).map(MountNamespaceId).zip(&manifest.mount_namespaces) {
+        for (index, point) in other.tree.iter().enumerate() {
+            if let Mounted::Elsewhere { namespace, of, path } = &point.mounted
+                && *namespace == from
+            {
+                places.push((id, index));
+                wanted.copies.push((*of, path));
+            }
+        }
+    }
+    (places, wanted)
+}
+
 /// Makes one, by a process in the PID namespace that its /proc is of. `given` is what has been made already, by the
-/// place in its tree: file systems of terminals, and the namespaces whose queues are shown. Gives its root directory,
-/// too.
+/// place in its tree: file systems of terminals, and the namespaces whose queues and interfaces are shown. Gives its root
+/// directory, too.
 fn make(
     workshop: &mut Workshop,
     namespace: &MountNamespace,
     source: &dyn PageSource,
     given: &HashMap<usize, BorrowedFd<'_>>,
-) -> Result<(File, OwnedFd)> {
+    wanted: &Wanted<'_>,
+) -> Result<(File, OwnedFd, Built)> {
     let builder = workshop.spare();
     let shown = namespace.tree.iter().find_map(|point| match &point.mounted {
         Mounted::Processes { pid_namespace, .. } => *pid_namespace,
@@ -87,10 +132,10 @@ fn make(
     if let Some(owner) = namespace.owner {
         users::enter(workshop, builder, owner)?;
     }
-    match namespace.tree.is_empty() {
-        true => copy(workshop, builder, namespace)?,
-        false => mount_tree::build(workshop, builder, namespace, source, given)?,
-    }
+    let built = match namespace.tree.is_empty() {
+        true => copy(workshop, builder, namespace).map(|()| Built::default())?,
+        false => mount_tree::build(workshop, builder, namespace, source, given, wanted)?,
+    };
     let path = format!("/proc/{builder}/ns/mnt");
     let file = File::open(&path).context(|| format!("open {path}"))?;
     let path = format!("/proc/{builder}/root");
@@ -99,7 +144,7 @@ fn make(
         .map_err(std::io::Error::from)
         .context(|| format!("open {path}"))?;
     workshop.end(builder, None)?;
-    Ok((file, root))
+    Ok((file, root, built))
 }
 
 /// Has a process go to a copy of the namespace it is in.

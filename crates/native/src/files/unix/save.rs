@@ -1,7 +1,7 @@
 //! Reading UNIX sockets and what waits in them.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::{DGRAM, NUMBERS, SEQPACKET, SO_PEEK_OFF, SO_RCVBUF, SO_RCVTIMEO, SO_SNDBUF, SO_SNDTIMEO, STREAM};
 use crate::files::unix_infos::UnixInfos;
-use crate::files::unix_names::{full_path, is_path, show};
+use crate::files::unix_names::{full_path, is_of_process, is_path, show};
 use crate::files::{Description, SaveContext};
 use crate::networks::Networks;
 use crate::views::Views;
@@ -29,6 +29,8 @@ pub struct SaveState {
     pub(super) entries: Vec<Entry>,
     pub(super) by_inode: HashMap<u32, SocketId>,
     pub(super) infos: UnixInfos,
+    /// Directories of what processes have open that have bound sockets by paths below /proc.
+    pub(super) directories: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -188,7 +190,7 @@ impl SaveState {
                     },
                     None => self.peer_state(entry, info, &waiting)?,
                 };
-                entry.image(info, state, views)
+                entry.image(info, state, views, &self.directories)
             })
             .collect()
     }
@@ -244,7 +246,14 @@ impl Entry {
         exact.or(found.first()).copied()
     }
 
-    pub(super) fn image(&self, info: &SocketInfo, state: SocketState, views: &Views) -> Result<UnixSocket> {
+    /// `directories`: where its file may be, too.
+    pub(super) fn image(
+        &self,
+        info: &SocketInfo,
+        state: SocketState,
+        views: &Views,
+        directories: &BTreeSet<PathBuf>,
+    ) -> Result<UnixSocket> {
         let handle = self.handle.as_fd();
         let what = || format!("{}: read the settings of the UNIX socket", self.label);
         let address = kernel::name(handle).context(what)?;
@@ -260,6 +269,18 @@ impl Entry {
             if node.is_none() {
                 // Deleted, or the process went elsewhere after binding; only the name can be kept.
                 bind_directory.clear();
+            }
+            if let Some(name) = Path::new(OsStr::from_bytes(&address))
+                .file_name()
+                .filter(|_| is_of_process(&address))
+            {
+                let found = directories
+                    .iter()
+                    .find_map(|directory| Some((directory, self.find(&directory.join(name), info, views)?)));
+                if let Some((directory, (view, stat))) = found {
+                    (node, mount_namespace) = (Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)), view);
+                    bind_directory = directory.as_os_str().as_bytes().to_vec();
+                }
             }
         }
         let mut options = Vec::new();
@@ -308,6 +329,18 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     let cwd = target
         .and_then(|target| target.proc.read_link("cwd").ok())
         .unwrap_or_default();
+    let name = kernel::name(description.handle.as_fd()).unwrap_or_default();
+    if let Some(target) = target.filter(|_| is_of_process(&name)) {
+        let links = target.proc.descriptors().unwrap_or_default().into_iter();
+        let paths = links
+            .filter_map(|fd| target.proc.fd_link(fd).ok())
+            .map(OsString::from_vec);
+        for path in paths.map(PathBuf::from).filter(|path| path.is_absolute()) {
+            let directories = &mut context.socket_state.directories;
+            directories.extend(path.parent().map(Path::to_owned));
+            directories.insert(path);
+        }
+    }
     context
         .socket_state
         .note(
