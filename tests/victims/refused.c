@@ -50,6 +50,8 @@ static char stack[2][64 << 10] __attribute__((aligned(64)));
 static int later;
 /* A directory that it mounts something at. */
 static const char *mounted;
+/* It has something mounted over it. */
+static int covered;
 
 static int other_process(void *unused) {
     (void)unused;
@@ -60,7 +62,8 @@ static int other_process(void *unused) {
         NEED(made >= 0 && setns(made, CLONE_NEWTIME) == 0 && unshare(CLONE_NEWTIME) == 0);
         close(made);
     }
-    NEED(mounted == NULL || mount("none", mounted, "ramfs", 0, NULL) == 0);
+    NEED(mounted == NULL || mount("none", mounted, covered ? "tmpfs" : "ramfs", 0, NULL) == 0);
+    NEED(!covered || mount("none", mounted, "tmpfs", 0, NULL) == 0);
     beat(1);
 }
 
@@ -213,8 +216,9 @@ int main(int argc, char **argv) {
         hold(child(CLONE_VM));
     } else if (IS("clone_fs")) {
         hold(child(CLONE_FS));
-    } else if (IS("mounted_namespace")) {
+    } else if (IS("mounted_namespace") || IS("covered")) {
         mounted = "mounted";
+        covered = IS("covered");
         NEED(mkdir(mounted, 0700) == 0);
         /* A user who has no rights gets them in a user namespace. */
         hold(child(CLONE_NEWNS | (geteuid() == 0 ? 0 : CLONE_NEWUSER)));

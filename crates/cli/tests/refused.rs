@@ -344,6 +344,7 @@ refused! {
     program_of_32_bits [root user]: ["exec"]; "program", "32-bit";
     traced_by_the_job [root user]: ["traced"]; "tracer", "is being traced by process";
     mount_namespace [root user]: ["mounted_namespace"]; "mount namespace", "(ramfs) is mounted in it";
+    covered_mount [user]: ["covered"]; "mount namespace", "has something mounted over it";
     mount [root]: ["mount"]; "mount namespace", "(ramfs) is mounted in it";
     thread_namespace [root]: ["thread_namespace"]; "UTS namespace", "is in a UTS namespace of its own";
     two_time_namespaces [root user]: ["later_namespace", &CLONE_NEWTIME.to_string()]; "time namespace", "another one for its children";
