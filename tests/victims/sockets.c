@@ -28,8 +28,52 @@ static int receive_fd(int socket, char *text, size_t size) {
     return fd;
 }
 
+static struct sockaddr_un file_of(const char *what) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    snprintf(name.sun_path, sizeof name.sun_path, "%s.%s", strrchr(go, '/') + 1, what);
+    return name;
+}
+
+/* A listening socket whose file is not called what it was bound to: servers make it complete before others see it. */
+static int listens_as(const char *bound, const char *now, int by_link) {
+    struct sockaddr_un from = file_of(bound), to = file_of(now);
+    int server = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(server >= 0 && bind(server, (struct sockaddr *)&from, sizeof from) == 0 && listen(server, 5) == 0);
+    CHECK(chmod(from.sun_path, 0640) == 0);
+    if (by_link) CHECK(link(from.sun_path, to.sun_path) == 0 && unlink(from.sun_path) == 0);
+    else CHECK(rename(from.sun_path, to.sun_path) == 0);
+    return server;
+}
+
+static int connects_to(const char *now) {
+    struct sockaddr_un to = file_of(now);
+    int client = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(client >= 0 && connect(client, (struct sockaddr *)&to, sizeof to) == 0);
+    return client;
+}
+
+static void check_listens(int server, const char *bound, const char *now) {
+    struct sockaddr_un name = {0};
+    socklen_t length = sizeof name;
+    CHECK(getsockname(server, (struct sockaddr *)&name, &length) == 0);
+    SAME(strcmp(name.sun_path, file_of(bound).sun_path), 0);
+    struct stat stat_;
+    CHECK(stat(file_of(now).sun_path, &stat_) == 0);
+    SAME(stat_.st_mode, S_IFSOCK | 0640);
+    int client = connects_to(now), accepted = accept(server, NULL, NULL);
+    char text[8] = "";
+    CHECK(accepted >= 0 && write(client, "hello", 5) == 5 && read(accepted, text, 5) == 5);
+    SAME(strcmp(text, "hello"), 0);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
+    int renamed = listens_as("new", "sock", 0), linked = listens_as("other", "sock2", 1);
+    int early = connects_to("sock"), served = accept(renamed, NULL, NULL), waits = connects_to("sock2");
+    CHECK(served >= 0);
+    /* Somebody else's file has the old name. */
+    int taken = open(file_of("new").sun_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    CHECK(taken >= 0 && write(taken, "mine", 4) == 4 && close(taken) == 0);
     int stream[2], datagrams[2], packets[2], passing[2], half[2], gone[2], inside[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, stream) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, datagrams) == 0);
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, packets) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, passing) == 0);
@@ -110,5 +154,15 @@ int main(int argc, char **argv) {
     /* The kernel knows the registration by the number that it was made with. */
     CHECK(epoll_ctl(set, EPOLL_CTL_DEL, watched[1], NULL) == 0);
     CHECK(write(datagrams[1], "new", 3) == 3 && read(datagrams[0], text, 100) == 3);
+    char letters[8] = "";
+    CHECK(write(early, "early", 5) == 5 && read(served, letters, 5) == 5);
+    SAME(strcmp(letters, "early"), 0);
+    int of_waiting = accept(linked, NULL, NULL);
+    CHECK(of_waiting >= 0 && write(waits, "w", 1) == 1 && read(of_waiting, letters, 1) == 1);
+    check_listens(renamed, "new", "sock");
+    check_listens(linked, "other", "sock2");
+    CHECK(slurp(file_of("new").sun_path, letters, sizeof letters) == 4);
+    SAME(strcmp(letters, "mine"), 0);
+    CHECK(access(file_of("other").sun_path, F_OK) == -1);
     ok();
 }

@@ -349,7 +349,11 @@ fn written(manifest: &Manifest) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
         }
     }
     for socket in manifest.sockets.iter().filter(|socket| socket.node.is_some()) {
-        add(&socket.bind_directory.as_path().join(socket.address.as_path()));
+        let bound = socket.bind_directory.as_path().join(socket.address.as_path());
+        if !socket.file_name.is_empty() {
+            add(&bound.with_file_name(socket.file_name.as_path()));
+        }
+        add(&bound);
         // Of one with an absolute name, the directory its file is in.
         add(socket.bind_directory.as_path());
     }

@@ -31,6 +31,11 @@ impl fmt::Display for ByteString {
 }
 
 impl ByteString {
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The bytes as a path.
     pub fn as_path(&self) -> &std::path::Path {
         use std::os::unix::ffi::OsStrExt;

@@ -37,6 +37,10 @@ pub struct UnixSocket {
     /// Socket file: mode, owner, group; none where there is no file.
     #[serde(default)]
     pub node: Option<(u32, u32, u32)>,
+    /// Name of that file in its directory, where it is not the one in `address`: it was renamed (rename(2)), or linked
+    /// and removed.
+    #[serde(default, skip_serializing_if = "ByteString::is_empty")]
+    pub file_name: ByteString,
 }
 
 /// Connection state of a UNIX socket.

@@ -17,6 +17,8 @@ const SOCK_SEQPACKET: i32 = 5;
 const SOCK_STREAM: i32 = 1;
 /// Largest sun_path.
 const MAX_SOCKET_NAME: usize = 108;
+/// NAME_MAX of <linux/limits.h>.
+const MAX_FILE_NAME: usize = 255;
 
 pub(super) fn options(options: &[SocketOption]) -> Verdict {
     within(options.len() <= 256, "number of options")?;
@@ -188,6 +190,15 @@ impl Check<'_> {
         within([SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET].contains(&socket.kind), "type")?;
         within(socket.address.0.len() <= MAX_SOCKET_NAME, "address")?;
         path(&socket.bind_directory)?;
+        let file_name = socket.file_name.0.as_slice();
+        within(
+            file_name.is_empty() || (socket.node.is_some() && file_name.len() <= MAX_FILE_NAME),
+            "file name",
+        )?;
+        within(
+            !file_name.iter().any(|byte| [0, b'/'].contains(byte)) && ![b".".as_slice(), b".."].contains(&file_name),
+            "file name",
+        )?;
         within(socket.shutdown <= 3, "shutdown state")?;
         for message in &socket.queue {
             within(message.sender.0.len() <= MAX_SOCKET_NAME, "sender")?;

@@ -295,6 +295,7 @@ pub fn manifest() -> Manifest {
         options: vec![(7, -1)],
         queue: vec![],
         node: None,
+        file_name: ByteString::default(),
     };
     let mut leader = process(100, 1, 0);
     leader.threads.push(thread(103));

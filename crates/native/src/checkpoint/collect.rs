@@ -10,7 +10,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::owner::{leading_thread, owner_of};
 use super::request::{After, CheckpointRequest, Requester};
-use super::root;
+use super::{holes, root};
 use crate::blockers::Home;
 use crate::files::{self, PolicyState, SaveContext, Target};
 use crate::freeze::{self, Frozen};
@@ -290,6 +290,7 @@ pub(super) fn collect(
         manifest.processes[index].address_space = Some(id);
     }
     manifest.mapped_files = mapped.files;
+    holes::find(frozen, &mut context.saved, deadline)?;
     let processes = &frozen.processes;
     let mut read = |pid: i32, address: u64, buffer: &mut [u8]| -> Result<()> {
         let space = processes.iter().find(|p| p.pid == pid).and_then(|p| p.space.as_ref());

@@ -14,6 +14,8 @@
 //! The image has no name until it is complete and synced. If this process dies the kernel lets the job go on.
 
 mod collect;
+mod holes;
+mod locks;
 mod look;
 mod owner;
 mod request;
@@ -228,7 +230,7 @@ fn save(
             "what was to be saved with the job was not",
         ));
     }
-    end(frozen, request.after, &sockets, &mut asked)?;
+    end(frozen, request.after, &sockets, &manifest, &mut asked)?;
     let report = CheckpointReport {
         image_id: summary.id.to_string(),
         image_bytes: summary.length,
@@ -346,11 +348,12 @@ fn hand_over(word: &OwnedFd, frozen: &mut Frozen, observer: &mut Observer<'_>) -
 }
 
 /// What becomes of the job now that its image is there.
-fn end(mut frozen: Frozen, after: After, sockets: &HeldSockets, asked: &mut Asked) -> Result<()> {
+fn end(mut frozen: Frozen, after: After, sockets: &HeldSockets, manifest: &Manifest, asked: &mut Asked) -> Result<()> {
     match after {
         After::Continue => Ok(()),
         After::Kill => {
             sockets.endings.iter().for_each(files::tcp::Ending::prepare);
+            locks::keep(&frozen, manifest);
             frozen.kill()?;
             asked.forget();
             Ok(())
@@ -439,7 +442,11 @@ fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mu
     let queues = files::inotify::queues(members);
     loop {
         asked.close(scope, go_on)?;
-        let mut frozen = freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref())?;
+        let mut frozen = match freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref()) {
+            // A process has ended; the others go on, and are stopped again without it.
+            Err(error) if error.is_passing() && Instant::now() < deadline => continue,
+            stopped => stopped?,
+        };
         if asked.holds(&frozen) {
             if Instant::now() > read_by {
                 return Ok(frozen);

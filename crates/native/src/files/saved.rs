@@ -1,6 +1,7 @@
 //! Files whose contents the image carries: deleted files, memfds, shared anonymous memory.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,11 @@ pub type ReadMemory<'a> = dyn FnMut(i32, u64, &mut [u8]) -> Result<()> + 'a;
 pub struct SavedFiles {
     entries: Vec<Entry>,
     by_inode: HashMap<(u64, u64), SavedFileId>,
+    present: Present,
 }
+
+/// Where there are pages of mappings, by process and address: ranges of bytes from the start of the mapping.
+type Present = HashMap<(i32, u64), Vec<Range<u64>>>;
 
 #[derive(Debug)]
 struct Entry {
@@ -293,6 +298,22 @@ impl SavedFiles {
         self.entries.is_empty()
     }
 
+    /// What is to be read through mappings: process, address and length of each.
+    pub fn read_through_mappings(&self) -> Vec<(i32, u64, u64)> {
+        // Of explicit huge pages nothing tells which there are.
+        let mappings = self.entries.iter().filter_map(|entry| match &entry.source {
+            Source::Memory(ranges) if entry.huge_pages == 0 => Some(ranges),
+            _ => None,
+        });
+        let all = mappings.flatten();
+        all.map(|(pid, address, _, length)| (*pid, *address, *length)).collect()
+    }
+
+    /// Notes where there are pages of one of them, as ranges of bytes from its start; all else are holes.
+    pub fn note_present(&mut self, pid: i32, address: u64, pages: Vec<Range<u64>>) {
+        self.present.insert((pid, address), pages);
+    }
+
     /// Writes the contents of all files. Holes and pages of zeros take no space.
     ///
     /// # Errors
@@ -307,7 +328,7 @@ impl SavedFiles {
             .map(|entry| {
                 let extents = match &entry.source {
                     Source::File(file, ours) => copy_file(file.as_fd(), *ours, entry.size, sink),
-                    Source::Memory(ranges) => copy_memory(ranges, sink, read_memory),
+                    Source::Memory(ranges) => copy_memory(ranges, &self.present, sink, read_memory),
                 }
                 .context(|| format!("{}: save the contents", entry.label))?;
                 Ok(SavedFile {
@@ -420,6 +441,7 @@ pub fn copy_file(file: BorrowedFd<'_>, ours: bool, size: u64, sink: &mut dyn Pag
 
 fn copy_memory(
     ranges: &[(i32, u64, u64, u64)],
+    present: &Present,
     sink: &mut dyn PageSink,
     read_memory: &mut ReadMemory<'_>,
 ) -> Result<Vec<Extent>> {
@@ -429,17 +451,22 @@ fn copy_memory(
     let mut buffer = Vec::new();
     let mut done = 0; // everything below this offset has been saved
     for (pid, address, offset, length) in ranges {
-        let end = offset + length;
-        let mut at = offset.max(done);
-        while at < end {
-            let wanted = (end - at).min(CHUNK as u64);
-            buffer.clear();
-            buffer.resize(wanted as usize, 0);
-            read_memory(pid, address + (at - offset), &mut buffer)?;
-            append(&mut buffer, at, &mut extents, sink)?;
-            at += wanted;
+        let whole = 0..length;
+        let known = present.get(&(pid, address));
+        let parts = known.map_or(std::slice::from_ref(&whole), Vec::as_slice);
+        for part in parts {
+            let end = offset + part.end.min(length);
+            let mut at = (offset + part.start).max(done);
+            while at < end {
+                let wanted = (end - at).min(CHUNK as u64);
+                buffer.clear();
+                buffer.resize(wanted as usize, 0);
+                read_memory(pid, address + (at - offset), &mut buffer)?;
+                append(&mut buffer, at, &mut extents, sink)?;
+                at += wanted;
+            }
         }
-        done = done.max(end);
+        done = done.max(offset + length);
     }
     Ok(extents)
 }

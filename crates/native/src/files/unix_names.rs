@@ -38,6 +38,15 @@ pub(super) fn full_path(directory: &[u8], name: &[u8]) -> PathBuf {
     Path::new(std::ffi::OsStr::from_bytes(directory)).join(name)
 }
 
+/// Where a socket's file is that was bound to `name`; `file_name` where it is called otherwise now.
+pub(super) fn file_path(directory: &[u8], name: &[u8], file_name: &ByteString) -> PathBuf {
+    let path = full_path(directory, name);
+    match file_name.is_empty() {
+        true => path,
+        false => path.with_file_name(std::ffi::OsStr::from_bytes(&file_name.0)),
+    }
+}
+
 /// A socket's file that exists only while sockets are restored, with the directories made for it.
 #[derive(Debug)]
 pub(super) struct Hidden {
@@ -106,6 +115,7 @@ pub(super) fn stranger(
         options: Vec::new(),
         queue: Vec::new(),
         node: None,
+        file_name: ByteString::default(),
     };
     let (_, hidden) = bind(socket.as_fd(), &image, &Views::default())?;
     Ok((socket, hidden))
@@ -204,7 +214,7 @@ fn bind_at(end: BorrowedFd<'_>, name: &[u8], directory: &Path, root: Option<Borr
 }
 
 fn bind_visible(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32), views: &Views) -> Result<Reach> {
-    let path = full_path(&socket.bind_directory.0, &socket.address.0);
+    let path = file_path(&socket.bind_directory.0, &socket.address.0, &socket.file_name);
     let (directory, file, reach) = reach(socket.mount_namespace, &path, views)?;
     let io = std::io::Error::from;
     let before = rustix::fs::fstat(&directory)
@@ -239,6 +249,10 @@ fn bind_visible(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32),
     }
     let (mode, uid, gid) = node;
     let bind = || bind_at(end, &socket.address.0, socket.bind_directory.as_path(), root);
+    let aside = match full_path(&socket.bind_directory.0, &socket.address.0).file_name() {
+        Some(name) if name != file => Some(Aside::make(&directory, name)?),
+        _ => None,
+    };
     match bind() {
         // Our user may not be one of those that the file system knows.
         Err(error) if root.is_some() && has_errno(&error, libc::EOVERFLOW) => {
@@ -247,6 +261,9 @@ fn bind_visible(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32),
         }
         other => other,
     }?;
+    if let Some(aside) = aside {
+        aside.put_back(&file)?;
+    }
     let stat = rustix::fs::statat(&directory, &file, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(io)
         .context(|| format!("look at {}", path.display()))?;
@@ -315,6 +332,49 @@ fn bind_elsewhere(end: BorrowedFd<'_>, socket: &UnixSocket, node: (u32, u32, u32
         std::fs::remove_dir(directory).context(|| format!("remove {} again", directory.display()))?;
     }
     bound.map(|()| reach)
+}
+
+/// The name that a socket is bound to before its file gets another one. What has that name steps aside for a moment.
+struct Aside<'a> {
+    directory: &'a OwnedFd,
+    name: OsString,
+    other: Option<OsString>,
+}
+
+impl<'a> Aside<'a> {
+    fn make(directory: &'a OwnedFd, name: &std::ffi::OsStr) -> Result<Self> {
+        let other = unique_name();
+        let moved = match rustix::fs::renameat(directory, name, directory, &other) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::NOENT) => false,
+            Err(error) => {
+                let error = std::io::Error::from(error);
+                return Err(error).context(|| format!("have {} step aside", name.to_string_lossy()));
+            }
+        };
+        Ok(Aside {
+            directory,
+            name: name.to_owned(),
+            other: moved.then_some(other),
+        })
+    }
+
+    /// Gives the socket's file its name.
+    fn put_back(self, file: &OsString) -> Result<()> {
+        let what = || format!("rename {} to {}", self.name.to_string_lossy(), file.to_string_lossy());
+        rustix::fs::renameat(self.directory, &self.name, self.directory, file)
+            .map_err(std::io::Error::from)
+            .context(what)
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        if let Some(other) = &self.other {
+            // A file that cannot get its name back keeps the other; there is nobody left to tell.
+            let _ = rustix::fs::renameat(self.directory, other, self.directory, &self.name);
+        }
+    }
 }
 
 /// Makes `directory` and what is missing above it; gives what was made, outermost first.

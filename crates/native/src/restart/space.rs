@@ -32,6 +32,8 @@ const MM_MAP_SIZE: usize = 104;
 
 /// Most bytes of page data unpacked at a time.
 const WINDOW: u64 = 32 << 20;
+/// Memory that can be written to is mapped in pieces of this size.
+const GROWN: u64 = 1 << 30;
 
 /// Descriptors, by the numbers they have in every stub.
 pub struct Sources<'a> {
@@ -486,19 +488,30 @@ fn map<'a>(builder: &mut Builder<'a>, mapping: &Mapping, stays_empty: bool, sour
     } else {
         wanted
     };
-    let length = mapping.end - mapping.start;
-    builder.batch.must(
-        libc::SYS_mmap,
-        &[
-            mapping.start.into(),
-            length.into(),
-            first.into(),
-            (flags | libc::MAP_FIXED_NOREPLACE).into(),
-            fd.into(),
-            mapping.offset.into(),
-        ],
-        format!("map {place}"),
-    );
+    // What is larger than the machine's memory has grown bit by bit, and would be refused in one piece (proc(5),
+    // overcommit_memory). The kernel makes one mapping of neighbours.
+    let piece = match mapping.kind {
+        MappingKind::Anonymous if flags == private_anonymous && first & libc::PROT_WRITE != 0 => GROWN,
+        _ => mapping.end - mapping.start,
+    };
+    let (mut start, mut offset) = (mapping.start, mapping.offset);
+    while start < mapping.end {
+        builder.make_room()?;
+        let length = piece.min(mapping.end - start);
+        builder.batch.must(
+            libc::SYS_mmap,
+            &[
+                start.into(),
+                length.into(),
+                first.into(),
+                (flags | libc::MAP_FIXED_NOREPLACE).into(),
+                fd.into(),
+                offset.into(),
+            ],
+            format!("map {place}"),
+        );
+        (start, offset) = (start.saturating_add(length), offset.saturating_add(length));
+    }
     bind_memory(builder, mapping, mapping.policy.as_ref());
     if has(mapping, "hg") {
         builder.advise(mapping, libc::MADV_HUGEPAGE);

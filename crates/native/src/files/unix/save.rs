@@ -1,5 +1,6 @@
 //! Reading UNIX sockets and what waits in them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,11 +12,11 @@ use cpr_image::model::{
 };
 use cpr_kernel::socket::{self as kernel, SocketInfo};
 use cpr_types::{Context, Error, ErrorKind, Result};
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{Dir, FileType, OFlags, Stat};
 
 use super::{DGRAM, NUMBERS, SEQPACKET, SO_PEEK_OFF, SO_RCVBUF, SO_RCVTIMEO, SO_SNDBUF, SO_SNDTIMEO, STREAM};
 use crate::files::unix_infos::UnixInfos;
-use crate::files::unix_names::{full_path, is_of_process, is_path, show};
+use crate::files::unix_names::{file_path, full_path, is_of_process, is_path, show};
 use crate::files::{Description, SaveContext};
 use crate::networks::Networks;
 use crate::views::Views;
@@ -31,6 +32,34 @@ pub struct SaveState {
     pub(super) infos: UnixInfos,
     /// Directories of what processes have open that have bound sockets by paths below /proc.
     pub(super) directories: BTreeSet<PathBuf>,
+    pub(super) files: SocketFiles,
+}
+
+/// What is in directories of sockets: file names by inode number. They are read only for files that have another name
+/// than the one that was bound.
+#[derive(Debug, Default)]
+pub(super) struct SocketFiles(RefCell<HashMap<(Option<MountNamespaceId>, PathBuf), HashMap<u32, ByteString>>>);
+
+impl SocketFiles {
+    /// The name of the file with this inode number in a directory.
+    fn name(&self, view: Option<MountNamespaceId>, directory: &Path, inode: u32, views: &Views) -> Option<ByteString> {
+        let mut known = self.0.borrow_mut();
+        let names = known.entry((view, directory.to_owned())).or_insert_with(|| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let opened = views.open(view, directory.as_os_str().as_bytes(), flags).ok();
+            let entries = opened
+                .and_then(|opened| Dir::read_from(opened).ok())
+                .into_iter()
+                .flatten();
+            let sockets = entries
+                .flatten()
+                .filter(|entry| matches!(entry.file_type(), FileType::Socket | FileType::Unknown));
+            sockets
+                .map(|entry| (entry.ino() as u32, ByteString(entry.file_name().to_bytes().to_vec())))
+                .collect()
+        });
+        names.get(&inode).cloned()
+    }
 }
 
 #[derive(Debug)]
@@ -190,7 +219,7 @@ impl SaveState {
                     },
                     None => self.peer_state(entry, info, &waiting)?,
                 };
-                entry.image(info, state, views, &self.directories)
+                entry.image(info, state, views, self)
             })
             .collect()
     }
@@ -246,24 +275,48 @@ impl Entry {
         exact.or(found.first()).copied()
     }
 
-    /// `directories`: where its file may be, too.
+    /// The name that the file has now which was bound as `path`, and what [`Entry::find`] says of it.
+    fn find_renamed(
+        &self,
+        path: &Path,
+        info: &SocketInfo,
+        views: &Views,
+        files: &SocketFiles,
+    ) -> Option<(ByteString, (Option<MountNamespaceId>, Stat))> {
+        let directory = path.parent()?;
+        let views_of_it = [Some(None), self.view.map(Some)];
+        views_of_it.into_iter().flatten().find_map(|view| {
+            let name = files.name(view, directory, info.file_inode, views)?;
+            let path = file_path(directory.as_os_str().as_bytes(), b"-", &name);
+            Some((name, self.find(&path, info, views)?))
+        })
+    }
+
+    /// `all` knows where its file may be, too, and what its file may be called now.
     pub(super) fn image(
         &self,
         info: &SocketInfo,
         state: SocketState,
         views: &Views,
-        directories: &BTreeSet<PathBuf>,
+        all: &SaveState,
     ) -> Result<UnixSocket> {
         let handle = self.handle.as_fd();
         let what = || format!("{}: read the settings of the UNIX socket", self.label);
         let address = kernel::name(handle).context(what)?;
         let mut bind_directory = Vec::new();
-        let (mut node, mut mount_namespace) = (None, None);
+        let (mut node, mut mount_namespace, mut file_name) = (None, None, ByteString::default());
         if is_path(&address) {
             if !address.starts_with(b"/") {
                 bind_directory = self.cwd.as_os_str().as_bytes().to_vec();
             }
-            if let Some((view, stat)) = self.find(&full_path(&bind_directory, &address), info, views) {
+            let path = full_path(&bind_directory, &address);
+            let found = self.find(&path, info, views).or_else(|| {
+                let renamed = || self.find_renamed(&path, info, views, &all.files);
+                let (name, found) = (!is_of_process(&address)).then(renamed)??;
+                file_name = name;
+                Some(found)
+            });
+            if let Some((view, stat)) = found {
                 (node, mount_namespace) = (Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)), view);
             }
             if node.is_none() {
@@ -274,7 +327,8 @@ impl Entry {
                 .file_name()
                 .filter(|_| is_of_process(&address))
             {
-                let found = directories
+                let found = all
+                    .directories
                     .iter()
                     .find_map(|directory| Some((directory, self.find(&directory.join(name), info, views)?)));
                 if let Some((directory, (view, stat))) = found {
@@ -315,6 +369,7 @@ impl Entry {
             options,
             queue: Vec::new(),
             node,
+            file_name,
         })
     }
 }
