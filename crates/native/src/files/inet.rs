@@ -12,7 +12,7 @@
 //! "connection refused" for an earlier one) is not kept.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ const SO_PROTOCOL: i32 = 38;
 const SO_DOMAIN: i32 = 39;
 const SO_MEMINFO: i32 = 55;
 const UDP_ENCAP: i32 = 100;
+/// How long datagrams that were sent may take to leave.
+const LEAVING: Duration = Duration::from_millis(10);
 const IP_TRANSPARENT: i32 = 19;
 const IPV6_TRANSPARENT: i32 = 75;
 
@@ -277,14 +279,17 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
     let handle = entry.handle.as_fd();
     let what = || format!("{}: read the queue of the {}", entry.label, entry.name());
     let again = "try again a little later";
-    // What is on its way out leaves at once; what stays is held back by the program (UDP_CORK, MSG_MORE).
-    let deadline = Instant::now() + Duration::from_millis(100);
-    // Ping sockets do not tell, and hold nothing back.
-    while is_udp(entry) && kernel::unacknowledged(handle).context(what)? > 0 {
-        if Instant::now() > deadline {
+    // Ping sockets hold nothing back.
+    if is_udp(entry) && kernel::unacknowledged(handle).context(what)? > 0 {
+        if holds_back(entry).context(what)? {
             return Err(entry.not_now("holds back data that it has not sent yet", again));
         }
-        std::thread::yield_now();
+        // What is on its way out leaves at once, unless the next machine does not say where it is: that is sent or lost
+        // without the program.
+        let deadline = Instant::now() + LEAVING;
+        while kernel::unacknowledged(handle).context(what)? > 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
     }
     let found = netlink::ready(handle).context(what)?;
     let mut queue = Vec::new();
@@ -328,6 +333,23 @@ fn save_datagrams(entry: &Entry, entries: &[Entry]) -> Result<InetSocket> {
         (false, false) => 0,
     };
     Ok(image)
+}
+
+/// Whether a UDP socket has part of a datagram that the program sends only when it has added to it (UDP_CORK, MSG_MORE).
+///
+/// The kernel adds nothing to that part when it is asked to, whatever the address is. Without one it refuses an address
+/// that has no port.
+fn holds_back(entry: &Entry) -> std::io::Result<bool> {
+    use rustix::net::SendFlags;
+    let nowhere: SocketAddr = match entry.family {
+        libc::AF_INET6 => (Ipv6Addr::LOCALHOST, 0).into(),
+        _ => (Ipv4Addr::LOCALHOST, 0).into(),
+    };
+    match rustix::net::sendto(&entry.handle, &[], SendFlags::MORE | SendFlags::DONTWAIT, &nowhere) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn is_udp(entry: &Entry) -> bool {

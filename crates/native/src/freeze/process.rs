@@ -283,6 +283,9 @@ impl Process {
 
     /// A thread may not have run since a stop before this one, and so not be asleep again in the call the kernel is to
     /// restart. Nothing would tell then which call that is: each such thread is let go until it sleeps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`], which passes, where a thread that was let go has ended its process. Others as ptrace(2).
     pub(super) fn settle_restarts(&mut self, deadline: Instant) -> Result<()> {
         let pid = self.pid;
         let Some(space) = self.space.as_ref().filter(|_| self.stopped_by.is_none()) else {
@@ -318,7 +321,7 @@ impl Process {
         }
         let has_first = |thread: &Thread| thread.tracee.tid() == self.proc.acting();
         if !self.threads.first().is_some_and(has_first) {
-            return Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")));
+            return Err(Error::new(ErrorKind::Gone, format!("process {pid} has ended")).passing());
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ const VFORK_PATIENCE: Duration = Duration::from_millis(50);
 /// kernel they sleep: with more, that is looked at for those of which nothing else tells.
 const SLEEPERS: usize = 64;
 
+/// How often a thread may refuse to be attached to before that is believed.
+const TRIES: u32 = 5;
 /// So many processes are looked at with a thread for each processor.
 const MANY: usize = 8;
 
@@ -265,6 +267,7 @@ pub(super) fn seize_process(
     let Ok(dir) = ProcDir::open(pid) else {
         return Ok(());
     };
+    let mut tries = 0;
     loop {
         let mut added = false;
         let Ok(tasks) = dir.tasks() else {
@@ -294,6 +297,11 @@ pub(super) fn seize_process(
                 }
                 Err(error) => match why_not(&dir, pid, tid)? {
                     Skip::Yes => {}
+                    // A main thread is dead for a moment when another thread replaces it by execve(2).
+                    Skip::No if error.raw_os_error() == Some(libc::EPERM) && tries < TRIES => {
+                        tries += 1;
+                        added = true;
+                    }
                     Skip::No => {
                         return Err(error)
                             .context(|| format!("attach to thread {tid} of process {pid}"))
