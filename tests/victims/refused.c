@@ -163,6 +163,10 @@ int main(int argc, char **argv) {
     } else if (IS("pressure")) {
         int pressure = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
         NEED(pressure >= 0 && write(pressure, "some 150000 2000000", 20) == 20);
+    } else if (IS("corked")) {
+        int corked = socket(AF_INET, SOCK_DGRAM, 0);
+        struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        CHECK(corked >= 0 && sendto(corked, "part", 4, MSG_MORE, (struct sockaddr *)&here, sizeof here) == 4);
     } else if (IS("multipath")) {
         int listener = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
         int client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);

@@ -315,6 +315,7 @@ refused! {
     io_uring_disabled [user]: ["io_uring_disabled"]; "anon_inode:[io_uring]", "IORING_SETUP_R_DISABLED";
     io_uring_mapping [user]: ["io_uring_map"]; "mapping at 0x", "no descriptor is open on";
     performance_counter [root user]: ["perf"]; "anon_inode:[perf_event]", "performance counters are not supported";
+    corked_datagram [root user]: ["corked"]; "", "holds back data that it has not sent yet";
     key [root user]: ["key"]; "", "its process keyring holds the user key secret";
     key_of_a_thread [user]: ["thread_key"]; "", "holds the user key secret, and keys are not saved";
     notices_of_a_directory [root user]: ["directory_notices"]; "", "by signal (F_NOTIFY)";
