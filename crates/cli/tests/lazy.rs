@@ -204,9 +204,13 @@ fn criu_lets_a_job_run_before_its_memory_is_back() {
     };
     cpr.run_detached("sim", &["--engine", "criu"], &["python3", "-c", KNOWS]);
     wait_until(PATIENCE, "it counts", || numbers().last() > Some(&20));
-    // What CRIU can do elsewhere, and why not here.
-    let refused = cpr.cpr(["checkpoint", "--live", "sim"]);
-    assert_eq!(refused.code, 69, "{}", refused.stderr);
+    // Where the kernel does not track writes, memory is not copied while it runs, and the job goes on.
+    let live = cpr.cpr(["checkpoint", "--live", "sim"]);
+    if live.code != 0 {
+        assert_eq!(live.code, 69, "{}", live.stderr);
+        assert!(live.stderr.contains("soft-dirty"), "{}", live.stderr);
+        assert!(cpr.is_running("sim"));
+    }
     cpr.checkpoint("sim", &["--stop"]);
     let had = *numbers().last().expect("it has counted");
     let socket = cpr.state_dir.join("jobs/sim/engine-files/lazy-pages.socket");

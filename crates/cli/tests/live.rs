@@ -1,4 +1,6 @@
 //! Images made while the job runs are of one instant.
+//!
+//! `CRIU=PATH` names a CRIU to test instead of the one that is found.
 
 mod support;
 
@@ -6,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use support::victim::{Victim, compile};
-use support::{As, Cpr, skip};
+use support::{As, Cpr, guest, install_guest, machine, note_skip, skip};
 
 /// A program that writes pairs all the time is saved again and again, and every image is restarted and checked.
 fn pairs(test: &str, user: As, pairs: &str, threads: &str) {
@@ -285,4 +287,93 @@ fn what_cannot_be_compared_is_refused() {
     assert!(refused.stderr.contains("adopts orphans"), "{}", refused.stderr);
     assert!(!image.exists() && cpr.is_running("adopts"));
     cpr.checkpoint("adopts", &["-o", &path]);
+}
+
+/// Saves a job of CRIU's while it runs, and has it go on from that, twice; the image itself is left on the disk.
+const CRIU_AT_WORK: &str = "export PATH=/bin GRIDCPR_STATE_DIR=/state
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs run /run
+ip link set lo up
+for module in MODULES; do insmod /$module.ko; done
+cd /work
+cpr run -d --engine criu --name sim -- /bin/busy_memory /work/go >/dev/null
+until cpr logs sim | grep -q READY; do usleep 100000; done
+for option in '' --stop; do
+    said=$(cpr checkpoint -q --json --live $option sim 2>&1)
+    echo saved $said
+done
+# Without anything of the directory where the engine worked.
+cp /state/jobs/sim/images/000002.cpr /work
+cpr rm sim
+cpr restart -d --name again 000002.cpr >/dev/null
+cpr checkpoint -q --live --stop again 2>&1
+cpr restart -d --lazy again >/dev/null
+touch /work/go
+cpr wait again
+echo ended $? $(cpr logs again | grep -v READY)
+";
+
+/// Where the kernel tracks writes for CRIU, as that of the distribution does, `--live` copies memory with it in rounds:
+/// what is left for the stop is what was written last.
+#[test]
+fn criu_copies_memory_while_a_job_runs() {
+    let test = "criu_copies_memory_while_a_job_runs";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let places = support::path();
+    let Some(criu) = std::env::split_paths(&places)
+        .map(|place| place.join("criu"))
+        .find(|path| path.is_file())
+    else {
+        skip!(test, "there is no CRIU");
+    };
+    if std::process::Command::new(guest::MACHINE[0])
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        skip!(test, "there is no {}", guest::MACHINE[0]);
+    }
+    if !install_guest(&cpr, test) {
+        return;
+    }
+    let root = cpr.work.join("root");
+    machine::lay_out(&cpr, &root);
+    machine::put_program(&root, &criu, Path::new("/bin/criu"));
+    machine::put_program(&root, &compile(&cpr, "busy_memory"), Path::new("/bin/busy_memory"));
+    let modules = guest::OF_CRIU
+        .into_iter()
+        .filter_map(|name| Some((name, guest::module(name)?)));
+    let mut names = Vec::new();
+    for (name, module) in modules {
+        fs::copy(&module, root.join(format!("{name}.ko"))).expect("a module can be copied");
+        names.push(name);
+    }
+    fs::write(root.join("boot"), CRIU_AT_WORK.replace("MODULES", &names.join(" "))).expect("a file can be written");
+    let disk = match machine::make_disk(&cpr, &root) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            note_skip(test, &reason);
+            return;
+        }
+    };
+    let said = machine::boot(&cpr, &disk);
+    let saved: Vec<serde_json::Value> = said
+        .lines()
+        .filter_map(|line| serde_json::from_str(line.strip_prefix("saved ")?).ok())
+        .collect();
+    assert_eq!(saved.len(), 2, "{said}");
+    for report in saved {
+        assert_eq!(report["mode"], "live", "{said}");
+        let bytes = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("no {key}: {said}"));
+        // Two processes have 32 MiB each, of which they write a hundredth.
+        assert!(bytes("data_bytes") > 64 << 20, "{said}");
+        assert!(bytes("stopped_bytes") < 16 << 20, "{said}");
+    }
+    assert!(said.lines().any(|line| line == "ended 0 OK"), "{said}");
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -18,6 +19,7 @@ use crate::engine::{Engine, Group, GroupKind, Rebuilt, Unit};
 use crate::pager::Pager;
 use crate::program::{Program, poll, streams};
 use crate::protobuf::{Field, Message};
+use crate::rounds::Rounds;
 
 /// Oldest version whose protocol is this one.
 const OLDEST: u64 = 4;
@@ -40,6 +42,7 @@ mod request {
     pub(super) const NOTIFY: u64 = 6;
     pub(super) const FEATURES: u64 = 9;
     pub(super) const VERSION: u64 = 10;
+    pub(super) const PRE_DUMP: u64 = 13;
 }
 
 /// CRIU at work.
@@ -241,12 +244,14 @@ impl Criu {
         }
     }
 
-    /// Why memory cannot be copied while a job runs.
-    pub(crate) fn not_live(descriptor: &Descriptor) -> Option<String> {
-        match Criu::new(descriptor).features() {
-            Ok((true, _)) => None,
-            Ok((false, _)) => Some("CRIU says that the kernel does not track writes for it (soft-dirty)".to_string()),
-            Err(error) => Some(error.chain()),
+    /// Requires that memory can be copied while a job runs.
+    pub(crate) fn require_live(descriptor: &Descriptor) -> Result<()> {
+        match Criu::new(descriptor).features()? {
+            (true, _) => Ok(()),
+            (false, _) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "CRIU says that the kernel does not track writes for it (soft-dirty)",
+            )),
         }
     }
 
@@ -293,11 +298,13 @@ impl Criu {
         ]
     }
 
-    fn begin(&mut self, kind: u64, mut more: Vec<Field>) -> Result<()> {
+    /// Has CRIU do something with files in this directory, until it comes to `point`; gives its answer where it ends
+    /// before.
+    fn request(&mut self, kind: u64, files: &Path, mut more: Vec<Field>, point: &str) -> Result<Option<Message>> {
         let unit = self.unit()?;
-        let what = || format!("open directory {}", unit.files.display());
+        let what = || format!("open directory {}", files.display());
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-        let files = rustix::fs::open(&unit.files, flags, rustix::fs::Mode::empty())
+        let files = rustix::fs::open(files, flags, rustix::fs::Mode::empty())
             .map_err(io::Error::from)
             .context(what)?;
         let mut options = self.options(unit, &files);
@@ -307,18 +314,29 @@ impl Criu {
         let request = [Field::Number(1, kind), Field::Message(2, options)];
         session.send(&Message::encode(&request))?;
         self.session = Some(session);
+        let limit = match kind {
+            request::RESTORE => self.deadlines.rebuild(),
+            _ => self.deadlines.stop() + self.deadlines.checkpoint(),
+        };
+        self.session()?.until(kind, point, limit)
+    }
+
+    fn begin(&mut self, kind: u64, more: Vec<Field>) -> Result<()> {
         let point = match kind {
             request::DUMP => "post-dump",
             _ => "pre-resume",
         };
-        let limit = match kind {
-            request::DUMP => self.deadlines.stop() + self.deadlines.checkpoint(),
-            _ => self.deadlines.rebuild(),
-        };
-        match self.session()?.until(kind, point, limit)? {
+        let files = self.unit()?.files.clone();
+        match self.request(kind, &files, more, point)? {
             None => Ok(()),
             Some(_) => Err(Error::new(ErrorKind::Io, format!("CRIU has ended without {point}"))),
         }
+    }
+
+    /// Where memory is that was copied before: CRIU saves only what was written since.
+    fn since(parent: Option<String>) -> Vec<Field> {
+        let parent = parent.map(|parent| Field::Text(14, parent));
+        parent.into_iter().chain([Field::Number(15, 1)]).collect()
     }
 
     /// Notes which of the root's standard streams are pipes, or the file that the job's output goes to: those of the
@@ -382,10 +400,29 @@ impl Engine for Criu {
         })
     }
 
+    fn copy_ahead(&mut self, wanted: &mut dyn FnMut() -> bool) -> Result<u64> {
+        let mut rounds = Rounds::of(&self.unit()?.files);
+        loop {
+            let (directory, before) = rounds.begin()?;
+            let ended = self.request(request::PRE_DUMP, &directory, Criu::since(before), "")?;
+            self.end();
+            if ended.is_none() {
+                return Err(Error::new(ErrorKind::Io, "CRIU has ended without an answer"));
+            }
+            if !rounds.judge()? || !wanted() {
+                return rounds.bytes();
+            }
+        }
+    }
+
     fn stop(&mut self) -> Result<()> {
         self.note_streams()?;
         // Leave it running: who wants its end sees to it.
-        self.begin(request::DUMP, vec![Field::Number(3, 1)])
+        let mut more = vec![Field::Number(3, 1)];
+        if let Some(last) = Rounds::of(&self.unit()?.files).last() {
+            more.append(&mut Criu::since(Some(last)));
+        }
+        self.begin(request::DUMP, more)
     }
 
     fn holds(&self) -> bool {
@@ -394,7 +431,8 @@ impl Engine for Criu {
 
     fn checkpoint(&mut self) -> Result<()> {
         // Done with the stop.
-        self.session().map(drop)
+        self.session()?;
+        Rounds::of(&self.unit()?.files).untie()
     }
 
     fn resume_after_checkpoint(&mut self) -> Result<()> {
@@ -422,6 +460,7 @@ impl Engine for Criu {
     fn rebuild(&mut self, unit: &Unit) -> Result<Rebuilt> {
         self.unit = Some(unit.clone());
         self.root = unit.root;
+        Rounds::of(&unit.files).tie()?;
         // The root process becomes our child, not CRIU's.
         let mut more = vec![Field::Number(26, 1)];
         let streams = streams()?;

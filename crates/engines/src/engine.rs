@@ -100,6 +100,18 @@ pub trait Engine {
     /// There is none; the engine cannot save the unit.
     fn prepare(&mut self, unit: &Unit) -> Result<Group>;
 
+    /// Between `prepare` and `stop`: copies memory of the unit while it runs, so that less is left for the stop, until
+    /// that is not worth it any more or `wanted` says no. Gives how much was copied, bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the engine cannot; it fails.
+    fn copy_ahead(&mut self, _wanted: &mut dyn FnMut() -> bool) -> Result<u64> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "it copies memory while the job is stopped",
+        ))
+    }
+
     /// Stops the unit (XGCP-API-2).
     ///
     /// # Errors
@@ -289,6 +301,16 @@ impl Steps {
         self.still = stopped(&self.unit.processes).into_iter().collect();
         self.stage = Stage::Prepared;
         Ok(group)
+    }
+
+    /// Copies memory of the unit while it runs. Processes may have come and gone when that is done.
+    ///
+    /// # Errors
+    /// As [`Engine::copy_ahead`].
+    pub fn copy_ahead(&mut self, wanted: &mut dyn FnMut() -> bool) -> Result<u64> {
+        const STEP: &str = "copy memory while the job runs";
+        self.turn(STEP, Stage::Prepared)?;
+        self.engine.copy_ahead(wanted).map_err(|error| self.fail(STEP, error))
     }
 
     /// Stops the unit, and sees that it stands still.

@@ -31,6 +31,7 @@ mod protobuf;
 mod qemu;
 mod qmp;
 mod registry;
+mod rounds;
 
 pub use application::{PUT_BACK, is_unfinished, save_own};
 pub use class::Class;

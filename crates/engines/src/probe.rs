@@ -45,11 +45,19 @@ impl Descriptor {
         }
     }
 
-    /// Why a job of this engine cannot be copied while it runs, where the engine itself could do that elsewhere.
-    pub fn not_live(&self) -> Option<String> {
+    /// Requires that the memory of a job of this engine can be copied here while it runs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] saying why not.
+    pub fn require_live(&self) -> Result<()> {
+        let refused = Error::new(
+            ErrorKind::Unsupported,
+            format!("engine {} cannot do what is asked for: --live", self.name),
+        );
         match self.driver {
-            Driver::Criu => Criu::not_live(self),
-            _ => None,
+            Driver::Native => Ok(()),
+            Driver::Criu => Criu::require_live(self).map_err(|error| refused.with_source(error)),
+            _ => Err(refused),
         }
     }
 

@@ -58,6 +58,10 @@ pub(crate) struct Saving {
     /// The job's control group.
     group: Option<PathBuf>,
     after: After,
+    /// Memory is copied while the job runs.
+    live: bool,
+    /// How much of it was, bytes.
+    ahead: u64,
 }
 
 /// One restart.
@@ -96,26 +100,21 @@ fn require_plain(descriptor: &Descriptor, options: &CheckpointOptions) -> Result
         "an increment"
     } else if options.compare {
         "--compare"
-    } else if options.live {
-        "--live"
     } else if options.compression.is_some() {
         "--compress"
     } else if options.tcp.is_some() {
         "--tcp"
     } else if !options.files.is_empty() {
         "--file"
+    } else if options.live {
+        return descriptor.require_live();
     } else {
         return Ok(());
     };
-    let refused = Error::new(
+    Err(Error::new(
         ErrorKind::Unsupported,
         format!("engine {engine} cannot do what is asked for: {asked}"),
-    );
-    let reason = descriptor.not_live().filter(|_| options.live);
-    Err(match reason {
-        Some(reason) => refused.with_source(Error::new(ErrorKind::Unsupported, reason)),
-        None => refused,
-    })
+    ))
 }
 
 impl Saving {
@@ -137,7 +136,9 @@ impl Saving {
             );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        Saving::with(job, engine, descriptor, unit, after)
+        let mut saving = Saving::with(job, engine, descriptor, unit, after)?;
+        saving.live = options.live;
+        Ok(saving)
     }
 
     /// For what the program has saved itself.
@@ -174,6 +175,8 @@ impl Saving {
             own_namespace: unit.own_namespace,
             group: unit.group,
             after,
+            live: false,
+            ahead: 0,
         })
     }
 
@@ -228,16 +231,21 @@ impl Saving {
     fn save_files(&mut self, destination: Destination, events: &mut Observer<'_>) -> Result<CheckpointReport> {
         let began = Instant::now();
         let mut steps = self.prepare()?;
+        if self.live {
+            self.ahead = steps.copy_ahead(&mut || !nobody_waits(events, "copy"))?;
+            if nobody_waits(events, "checkpoint") {
+                return Err(cancelled());
+            }
+            // Processes may have come and gone meanwhile.
+            steps = self.prepare()?;
+        }
         let processes = self.record.processes.clone();
         let stopping = Instant::now();
         steps.stop()?;
         let threads = processes.iter().map(|pid| threads(*pid)).sum();
         if nobody_waits(events, "checkpoint") {
             steps.give_up();
-            return Err(Error::new(
-                ErrorKind::Cancelled,
-                "nobody waits for the checkpoint any more",
-            ));
+            return Err(cancelled());
         }
         steps.checkpoint()?;
         let (freeze, summary) = match self.after {
@@ -286,8 +294,8 @@ impl Saving {
             threads,
             parent: None,
             root_hash: summary.root_hash.iter().map(|byte| format!("{byte:02x}")).collect(),
-            method: Method::Stop,
-            stopped_bytes: summary.data_bytes,
+            method: if self.live { Method::Live } else { Method::Stop },
+            stopped_bytes: summary.data_bytes.saturating_sub(self.ahead),
             compared_pages: None,
         }
     }
@@ -306,10 +314,7 @@ impl Saving {
     /// Makes the engine's files an image that is complete and durable.
     pub(crate) fn publish(&self, destination: Destination, events: &mut Observer<'_>) -> Result<BundleSummary> {
         if nobody_waits(events, "write") {
-            return Err(Error::new(
-                ErrorKind::Cancelled,
-                "nobody waits for the checkpoint any more",
-            ));
+            return Err(cancelled());
         }
         match destination {
             Destination::File(pending) => {
@@ -324,6 +329,10 @@ impl Saving {
             )),
         }
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "nobody waits for the checkpoint any more")
 }
 
 fn nobody_waits(events: &mut Observer<'_>, phase: &str) -> bool {

@@ -395,7 +395,7 @@ pub struct Checkpoint {
     pub stop: bool,
     /// With --stop or --signal: copy memory while the job still runs, so that it stands still for less time
     ///
-    /// It takes longer in all. A job that goes on is always saved like this.
+    /// It takes longer in all. A job of the native engine that goes on is always saved like this.
     #[arg(long)]
     pub live: bool,
     /// Write the image to this file, or to standard output where it is `-`

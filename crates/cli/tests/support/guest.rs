@@ -31,7 +31,7 @@ pub const MACHINE: [&str; 15] = [
 /// panics says so.
 pub const APPEND: &str = "console=ttyS0 quiet loglevel=1 no_timer_check panic=-1";
 
-const BUSYBOX: &str = "/bin/busybox";
+pub const BUSYBOX: &str = "/bin/busybox";
 /// The package that depends on the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -48,6 +48,22 @@ const MODULES: [&str; 11] = [
     "virtio_console",
     "virtio_blk",
     "unix_diag",
+];
+
+/// What CRIU needs of the kernel besides: they are no part of the initramfs, see [`module`].
+pub const OF_CRIU: [&str; 12] = [
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "af_packet_diag",
+    "netlink_diag",
+    "tun",
+    "veth",
+    "nfnetlink",
+    "libcrc32c",
+    "nf_tables",
+    "x_tables",
+    "ip_tables",
 ];
 
 /// With a disk runs the shell script `boot` on it, with that as its root directory. With a gate (see
@@ -98,12 +114,21 @@ done
 poweroff -f
 ";
 
+fn place() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-with-more")
+}
+
+/// A module of the kernel of [`files`]; none where the kernel has that itself.
+pub fn module(name: &str) -> Option<PathBuf> {
+    Some(place().join("modules").join(format!("{name}.ko"))).filter(|path| path.exists())
+}
+
 /// The kernel and the initramfs, or why they cannot be had.
 pub fn files() -> Result<(PathBuf, PathBuf), String> {
     if !cfg!(target_arch = "x86_64") {
         return Err("the guest is for x86_64".to_string());
     }
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-with-disk");
+    let place = place();
     fs::create_dir_all(&place).map_err(|error| error.to_string())?;
     let _lock = Lock::take(&place.join("lock"));
     let (kernel, initrd) = (place.join("kernel"), place.join("initrd"));
@@ -147,7 +172,7 @@ fn fetch_kernel(place: &Path, kernel: &Path) -> Result<(), String> {
         rm -rf unpacked
         mv modules.new modules
         mv kernel.new {}",
-        MODULES.join(" "),
+        [&MODULES[..], &OF_CRIU[..]].concat().join(" "),
         kernel.display()
     );
     let output = Command::new("sh").args(["-c", &script]).current_dir(place).output();

@@ -20,6 +20,7 @@ pub mod guest;
 pub mod image;
 pub mod library;
 pub mod lock;
+pub mod machine;
 pub mod net;
 pub mod steps;
 pub mod victim;

@@ -17,6 +17,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Engines are asked again after so long though no file has changed: their programs may have come or gone.
 const ASK: Duration = Duration::from_secs(60);
 
+/// The property of engines that copy memory while a job runs.
+const LIVE: &str = "live";
+
 /// What a node publishes of its engines: nothing of how they are run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Published {
@@ -53,7 +56,12 @@ impl Published {
                 let members = found.classes.entry(class.to_string()).or_default();
                 members.push(engine.name.clone());
             }
-            let words = engine.properties.iter();
+            // Which takes more than the engine.
+            let lacks_live = engine.properties.contains_key(LIVE) && engine.require_live().is_err();
+            let words = engine
+                .properties
+                .iter()
+                .filter(|(key, _)| !(lacks_live && *key == LIVE));
             let able = Abilities {
                 version: probe.version,
                 properties: words
@@ -69,7 +77,7 @@ impl Published {
 impl Published {
     /// Whether an engine copies memory while a job runs.
     pub(super) fn is_live(&self, engine: &str) -> bool {
-        let words = self.abilities.get(engine).and_then(|able| able.properties.get("live"));
+        let words = self.abilities.get(engine).and_then(|able| able.properties.get(LIVE));
         words.is_some_and(|words| words.iter().any(|word| word == "yes"))
     }
 }
