@@ -6,8 +6,9 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use gridcpr::image::model::{Manifest, MappingKind};
+use gridcpr::image::model::{Manifest, MappingKind, XstatePart};
 use support::image::{edited, edited_with_pages};
+use support::victim::{Victim, compile};
 use support::{As, Cpr, PATIENCE, skip, wait_until};
 
 /// `Incompatible` of docs/exit-codes.md.
@@ -518,4 +519,78 @@ fn ranks_of_open_mpi_over_shared_memory_as_root() {
 #[test]
 fn ranks_of_open_mpi_over_tcp_as_root() {
     mpi("ranks_of_open_mpi_over_tcp_as_root", As::Root, LOOPBACK);
+}
+
+/// Where another processor has its vector registers: elsewhere than this one.
+const FURTHER: u32 = 4096;
+
+/// Moves what is above the legacy region of the extended registers of all threads to where another processor has it.
+fn move_registers(manifest: &mut Manifest) {
+    /// Legacy region and header.
+    const FIRST: usize = 576;
+    for part in &mut manifest.checkpoint.xstate_parts {
+        part.offset += FURTHER;
+    }
+    for thread in manifest.processes.iter_mut().flat_map(|process| &mut process.threads) {
+        let area = &mut thread.cpu.extended.0;
+        let components = area.split_off(FIRST);
+        area.resize(FIRST + FURTHER as usize, 0xee);
+        area.extend(components);
+    }
+}
+
+/// Gives a thread rights of protection keys, where another processor has them.
+fn give_keys(manifest: &mut Manifest, rights: u32) {
+    const KEYS: u32 = 9;
+    let offset = 3 * FURTHER;
+    let parts = &mut manifest.checkpoint.xstate_parts;
+    parts.retain(|part| part.component != KEYS);
+    parts.push(XstatePart {
+        component: KEYS,
+        offset,
+        length: 8,
+    });
+    let thread = &mut manifest.processes[0].threads[0];
+    let area = &mut thread.cpu.extended.0;
+    area.resize(offset as usize, 0);
+    area.extend([rights.to_le_bytes(), [0; 4]].concat());
+    area[513] |= 1 << (KEYS - 8);
+}
+
+/// Vector and mask registers are what they were in a job that another processor was left by, which has them elsewhere
+/// in its memory; what this one does not have is refused unless there is nothing in it.
+// LBNL-3.9.1.M23
+#[test]
+fn registers_go_where_this_processor_has_them() {
+    let test = "registers_go_where_this_processor_has_them";
+    let Some(cpr) = Cpr::new(test, As::User) else { return };
+    let program = compile(&cpr, "vectors");
+    let victim = Victim::start(&cpr, &program, JOB, &[]);
+    let image = cpr.work.join("image.cpr");
+    cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
+    let other = edited(&image, None, move_registers);
+    cpr.give(&other);
+    cpr.cpr(["restart", "-d", "--name", "moved", text(&other)]).good();
+    put(&cpr, &format!("go-{}", victim.job), "");
+    assert_eq!(cpr.wait("moved"), 0, "{}", String::from_utf8_lossy(&cpr.logs("moved")));
+    if read(Path::new("/proc/cpuinfo")).contains(" ospke") {
+        support::note_skip(test, "this processor has protection keys");
+        return;
+    }
+    // As Linux gives them to every program, and as only one that uses them has them.
+    for (rights, code) in [(0x5555_5554, 0), (0x5555_5550, INCOMPATIBLE)] {
+        let other = edited(&image, None, |manifest| give_keys(manifest, rights));
+        cpr.give(&other);
+        let restarted = cpr.cpr(["restart", "-d", "--name", "keys", text(&other)]);
+        assert_eq!(restarted.code, code, "{}", restarted.stderr);
+        match code {
+            0 => assert_eq!(cpr.wait("keys"), 0, "{}", String::from_utf8_lossy(&cpr.logs("keys"))),
+            _ => assert!(
+                restarted.stderr.contains("memory protection keys"),
+                "{}",
+                restarted.stderr
+            ),
+        }
+        cpr.cpr(["rm", "keys"]);
+    }
 }

@@ -17,6 +17,7 @@ mod checkpoint;
 mod concealed;
 mod confined;
 pub mod devices;
+mod extended;
 pub mod files;
 mod freeze;
 mod host_names;

@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 
 use cpr_kernel::batch::{Batch, CallId, Outcome};
-use cpr_kernel::process::PidFd;
-use cpr_types::{Context, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::process::PidfdGetfdFlags;
+
+use crate::files::open_acting;
 
 /// Has process `pid` make a userfaultfd and set it up, by batches that `run` runs in it. Gives a duplicate; the process
 /// itself keeps none, also where that fails.
@@ -39,12 +40,8 @@ pub fn make(
 /// # Errors
 /// The process may not be traced, or has no such descriptor.
 pub fn take(pid: i32, number: u64) -> Result<OwnedFd> {
-    let acting = cpr_kernel::proc::acting(pid);
-    let pidfd = match acting == pid {
-        true => PidFd::open(pid),
-        false => PidFd::open_thread(acting),
-    };
-    let pidfd = pidfd.context(|| format!("open process {pid}"))?;
+    let pidfd = open_acting(pid, cpr_kernel::proc::acting(pid))?;
+    let pidfd = pidfd.ok_or_else(|| Error::new(ErrorKind::Gone, format!("process {pid} has ended")))?;
     rustix::process::pidfd_getfd(pidfd.fd(), number as i32, PidfdGetfdFlags::empty())
         .map_err(std::io::Error::from)
         .context(|| format!("take a descriptor of process {pid}"))

@@ -212,6 +212,8 @@ pub struct Checkpoint {
     pub architecture: String,
     /// XSAVE components enabled on the machine (XCR0).
     pub xstate_features: u64,
+    /// Where XSAVE components are in the extended registers of threads; empty where it is not known.
+    pub xstate_parts: Vec<XstatePart>,
     /// Processor features (`flags` of /proc/cpuinfo) the machine had.
     pub cpu_flags: Vec<String>,
     /// Page size in bytes.
@@ -232,6 +234,18 @@ pub struct Checkpoint {
     pub freeze_ns: u64,
     /// Identifier of the image that this one was made from by editing; empty for one that a checkpoint wrote.
     pub edited_from: String,
+}
+
+/// Where an XSAVE component is in the standard format of the machine's processor, which may differ from that of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct XstatePart {
+    /// Its number in XCR0.
+    pub component: u32,
+    /// Where it begins, bytes.
+    pub offset: u32,
+    /// How long it is, bytes.
+    pub length: u32,
 }
 
 /// uname(2).

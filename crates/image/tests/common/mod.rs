@@ -362,6 +362,11 @@ pub fn manifest() -> Manifest {
             engine: "native".to_string(),
             job: "sum".to_string(),
             architecture: "x86_64".to_string(),
+            xstate_parts: vec![XstatePart {
+                component: 2,
+                offset: 576,
+                length: 256,
+            }],
             cpu_flags: vec!["avx2".to_string(), "sse4_2".to_string()],
             page_size: 4096,
             root_pid: 100,

@@ -27,6 +27,80 @@ pub fn jump(address: u64) -> [u8; JUMP_SIZE] {
     code
 }
 
+/// `mov $NUMBER, %eax; syscall; ret`: a function that is a system call of up to three arguments.
+const fn plain_call(number: u8, high: u8) -> [u8; 8] {
+    [0xb8, number, high, 0, 0, 0x0f, 0x05, 0xc3]
+}
+/// `mov $-38, %rax; ret`: -ENOSYS.
+const NOT_HERE: [u8; 8] = [0x48, 0xc7, 0xc0, 0xda, 0xff, 0xff, 0xff, 0xc3];
+const CLOCK_GETTIME: [u8; 8] = plain_call(228, 0);
+const CLOCK_GETRES: [u8; 8] = plain_call(229, 0);
+const GETTIMEOFDAY: [u8; 8] = plain_call(96, 0);
+const TIME: [u8; 8] = plain_call(201, 0);
+/// 309.
+const GETCPU: [u8; 8] = plain_call(0x35, 1);
+/// `cmp $-1, %r8; je 1f; mov $318, %eax; syscall; ret; 1: mov $-38, %rax; ret`: as getrandom(2), whatever state the
+/// caller has for it. The question how large that is has no answer, so that nobody makes one.
+const GETRANDOM: [u8; 22] = [
+    0x49, 0x83, 0xf8, 0xff, 0x74, 0x08, 0xb8, 0x3e, 1, 0, 0, 0x0f, 0x05, 0xc3, 0x48, 0xc7, 0xc0, 0xda, 0xff, 0xff,
+    0xff, 0xc3,
+];
+
+/// Code that stands wherever it is put for a function of the vdso that this kernel does not have: it makes the system
+/// call of the same meaning, or says that there is none. Whoever is in an enclave cannot be saved, so that nobody needs
+/// to enter one again. None of a function that is not known.
+pub fn without_vdso(function: &str) -> Option<&'static [u8]> {
+    let code: &[u8] = match function.strip_prefix("__vdso_").unwrap_or(function) {
+        "clock_gettime" => &CLOCK_GETTIME,
+        "clock_getres" => &CLOCK_GETRES,
+        "gettimeofday" => &GETTIMEOFDAY,
+        "time" => &TIME,
+        "getcpu" => &GETCPU,
+        "getrandom" => &GETRANDOM,
+        "sgx_enter_enclave" => &NOT_HERE,
+        _ => return None,
+    };
+    Some(code)
+}
+
+/// A component of the extended state that is not at the same place on every machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtendedPart {
+    /// Its number in XCR0.
+    pub component: u32,
+    /// Where it is, in the XSAVE standard format, bytes.
+    pub offset: usize,
+    /// How long it is, bytes.
+    pub length: usize,
+}
+
+/// Component of the rights of memory protection keys (PKRU).
+pub const PROTECTION_KEYS: u32 = 9;
+/// Rights that Linux gives a program that has asked for no keys (`init_pkru_value`).
+pub const NO_PROTECTION_KEYS: u32 = 0x5555_5554;
+
+/// Where the components of the extended state are on this machine (CPUID leaf 13), beyond those of the legacy region.
+pub fn extended_parts() -> Vec<ExtendedPart> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const LEAF: u32 = 13;
+    if __cpuid(0).eax < LEAF {
+        return Vec::new();
+    }
+    let supported = __cpuid_count(LEAF, 0);
+    let supported = u64::from(supported.eax) | u64::from(supported.edx) << 32;
+    let parts = (2..63)
+        .filter(|component| supported >> component & 1 == 1)
+        .map(|component| {
+            let found = __cpuid_count(LEAF, component);
+            ExtendedPart {
+                component,
+                offset: found.ebx as usize,
+                length: found.eax as usize,
+            }
+        });
+    parts.collect()
+}
+
 /// NT_X86_XSTATE, the ELF note type of the XSAVE register set.
 pub const NT_EXTENDED: u32 = 0x202;
 
@@ -357,6 +431,66 @@ pub fn is_eintr_only(syscall: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Code in memory that may be run.
+    fn placed(code: &[u8]) -> *mut libc::c_void {
+        // SAFETY: a new mapping, which nobody else knows, is written within its length.
+        unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let at = libc::mmap(std::ptr::null_mut(), 4096, access, flags, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), at.cast(), code.len());
+            at
+        }
+    }
+
+    #[test]
+    fn functions_that_a_vdso_lacks_do_what_they_should() {
+        let code = |name| placed(without_vdso(name).unwrap());
+        type GetRandom = extern "C" fn(*mut u8, usize, u32, *mut u8, usize) -> isize;
+        type GetTime = extern "C" fn(i32, *mut libc::timespec) -> i64;
+        type GetCpu = extern "C" fn(*mut u32, *mut u32, usize) -> i64;
+        type Time = extern "C" fn(*mut libc::time_t) -> libc::time_t;
+        // SAFETY: each is code of this very signature, and is given addresses of what it writes to.
+        let (random, time, resolution, cpu, now) = unsafe {
+            (
+                std::mem::transmute::<*mut libc::c_void, GetRandom>(code("__vdso_getrandom")),
+                std::mem::transmute::<*mut libc::c_void, GetTime>(code("__vdso_clock_gettime")),
+                std::mem::transmute::<*mut libc::c_void, GetTime>(code("clock_getres")),
+                std::mem::transmute::<*mut libc::c_void, GetCpu>(code("getcpu")),
+                std::mem::transmute::<*mut libc::c_void, Time>(code("__vdso_time")),
+            )
+        };
+        let mut state = [0u8; 144];
+        let mut bytes = [0u8; 64];
+        assert_eq!(random(bytes.as_mut_ptr(), 64, 0, state.as_mut_ptr(), 144), 64);
+        assert_ne!(bytes, [0; 64]);
+        assert_eq!(random(std::ptr::null_mut(), 0, 0, state.as_mut_ptr(), usize::MAX), -38);
+        assert_eq!(state, [0; 144]);
+        let mut found = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(time(libc::CLOCK_REALTIME, &raw mut found), 0);
+        assert!((found.tv_sec - now(std::ptr::null_mut())).abs() < 60 && found.tv_sec > 1 << 30);
+        assert_eq!(resolution(libc::CLOCK_MONOTONIC, &raw mut found), 0);
+        assert_eq!(found.tv_sec, 0);
+        assert_eq!(resolution(-1000, &raw mut found), -i64::from(libc::EINVAL));
+        let mut number = u32::MAX;
+        assert_eq!(cpu(&raw mut number, std::ptr::null_mut(), 0), 0);
+        assert_ne!(number, u32::MAX);
+        assert_eq!(without_vdso("__vdso_of_tomorrow"), None);
+    }
+
+    #[test]
+    fn parts_of_the_extended_state_are_where_they_do_not_overlap() {
+        let mut parts = extended_parts();
+        parts.sort_by_key(|part| part.offset);
+        let mut end = EXTENDED_MIN;
+        for part in parts {
+            assert!(part.offset >= end && part.length > 0, "{part:?}");
+            end = part.offset + part.length;
+        }
+        assert!(end <= EXTENDED_MAX);
+    }
 
     #[test]
     fn registers_round_trip_through_the_kernel_layout() {

@@ -226,12 +226,12 @@ impl ProcDir {
 
     /// Whether a thread is one that the kernel has made for io_uring: it runs nothing of the program's.
     pub fn is_io_thread(&self, tid: i32) -> io::Result<bool> {
+        /// <linux/sched.h> since Linux 5.12, when these became threads of their process.
         const PF_IO_WORKER: u32 = 0x10;
-        const PF_USER_WORKER: u32 = 0x4000;
         // It gets its name when it first runs, and its flags before anybody sees it.
         let name = format!("task/{tid}/stat");
         let flags = stat::parse(&self.label(&name), &self.read(&name)?)?.flags;
-        Ok(flags & PF_IO_WORKER != 0 && flags & PF_USER_WORKER != 0)
+        Ok(flags & PF_IO_WORKER != 0)
     }
 
     /// What the kernel tells of the io_uring instance behind descriptor `fd`; none where it is busy with it.

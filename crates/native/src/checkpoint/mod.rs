@@ -488,6 +488,7 @@ fn about(request: &CheckpointRequest) -> Result<Checkpoint> {
             machine: text(uname.machine()),
         },
         architecture: arch::NAME.to_owned(),
+        xstate_parts: crate::extended::parts_here(),
         cpu_flags: cpuinfo,
         page_size: PAGE_SIZE as u32,
         own_pid_namespace: request.own_pid_namespace,

@@ -55,7 +55,7 @@ use cpr_image::model::{
 };
 use cpr_kernel::proc::{FdInfo, ProcDir};
 use cpr_kernel::process::PidFd;
-use cpr_types::{Context, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 
 use self::terminal::JobControl;
 use crate::TcpPolicy;
@@ -113,20 +113,35 @@ impl Target {
             Ok(stat) if stat.state != b'Z' => {}
             _ => return Ok(None),
         }
-        let opened = match proc.acting() == pid {
-            true => PidFd::open(pid),
-            false => PidFd::open_thread(proc.acting()),
-        };
-        let pidfd = match opened {
-            Ok(fd) => fd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            Err(error) => return Err(error).context(|| format!("open process {pid}")),
+        let Some(pidfd) = open_acting(pid, proc.acting())? else {
+            return Ok(None);
         };
         let pidfd = pidfd
             .fd()
             .try_clone_to_owned()
             .context(|| format!("copy the descriptor of process {pid}"))?;
         Ok(Some(Target { pid, proc, pidfd }))
+    }
+}
+
+/// A pidfd by which descriptors of process `pid` can be had, through its thread `acting` where its main thread has
+/// ended; none of a process that has ended.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] where the main thread has ended and the kernel has no pidfds of threads.
+pub fn open_acting(pid: i32, acting: i32) -> Result<Option<PidFd>> {
+    let opened = match acting == pid {
+        true => PidFd::open(pid),
+        false => PidFd::open_thread(acting),
+    };
+    match opened {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && acting != pid => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("process {pid}: its main thread has ended, and its descriptors cannot be had before Linux 6.9"),
+        )),
+        Err(error) => Err(error).context(|| format!("open process {pid}")),
     }
 }
 

@@ -11,11 +11,11 @@ use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 use super::{log, numbers, vdso};
 use crate::devices::DevicePlugins;
 use crate::views::Views;
-use crate::{Blocker, files, mapped};
+use crate::{Blocker, extended, files, mapped};
 
 /// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
 /// are left out.
-const INSTRUCTIONS: [&str; 22] = [
+const INSTRUCTIONS: [&str; 23] = [
     // SSE3, as Linux calls it.
     "pni",
     "ssse3",
@@ -39,6 +39,8 @@ const INSTRUCTIONS: [&str; 22] = [
     "avx512vl",
     "amx_tile",
     "xsave",
+    // By which ld.so saves registers.
+    "xsavec",
 ];
 
 /// Names everything that would make a restart of `image` fail here.
@@ -58,6 +60,9 @@ pub fn check_restart(image: &Image, own_pid_namespace: bool, devices: &dyn Devic
         });
     };
     if let Err(error) = machine(manifest) {
+        add(0, "machine".to_owned(), error);
+    }
+    if let Err(error) = extended::adapt(manifest) {
         add(0, "machine".to_owned(), error);
     }
     if let Err(error) = vdso::renew(image, manifest) {

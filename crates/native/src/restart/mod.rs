@@ -36,7 +36,7 @@ use crate::callbacks::{Rebirth, tell_restart};
 use crate::devices::DevicePlugins;
 use crate::files::terminal::JobControl;
 use crate::files::{self, Meeting, RestoreContext, SharedMemory};
-use crate::{cgroups, networks};
+use crate::{cgroups, extended, networks};
 
 use opened::{close_programs, hand_out, open_elsewhere, open_mapped};
 use processes::make_processes;
@@ -174,6 +174,8 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
     let manifest = redirected.as_ref().unwrap_or(image.manifest());
     block_child_signals().context(|| "block SIGCHLD")?;
     check::machine(manifest)?;
+    let adapted = extended::adapt(manifest)?;
+    let manifest = adapted.as_ref().unwrap_or(manifest);
     let renewal = vdso::renew(image, manifest)?;
     let manifest = renewal.as_ref().map_or(manifest, |renewal| &renewal.manifest);
     // The old vdso is written to before the pager is there.

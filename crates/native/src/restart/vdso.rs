@@ -3,7 +3,7 @@
 //! A program knows the functions of the vdso (vdso(7)) by their addresses, and the code there is the kernel's. Under a
 //! kernel with other code, what the image has of the old one is put in its place as memory of the program's own, and
 //! each of its functions begins with a jump to the same function of the new one, which stays where the program has
-//! nothing.
+//! nothing. What the new one does not have is a system call in its place.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,8 +26,17 @@ pub struct Renewal {
     pub manifest: Manifest,
     /// Where the old one is in each address space, by the index of that.
     places: BTreeMap<usize, u64>,
-    /// Offset of each function in the old one, and in the new one.
-    functions: Vec<(u64, u64)>,
+    /// Offset of each function in the old one, and what takes its place.
+    functions: Vec<(u64, Substitute)>,
+}
+
+/// What a function of the old vdso is replaced by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Substitute {
+    /// The function at this offset of the new one.
+    Jump(u64),
+    /// Code for what the new one does not have.
+    Code(&'static [u8]),
 }
 
 /// What has to be done to an image so that its programs run with this kernel's vdso; none where that is the image's.
@@ -76,18 +85,7 @@ pub fn renew(image: &Image, manifest: &Manifest) -> Result<Option<Renewal>> {
             "the vdso in the image is not the one it names",
         ));
     }
-    let (was, is) = (functions(&old), functions(&new));
-    let mut jumps = BTreeMap::new();
-    for (name, function) in &was {
-        let target = is.get(name).ok_or_else(|| refuse(&format!("it has no {name}")))?;
-        if function.length < arch::JUMP_SIZE as u64 {
-            return Err(refuse(&format!("its {name} has no room for a jump")));
-        }
-        jumps.insert(function.offset, target.offset);
-    }
-    if jumps.is_empty() {
-        return Err(refuse("its functions are not known"));
-    }
+    let substitutes = substitutes(&functions(&old), &functions(&new)).map_err(|reason| refuse(&reason))?;
     let mut renewed = manifest.clone();
     let mut places = BTreeMap::new();
     for (index, space) in renewed.address_spaces.iter_mut().enumerate() {
@@ -113,7 +111,7 @@ pub fn renew(image: &Image, manifest: &Manifest) -> Result<Option<Renewal>> {
     Ok(Some(Renewal {
         manifest: renewed,
         places,
-        functions: jumps.into_iter().collect(),
+        functions: substitutes.into_iter().collect(),
     }))
 }
 
@@ -127,13 +125,44 @@ impl Renewal {
         let Some(place) = self.places.get(&space) else {
             return Ok(());
         };
-        for (old, new) in &self.functions {
+        for (old, substitute) in &self.functions {
             let at = place + old;
-            memory
-                .write(at, &arch::jump(vdso + new))
-                .context(|| format!("write a jump at {at:#x}"))?;
+            let written = match substitute {
+                Substitute::Jump(new) => memory.write(at, &arch::jump(vdso + new)),
+                Substitute::Code(code) => memory.write(at, code),
+            };
+            written.context(|| format!("write a function at {at:#x}"))?;
         }
         Ok(())
+    }
+}
+
+/// What takes the place of each function of the old vdso, by its offset; or why there is nothing.
+fn substitutes(
+    was: &BTreeMap<String, Function>,
+    is: &BTreeMap<String, Function>,
+) -> std::result::Result<BTreeMap<u64, Substitute>, String> {
+    let mut found = BTreeMap::new();
+    for (name, function) in was {
+        let (substitute, length) = match is.get(name) {
+            Some(target) => (Substitute::Jump(target.offset), arch::JUMP_SIZE),
+            None => {
+                let code = arch::without_vdso(name).ok_or_else(|| format!("it has no {name}"))?;
+                (Substitute::Code(code), code.len())
+            }
+        };
+        if function.length < length as u64 {
+            return Err(format!("its {name} has no room for a jump"));
+        }
+        // A function may have two names, of which the new one has one.
+        let known = found.entry(function.offset).or_insert(substitute);
+        if matches!(substitute, Substitute::Jump(_)) {
+            *known = substitute;
+        }
+    }
+    match found.is_empty() {
+        true => Err("its functions are not known".to_owned()),
+        false => Ok(found),
     }
 }
 
@@ -250,6 +279,40 @@ mod tests {
                 "{name}: {function:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_vdso_lacks_is_a_system_call_and_what_is_not_known_is_refused() {
+        let function = |offset| Function { offset, length: 64 };
+        let named = |all: &[(&str, u64)]| -> BTreeMap<String, Function> {
+            let all = all.iter();
+            all.map(|(name, offset)| ((*name).to_owned(), function(*offset)))
+                .collect()
+        };
+        let here = named(&[("__vdso_time", 0x100), ("getcpu", 0x200)]);
+        let old = named(&[
+            ("__vdso_time", 0x700),
+            ("__vdso_getrandom", 0x800),
+            ("__vdso_getcpu", 0x900),
+            ("getcpu", 0x900),
+        ]);
+        let found = substitutes(&old, &here).unwrap();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[&0x700], Substitute::Jump(0x100));
+        assert_eq!(
+            found[&0x800],
+            Substitute::Code(arch::without_vdso("getrandom").unwrap())
+        );
+        assert_eq!(found[&0x900], Substitute::Jump(0x200));
+        let unknown = named(&[("__vdso_time", 0x700), ("__vdso_of_tomorrow", 0x800)]);
+        assert_eq!(
+            substitutes(&unknown, &here),
+            Err("it has no __vdso_of_tomorrow".to_owned())
+        );
+        assert!(substitutes(&named(&[]), &here).is_err());
+        let mut small = old.clone();
+        small.get_mut("__vdso_getrandom").unwrap().length = 16;
+        assert!(substitutes(&small, &here).is_err());
     }
 
     #[test]
