@@ -38,14 +38,17 @@ pub fn lay_out(cpr: &Cpr, root: &Path) {
 pub fn put_program(root: &Path, program: &Path, to: &Path) {
     let libraries = Command::new("ldd").arg(program).output().expect("ldd can be run");
     let text = String::from_utf8_lossy(&libraries.stdout).into_owned();
-    let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
-    for (from, to) in libraries
-        .map(|path| (Path::new(path), Path::new(path)))
-        .chain([(program, to)])
-    {
+    let libraries = text
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(Path::new);
+    // Where a name is a link, the file has to be where that leads, too: programs have it mapped from there.
+    let places = libraries.flat_map(|path| [path.to_path_buf(), fs::canonicalize(path).expect("it is there")]);
+    let all = places.map(|place| (place.clone(), place));
+    for (from, to) in all.chain([(program.to_path_buf(), to.to_path_buf())]) {
         let to = root.join(to.strip_prefix("/").expect("it is absolute"));
         fs::create_dir_all(to.parent().expect("it is below the root")).expect("a directory can be made");
-        fs::copy(from, &to).unwrap_or_else(|error| panic!("copy {} to {}: {error}", from.display(), to.display()));
+        fs::copy(&from, &to).unwrap_or_else(|error| panic!("copy {} to {}: {error}", from.display(), to.display()));
     }
 }
 
