@@ -29,7 +29,7 @@ fn empty(space: &Space, head: u64) {
     let pending = head.saturating_add(16);
     // What others see as well is not ours to change.
     let own = |map: &&cpr_kernel::proc::MapEntry| map.start <= head && pending.saturating_add(8) <= map.end;
-    if head == 0 || !space.maps.iter().find(own).is_some_and(|map| !map.shared) {
+    if head == 0 || space.maps.iter().find(own).is_none_or(|map| map.shared) {
         return;
     }
     let is = |address, value| space.memory.read_u64(address).is_ok_and(|found| found == value);

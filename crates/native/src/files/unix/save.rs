@@ -38,7 +38,10 @@ pub struct SaveState {
 /// What is in directories of sockets: file names by inode number. They are read only for files that have another name
 /// than the one that was bound.
 #[derive(Debug, Default)]
-pub(super) struct SocketFiles(RefCell<HashMap<(Option<MountNamespaceId>, PathBuf), HashMap<u32, ByteString>>>);
+pub(super) struct SocketFiles(RefCell<HashMap<Directory, HashMap<u32, ByteString>>>);
+
+/// A directory: the mount namespace that the path is of, and the path.
+type Directory = (Option<MountNamespaceId>, PathBuf);
 
 impl SocketFiles {
     /// The name of the file with this inode number in a directory.
