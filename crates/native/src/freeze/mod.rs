@@ -113,21 +113,46 @@ impl Frozen {
                 first = result;
             }
         }
-        // As the tracer we are told of each thread's end; wait, so that PIDs and locks are free afterwards.
-        // Children first: the first process of a PID namespace ends when nobody is left in it.
+        // As the tracer we are told of each thread's end; wait, so that PIDs and locks are free afterwards. All are looked
+        // at again and again: the last thread of the first process of a PID namespace ends when nobody is left in it,
+        // and all others are there until we have seen their end.
         let deadline = Instant::now() + Duration::from_secs(10);
-        for process in killed.iter().rev() {
-            for thread in process.threads.iter().rev() {
-                while let Ok(stop) = thread.tracee.wait(deadline) {
-                    if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
-                        break;
+        let mut left: Vec<Tracee> = killed.iter().rev().flat_map(threads_last_first).collect();
+        while !left.is_empty() {
+            let before = left.len();
+            left.retain(|tracee| match cpr_kernel::ptrace::poll(tracee.tid()) {
+                Ok(Some((_, Stop::Exited(_) | Stop::Killed(_)))) | Err(_) => false,
+                Ok(Some(_)) => {
+                    let _ = tracee.cont(0);
+                    true
+                }
+                Ok(None) => true,
+            });
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if let Some(tracee) = left.first().filter(|_| left.len() == before) {
+                if remaining.is_zero() {
+                    break;
+                }
+                // Whoever ends wakes us.
+                let soon = Instant::now() + remaining.min(Duration::from_millis(20));
+                match tracee.wait(soon) {
+                    Ok(Stop::Exited(_) | Stop::Killed(_)) => {
+                        left.remove(0);
                     }
-                    let _ = thread.tracee.cont(0);
+                    Ok(_) => {
+                        let _ = tracee.cont(0);
+                    }
+                    Err(_) => {}
                 }
             }
         }
         first
     }
+}
+
+/// The threads of a process, the first one last.
+fn threads_last_first(process: &Process) -> impl Iterator<Item = Tracee> + '_ {
+    process.threads.iter().rev().map(|thread| thread.tracee)
 }
 
 /// Sees the end of threads that were killed while they were held. Nobody else is told of it before; a process's first
