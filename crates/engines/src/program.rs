@@ -151,7 +151,7 @@ impl Program {
     /// [`ErrorKind::TimedOut`] where it does not end in time; [`ErrorKind::Unsupported`] where it fails, with the last
     /// line that it said.
     pub(crate) fn run(command: &[OsString], deadline: Instant) -> Result<Vec<String>> {
-        Program::spawn(command, Stdio::null(), Stdio::piped())?.to_its_end(deadline)
+        Program::spawn(command, Stdio::null(), Stdio::piped())?.until_it_ends(deadline)
     }
 
     /// The same with `input` as its standard input.
@@ -159,10 +159,10 @@ impl Program {
     /// # Errors
     /// As [`Program::run`].
     pub(crate) fn run_on(command: &[OsString], input: OwnedFd, deadline: Instant) -> Result<Vec<String>> {
-        Program::spawn(command, Stdio::from(input), Stdio::piped())?.to_its_end(deadline)
+        Program::spawn(command, Stdio::from(input), Stdio::piped())?.until_it_ends(deadline)
     }
 
-    fn to_its_end(mut self, deadline: Instant) -> Result<Vec<String>> {
+    fn until_it_ends(mut self, deadline: Instant) -> Result<Vec<String>> {
         let program = &mut self;
         let mut lines = Vec::new();
         while program.output.is_some() {

@@ -76,7 +76,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 ";
 
 const SMAPS: &str = "1000-2000 r--p 00000000 fe:00 18504                      /VmFlags: x\n\
-    Size:                  4 kB\nTHPeligible:           0\nProtectionKey:         0\nVmFlags: rd mr mw me \n\
+    Size:                  4 kB\nTHPeligible:           0\nProtectionKey:         2\nVmFlags: rd mr mw me \n\
     2000-3000 rw-p 00000000 00:00 0 \nVmRandom: 1 kB\nVmFlags: rd wr mr mw me dd ?? \n";
 
 const LIMITS: &str = "Limit                     Soft Limit           Hard Limit           Units     \n\
@@ -394,6 +394,7 @@ fn smaps_flags() {
     );
     assert_eq!(flags[1].flags, [*b"rd", *b"wr", *b"mr", *b"mw", *b"me", *b"dd", *b"??"]);
     assert!(flags[1].has(b"dd") && !flags[0].has(b"dd"));
+    assert_eq!((flags[0].key, flags[1].key), (2, 0));
 
     assert_eq!(maps::parse_smaps_flags("f", b"").unwrap(), []);
     invalid(

@@ -89,6 +89,20 @@ fn rearrange(area: &[u8], from: &[XstatePart], to: &[XstatePart]) -> std::result
             _ => return Err(name(component)),
         }
     }
+    let keys = |parts: &[XstatePart]| {
+        parts
+            .iter()
+            .find(|part| part.component == arch::PROTECTION_KEYS)
+            .copied()
+    };
+    // Linux lets a thread that has never changed them use no key but that of all memory.
+    if let (None, Some(target)) = (keys(from), keys(to)) {
+        let content = arch::NO_PROTECTION_KEYS.to_le_bytes();
+        let at = target.offset as usize;
+        moved.resize(moved.len().max(at + target.length as usize), 0);
+        moved[at..at + content.len()].copy_from_slice(&content);
+        in_use |= 1 << arch::PROTECTION_KEYS;
+    }
     moved[IN_USE].copy_from_slice(&in_use.to_le_bytes());
     moved.resize(moved.len().next_multiple_of(8), 0);
     Ok(moved)
@@ -178,6 +192,7 @@ mod tests {
         area[2688..].fill(0);
         area[2688..2692].copy_from_slice(&arch::NO_PROTECTION_KEYS.to_le_bytes());
         assert_eq!(rearrange(&area, &keys, &small), Ok(filled(&small)));
+        assert_eq!(rearrange(&filled(&small), &small, &keys), Ok(area));
         // Numbers that somebody has made up.
         let far = parts(&[(2, u32::MAX, 256), (3, 0, u32::MAX)]);
         for parts in [&far[..1], &far[1..]] {

@@ -34,7 +34,7 @@ const KEPT_FLAGS: [&[u8; 2]; 14] = [
 
 /// Mapping flags by address, read before the job is stopped because reading them is slow.
 #[derive(Debug, Default)]
-pub struct FlagTable(HashMap<(i32, u64, u64), Vec<[u8; 2]>>);
+pub struct FlagTable(HashMap<(i32, u64, u64), VmFlags>);
 
 impl FlagTable {
     /// Reads the flags of all mappings of process `pid`.
@@ -44,9 +44,8 @@ impl FlagTable {
 
     /// Notes the flags of mappings of process `pid`.
     pub fn note(&mut self, pid: i32, mappings: Vec<VmFlags>) {
-        for VmFlags { start, end, flags } in mappings {
-            self.0.insert((pid, start, end), flags);
-        }
+        let mappings = mappings.into_iter();
+        self.0.extend(mappings.map(|map| ((pid, map.start, map.end), map)));
     }
 
     fn has(&self, pid: i32, map: &MapEntry) -> bool {
@@ -54,7 +53,16 @@ impl FlagTable {
     }
 
     fn get(&self, pid: i32, map: &MapEntry) -> &[[u8; 2]] {
-        self.0.get(&(pid, map.start, map.end)).map_or(&[], Vec::as_slice)
+        let found = self.0.get(&(pid, map.start, map.end));
+        found.map_or(&[], |found| found.flags.as_slice())
+    }
+
+    /// The memory protection key that a program has given a mapping; memory that can be executed only has one of the
+    /// kernel's.
+    fn key(&self, pid: i32, map: &MapEntry) -> Option<u32> {
+        let found = self.0.get(&(pid, map.start, map.end))?;
+        let of_kernel = map.exec && !map.read && !map.write;
+        (found.key != 0 && !of_kernel).then_some(found.key)
     }
 }
 
@@ -473,6 +481,11 @@ fn plan(process: &Process, map: &MapEntry, shared: &mut Shared<'_>) -> Result<Op
     }
     if has(b"ss") {
         return Err(unsupported("shadow stacks are not supported"));
+    }
+    if let Some(key) = flags.key(pid, map) {
+        return Err(unsupported(&format!(
+            "it has memory protection key {key}, which is not supported"
+        )));
     }
     let library = map.kind() == MapKind::File
         && !map.shared

@@ -235,6 +235,8 @@ pub struct VmFlags {
     pub end: u64,
     /// The codes, such as `dd` for `MADV_DONTDUMP`. `??` is a flag the kernel has no code for.
     pub flags: Vec<[u8; 2]>,
+    /// Its memory protection key (pkeys(7)); 0 is that of all memory.
+    pub key: u32,
 }
 
 impl VmFlags {
@@ -259,11 +261,12 @@ pub fn parse_page_size(file: &str, text: &[u8], start: u64) -> io::Result<Option
     Ok(None)
 }
 
-/// Parses the `VmFlags:` lines of `/proc/PID/smaps`; all other lines of a mapping are skipped.
+/// Parses the `VmFlags:` and `ProtectionKey:` lines of `/proc/PID/smaps`; all other lines of a mapping are skipped.
 pub fn parse_smaps_flags(file: &str, text: &[u8]) -> io::Result<Vec<VmFlags>> {
     let mut found = Vec::new();
     // The mapping whose flags are still to come, and where it starts.
     let mut open: Option<(At<'_>, u64, u64)> = None;
+    let mut key = 0;
     let unfinished = |at: At<'_>| at.bad("the mapping that starts here has no VmFlags");
     for (at, line) in lines(file, text) {
         match line.first() {
@@ -276,7 +279,13 @@ pub fn parse_smaps_flags(file: &str, text: &[u8]) -> io::Result<Vec<VmFlags>> {
                 for code in super::words(codes) {
                     flags.push(code.try_into().map_err(|_| at.bad("no valid VmFlags"))?);
                 }
-                found.push(VmFlags { start, end, flags });
+                found.push(VmFlags { start, end, flags, key });
+                key = 0;
+            }
+            Some(b'P') => {
+                if let Some(number) = line.strip_prefix(b"ProtectionKey:") {
+                    key = at.need(super::words(number).next().and_then(decimal::<u32>), "key")?;
+                }
             }
             Some(b'A'..=b'Z') => {}
             _ => {
