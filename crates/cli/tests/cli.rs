@@ -537,6 +537,9 @@ fn run_and_wait_pass_on_how_the_job_ended() {
         "/nonexistent/program",
     );
     assert_eq!(lab.text(&["ps", "-q"]), "");
+    // Programs take their number for one that nobody else has.
+    let numbers = [(); 3].map(|()| stdout(&lab.cpr(&["run", "-q", "--", "sh", "-c", "echo $$"])));
+    assert!(numbers.iter().any(|number| *number != numbers[0]), "{numbers:?}");
 
     lab.text(&["run", "-d", "--name", "later", "--", "sh", "-c", "sleep 0.3; exit 9"]);
     assert_eq!(code(&lab.cpr(&["wait", "later"])), 9);

@@ -19,6 +19,7 @@ use cpr_kernel::{namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, devices, restart};
@@ -47,6 +48,10 @@ const LIFETIME_VARIABLE: &str = "SAGA_CPR_TIME_TO_LIVE";
 pub(crate) const OWN_CHECKPOINTS: &str = "app";
 /// How long workers of ours in the namespace may take to finish once the job has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
+/// The least number that a job's first process follows, and how many more there are to choose from: every host has
+/// numbers below 32768, and the kernel itself begins with 300 again.
+const LEAST_NUMBER: u32 = 300;
+const NUMBERS: u32 = 30_000;
 
 /// What init tells its supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -275,6 +280,7 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
 fn begin(setting: &Setting<'_>) -> Result<Started> {
     let image = match setting.start {
         Start::Command(command) => {
+            choose_first_number();
             return start_command(command, setting).map(|root| Started { root, coming: None });
         }
         Start::Foreign(building) => {
@@ -384,6 +390,18 @@ pub(crate) fn start_image(
 #[derive(Serialize, Deserialize)]
 struct ExecFailure {
     errno: i32,
+}
+
+/// Has the process numbers of the job begin somewhere. Programs take their number for one that nobody else has, in names
+/// of files and of shared memory for example, and jobs have these together.
+fn choose_first_number() {
+    let mut random = [0; 4];
+    let got = rustix::rand::getrandom(&mut random, GetRandomFlags::NONBLOCK);
+    if got.is_ok_and(|got| got == random.len()) {
+        let last = LEAST_NUMBER + u32::from_ne_bytes(random) % NUMBERS;
+        // Where it cannot be set, they begin with 2.
+        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
+    }
 }
 
 /// Forks and runs the program; comes back when it runs.

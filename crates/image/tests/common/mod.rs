@@ -362,11 +362,6 @@ pub fn manifest() -> Manifest {
             engine: "native".to_string(),
             job: "sum".to_string(),
             architecture: "x86_64".to_string(),
-            xstate_parts: vec![XstatePart {
-                component: 2,
-                offset: 576,
-                length: 256,
-            }],
             cpu_flags: vec!["avx2".to_string(), "sse4_2".to_string()],
             page_size: 4096,
             root_pid: 100,
@@ -503,6 +498,11 @@ pub fn manifest_with_ipc() -> Manifest {
     let owner = manifest.processes[0].threads[0].tid;
     manifest.io_urings.push(io_uring(owner));
     manifest.address_spaces[0].lock_future = 2;
+    manifest.checkpoint.xstate_parts = vec![XstatePart {
+        component: 2,
+        offset: 576,
+        length: 256,
+    }];
     manifest.inet_sockets.push(member());
     manifest.saved_files[2].huge_pages = 2 << 20;
     let heap = manifest.address_spaces[0]
