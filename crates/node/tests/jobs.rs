@@ -239,7 +239,10 @@ fn namespace(lab: &Lab) {
     let text = lab.shell(0, script);
     let user = lab.user.unwrap_or(rustix::process::geteuid().as_raw());
     let mut lines = text.lines();
-    assert_eq!(lines.next().unwrap(), format!("2 {user}"), "{text}");
+    let (number, id) = lines.next().unwrap().split_once(' ').unwrap();
+    assert_eq!(id, user.to_string(), "{text}");
+    // Init is 1, and the others begin somewhere.
+    assert!(number.parse::<u32>().unwrap() > 300, "{text}");
     let mut line = || lines.next().unwrap().split_whitespace().last().unwrap().to_string();
     let mut values = Vec::new();
     for _ in 0..4 {
@@ -363,7 +366,8 @@ fn detached(lab: &Lab) {
     lab.expect(0, &["run", "-d", "--name", "job", "--", "/bin/sh", "-c", script]);
     until("the job runs", || lab.path("ready").exists());
     let status = lab.status();
-    assert_eq!((&status["phase"], &status["inner_pid"]), (&"running".into(), &2.into()));
+    assert_eq!(status["phase"], "running");
+    assert!(status["inner_pid"].as_i64().unwrap() > 300, "{status}");
     let pid = status["pid"].as_i64().unwrap();
     assert!(alive(pid));
     lab.expect(75, &["rm", "job"]);
