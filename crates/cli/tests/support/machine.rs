@@ -1,6 +1,6 @@
 //! Machines with a disk of their own, which QEMU emulates: what is put on it, and what it says.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its own part of this module")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

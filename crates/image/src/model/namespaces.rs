@@ -120,6 +120,19 @@ pub enum Propagation {
 /// An option of a file system: its name and value.
 pub type MountOption = (String, String);
 
+/// Options of a file system of layers (overlay) that an image may have. Those of directories are not among them.
+pub const LAYER_OPTIONS: [&str; 9] = [
+    "redirect_dir",
+    "index",
+    "uuid",
+    "nfs_export",
+    "xino",
+    "metacopy",
+    "userxattr",
+    "volatile",
+    "fsync",
+];
+
 /// What is mounted somewhere.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -28,18 +28,6 @@ const MAX_MEMORY_FILES: usize = 1 << 20;
 const MAX_MOUNTS: usize = 4096;
 /// OVL_MAX_STACK.
 const MAX_LAYERS: usize = 500;
-/// Options of a file system of layers (overlay).
-const LAYER_OPTIONS: [&str; 9] = [
-    "redirect_dir",
-    "index",
-    "uuid",
-    "nfs_export",
-    "xino",
-    "metacopy",
-    "userxattr",
-    "volatile",
-    "fsync",
-];
 /// MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME, NOSYMFOLLOW.
 const MOUNT_ATTRIBUTES: u64 = 1 | 2 | 4 | 8 | 0x10 | 0x20 | 0x80 | 0x20_0000;
 /// MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME.

@@ -1,22 +1,9 @@
 //! File systems of layers (overlay): directories of the job's own mount namespace, on top of each other.
 
-use cpr_image::model::{ByteString, MountOption, Mounted};
+use cpr_image::model::{ByteString, LAYER_OPTIONS, MountOption, Mounted};
 use cpr_kernel::proc::Mount;
 
 use super::tree::{Base, below, name};
-
-/// Options that are given again. Those of directories are not among them.
-const KNOWN: [&str; 9] = [
-    "redirect_dir",
-    "index",
-    "uuid",
-    "nfs_export",
-    "xino",
-    "metacopy",
-    "userxattr",
-    "volatile",
-    "fsync",
-];
 
 /// What is mounted, by the options that /proc/PID/mountinfo shows. The directories must be where a restart finds them.
 ///
@@ -61,7 +48,7 @@ pub fn of(mount: &Mount, base: &Base) -> Result<Mounted, String> {
             "workdir" => work.replace(locate(value)?).is_some(),
             _ => {
                 let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-                if !KNOWN.contains(&key) || !value.bytes().all(plain) {
+                if !LAYER_OPTIONS.contains(&key) || !value.bytes().all(plain) {
                     return Err(refuse(&format!("it is mounted with option {option}")));
                 }
                 let twice = options.iter().any(|(known, _)| known == key);
