@@ -2,6 +2,7 @@
  * elsewhere, files of every layer open and mapped; as root, also a view of the kernel's devices (sysfs) as a network
  * namespace of its own sees it, and changes that are not written to disk at once. */
 #include "mounts.h"
+#include "own_users.h"
 
 #include <net/if.h>
 #include <sys/ioctl.h>

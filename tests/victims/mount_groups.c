@@ -2,6 +2,7 @@
  * own, a narrower one, and a group that is in two mount namespaces, as is the file system. As root, beside them, one that
  * cannot be mounted elsewhere, and file systems that are covered: by another one, and by one over the directory above. */
 #include "mounts.h"
+#include "own_users.h"
 
 #include <sys/mount.h>
 #include <sys/sysmacros.h>

@@ -3,6 +3,7 @@
  * files open, mapped and deleted in them, FIFOs and UNIX sockets with data, a session with a
  * terminal of its own file system of terminals, message queues, and a process below another root directory. */
 #include "mounts.h"
+#include "own_users.h"
 
 #include <mqueue.h>
 #include <sys/ioctl.h>
