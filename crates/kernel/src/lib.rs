@@ -36,3 +36,4 @@ pub mod terminal_relay;
 mod userfaultfd;
 pub mod witness;
 pub mod write_tracking;
+pub mod writeback;

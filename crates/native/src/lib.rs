@@ -46,6 +46,7 @@ mod user_namespaces;
 mod userfault;
 pub mod views;
 pub mod visits;
+mod write_behind;
 
 pub use callbacks::{Rebirth, tell};
 pub use checkpoint::{

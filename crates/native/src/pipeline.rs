@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use crate::checkpoint::{Event, Observer};
 use crate::pieces::{Pieces, Placed};
 use crate::sink::{PAGE_SIZE, PIECE, PageSink, ReadPiece};
+use crate::write_behind::WriteBehind;
 
 /// Page data buffered in memory while a job is stopped that is to go on, bytes; beyond that the stop lasts as long as
 /// writing does.
@@ -76,6 +78,8 @@ pub struct Pipeline<'a, 'b> {
     next: u64,
     /// Where several threads can write.
     chunks: Option<ChunkWriter>,
+    /// Where the image is a file.
+    behind: Option<Arc<WriteBehind>>,
     /// Pieces to be placed before that is tried again.
     pause: u32,
     /// How often it was tried to come to the end of a piece, without success.
@@ -119,9 +123,13 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             None => None,
         };
         let hashes_apart = hashing.is_some();
+        let behind = file.as_ref().map(File::try_clone).transpose();
+        let behind = behind.context(|| "copy the descriptor of the image")?;
+        let behind = behind.map(|file| Arc::new(WriteBehind::new(file)));
+        let goes_on = behind.clone();
         let thread = std::thread::Builder::new()
             .name("cpr-write".to_owned())
-            .spawn(move || write_pieces(writer, &incoming, &written))
+            .spawn(move || write_pieces(writer, &incoming, &written, goes_on.as_deref()))
             .context(|| "start the writing thread")?;
         Ok(Pipeline {
             pieces: Some(pieces),
@@ -134,6 +142,7 @@ impl<'a, 'b> Pipeline<'a, 'b> {
             piece: Vec::with_capacity(PIECE),
             next,
             chunks: file.filter(|_| hashes_apart).map(ChunkWriter::new),
+            behind,
             pause: 0,
             tries: 0,
             failures: 0,
@@ -288,13 +297,21 @@ impl<'a, 'b> Pipeline<'a, 'b> {
     }
 }
 
-fn write_pieces(mut writer: ImageWriter<File>, pieces: &Receiver<Piece>, written: &Done) -> Result<ImageWriter<File>> {
+fn write_pieces(
+    mut writer: ImageWriter<File>,
+    pieces: &Receiver<Piece>,
+    written: &Done,
+    behind: Option<&WriteBehind>,
+) -> Result<ImageWriter<File>> {
     for piece in pieces {
         match &piece {
             Piece::Pages(pages) => drop(writer.append(pages)?),
             Piece::Written(chunks) => writer.pass_over(chunks.len() as u64 * cpr_image::HASH_CHUNK)?,
         }
         written.note(piece);
+        if let Some(behind) = behind {
+            behind.go_on();
+        }
     }
     Ok(writer)
 }
@@ -464,6 +481,9 @@ impl PageSink for Pipeline<'_, '_> {
         let mut told = Ok(());
         let placed = pieces.place(&mut |placed| {
             self.done = before + (placed * PIECE) as u64;
+            if let Some(behind) = &self.behind {
+                behind.go_on();
+            }
             if self.done - self.told >= STEP {
                 told = self.tell();
             }
