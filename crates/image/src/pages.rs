@@ -6,18 +6,19 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use cpr_types::{Error, ErrorKind, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
-use crate::format::PAGE;
+use crate::format::{MAX_DATA, PAGE};
 
 /// Bytes of the secret: as many as the default secret of XXH3 has.
 const SECRET: usize = 192;
-/// Pages in one generation: with two of them, at most 64 MiB are used for what was seen last (4 GiB of distinct pages).
-const GENERATION: usize = 1 << 19;
+/// Pages in one generation: as many as a table has room for that has 2^19 places, of 21 bytes each. With two of them, at
+/// most 21 MiB are used for what was seen last (3.5 GiB of distinct pages).
+const GENERATION: usize = (1 << 19) / 8 * 7;
 
 /// The keys are hashes already.
 #[derive(Default)]
@@ -29,22 +30,46 @@ impl Hasher for Low {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // Not used: the only keys are u128.
+        // Not used: keys write one number only.
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }
     }
 
-    fn write_u128(&mut self, key: u128) {
-        self.0 = key as u64;
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
     }
 }
 
-type Positions = HashMap<u128, u64, BuildHasherDefault<Low>>;
+/// By the number of the page in the image, which takes half the room of its position.
+type Positions = HashMap<PageHash, u32, BuildHasherDefault<Low>>;
 
-/// By what a page is known.
+/// By what a page is known, in pieces that need no room around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageHash(u128);
+pub struct PageHash([u32; 4]);
+
+impl PageHash {
+    fn of(page: &[u8], secret: &[u8; SECRET]) -> Self {
+        let hash = xxh3_128_with_secret(page, secret);
+        PageHash([0, 32, 64, 96].map(|shift| (hash >> shift) as u32))
+    }
+}
+
+impl Hash for PageHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.0[0]) | u64::from(self.0[1]) << 32);
+    }
+}
+
+/// The number of the page at this position.
+fn number(offset: u64) -> u32 {
+    const { assert!(MAX_DATA / PAGE < u32::MAX as u64) };
+    (offset / PAGE) as u32
+}
+
+fn position(number: u32) -> u64 {
+    u64::from(number) * PAGE
+}
 
 /// Hashes pages for one index, so that several threads can do it.
 #[derive(Clone)]
@@ -53,7 +78,7 @@ pub struct PageHasher([u8; SECRET]);
 impl PageHasher {
     /// The hash of one page.
     pub fn hash(&self, page: &[u8]) -> PageHash {
-        PageHash(xxh3_128_with_secret(page, &self.0))
+        PageHash::of(page, &self.0)
     }
 }
 
@@ -98,12 +123,12 @@ impl PageIndex {
         self.turn();
         let end = offset + hashes.len() as u64 * PAGE;
         for (count, (hash, fresh)) in hashes.iter().zip((offset..).step_by(PAGE as usize)).enumerate() {
-            let is_known = match self.new.entry(hash.0) {
-                Entry::Occupied(known) => !(offset..end).contains(known.get()),
+            let is_known = match self.new.entry(*hash) {
+                Entry::Occupied(known) => !(offset..end).contains(&position(*known.get())),
                 Entry::Vacant(place) => {
-                    let is_known = !self.old.is_empty() && self.old.contains_key(&hash.0);
+                    let is_known = !self.old.is_empty() && self.old.contains_key(hash);
                     if !is_known {
-                        place.insert(fresh);
+                        place.insert(number(fresh));
                     }
                     is_known
                 }
@@ -111,7 +136,7 @@ impl PageIndex {
             if is_known {
                 // What has been noted lies at `offset` or behind it, as nothing did before.
                 for hash in &hashes[..count] {
-                    self.new.remove(&hash.0);
+                    self.new.remove(hash);
                 }
                 return false;
             }
@@ -121,17 +146,19 @@ impl PageIndex {
 
     fn turn(&mut self) {
         if self.new.len() >= GENERATION {
-            self.old = std::mem::take(&mut self.new);
+            // Room for all at once: a table that grows is there twice meanwhile.
+            let next = Positions::with_capacity_and_hasher(GENERATION, BuildHasherDefault::default());
+            self.old = std::mem::replace(&mut self.new, next);
         }
     }
 
-    /// Where a page with these contents is; if there is none, `offset` is noted for it.
+    /// Where a page with these contents is; if there is none, `offset` is noted for it, which is that of a page.
     pub fn find_or_note(&mut self, page: &[u8], offset: u64) -> Option<u64> {
-        let hash = xxh3_128_with_secret(page, &self.secret);
+        let hash = PageHash::of(page, &self.secret);
         self.turn();
         // One look: each is for a place in memory that no cache has.
         let place = match self.new.entry(hash) {
-            Entry::Occupied(known) => return Some(*known.get()),
+            Entry::Occupied(known) => return Some(position(*known.get())),
             Entry::Vacant(place) => place,
         };
         let known = if self.old.is_empty() {
@@ -139,8 +166,8 @@ impl PageIndex {
         } else {
             self.old.get(&hash).copied()
         };
-        place.insert(known.unwrap_or(offset));
-        known
+        place.insert(known.unwrap_or(number(offset)));
+        known.map(position)
     }
 }
 
@@ -157,7 +184,7 @@ mod tests {
         assert_eq!(index.find_or_note(&page(8), 8192), None);
         assert_eq!(index.find_or_note(&page(7), 12288), Some(4096));
         for number in 100..100 + GENERATION as u64 {
-            index.find_or_note(&number.to_ne_bytes(), number);
+            index.find_or_note(&number.to_ne_bytes(), number * PAGE);
         }
         assert_eq!(index.find_or_note(&page(8), 4096), Some(8192));
         assert!(index.new.len() + index.old.len() <= 2 * GENERATION);
