@@ -6,9 +6,10 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use support::victim::{Victim, compile};
-use support::{As, Cpr, skip};
+use support::{As, Cpr, skip, wait_until};
 
 /// The job uses something that cannot be checkpointed.
 const UNSUPPORTED: i32 = 69;
@@ -93,6 +94,41 @@ mod shared_memory {
     fn lost_as_user() {
         survives("shared_memory::lost_as_user", As::User, true);
     }
+}
+
+/// What root's job makes of the limits of its own IPC namespace is still so after a restart; a file of the job's says so,
+/// for the machine has others.
+#[test]
+fn limits_that_a_job_has_set() {
+    let Some(cpr) = Cpr::new("limits_that_a_job_has_set", As::Root) else {
+        return;
+    };
+    let script = r#"cd /proc/sys
+        if ! echo 4321 > kernel/msgmax || ! echo 77 > fs/mqueue/msg_max; then echo denied; exit; fi
+        echo ready
+        until [ -e "$0" ]; do sleep 0.1; done
+        cat kernel/msgmax fs/mqueue/msg_max"#;
+    let go = cpr.work.join("go");
+    cpr.run_detached(
+        "limits",
+        &[],
+        &["sh", "-c", script, go.to_str().expect("the path is text")],
+    );
+    wait_until(Duration::from_secs(30), "the job has set its limits", || {
+        !cpr.logs("limits").is_empty()
+    });
+    if cpr.logs("limits").starts_with(b"denied") {
+        skip!("limits_that_a_job_has_set", "root may not set limits of IPC here");
+    }
+    for _ in 0..2 {
+        cpr.checkpoint("limits", &["--stop"]);
+        cpr.restart("limits");
+    }
+    fs::write(&go, "").expect("the directory is there");
+    assert_eq!(cpr.wait("limits"), 0);
+    assert_eq!(String::from_utf8_lossy(&cpr.logs("limits")), "ready\n4321\n77\n");
+    let machines = fs::read_to_string("/proc/sys/kernel/msgmax").expect("there is /proc/sys");
+    assert_ne!(machines, "4321\n");
 }
 
 /// System V objects of jobs that share the machine's IPC namespace.

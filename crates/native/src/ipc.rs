@@ -184,6 +184,9 @@ pub fn save(
             deadline,
         };
         scene.save(&mut ipc, sink)?;
+        if namespace.is_none() && own {
+            ipc.limits = settings::of_ipc()?;
+        }
         if namespace.is_some() {
             namespaces.push(IpcNamespace {
                 settings: settings::of_ipc()?,

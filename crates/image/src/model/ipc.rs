@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteString, Bytes, Extent, IpcNamespaceId};
+use super::{ByteString, Bytes, Extent, IpcNamespaceId, Setting};
 
 /// Objects of IPC namespaces. All of those that are the job's own, else what can be told to be the job's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -16,6 +16,9 @@ pub struct Ipc {
     pub queues: Vec<SysvQueue>,
     /// POSIX message queues.
     pub posix_queues: Vec<PosixQueue>,
+    /// The limits of the IPC namespace that `cpr run` has made for the job; empty where it shares one with others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Setting>,
 }
 
 /// What System V objects have in common.

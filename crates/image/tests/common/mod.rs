@@ -586,6 +586,7 @@ fn ipc() -> Ipc {
             messages: vec![(31, Bytes(b"hello".to_vec()))],
             ..PosixQueue::default()
         }],
+        limits: vec![(ByteString::from("kernel/msgmni"), ByteString::from("32000\n"))],
     }
 }
 

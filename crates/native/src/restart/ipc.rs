@@ -14,6 +14,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use super::stub::Workshop;
 use crate::files;
 use crate::ipc::{SHM_DEST, SHM_LOCKED, adjusting_steps, label};
+use crate::settings;
 use crate::sink::PageSource;
 use crate::visits::Visits;
 
@@ -59,6 +60,21 @@ fn owner(identity: &SysvIdentity) -> Ownership {
 
 fn place(namespace: Option<IpcNamespaceId>) -> Option<usize> {
     namespace.map(IpcNamespaceId::index)
+}
+
+/// Gives the namespace that was made for the job the limits it had; those that it cannot be given are noted.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] for what is no such limit.
+pub fn set_limits(ipc: &Ipc, notes: &mut Vec<String>) -> Result<()> {
+    for limit in &ipc.limits {
+        match settings::set(std::slice::from_ref(limit), settings::is_of_ipc) {
+            Err(error) if error.kind() == ErrorKind::Damaged => return Err(error),
+            Err(error) => notes.push(format!("a limit of the job's IPC namespace is another one: {error}")),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Makes all objects of the image, each in its namespace.

@@ -250,12 +250,16 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         context.devices = request.devices;
         context.packet_sockets = &packet_sockets;
         files::terminal::create_all(&mut context)?;
+        let mut notes = Vec::new();
+        // Nobody but root can have changed them, nor may.
+        if roots_own && request.own_pid_namespace && manifest.checkpoint.own_ipc_namespace {
+            ipc::set_limits(&manifest.ipc, &mut notes)?;
+        }
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
         context.queues = std::mem::take(&mut objects.queues);
         if !request.own_pid_namespace {
             numbers::await_burials(manifest)?;
         }
-        let mut notes = Vec::new();
         let (mut built, views) = clocks::going_on(manifest, &mut notes, || {
             make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)
         })?;
