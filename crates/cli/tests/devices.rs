@@ -32,11 +32,7 @@ impl Lab {
     }
 
     fn cpr(&self, arguments: &[&str]) -> Ended {
-        let config = format!("GRIDCPR_CONFIG_DIRS={}", self.config.display());
-        let binary = self.cpr.binary().display().to_string();
-        let mut all = vec!["env", &config, &binary];
-        all.extend(arguments);
-        self.cpr.program(&all)
+        self.cpr.cpr_with_config(&self.config, arguments)
     }
 
     /// Puts a file into the directory of plug-ins.

@@ -9,16 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{As, Cpr, Ended};
-
-/// Runs `cpr` with a directory of configuration.
-fn with_config(cpr: &Cpr, config: &Path, arguments: &[&str]) -> Ended {
-    let mut all = vec![format!("GRIDCPR_CONFIG_DIRS={}", config.display())];
-    all.push(cpr.binary().display().to_string());
-    all.extend(arguments.iter().map(ToString::to_string));
-    let all: Vec<&str> = ["env"].into_iter().chain(all.iter().map(String::as_str)).collect();
-    cpr.program(&all)
-}
+use support::{As, Cpr};
 
 fn write(path: &Path, text: &str) {
     let directory = path.parent().unwrap();
@@ -51,7 +42,7 @@ fn engines_and_classes_are_listed() {
     );
     write(&config.join("engines.d/bad.toml"), "name = \"bad\"\n");
     cpr.give(&config);
-    let listed = with_config(&cpr, &config, &["engines", "--json"]).good();
+    let listed = cpr.cpr_with_config(&config, &["engines", "--json"]).good();
     let engines = &listed.json()["engines"];
     let native = named(engines, "native");
     assert_eq!(native["works"], true, "{native}");
@@ -74,11 +65,15 @@ fn engines_and_classes_are_listed() {
         "{}",
         listed.stderr
     );
-    let shown = with_config(&cpr, &config, &["engines", "show", "paint", "--json"])
+    let shown = cpr
+        .cpr_with_config(&config, &["engines", "show", "paint", "--json"])
         .good()
         .json();
     assert_eq!(shown, *named(engines, "paint"));
-    let text = with_config(&cpr, &config, &["engines", "show", "paint"]).good().text();
+    let text = cpr
+        .cpr_with_config(&config, &["engines", "show", "paint"])
+        .good()
+        .text();
     assert!(text.contains("\n  colour=red,blue\n"), "{text}");
     for (name, driver) in [
         ("native", "native"),
@@ -88,7 +83,7 @@ fn engines_and_classes_are_listed() {
     ] {
         assert_eq!(named(engines, name)["driver"], driver);
     }
-    let classes = with_config(&cpr, &config, &["classes", "--json"]).good().json();
+    let classes = cpr.cpr_with_config(&config, &["classes", "--json"]).good().json();
     assert!(
         named(&classes["classes"], "basic")["members"]
             .as_array()
@@ -102,7 +97,7 @@ fn engines_and_classes_are_listed() {
         named(&classes["classes"], "virtual-machine")["members"],
         json!(["qemu"])
     );
-    assert_eq!(with_config(&cpr, &config, &["engines", "show", "nobody"]).code, 66);
+    assert_eq!(cpr.cpr_with_config(&config, &["engines", "show", "nobody"]).code, 66);
 }
 
 // GCA-CLASS-6, GCA-CS-3

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use support::library::compile_with_library;
-use support::{As, Cpr, Ended, PATIENCE, finish, wait_until};
+use support::{As, Cpr, PATIENCE, wait_until};
 
 const UNSUPPORTED: i32 = 69;
 
@@ -51,12 +51,6 @@ while True:
 ";
 
 const ENGINE: &str = "self-checkpointing";
-
-fn with_config(cpr: &Cpr, config: &std::path::Path, arguments: &[&str]) -> Ended {
-    let mut command = cpr.command(cpr.binary());
-    command.env("GRIDCPR_CONFIG_DIRS", config).args(arguments);
-    finish(&cpr.work, command, PATIENCE)
-}
 
 fn images(cpr: &Cpr, job: &str) -> Vec<PathBuf> {
     let images = cpr.cpr(["images", "--json", job]).good().json();
@@ -180,7 +174,7 @@ fn a_callback_of_the_library_saves_the_program() {
                 directory = \"%JOB_DIRECTORY%/app\"\n";
     fs::write(config.join("engines.d/told.toml"), text).unwrap();
     cpr.give(&config);
-    let with = |arguments: &[&str]| with_config(&cpr, &config, arguments);
+    let with = |arguments: &[&str]| cpr.cpr_with_config(&config, arguments);
     with(&["run", "-d", "--engine", "told", "--name", "sim", "--", &program]).good();
     wait_until(PATIENCE, "it counts", || numbers(&cpr.logs("sim")).len() > 5);
     with(&["checkpoint", "sim"]).good();
@@ -225,7 +219,7 @@ fn an_engine_of_one_node_restarts_nothing_on_another() {
         .replace("open-files", "here-only")
         .replace("driver =", "restart = \"here\"\ndriver =");
     fs::write(config.join("engines.d/here-only.toml"), text).unwrap();
-    let with = |arguments: &[&str]| with_config(&cpr, &config, arguments);
+    let with = |arguments: &[&str]| cpr.cpr_with_config(&config, arguments);
     let shown = with(&["engines", "show", "here-only", "--json"]).good().json();
     assert_eq!(shown["restart"], "here", "{shown}");
     let chosen = with(&[

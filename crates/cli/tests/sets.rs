@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::steps::Steps;
-use support::{As, Cpr, Ended, PATIENCE, copy_tree, finish, note_skip, poll, wait_until};
+use support::{As, Cpr, Ended, PATIENCE, copy_tree, note_skip, poll, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
@@ -103,9 +103,7 @@ impl Lab {
     }
 
     fn cpr(&self, arguments: &[&str]) -> Ended {
-        let mut command = self.cpr.command(self.cpr.binary());
-        command.env("GRIDCPR_CONFIG_DIRS", &self.config).args(arguments);
-        finish(&self.cpr.work, command, PATIENCE)
+        self.cpr.cpr_with_config(&self.config, arguments)
     }
 
     fn start(&self, job: &str, engine: &str, program: &str) {

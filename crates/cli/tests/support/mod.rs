@@ -305,6 +305,14 @@ impl Cpr {
         finish(&self.base, command, PROMPT)
     }
 
+    /// The same with a directory of configuration of its own; it may wait for a job.
+    #[track_caller]
+    pub fn cpr_with_config<S: AsRef<OsStr>>(&self, config: &Path, arguments: impl IntoIterator<Item = S>) -> Ended {
+        let mut command = self.command(&self.binary);
+        command.env("GRIDCPR_CONFIG_DIRS", config).args(arguments);
+        finish(&self.base, command, PATIENCE)
+    }
+
     /// `cpr run -d --name JOB OPTIONS -- COMMAND`.
     #[track_caller]
     pub fn run_detached<S: AsRef<OsStr>>(&self, job: &str, options: &[&str], command: &[S]) {

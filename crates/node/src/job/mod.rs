@@ -176,11 +176,12 @@ impl Job {
         }
         let state = self.settled_state()?.ok_or_else(dead)?;
         match state.phase {
-            Phase::Running | Phase::Suspended => Ok(state),
-            Phase::Starting => Err(Error::new(
+            _ if state.is_starting() && self.is_alive()? => Err(Error::new(
                 ErrorKind::Busy,
                 format!("job {} is being started", self.name),
             )),
+            _ if state.is_starting() => Err(dead()),
+            Phase::Running | Phase::Suspended => Ok(state),
             _ => Err(dead()),
         }
     }
@@ -188,7 +189,7 @@ impl Job {
     /// The state, once the job is no longer being started: what a program does first may be to ask for a checkpoint of
     /// itself, before its supervisor has written down that it runs.
     fn settled_state(&self) -> Result<Option<State>> {
-        let is_starting = |state: &Option<State>| state.as_ref().is_some_and(|s| s.phase == Phase::Starting);
+        let is_starting = |state: &Option<State>| state.as_ref().is_some_and(State::is_starting);
         let state = self.state()?;
         if !is_starting(&state) {
             return Ok(state);
@@ -319,10 +320,14 @@ impl Job {
 
     /// How it is.
     pub fn status(&self) -> Result<JobStatus> {
-        let alive = self.is_alive()?;
+        let mut alive = self.is_alive()?;
         let state = self.state()?;
+        let is_starting = alive && state.as_ref().is_some_and(State::is_starting);
+        // It may have ended in between.
+        alive = alive && (!is_starting || self.is_alive()?);
         let phase = match &state {
             None => Phase::Created,
+            Some(_) if alive && is_starting => Phase::Starting,
             Some(state) if alive => match state.phase {
                 Phase::Running if self.is_suspended()? => Phase::Suspended,
                 phase => phase,

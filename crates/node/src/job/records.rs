@@ -176,6 +176,12 @@ impl State {
         self.supervisor.is_none() && self.root_here.is_some()
     }
 
+    /// Whether the job begins, or begins anew. Whoever starts one that was registered holds its lock for a moment before
+    /// that is written down.
+    pub(super) fn is_starting(&self) -> bool {
+        self.phase == Phase::Starting || self.is_registered() && self.registered().is_none()
+    }
+
     /// The program of such a job, while it lives.
     pub(super) fn registered(&self) -> Option<Target> {
         let root = self.root_here.filter(|_| self.is_registered())?;
