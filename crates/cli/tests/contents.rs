@@ -33,6 +33,39 @@ else:
 while not os.path.exists('go'): time.sleep(0.01)
 ";
 
+/// Long and short runs of equal pages, among others; where they begin and end is of no pattern.
+const EQUAL: &str = "import hashlib, mmap, os, time
+pages = 40000
+memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+at = 0
+for length, content in [(17000, b'a'), (3, None), (200, b'b'), (1, None), (300, b'a'), (70, None), (1, b'b'), (20000, b'c')]:
+    for page in range(at, at + length):
+        memory[page * 4096:page * 4096 + 4096] = os.urandom(4096) if content is None else content * 4096
+    at += length
+had = hashlib.sha256(memory).hexdigest()
+print('READY', flush=True)
+while not os.path.exists('go'): time.sleep(0.01)
+print('SAME' if hashlib.sha256(memory).hexdigest() == had else 'OTHER', flush=True)
+";
+
+#[test]
+fn equal_pages_are_stored_once_and_come_back_everywhere() {
+    let Some(cpr) = Cpr::new("equal_pages_are_stored_once", As::User) else {
+        return;
+    };
+    cpr.run_detached("sim", &[], &[PYTHON, "-c", EQUAL]);
+    wait_until(PATIENCE, "the pages are there", || {
+        cpr.logs("sim").starts_with(b"READY")
+    });
+    let report = cpr.checkpoint("sim", &["--stop"]);
+    let bytes = report["bytes"].as_u64().expect("the report has a length");
+    assert!(bytes < 32 * MIB, "the image has {bytes} bytes of 156 MiB");
+    cpr.restart("sim");
+    fs::write(cpr.work.join("go"), "").expect("a file can be made");
+    assert_eq!(cpr.wait("sim"), 0);
+    assert_eq!(String::from_utf8_lossy(&cpr.logs("sim")), "READY\nSAME\n");
+}
+
 // LBNL-3.1.3
 #[test]
 fn what_is_shared_is_stored_once_and_what_was_not_touched_is_not() {

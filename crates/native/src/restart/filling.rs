@@ -3,8 +3,12 @@
 //!
 //! Pages are put with userfaultfd(2): the kernel copies them into new ones without clearing these before, and without a
 //! page fault for each. The process must not touch that memory meanwhile, nor must the kernel for it.
+//!
+//! Equal pages are in an image once. Where many of them lie one after the other they are put together, and after all
+//! else, since a single thread verifies the piece of the image that has them.
 
 use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 
 use cpr_image::Image;
 use cpr_image::model::{AddressSpace, Manifest, Mapping};
@@ -14,11 +18,15 @@ use cpr_types::{Context, Result};
 
 use super::lazy;
 use super::stub::Workshop;
+use crate::beside::each;
+use crate::sink::{PAGE_SIZE, PIECE};
 use crate::userfault;
 
 /// Processes with less page data of this kind, bytes, fill their memory themselves: that is done sooner than a
 /// descriptor is made.
 const LEAST: u64 = 16 << 20;
+/// Most equal pages that one thread puts before it asks for more, bytes.
+const SHARE: usize = 32 << 20;
 
 /// Whether the pages of a mapping can come from outside. One that asks for huge pages gets them when the process itself
 /// touches it.
@@ -50,14 +58,26 @@ struct Target {
     filler: Option<DemandPager>,
 }
 
+/// Where a piece of the image goes.
+#[derive(Debug)]
+struct Place {
+    /// Number of the process.
+    target: usize,
+    start: u64,
+    /// Whether the descriptor is for that memory.
+    is_watched: bool,
+    /// How often it is there, one behind the other; more than once for single pages only.
+    times: usize,
+}
+
 /// What is to be filled.
 #[derive(Debug, Default)]
 pub(super) struct Filling {
     targets: Vec<Target>,
     /// Position in the image and length.
     pieces: Vec<(u64, u64)>,
-    /// Where each goes: number of the process, address, and whether the descriptor is for that memory.
-    places: Vec<(usize, u64, bool)>,
+    /// Where each goes.
+    places: Vec<Place>,
 }
 
 impl Filling {
@@ -76,12 +96,30 @@ impl Filling {
             let register = |filler: &DemandPager| filler.register(mapping.start, mapping.end).is_ok();
             let is_watched = filler.as_ref().is_some_and(register);
             for extent in &mapping.extents {
-                self.pieces.push((extent.offset, extent.length));
-                self.places.push((number, extent.start, is_watched));
+                self.add_piece((extent.offset, extent.length), number, extent.start, is_watched);
             }
         }
         self.targets.push(Target { pid, memory, filler });
         Ok(())
+    }
+
+    fn add_piece(&mut self, piece: (u64, u64), target: usize, start: u64, is_watched: bool) {
+        let is_page = piece.1 == PAGE_SIZE as u64;
+        if let Some(last) = self.places.last_mut().filter(|_| is_page)
+            && self.pieces.last() == Some(&piece)
+            && (last.target, last.is_watched) == (target, is_watched)
+            && last.start + (last.times * PAGE_SIZE) as u64 == start
+        {
+            last.times += 1;
+            return;
+        }
+        self.pieces.push(piece);
+        self.places.push(Place {
+            target,
+            start,
+            is_watched,
+            times: 1,
+        });
     }
 
     /// Verifies all page data of the image and fills what is to be filled. It is all the process's own then.
@@ -94,10 +132,56 @@ impl Filling {
             pieces,
             places,
         } = &self;
+        let repeated: Mutex<Vec<Repeated>> = Mutex::default();
         image.verify_and_take(pieces, &|piece, done, pages| {
-            let (target, start, is_watched) = places[piece];
-            targets[target].put(start + done, pages, is_watched)
-        })
+            let &Place {
+                target,
+                start,
+                is_watched,
+                times,
+            } = &places[piece];
+            match times * pages.len() {
+                _ if times == 1 => targets[target].put(start + done, pages, is_watched),
+                length if length <= PIECE => targets[target].put(start, &pages.repeat(times), is_watched),
+                length => {
+                    let mut repeated = repeated.lock().unwrap_or_else(PoisonError::into_inner);
+                    repeated.extend((0..length).step_by(SHARE).map(|from| Repeated {
+                        piece,
+                        page: pages.to_vec(),
+                        from,
+                        length: SHARE.min(length - from),
+                    }));
+                    Ok(())
+                }
+            }
+        })?;
+        let repeated = repeated.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let done = each(2, &repeated, |part| {
+            let place = &places[part.piece];
+            part.put(&targets[place.target], place)
+        })?;
+        done.into_iter().collect()
+    }
+}
+
+/// A part of memory in which all pages are equal, and were verified.
+#[derive(Debug)]
+struct Repeated {
+    piece: usize,
+    page: Vec<u8>,
+    /// How far into it, bytes.
+    from: usize,
+    length: usize,
+}
+
+impl Repeated {
+    fn put(&self, target: &Target, place: &Place) -> Result<()> {
+        let pages = self.page.repeat(PIECE / PAGE_SIZE);
+        for at in (0..self.length).step_by(PIECE) {
+            let pages = &pages[..PIECE.min(self.length - at)];
+            target.put(place.start + (self.from + at) as u64, pages, place.is_watched)?;
+        }
+        Ok(())
     }
 }
 
