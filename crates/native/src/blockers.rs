@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 
 use cpr_kernel::namespace::Place;
-use cpr_kernel::proc::{Mount, ProcDir, Status};
+use cpr_kernel::proc::{Mount, MountTable, ProcDir, Status};
 use cpr_kernel::process::{self, KCMP_FS, KCMP_SIGHAND, KCMP_VM};
 use cpr_types::{Error, ErrorKind, Result};
 
@@ -14,6 +14,7 @@ use crate::Blocker;
 use crate::beside::beside;
 use crate::files::Target;
 use crate::freeze::{Members, Scope};
+use crate::outside::Outside;
 
 /// With so many threads in a process, two threads of ours look at them.
 const MANY: usize = 64;
@@ -97,6 +98,14 @@ impl Home {
         Ok(mounts)
     }
 
+    /// What is mounted there, with that which the job has mounted.
+    ///
+    /// # Errors
+    /// The process that shows it has gone.
+    pub fn mount_table(&self) -> std::io::Result<MountTable> {
+        ProcDir::open_living(self.init)?.mount_table()
+    }
+
     /// Numbers of mounts that the job has made there.
     pub fn made(&self) -> &HashSet<i32> {
         &self.made
@@ -105,12 +114,13 @@ impl Home {
     /// The same home, which knows what is mounted `outside`, where a restart makes a new one. A mount namespace in which
     /// the job has mounted anything is none that a restart finds: it is saved as one that the job has made.
     #[must_use]
-    pub fn with_mounts(mut self, outside: Option<&[Mount]>) -> Self {
+    pub fn with_mounts(mut self, outside: Option<&Outside>) -> Self {
         let Some(outside) = outside.filter(|_| !self.is_outside) else {
             return self;
         };
+        let made = self.mount_table().and_then(|inside| outside.made(&inside));
+        self.made = made.unwrap_or_default().iter().map(|mount| mount.id).collect();
         let inside = self.mounts().unwrap_or_default();
-        self.made = made(&inside, outside).map(|mount| mount.id).collect();
         // Where a job is started, mounts follow those of the machine, and nobody follows them.
         let shared = |mount: &Mount| mount.optional.iter().any(|tag| is_shared(tag));
         self.has_mounted = !self.made.is_empty() || inside.iter().any(shared);
@@ -356,36 +366,14 @@ fn is_shared(tag: &[u8]) -> bool {
     tag.starts_with(b"shared:")
 }
 
-/// Mounts that a job has made in its mount namespace: those that are not where a restart makes it a new one. /proc and
-/// /dev/mqueue are ours.
-fn made<'a>(inside: &'a [Mount], outside: &[Mount]) -> impl Iterator<Item = &'a Mount> {
-    type Place<'a> = ((u32, u32), &'a [u8], &'a [u8]);
-    fn place(mount: &Mount) -> Place<'_> {
-        (mount.dev, &mount.root, &mount.mount_point)
-    }
-    let known: HashSet<Place<'_>> = outside.iter().map(place).collect();
-    let ours = |mount: &Mount| {
-        matches!(
-            (mount.mount_point.as_slice(), mount.fs_type.as_slice()),
-            (b"/proc", b"proc") | (b"/dev/mqueue", b"mqueue")
-        )
-    };
-    // What the job has mounted over ours is not ours.
-    let mut found: HashSet<&[u8]> = HashSet::new();
-    let strange = inside.iter().filter(|mount| !known.contains(&place(mount)));
-    let strange: Vec<&Mount> = strange
-        .filter(|mount| !ours(mount) || !found.insert(&mount.mount_point))
-        .collect();
-    strange.into_iter()
-}
-
 /// Mounts that a job has made in its mount namespace, where that is not ours to look into: they are not saved.
-pub fn mounts(home: &Home, root: i32, outside: &[Mount]) -> Vec<Blocker> {
+pub fn mounts(home: &Home, root: i32, outside: &Outside) -> Vec<Blocker> {
     if !home.is_outside {
         return Vec::new();
     }
-    let inside = home.mounts().unwrap_or_default();
-    made(&inside, outside)
+    let made = home.mount_table().and_then(|inside| outside.made(&inside));
+    made.unwrap_or_default()
+        .iter()
         .map(|mount| Blocker {
             pid: root,
             object: format!("mount {}", String::from_utf8_lossy(&mount.mount_point)),

@@ -30,6 +30,7 @@ mod memory;
 mod memory_policies;
 mod mount_namespaces;
 pub mod networks;
+pub mod outside;
 mod pid_namespaces;
 mod pieces;
 mod pipeline;

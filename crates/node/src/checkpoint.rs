@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_image::model::ByteString;
-use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::engine::{
     After, Basis, Blocker, CheckpointReport, CheckpointRequest, Compression, Destination, Earlier, Event, FileRule,
-    Handover, Keep, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint, devices,
+    Handover, Keep, Outside, PendingImage, Requester, Surroundings, TcpPolicy, check, checkpoint, devices,
 };
 use crate::foreign::{Addressed, Saving};
 use crate::group;
@@ -188,7 +188,7 @@ impl<'a> Ready<'a> {
         request.files = all.cloned().collect();
         request.keep.libraries |= spec.keep_files.libraries;
         request.keep.executables |= spec.keep_files.executables;
-        request.mounts = self.job.mounts_outside(&self.state);
+        request.mounts = self.job.mounts_outside(&self.state).map(Arc::new);
         request.adopter = self.job.adopter(&self.state);
         request.group = self.group.clone();
         request.log = std::fs::canonicalize(self.job.log_path())
@@ -693,13 +693,15 @@ fn blockers(
     session: Option<i32>,
     adopter: Option<i32>,
     tcp: TcpPolicy,
-    mounts: Option<Vec<Mount>>,
+    (is_job, mounts): (bool, Option<Outside>),
 ) -> Result<Vec<Blocker>> {
-    let own_ipc = worker::plan(target)?.ipc;
+    let journey = worker::plan(target)?;
     let mut worker = Worker::start(target, move |_| {
-        let (mounts, devices) = (mounts.as_deref(), devices());
+        let (mounts, devices) = (mounts.as_ref(), devices());
         let around = Surroundings {
-            own_ipc,
+            own_ipc: journey.ipc,
+            // From inside it, we would be of the job ourselves.
+            own_pid_namespace: is_job && journey.pid,
             adopter,
             tcp,
             channels: None,
@@ -736,19 +738,11 @@ pub fn check_bare(bare: Bare) -> Result<Vec<Blocker>> {
         found.session,
         None,
         TcpPolicy::default(),
-        None,
+        (false, None),
     )
 }
 
 impl Job {
-    /// What is mounted where a restart would make the job a mount namespace; none where the job has none of its own, or
-    /// its supervisor is gone.
-    fn mounts_outside(&self, state: &State) -> Option<Vec<Mount>> {
-        state.init?;
-        let supervisor = Target::open_same(state.supervisor?).ok()?;
-        ProcDir::open(supervisor.pid).and_then(|proc| proc.mountinfo()).ok()
-    }
-
     /// Who adopts the orphans of a job that was restarted without a PID namespace of its own: its supervisor.
     fn adopter(&self, state: &State) -> Option<i32> {
         let supervisor = state
@@ -782,7 +776,7 @@ impl Job {
         let init = self.init_target(&state)?;
         let at_home = init.as_ref().unwrap_or(&root);
         let (pid, adopter) = (state.root.unwrap_or(root.pid), self.adopter(&state));
-        let mut found = blockers(at_home, pid, None, adopter, self.spec().tcp, mounts)?;
+        let mut found = blockers(at_home, pid, None, adopter, self.spec().tcp, (init.is_some(), mounts))?;
         for traced in self.traced(&state)? {
             // A tracer inside the job's PID namespace was seen from there.
             if !found.iter().any(|b| b.pid == traced.inner && b.object == TRACER) {

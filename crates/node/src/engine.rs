@@ -9,7 +9,9 @@ pub use cpr_image::{Compression, Image, PendingImage};
 pub use cpr_native::{
     After, Basis, Blocker, Channels, CheckpointReport, CheckpointRequest, Destination, Earlier, Event, Handover,
     JobControl, Keep, LazyRequest, Meeting, Method, Observer, Outward, Pages, Rebirth, Requester, RestartRequest,
-    Restarted, Surroundings, TcpPolicy, Tracked, Verdict, channels, check, check_restart, checkpoint, policy::FileRule,
+    Restarted, Surroundings, TcpPolicy, Tracked, Verdict, channels, check, check_restart, checkpoint,
+    outside::{self, Outside},
+    policy::FileRule,
     restart,
 };
 

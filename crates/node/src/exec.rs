@@ -131,6 +131,7 @@ fn register(job: &Job) -> Result<OwnedFd> {
         error: None,
         no_cgroup: None,
         own_cgroup: None,
+        mounts: Vec::new(),
     })?;
     Ok(lock)
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use cpr_engines::Pager;
 use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
+use cpr_kernel::proc::ProcDir;
 use cpr_kernel::process::kill_all_others;
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
 use cpr_kernel::{namespace, terminal_relay};
@@ -22,7 +23,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, devices, restart};
+use crate::engine::{
+    Image, JobControl, LazyRequest, Pages, Rebirth, RestartRequest, Restarted, devices, outside, restart,
+};
 use crate::foreign::Building;
 use crate::gate::Gate;
 use crate::job::LOG;
@@ -52,12 +55,16 @@ const WORKER_GRACE: Duration = Duration::from_secs(10);
 /// numbers below 32768, and the kernel itself begins with 300 again.
 const LEAST_NUMBER: u32 = 300;
 const NUMBERS: u32 = 30_000;
+/// Where more are mounted, it is not noted which were before the job was there.
+const MOST_MOUNTS: usize = 20_000;
 
 /// What init tells its supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// The job runs; PID of its root process.
     Started { root: i32 },
+    /// What is mounted before the job is there ([`outside::name`]).
+    Mounted(Vec<String>),
     /// It could not be started, or cannot go on.
     Failed(WireError),
     /// All memory of a lazily restarted job is there.
@@ -263,6 +270,14 @@ fn prepare(setting: &Setting<'_>, channel: &OwnedFd) -> Result<OwnedFd> {
         })?;
     if setting.own_ipc {
         prepare_ipc(&setting.ipc_limits)?;
+    }
+    // What cannot be told would be taken for the job's if it went outside, and saved with it.
+    let own = ProcDir::open(std::process::id() as i32).and_then(|own| own.mountinfo());
+    if let Ok(mounts) = own
+        && mounts.len() <= MOST_MOUNTS
+    {
+        let names = mounts.iter().map(outside::name).collect();
+        send(channel.as_fd(), &Report::Mounted(names)).context(|| "talk to the supervisor")?;
     }
     // A name only helps whoever lists processes.
     let _ = rustix::thread::set_name(c"cpr-init");

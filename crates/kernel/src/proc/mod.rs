@@ -35,7 +35,7 @@ pub use fanotify::{FanotifyGroup, FanotifyMark, FanotifyObject, parse_fanotify};
 pub use fdinfo::{EpollWatch, FdInfo, FdInfoKind, InotifyWatch, LockKind, LockLine};
 pub use limits::Limit;
 pub use maps::{MapEntry, MapKind, VmFlags};
-pub use mountinfo::Mount;
+pub use mountinfo::{Mount, MountTable};
 pub use stat::Stat;
 pub use status::Status;
 pub use sysvipc::{SysvObject, SysvQueue, SysvSegment, SysvSemaphores};
@@ -208,6 +208,12 @@ impl ProcDir {
     /// The mounts of the process's mount namespace that its root can see.
     pub fn mountinfo(&self) -> io::Result<Vec<Mount>> {
         mountinfo::parse(&self.label("mountinfo"), &self.read("mountinfo")?)
+    }
+
+    /// The same, to be read again and again. It outlives the process.
+    pub fn mount_table(&self) -> io::Result<MountTable> {
+        let file = self.open_file("mountinfo", OFlags::RDONLY)?;
+        Ok(MountTable::new(file, self.label("mountinfo")))
     }
 
     /// The control groups, one for each hierarchy; none where the kernel has no control groups.
@@ -397,20 +403,20 @@ fn numbers(dir: OwnedFd) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
+fn read_all(file: impl AsFd) -> io::Result<Vec<u8>> {
     read_until(file, |_| false)
 }
 
 /// Reads a file that the kernel writes in one go when it is first read (`single_open` in fs/seq_file.c): a read that
 /// leaves room was the last one, and none has to tell that there is no more.
-fn read_record(file: OwnedFd) -> io::Result<Vec<u8>> {
+fn read_record(file: impl AsFd) -> io::Result<Vec<u8>> {
     read_until(file, |got| got < BUFFER)
 }
 
 /// Bytes read at a time.
 const BUFFER: usize = 16 * 1024;
 
-fn read_until(file: OwnedFd, is_last: impl Fn(usize) -> bool) -> io::Result<Vec<u8>> {
+fn read_until(file: impl AsFd, is_last: impl Fn(usize) -> bool) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut buffer = [0u8; BUFFER];
     loop {

@@ -1,8 +1,12 @@
 //! `/proc/PID/mountinfo`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
-use super::{lines, split_once, unescape};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::SeekFrom;
+
+use super::{lines, read_all, split_once, unescape};
 
 /// One mount. All texts have the file's octal escapes undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +31,41 @@ pub struct Mount {
     pub source: Vec<u8>,
     /// Options of the file system, separated by commas.
     pub super_options: Vec<u8>,
+}
+
+/// What is mounted in a mount namespace, now and later.
+#[derive(Debug)]
+pub struct MountTable {
+    file: OwnedFd,
+    label: String,
+}
+
+impl MountTable {
+    /// Of an open `/proc/PID/mountinfo`; `label` is its name in errors.
+    pub(super) fn new(file: OwnedFd, label: String) -> Self {
+        MountTable { file, label }
+    }
+
+    /// What is mounted now.
+    ///
+    /// # Errors
+    /// Those of a read.
+    pub fn read(&self) -> io::Result<Vec<Mount>> {
+        rustix::fs::seek(&self.file, SeekFrom::Start(0))?;
+        parse(&self.label, &read_all(&self.file)?)
+    }
+
+    /// Whether anything was mounted, unmounted or changed since the last call, or since this was opened: the kernel says
+    /// so to whoever polls (proc_pid_mountinfo(5)).
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn has_changed(&self) -> io::Result<bool> {
+        let mut polled = [PollFd::new(&self.file, PollFlags::PRI)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)))?;
+        Ok(polled[0].revents().intersects(PollFlags::PRI | PollFlags::ERR))
+    }
 }
 
 /// Parses `/proc/PID/mountinfo`.

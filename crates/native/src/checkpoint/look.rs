@@ -30,7 +30,7 @@ const LOOKS: usize = 5;
 pub fn check(pid: i32, session: Option<i32>, around: Surroundings<'_>) -> Result<Vec<Blocker>> {
     let members = match session {
         Some(sid) => Members::Session(sid),
-        None if pid == 1 => Members::Namespace,
+        None if pid == 1 || around.own_pid_namespace => Members::Namespace,
         None => Members::below(pid, around.adopter),
     };
     let scope = Scope {
@@ -136,6 +136,7 @@ fn of_all(
 ) -> Result<(Vec<Blocker>, Vec<Blocker>, HashSet<u64>)> {
     let Surroundings {
         own_ipc,
+        own_pid_namespace: _,
         adopter: _,
         tcp,
         channels,

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use cpr_image::model::ByteString;
 use cpr_image::{Compression, PendingImage};
-use cpr_kernel::proc::Mount;
 use serde::{Deserialize, Serialize};
 
 use crate::TcpPolicy;
@@ -16,6 +15,7 @@ use crate::devices::DevicePlugins;
 use crate::files::Channels;
 use crate::libraries::Keep;
 use crate::live::Basis;
+use crate::outside::Outside;
 use crate::policy::FileRule;
 
 /// What becomes of the job once its image is complete and durable.
@@ -52,7 +52,7 @@ pub struct CheckpointRequest {
     /// Nobody but the job uses the caller's IPC namespace.
     pub own_ipc_namespace: bool,
     /// For a job with a mount namespace of its own: what is mounted where that was made, as in [`Surroundings`].
-    pub mounts: Option<Vec<Mount>>,
+    pub mounts: Option<Arc<Outside>>,
     /// The job is everything in this POSIX session; `pid` is its leader, or any process of it.
     pub session: Option<i32>,
     /// A control group of version 2 that names all processes of the job, and none of whoever saves it.
@@ -92,6 +92,8 @@ pub struct CheckpointRequest {
 pub struct Surroundings<'a> {
     /// Nobody else uses the job's IPC namespace, which is also ours.
     pub own_ipc: bool,
+    /// See [`CheckpointRequest::own_pid_namespace`].
+    pub own_pid_namespace: bool,
     /// See [`CheckpointRequest::adopter`].
     pub adopter: Option<i32>,
     /// What becomes of TCP connections to outside.
@@ -102,13 +104,14 @@ pub struct Surroundings<'a> {
     pub devices: Option<&'a dyn DevicePlugins>,
     /// For a job with a mount namespace of its own: what is mounted where a restart makes it a new one. Other mounts
     /// would be missing then.
-    pub mounts: Option<&'a [Mount]>,
+    pub mounts: Option<&'a Outside>,
 }
 
 impl CheckpointRequest {
     pub(super) fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
             own_ipc: self.own_ipc_namespace,
+            own_pid_namespace: self.own_pid_namespace,
             adopter: self.adopter,
             tcp: self.tcp,
             channels: self.channels.as_ref(),

@@ -19,6 +19,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
 use crate::blockers::Home;
+use crate::outside::LOOKS;
 use crate::sink::PageSink;
 use crate::views::Views;
 use crate::visits::Visits;
@@ -43,7 +44,6 @@ pub struct Saved {
     /// By [`MountNamespaceId`].
     pub namespaces: Vec<MountNamespace>,
     by_link: HashMap<Vec<u8>, MountNamespaceId>,
-    home: Option<Vec<Mount>>,
     base: Option<Base>,
     trees: BTreeMap<MountNamespaceId, Tree>,
 }
@@ -113,35 +113,26 @@ impl Saved {
         let pid = process.pid();
         let what = || format!("look at the mounts of process {pid}");
         let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("process {pid}: mount namespace: {why}"));
-        let at_home = match self.home.take() {
-            Some(known) => known,
-            None => home.mounts().context(|| "look at the mounts of the job")?,
-        };
-        let differences = differences(process, &at_home);
-        self.home = Some(at_home);
-        let Ok(Differences { private, proc }) = differences else {
-            let base = match self.base.take() {
-                Some(known) => known,
-                None => Base::of(home).context(|| "look at the mounts of the job")?,
-            };
-            // What another user namespace has mounted is locked in one within that, and would not be.
-            let mut others: Vec<(MountNamespaceId, &Tree)> = self.trees.iter().map(|(id, tree)| (*id, tree)).collect();
-            others.retain(|(id, _)| {
-                self.namespaces
-                    .get(id.index())
-                    .is_some_and(|other| other.owner == owner)
-            });
-            let tree = Tree::of(namespace, &base, &others).map_err(refuse);
-            self.base = Some(base);
-            let tree = tree?;
-            let points = tree.save(namespace, home, pids, known.networks, sink).context(what)?;
-            self.trees.insert(id, tree);
-            let trees: Vec<&Tree> = self.trees.values().collect();
-            Tree::refuse_common(&trees).context(what)?;
-            return Ok(MountNamespace {
-                tree: points,
-                ..MountNamespace::default()
-            });
+        // What another user namespace has mounted is locked in one within that, and would not be.
+        let mut others: Vec<(MountNamespaceId, &Tree)> = self.trees.iter().map(|(id, tree)| (*id, tree)).collect();
+        others.retain(|(id, _)| {
+            self.namespaces
+                .get(id.index())
+                .is_some_and(|other| other.owner == owner)
+        });
+        let Differences { private, proc } = match look(process, namespace, home, &others).map_err(refuse)? {
+            Found::Copy(differences) => differences,
+            Found::Tree(tree, base) => {
+                self.base = Some(base);
+                let points = tree.save(namespace, home, pids, known.networks, sink).context(what)?;
+                self.trees.insert(id, tree);
+                let trees: Vec<&Tree> = self.trees.values().collect();
+                Tree::refuse_common(&trees).context(what)?;
+                return Ok(MountNamespace {
+                    tree: points,
+                    ..MountNamespace::default()
+                });
+            }
         };
         let proc = match proc {
             None => None,
@@ -190,30 +181,84 @@ impl Saved {
     }
 }
 
-/// Mount namespaces that were looked at, by their links in /proc: what is mounted in them, or why they cannot be saved.
-pub type Looks = Mutex<HashMap<Vec<u8>, std::result::Result<HashSet<i32>, String>>>;
+/// Mount namespaces that were looked at, by their links in /proc: what is mounted in those that are no copies of the
+/// job's own, or why they cannot be saved.
+pub type Looks = Mutex<HashMap<Vec<u8>, std::result::Result<Option<HashSet<i32>>, String>>>;
 
 /// Why the namespace of a process cannot be saved, if it is not the job's own.
 pub fn blocker(process: &ProcDir, home: &Home) -> Option<String> {
     // What has gone is no hindrance.
     let link = process.read_link("ns/mnt").ok()?;
-    if home.has("mnt", &link)
-        || !home.may_visit_kind(process, "mnt")
-        || differences(process, &home.mounts().ok()?).is_ok()
-    {
+    if home.has("mnt", &link) || !home.may_visit_kind(process, "mnt") {
         return None;
     }
     let mut looks = home.mounted().lock().unwrap_or_else(PoisonError::into_inner);
     if !looks.contains_key(&link) {
         let namespace = process.open_file("ns/mnt", OFlags::RDONLY).ok()?.into();
-        let tree = Tree::of(&namespace, &Base::of(home).ok()?, &[]);
-        let mounts = tree.map(|tree| tree.mounts.iter().map(|mount| mount.id).collect());
+        let mounts = look(process, &namespace, home, &[]).map(|found| match found {
+            Found::Copy(_) => None,
+            Found::Tree(tree, _) => Some(tree.mounts.iter().map(|mount| mount.id).collect()),
+        });
         looks.insert(link.clone(), mounts);
     }
     match looks.get(&link)? {
-        Ok(mounts) => outside(process, &|mount| mounts.contains(&mount)),
+        Ok(None) => None,
+        Ok(Some(mounts)) => outside(process, &|mount| mounts.contains(&mount)),
         Err(why) => Some(why.clone()),
     }
+}
+
+/// What a mount namespace is.
+enum Found {
+    /// A copy of the job's own, but for this.
+    Copy(Differences),
+    /// Another one, compared with that.
+    Tree(Tree, Base),
+}
+
+/// Compares the namespace of a process with the job's own.
+///
+/// What is mounted on the machine shows in both and comes and goes meanwhile; what only one of them seems to have may be
+/// such a thing. So this looks again until nothing has changed between the two. Where that never happens, a look that
+/// finds them alike is right, and otherwise the one that finds least.
+///
+/// # Errors
+/// Why it cannot be saved.
+fn look(
+    process: &ProcDir,
+    namespace: &File,
+    home: &Home,
+    others: &[(MountNamespaceId, &Tree)],
+) -> std::result::Result<Found, String> {
+    let unreadable = |error: std::io::Error| format!("its mounts cannot be listed ({error})");
+    let tables = [home.mount_table(), process.mount_table()];
+    let [at_home, inside] = tables.map(|table| table.map_err(unreadable));
+    let (at_home, inside) = (at_home?, inside?);
+    let have_changed = || -> std::result::Result<bool, String> {
+        Ok(at_home.has_changed().map_err(unreadable)? | inside.has_changed().map_err(unreadable)?)
+    };
+    let mut least: Option<(Tree, Base)> = None;
+    let mut why = String::new();
+    for _ in 0..LOOKS {
+        if let Ok(differences) = differences(process, &home.mounts().map_err(unreadable)?) {
+            return Ok(Found::Copy(differences));
+        }
+        let base = Base::of(home).map_err(unreadable)?;
+        let tree = Tree::of(namespace, &base, others);
+        let is_over = !have_changed()?;
+        match tree {
+            Ok(tree) if is_over => return Ok(Found::Tree(tree, base)),
+            Ok(tree) => {
+                let is_less = |(least, _): &(Tree, Base)| tree.mounts.len() < least.mounts.len();
+                if least.as_ref().is_none_or(is_less) {
+                    least = Some((tree, base));
+                }
+            }
+            Err(error) if is_over => return Err(error),
+            Err(error) => why = error,
+        }
+    }
+    least.map(|(tree, base)| Found::Tree(tree, base)).ok_or(why)
 }
 
 /// Why a process that lives in a namespace cannot be put into it again. `has`: whether a mount is in that.

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cpr_image::Bundle;
+use cpr_kernel::proc::ProcDir;
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use crate::directory::Directory;
-use crate::engine::{Image, Keep};
+use crate::engine::{Image, Keep, Outside};
 use crate::known::record_of;
 use crate::outcome::Outcome;
 use crate::state::{StoredSpec, read_json, write_json};
@@ -281,6 +282,15 @@ impl Job {
             Ok(_) => Target::open(1).map(Some),
             Err(_) => Ok(None),
         }
+    }
+
+    /// What is mounted where a restart would make the job a mount namespace; none where the job has none of its own, or
+    /// its supervisor is gone.
+    pub(crate) fn mounts_outside(&self, state: &State) -> Option<Outside> {
+        state.init?;
+        let supervisor = Target::open_same(state.supervisor?).ok()?;
+        let now = ProcDir::open(supervisor.pid).and_then(|proc| proc.mount_table());
+        Some(Outside::new(now.ok()?, state.mounts.iter().cloned()))
     }
 
     /// The job's control group, where it has one.

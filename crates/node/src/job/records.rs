@@ -167,6 +167,9 @@ pub(crate) struct State {
     /// The control group that was made for it.
     #[serde(default)]
     pub(crate) own_cgroup: Option<PathBuf>,
+    /// What was mounted in its mount namespace before it was there, as [`crate::engine::outside::name`] has it.
+    #[serde(default)]
+    pub(crate) mounts: Vec<String>,
 }
 
 impl State {

@@ -149,6 +149,7 @@ pub(crate) fn supervise(launch: &Launch<'_>, started: &mut dyn FnMut() -> Result
         error: None,
         no_cgroup: None,
         own_cgroup: None,
+        mounts: Vec::new(),
     };
     job.write_state(&state)?;
     // Children that end must be seen, whatever our caller had set.
@@ -358,6 +359,8 @@ impl Supervisor<'_> {
                     self.complain("going on", &error);
                     self.state.error = Some(error.chain());
                 }
+                // Only before the job is started.
+                Report::Mounted(_) => {}
                 Report::Started { root } => {
                     self.state.root = Some(root);
                     self.record();

@@ -74,7 +74,7 @@ pub(super) fn start<'a>(
             &mut group,
         )?;
         let mut channel = Receiver::new(channel).context(|| "talk to the job's init")?;
-        let result = await_start(&mut channel);
+        let result = await_start(&mut channel, &mut state.mounts);
         match result {
             Ok((root, status, is_complete)) => {
                 state.root = Some(root);
@@ -270,8 +270,8 @@ pub(super) enum Ended {
     Saved,
 }
 
-/// PID of the root process, its wait(2) status where it has ended already, and whether all memory is there.
-pub(super) fn await_start(channel: &mut Receiver) -> Result<(i32, Option<Ended>, bool)> {
+/// Takes note of what is `mounts` before the job is there; gives the PID of the root process, its wait(2) status where it has ended already, and whether all memory is there.
+pub(super) fn await_start(channel: &mut Receiver, mounts: &mut Vec<String>) -> Result<(i32, Option<Ended>, bool)> {
     let what = || "wait for the job to start";
     loop {
         let mut started = None;
@@ -279,6 +279,7 @@ pub(super) fn await_start(channel: &mut Receiver) -> Result<(i32, Option<Ended>,
         let mut complete = false;
         for report in channel.receive().context(what)? {
             match report {
+                Report::Mounted(all) => *mounts = all,
                 Report::Started { root } => started = Some(root),
                 Report::RootEnded { status } => ended = Some(Ended::With(status)),
                 Report::Saved => ended = Some(Ended::Saved),
