@@ -87,6 +87,8 @@ mod pace;
 
 mod plan;
 
+mod robust;
+
 mod space;
 
 mod spaces;

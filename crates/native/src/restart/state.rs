@@ -140,6 +140,7 @@ pub(super) fn rebuild(
             batch.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG.into(), Arg::from(0)]);
         }
         workshop.run_thread(stub, tracee, &base, &batch).context(what)?;
+        workshop.robust.note(manifest, process, thread);
         let registers = Registers::from_bytes(&thread.cpu.general.0)
             .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("thread {} has no registers", thread.tid)))?;
         plan.threads.push((tracee, registers));

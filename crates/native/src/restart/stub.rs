@@ -18,7 +18,7 @@ use cpr_kernel::spawn::Namespaces;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::users::{self, Users};
-use super::{huge, identity::Rights, numbers, with_descriptor};
+use super::{huge, identity::Rights, numbers, robust, with_descriptor};
 use crate::pid_namespaces::Levels;
 
 /// Room for one batch in a stub.
@@ -65,6 +65,8 @@ pub struct Workshop {
     channel: OwnedFd,
     /// Processes keep the vdso where it is parked, since what they knew as one is memory of their own.
     pub keeps_vdso: bool,
+    /// Robust lists of threads that have theirs.
+    pub robust: robust::Lists,
     /// The stubs' end, in our table and so in theirs at first.
     pub channel_stub: OwnedFd,
     /// By PID. Dropping them kills what they are.
@@ -145,6 +147,7 @@ impl Workshop {
             staging: at.next_multiple_of(huge::HUGE),
             instruction: 0,
             keeps_vdso: false,
+            robust: robust::Lists::default(),
             deadline,
             channel,
             channel_stub,
@@ -758,7 +761,8 @@ impl Drop for Workshop {
             let leads = stub.namespace.filter(|id| self.levels.first(*id) == Some(*pid));
             leads.map_or(0, |_| usize::MAX - self.levels.depth(stub.namespace))
         });
-        for (_, stub) in &stubs {
+        for (pid, stub) in &stubs {
+            self.robust.empty(*pid, stub);
             // ESRCH: it is dead already.
             let _ = stub.pidfd.signal(libc::SIGKILL);
         }
