@@ -143,6 +143,16 @@ fn a_device_is_refused_by_its_path_and_saved_and_restored_by_a_plugin() {
     }
     lab.add("cpu-dma-latency.toml", &toml, 0o644);
     lab.cpr(&["check", image]).good();
+    // There is one of it for all, sandboxes, too.
+    let refused = lab.cpr(&["verify", "--restore", image]);
+    assert_eq!(refused.code, UNSUPPORTED, "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("/dev/cpu_dma_latency (plug-in cpu-dma-latency)"),
+        "{}",
+        refused.stderr
+    );
     lab.cpr(&["restart", "-d", "--name", "again", image]).good();
     wait_until(PATIENCE, "it goes on", || lab.lines("again") > 3);
     assert_eq!(

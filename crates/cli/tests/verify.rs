@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{As, Cpr, PATIENCE, finish, wait_until};
+use support::victim::{Victim, compile};
+use support::{As, Cpr, PATIENCE, finish, skip, wait_until};
 
 const DAMAGED: i32 = 65;
 const INCOMPATIBLE: i32 = 78;
@@ -197,6 +198,46 @@ fn what_sleeps_or_stands_still_is_proven_too() {
     });
     let report = cpr.cpr(["verify", "--restore", "--json", "still"]).good().json();
     assert_eq!(report["restored"]["processes"], 3);
+}
+
+/// What a job changes in layers (overlay) it changes in memory of the sandbox: beside the living job, and without it.
+fn layers(test: &str, user: As) {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !known.lines().any(|line| line.ends_with("\toverlay")) {
+        skip!(test, "this kernel has no overlay file system (overlay)");
+    }
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "layers");
+    let victim = Victim::start(&cpr, &program, "proven", &[]);
+    let directory = fs::read_dir(&cpr.work).expect("the directory can be read").flatten();
+    let directory = directory.map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with("layers-")
+    });
+    let directory = directory.expect("the victim has made it");
+    let look = || ["upper", "top", "bottom"].map(|name| snapshot(&directory.join(name)));
+    cpr.checkpoint(victim.job, &[]);
+    let before = look();
+    assert!(before[0].iter().any(|(name, ..)| name == "made"), "{before:?}");
+    cpr.cpr(["verify", "--restore", victim.job]).good();
+    assert!(before == look(), "the living job's changes have changed");
+    cpr.checkpoint(victim.job, &["--stop"]);
+    let before = look();
+    cpr.cpr(["verify", "--restore", victim.job]).good();
+    assert_eq!(state(&cpr, victim.job), "proven");
+    assert!(before == look(), "changes have changed");
+    cpr.restart(victim.job);
+    victim.check();
+}
+
+#[test]
+fn layers_are_proven_and_nothing_changes_root() {
+    layers("layers_are_proven_and_nothing_changes_root", As::Root);
+}
+
+#[test]
+fn layers_are_proven_and_nothing_changes_user() {
+    layers("layers_are_proven_and_nothing_changes_user", As::User);
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
     let image = Image::open(&path).unwrap();
     restart(RestartRequest {
         devices: None,
+        in_sandbox: false,
         image: &image,
         streams: [None, None, None],
         terminal: None,

@@ -331,7 +331,7 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         keeper,
     });
     let terminal = JobTerminal::choose(setting.terminal, setting.job_control);
-    let restarted = start_image(image, terminal, true, setting.about.clone(), lazy, setting.gate)?;
+    let restarted = start_image(image, terminal, true, setting.about.clone(), lazy, setting.gate, false)?;
     if restarted.pages.is_none() {
         tie_to_supervisor(true)?;
     }
@@ -363,6 +363,7 @@ pub(crate) fn start_image(
     rebirth: Rebirth,
     lazy: Option<LazyRequest>,
     gate: Option<&Gate>,
+    in_sandbox: bool,
 ) -> Result<Restarted> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let own = [
@@ -393,6 +394,7 @@ pub(crate) fn start_image(
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
         meeting,
         devices: Some(devices.as_ref()),
+        in_sandbox,
     })?;
     // Only now: the log of a detached job has been cut back to what it was.
     for note in &restarted.notes {

@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{ByteString, FileContent, Manifest, Object, ProcessState, SavedFileKind};
+use cpr_image::model::{ByteString, FileContent, Manifest, Mounted, Object, ProcessState, SavedFileKind};
 use cpr_kernel::spawn::{self, Namespaces};
 use cpr_kernel::{namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -65,6 +65,7 @@ enum Word {
 pub fn prove(image: &Image) -> Result<Proof> {
     let begun = Instant::now();
     require_owner(image)?;
+    refuse_devices(image.manifest())?;
     let (read, write) = crate::wire::pipe()?;
     let unprivileged = !namespace::is_admin();
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -113,6 +114,24 @@ pub fn prove(image: &Image) -> Result<Proof> {
         None if Instant::now() >= deadline => Err(Error::new(ErrorKind::TimedOut, "restart in a sandbox")),
         None => Err(crate::wire::internal("the sandbox ended without a word")),
     }
+}
+
+/// Refuses devices that plug-ins have saved: there is one of each, and to open it may do something already.
+fn refuse_devices(manifest: &Manifest) -> Result<()> {
+    let found = manifest.files.iter().find_map(|file| match &file.object {
+        Object::Device {
+            path,
+            plugin: Some(plugin),
+            ..
+        } => Some((path, &plugin.name)),
+        _ => None,
+    });
+    found.map_or(Ok(()), |(path, plugin)| {
+        let text = format!("the image has device {path} (plug-in {plugin}), and a sandbox would act on the real one");
+        Err(Error::new(ErrorKind::Unsupported, text).with_hint(
+            "`cpr verify` without --restore checks the image; a restart where the device is free shows the rest",
+        ))
+    })
 }
 
 mod libc_signal {
@@ -172,6 +191,7 @@ fn inside(
         Rebirth::default(),
         None,
         None,
+        true,
     )?
     .root_pid;
     let threads = first_steps(manifest, root, front)?;
@@ -189,7 +209,11 @@ fn protect(manifest: &Manifest) -> Result<()> {
     let read_only =
         |path, on, below| namespace::set_read_only(path, on, below).context(|| "make the sandbox's mounts read-only");
     let (directories, wishes) = written(manifest);
-    let mounts = mount_points()?;
+    let mut mounts = mount_points()?;
+    // What layers have is not to be hidden by a cover, and is not understood through one.
+    mounts.extend(layers(manifest));
+    mounts.sort();
+    mounts.dedup();
     read_only(c"/", true, true)?;
     // Ours: writing there changes nothing outside. Terminals are devices, but their nodes change owner and mode.
     read_only(c"/proc", false, false)?;
@@ -364,6 +388,22 @@ fn written(manifest: &Manifest) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
         .filter(|cwd: &&ByteString| cwd.0.len() > 1)
         .map(|cwd| cwd.as_path().to_path_buf());
     (found, wishes.filter(|path| !pseudo(path)).collect())
+}
+
+/// Directories that are layers of file systems of the job's (overlay), as far as they are there.
+fn layers(manifest: &Manifest) -> Vec<PathBuf> {
+    let points = manifest.mount_namespaces.iter().flat_map(|namespace| &namespace.tree);
+    let directories = points.flat_map(|point| match &point.mounted {
+        Mounted::Layers { lower, data, upper, .. } => lower
+            .iter()
+            .chain(data)
+            .chain(upper.iter().map(|(upper, _)| upper))
+            .collect(),
+        _ => Vec::new(),
+    });
+    directories
+        .filter_map(|directory| std::fs::canonicalize(directory.as_path()).ok())
+        .collect()
 }
 
 /// Mount points that can be seen, in ascending order.

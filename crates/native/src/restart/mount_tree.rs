@@ -40,6 +40,8 @@ const NO_OTHER_MOUNT: u64 = 1;
 const NO_MAGIC: u64 = 2;
 const NO_LINKS: u64 = 4;
 const IN_ROOT: u64 = 0x10;
+/// Where memory for changes to layers is mounted while those are: no layer is below it.
+const SCRATCH: &str = "/proc";
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
 /// Makes a file system of terminals of a mount namespace, before there is one to mount it in: sessions need theirs when
@@ -468,12 +470,36 @@ impl Work<'_> {
             String::from_utf8(path.0.clone()).map_err(|_| odd())
         };
         let mut all = Vec::new();
+        let spared = upper.as_ref().filter(|_| self.workshop.in_sandbox);
+        if let Some((upper, _)) = spared {
+            all.push(("lowerdir+".to_owned(), text(upper)?));
+        }
         let lists = [("lowerdir+", lower), ("datadir+", data)];
         for (key, path) in lists
             .into_iter()
             .flat_map(|(key, paths)| paths.iter().map(move |path| (key, path)))
         {
             all.push((key.to_owned(), text(path)?));
+        }
+        if let Some((upper, _)) = spared {
+            all.extend([
+                ("upperdir".to_owned(), format!("{SCRATCH}/upper")),
+                ("workdir".to_owned(), format!("{SCRATCH}/work")),
+            ]);
+            // They are about one upper directory that stays the same, and is used once.
+            let others = options
+                .iter()
+                .filter(|(key, _)| !["index", "nfs_export"].contains(&key.as_str()));
+            all.extend(others.cloned());
+            let memory = self.mount_scratch(upper)?;
+            let layers = self.new_file_system(b"overlay", &all, attributes)?;
+            let mut batch = Batch::new();
+            let place = batch.string(SCRATCH.as_bytes());
+            let flags = [place, libc::MNT_DETACH.into()];
+            batch.must(libc::SYS_umount2, &flags, "hide the memory for changes");
+            self.workshop.run(self.builder, &batch)?;
+            self.close(memory)?;
+            return Ok(layers);
         }
         if let Some((upper, work)) = upper {
             all.extend([
@@ -489,6 +515,47 @@ impl Work<'_> {
         }
         all.extend_from_slice(options);
         self.new_file_system(b"overlay", &all, attributes)
+    }
+
+    /// Mounts memory for the changes to layers where no layer is, with a directory like `upper`.
+    fn mount_scratch(&self, upper: &ByteString) -> Result<i32> {
+        let memory = self.new_file_system(b"tmpfs", &[("mode".to_owned(), "755".to_owned())], 0)?;
+        let place = self.open(self.home, &ByteString(SCRATCH.as_bytes().to_vec()), 0)?;
+        let like = self.open(self.home, upper, 0)?;
+        let mut batch = Batch::new();
+        let (empty, name, work) = (batch.string(b""), batch.string(b"upper"), batch.string(b"work"));
+        let arguments = [memory.into(), empty, place.into(), empty, BY_DESCRIPTORS.into()];
+        batch.must(libc::SYS_move_mount, &arguments, "mount memory for changes");
+        for directory in [name, work] {
+            let arguments = [memory.into(), directory, Arg::from(0o700)];
+            batch.must(libc::SYS_mkdirat, &arguments, "make a directory for changes");
+        }
+        let (found, out) = batch.out(256);
+        let arguments = [like.into(), empty, libc::AT_EMPTY_PATH.into(), Arg::from(0), found];
+        batch.must(libc::SYS_statx, &arguments, "look at the directory of changes");
+        let outcome = self.workshop.run(self.builder, &batch)?;
+        // struct statx: stx_uid, stx_gid and stx_mode.
+        let (owner, group, mode) = (
+            outcome.word32(out, 20),
+            outcome.word32(out, 24),
+            outcome.word32(out, 28) & 0o7777,
+        );
+        let mut batch = Batch::new();
+        let name = batch.string(b"upper");
+        // Who it cannot be given to may do less in it.
+        let _ = batch.call(
+            libc::SYS_fchownat,
+            &[memory.into(), name, owner.into(), group.into(), Arg::from(0)],
+        );
+        batch.must(
+            libc::SYS_fchmodat,
+            &[memory.into(), name, mode.into()],
+            "set the mode of a directory",
+        );
+        self.workshop.run(self.builder, &batch)?;
+        self.close(place)?;
+        self.close(like)?;
+        Ok(memory)
     }
 
     /// Where changes are not written to disk at once, the kernel leaves a mark that they may be incomplete, and mounts

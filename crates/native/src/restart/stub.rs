@@ -65,6 +65,8 @@ pub struct Workshop {
     channel: OwnedFd,
     /// Processes keep the vdso where it is parked, since what they knew as one is memory of their own.
     pub keeps_vdso: bool,
+    /// See [`super::RestartRequest::in_sandbox`].
+    pub in_sandbox: bool,
     /// Robust lists of threads that have theirs.
     pub robust: robust::Lists,
     /// The stubs' end, in our table and so in theirs at first.
@@ -147,6 +149,7 @@ impl Workshop {
             staging: at.next_multiple_of(huge::HUGE),
             instruction: 0,
             keeps_vdso: false,
+            in_sandbox: false,
             robust: robust::Lists::default(),
             deadline,
             channel,

@@ -109,7 +109,7 @@ pub(super) fn start<'a>(
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
         let terminal = JobTerminal::choose(terminal, job_control);
-        let root = init::start_image(image, terminal, false, about(job), None, launch.gate)
+        let root = init::start_image(image, terminal, false, about(job), None, launch.gate, false)
             .inspect_err(|_| reap_the_dead())?
             .root_pid;
         state.root = Some(root);
