@@ -17,6 +17,7 @@ use rustix::process::PidfdGetfdFlags;
 use super::stub::{self, Workshop};
 use super::{memory_files, users};
 use crate::cgroups;
+use crate::outside::LOOKS;
 use crate::sink::PageSource;
 
 const OPEN_TREE_CLONE: i32 = 1;
@@ -315,20 +316,7 @@ impl Work<'_> {
     fn mount(&self, point: &MountPoint, tree: &[MountPoint]) -> Result<Option<i32>> {
         let parent = self.parent(point)?;
         let mount = match &point.mounted {
-            Mounted::Along => {
-                let Some(mount) = self.find(parent, &point.at)? else {
-                    // It is the machine's, and need not be there.
-                    return Ok(None);
-                };
-                let index = self.mounts.len() as u32;
-                let over = |other: &MountPoint| {
-                    other.parent == Some(index) && other.at.0.is_empty() && other.mounted == Mounted::Along
-                };
-                if !tree.iter().any(over) {
-                    self.set_attributes(mount, point)?;
-                }
-                return Ok(Some(mount));
-            }
+            Mounted::Along => return self.along(parent, point, tree),
             Mounted::Bind { path, recursive } => {
                 let from = self.open(self.home, path, 0)?;
                 let mount = self.copy(from, *recursive)?;
@@ -419,6 +407,32 @@ impl Work<'_> {
         }
         self.set_attributes(mount, point)?;
         Ok(Some(mount))
+    }
+
+    /// Finds what came along with another mount, and gives it its attributes.
+    fn along(&self, parent: Option<i32>, point: &MountPoint, tree: &[MountPoint]) -> Result<Option<i32>> {
+        let index = self.mounts.len() as u32;
+        let over = |other: &MountPoint| {
+            other.parent == Some(index) && other.at.0.is_empty() && other.mounted == Mounted::Along
+        };
+        let mut looks = LOOKS;
+        loop {
+            let Some(mount) = self.find(parent, &point.at)? else {
+                // It is the machine's, and need not be there.
+                return Ok(None);
+            };
+            if tree.iter().any(over) {
+                return Ok(Some(mount));
+            }
+            looks -= 1;
+            match self.set_attributes(mount, point) {
+                Ok(()) => return Ok(Some(mount)),
+                Err(error) if looks == 0 => return Err(error),
+                // Unmounted there, it goes here too, in the middle of this.
+                Err(_) if !point.at.0.is_empty() => self.close(mount)?,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What came along with a mount and lies at a place of it, if it is there.
