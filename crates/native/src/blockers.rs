@@ -52,6 +52,8 @@ const INHERITED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
 pub struct Home {
     /// A process that is in all of them.
     init: i32,
+    /// The first process of the job that is in the control groups the job lives in.
+    first: i32,
     /// How many PID namespaces deep the reader of /proc is.
     depth: usize,
     /// We can enter namespaces that belong to the job's user namespace.
@@ -151,6 +153,11 @@ impl Home {
         self.init
     }
 
+    /// A process of the job, or its init, that is in the control groups that the job lives in.
+    pub fn in_groups(&self) -> i32 {
+        self.first
+    }
+
     /// How many PID namespaces deep the reader of /proc is.
     pub fn depth(&self) -> usize {
         self.depth
@@ -184,11 +191,14 @@ impl Home {
 
     /// Looks at the job with this scope and root process.
     pub fn of(scope: Scope, root: i32) -> Self {
-        let init = match scope.members {
-            Members::Namespace => 1,
-            Members::Tree(_) | Members::Adopted { .. } | Members::Session(_) => root,
+        let us = std::process::id() as i32;
+        let (init, first) = match scope.members {
+            Members::Namespace => (1, 1),
+            // The first process of a PID namespace, as of a container, with all that it has of its own, lives where we do.
+            Members::Tree(_) | Members::Adopted { .. } if is_apart(root) => (us, root),
+            Members::Tree(_) | Members::Adopted { .. } | Members::Session(_) => (root, root),
         };
-        let (proc, own) = (ProcDir::open_living(init), ProcDir::open(std::process::id() as i32));
+        let (proc, own) = (ProcDir::open_living(init), ProcDir::open(us));
         let has_init = scope.members == Members::Namespace;
         let namespaces = NAMESPACES.map(|(file, _)| {
             let proc = if has_init || !INHERITED.contains(&file) {
@@ -217,6 +227,7 @@ impl Home {
         let ipc_is_one_way = ipc.and_then(|here| cpr_kernel::namespace::owner(here.as_fd())).is_err();
         Home {
             init,
+            first,
             made: HashSet::new(),
             has_mounted: false,
             mounted: crate::mount_namespaces::Looks::default(),
@@ -228,6 +239,14 @@ impl Home {
             namespaces,
         }
     }
+}
+
+/// Whether a process is in another PID namespace than we are.
+fn is_apart(pid: i32) -> bool {
+    let link = |pid: i32| ProcDir::open_living(pid).and_then(|proc| proc.read_link("ns/pid")).ok();
+    link(pid)
+        .zip(link(std::process::id() as i32))
+        .is_some_and(|(theirs, own)| theirs != own)
 }
 
 /// The time namespace of a job: that of its root process, or of another one where that has ended.

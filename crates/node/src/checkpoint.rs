@@ -17,6 +17,7 @@ use crate::engine::{
 use crate::foreign::{Addressed, Saving};
 use crate::group;
 use crate::job::{CHECKPOINT_LOCK, Job, KILL, LastCheckpoint, State, StopIntent, image_name};
+use crate::outsider::outsider;
 use crate::paging::await_pages;
 use crate::policies;
 use crate::state::now_ms;
@@ -627,52 +628,6 @@ impl std::fmt::Display for Bare {
             Bare::Session(sid) => write!(f, "session {sid}"),
         }
     }
-}
-
-/// Processes of somebody else's making, as the engine needs them.
-struct Outsider {
-    /// One of them, held.
-    target: Target,
-    /// Its PID in its own namespace.
-    inner: i32,
-    /// The session in that namespace, where one was named.
-    session: Option<i32>,
-    /// That namespace is not ours.
-    foreign: bool,
-}
-
-fn outsider(bare: Bare) -> Result<Outsider> {
-    let target = bare.representative()?;
-    let pid = target.pid;
-    if pid == std::process::id() as i32 {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("process {pid} is this command itself"),
-        ));
-    }
-    let pids = target::namespace_pids(pid)?;
-    let own = target::namespace_pids(std::process::id() as i32)?;
-    let inner = pids.last().copied().unwrap_or(pid);
-    let foreign = pids.len() > own.len();
-    if foreign && inner == 1 {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("process {pid} is the init of a PID namespace, not a job"),
-        )
-        .with_hint("name the job, or the process below it"));
-    }
-    let session = match bare {
-        Bare::Process(_) => None,
-        Bare::Session(_) => Some(target::inner_session(pid)?),
-    };
-    // The pidfd was opened first: if the process still lives, what was read is of it.
-    target.require_may_signal()?;
-    Ok(Outsider {
-        target,
-        inner,
-        session,
-        foreign,
-    })
 }
 
 fn run(mut task: Task<'_>, progress: Option<Progress>) -> Result<Checkpointed> {

@@ -29,6 +29,7 @@ mod lease;
 mod migrate;
 mod notify;
 mod outcome;
+mod outsider;
 mod own;
 mod paging;
 mod policies;

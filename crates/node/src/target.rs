@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
+use cpr_kernel::namespace;
 use cpr_kernel::proc::ProcDir;
 use cpr_kernel::spawn::signal_pidfd;
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -228,6 +229,16 @@ pub(crate) fn namespace_pids(pid: i32) -> Result<Vec<i32>> {
         return Err(crate::wire::internal(format!("/proc/{pid}/status has no NSpid")));
     }
     Ok(pids)
+}
+
+/// Whether a process is the first one of a PID namespace of its own, as that of a container, which is saved with it. The
+/// init of a job of ours is no part of the job; and in namespaces of other users than ours we have no business.
+pub(crate) fn brings_namespace(pid: i32) -> bool {
+    let user = |process: &str| namespace::identity(process, "user").ok();
+    let is_ours = || status_line(pid, "Name").is_ok_and(|name| name.as_deref() == Some("cpr-init"));
+    namespace_pids(pid).is_ok_and(|pids| pids.len() > 1 && pids.last() == Some(&1))
+        && !is_ours()
+        && user("self").is_some_and(|own| user(&pid.to_string()) == Some(own))
 }
 
 /// The session of a process, as its number in the process's own PID namespace.

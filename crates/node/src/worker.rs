@@ -13,7 +13,7 @@ use rustix::process::{Pid, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Blocker, CheckpointReport, Event, Observer};
-use crate::target::Target;
+use crate::target::{self, Target};
 use crate::wire::{Receiver, WireError, send};
 
 /// HUP, INT, QUIT, USR1, USR2, ALRM, TERM, TSTP, TTIN, TTOU.
@@ -40,6 +40,9 @@ pub(crate) struct Worker {
 /// A user enters all of his job's. Root, who needs no user namespace to have power over it, enters only the PID and IPC
 /// namespaces of a job with a user namespace of its own: in a mount namespace whose owner may put anything at any path,
 /// root has no business. It gets a `/proc` of its own instead.
+///
+/// The first process of a PID namespace that is no job's, as of a container, is taken from outside: all its namespaces
+/// go with it.
 pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
     // The namespaces of a process whose main thread has ended are seen by another thread.
     let pid = cpr_kernel::proc::acting(target.pid).to_string();
@@ -54,7 +57,7 @@ pub(crate) fn plan(target: &Target) -> Result<Namespaces> {
         Ok(theirs != namespace::identity("self", kind).context(what)?)
     };
     // An ordinary process is taken from outside, whatever else it has of its own.
-    if !differs("pid")? {
+    if !differs("pid")? || target::brings_namespace(target.pid) {
         return Ok(Namespaces::NONE);
     }
     let other_user = differs("user")?;

@@ -76,7 +76,7 @@ impl Base {
             root: home.root()?,
             mounts: home.mounts()?,
             all,
-            groups: ProcDir::open_living(home.init())?.cgroups()?,
+            groups: ProcDir::open_living(home.in_groups())?.cgroups()?,
         })
     }
 
