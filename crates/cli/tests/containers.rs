@@ -9,6 +9,8 @@ use support::{As, Cpr, PATIENCE, skip, wait_until};
 
 /// `Denied` of docs/exit-codes.md.
 const DENIED: i32 = 77;
+/// `Unsupported`.
+const UNSUPPORTED: i32 = 69;
 
 /// Says how far it has come, and by which number it knows itself.
 const COUNTS: &str = r#"
@@ -81,13 +83,34 @@ impl Container {
     }
 }
 
+/// Ends a process.
+fn kill(pid: &str) {
+    if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+impl Container {
+    /// Another program in it, as runtimes start them: who waits for it, and its PID.
+    fn exec(&self) -> (Child, String) {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = of(&self.pid).expect("it lives");
+        let mut enter = Command::new("nsenter");
+        enter.args(["-t", &self.pid, "-p", "sleep", "1000"]);
+        let child = enter.stdin(Stdio::null()).spawn().expect("nsenter can be run");
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let inside = support::poll(PATIENCE, || {
+            let pid = fs::read_to_string(&children).ok()?.trim().to_owned();
+            (of(&pid)? == own).then_some(pid)
+        });
+        (child, inside.expect("there is a process from outside"))
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
-        if let Ok(pid) = self.pid.parse()
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-            && self.runtime.try_wait().is_ok_and(|ended| ended.is_none())
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        if self.runtime.try_wait().is_ok_and(|ended| ended.is_none()) {
+            kill(&self.pid);
         }
         let _ = self.runtime.wait();
     }
@@ -115,6 +138,20 @@ fn a_container_is_saved_by_its_first_process() {
         let user = Cpr::new(test, As::User).expect("root can be a user");
         let refused = user.cpr(["checkpoint", "-o", "image.cpr", &container.pid]);
         assert_eq!(refused.code, DENIED, "{}", refused.stderr);
+        // What is in there from outside would be lost with it.
+        let (mut waits, stranger) = container.exec();
+        for arguments in [&["check"][..], &["checkpoint", "--stop", "-o", "image.cpr"]] {
+            let refused = cpr.cpr(arguments.iter().chain([&container.pid.as_str()]));
+            let said = [refused.stdout.as_slice(), refused.stderr.as_bytes()].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert_eq!(refused.code, UNSUPPORTED, "{said}");
+            assert!(
+                said.contains(&format!("process {stranger}")) && said.contains("from outside"),
+                "{said}"
+            );
+        }
+        kill(&stranger);
+        waits.wait().expect("it is ours");
         cpr.cpr(["check", &container.pid]).good();
         cpr.cpr(["checkpoint", "-o", "on.cpr", &container.pid]).good();
         cpr.cpr(["checkpoint", "--stop", "-o", "image.cpr", &container.pid])

@@ -406,6 +406,30 @@ pub fn mounts(home: &Home, root: i32, outside: &Outside) -> Vec<Blocker> {
         .collect()
 }
 
+/// Processes that were put from outside into the PID namespace that the job's first process leads, as into a container:
+/// they are no descendants of it, so that they are not saved, but end with it.
+pub fn strangers(home: &Home, targets: &[Target]) -> Vec<Blocker> {
+    let link = |pid: i32| ProcDir::open(pid).and_then(|proc| proc.read_link("ns/pid")).ok();
+    let Some(own) = link(home.first).filter(|_| home.init != home.first) else {
+        return Vec::new();
+    };
+    let pids = cpr_kernel::proc::pids().unwrap_or_default().into_iter();
+    let others = pids.filter(|pid| !targets.iter().any(|target| target.pid == *pid));
+    others
+        .filter(|pid| link(*pid).as_ref() == Some(&own))
+        .map(|pid| Blocker {
+            pid,
+            object: "process".to_owned(),
+            reason: format!(
+                "it was put from outside into the PID namespace that process {} leads, and would end with that",
+                home.first
+            ),
+            hint: Some("wait for its end: runtimes run commands in containers that way (exec)".to_owned()),
+            passes: false,
+        })
+        .collect()
+}
+
 /// Whether the directory that `cwd` or `root` leads to was deleted. Its link count tells; a name may end in anything.
 pub fn is_deleted(proc: &ProcDir, name: &str) -> bool {
     proc.link_stat(name).is_ok_and(|stat| stat.st_nlink == 0)

@@ -152,6 +152,7 @@ fn of_all(
             .and_then(|_| networks::include_those_of_sockets(&target.proc, home, &mut networks));
     }
     let mut found = blockers::sharing(targets);
+    found.extend(blockers::strangers(home, targets));
     let mut ipc = Visits::new(Place::Ipc);
     found.extend(ipc::blockers(targets, own_ipc, &mut ipc, home)?);
     found.extend(namespace_blocker("network", save_networks(&networks, targets)));
