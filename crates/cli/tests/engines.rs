@@ -42,7 +42,7 @@ fn engines_and_classes_are_listed() {
     );
     write(&config.join("engines.d/bad.toml"), "name = \"bad\"\n");
     cpr.give(&config);
-    let listed = cpr.cpr_with_config(&config, &["engines", "--json"]).good();
+    let listed = cpr.cpr_with_config(&config, ["engines", "--json"]).good();
     let engines = &listed.json()["engines"];
     let native = named(engines, "native");
     assert_eq!(native["works"], true, "{native}");
@@ -66,14 +66,11 @@ fn engines_and_classes_are_listed() {
         listed.stderr
     );
     let shown = cpr
-        .cpr_with_config(&config, &["engines", "show", "paint", "--json"])
+        .cpr_with_config(&config, ["engines", "show", "paint", "--json"])
         .good()
         .json();
     assert_eq!(shown, *named(engines, "paint"));
-    let text = cpr
-        .cpr_with_config(&config, &["engines", "show", "paint"])
-        .good()
-        .text();
+    let text = cpr.cpr_with_config(&config, ["engines", "show", "paint"]).good().text();
     assert!(text.contains("\n  colour=red,blue\n"), "{text}");
     for (name, driver) in [
         ("native", "native"),
@@ -83,7 +80,7 @@ fn engines_and_classes_are_listed() {
     ] {
         assert_eq!(named(engines, name)["driver"], driver);
     }
-    let classes = cpr.cpr_with_config(&config, &["classes", "--json"]).good().json();
+    let classes = cpr.cpr_with_config(&config, ["classes", "--json"]).good().json();
     assert!(
         named(&classes["classes"], "basic")["members"]
             .as_array()
@@ -97,7 +94,7 @@ fn engines_and_classes_are_listed() {
         named(&classes["classes"], "virtual-machine")["members"],
         json!(["qemu"])
     );
-    assert_eq!(cpr.cpr_with_config(&config, &["engines", "show", "nobody"]).code, 66);
+    assert_eq!(cpr.cpr_with_config(&config, ["engines", "show", "nobody"]).code, 66);
 }
 
 // GCA-CLASS-6, GCA-CS-3
