@@ -18,7 +18,7 @@ use crate::init::{JOB_VARIABLE, OWN_CHECKPOINTS, PIPE, offered};
 use crate::job::{Job, JobSpec, LOCK, Phase, State, image_name};
 use crate::lease::boot;
 use crate::outcome::Outcome;
-use crate::restart::{NamespaceChoice, RestartOptions, restart_from, restart_job, run_as};
+use crate::restart::{NamespaceChoice, RestartOptions, require_period, restart_from, restart_job, run_as};
 use crate::state::{StateDir, now_ms};
 use crate::supervisor::require_watched;
 use crate::target::Identity;
@@ -101,13 +101,14 @@ pub fn become_job(state: &StateDir, spec: &JobSpec, again: bool) -> Result<Infal
     Err(error)
 }
 
-/// Runs the job's command, and stays until it has ended: for a job that is saved when a signal comes. It takes the place
-/// of a job of the same name that has ended without an image.
+/// Runs the job's command, and stays until it has ended: for a job that is saved when a signal comes, or at intervals.
+/// It takes the place of a job of the same name that has ended without an image.
 ///
 /// # Errors
 /// As [`become_job`], and [`ErrorKind::Usage`] for a signal that nobody can wait for.
 pub fn stand_in(state: &StateDir, spec: &JobSpec) -> Result<Outcome> {
-    require_watched(spec.save_on)?;
+    require_period(spec.every)?;
+    require_watched(&spec.save_on)?;
     run_as(&make(state, spec, true)?, spec, false)
 }
 

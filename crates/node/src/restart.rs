@@ -70,7 +70,7 @@ pub fn run(state: &StateDir, spec: JobSpec, detach: bool) -> Result<Outcome> {
         return Err(Error::new(ErrorKind::Usage, "there is no command to run"));
     }
     require_period(spec.every)?;
-    require_watched(spec.save_on)?;
+    require_watched(&spec.save_on)?;
     run_as(&state.create_job(spec.clone())?, &spec, detach)
 }
 
@@ -91,7 +91,8 @@ pub(crate) fn run_as(job: &Job, spec: &JobSpec, detach: bool) -> Result<Outcome>
     launch_new(&launch)
 }
 
-fn require_period(every: Option<Duration>) -> Result<()> {
+/// Refuses what would leave a job no time to run.
+pub(crate) fn require_period(every: Option<Duration>) -> Result<()> {
     match every {
         Some(every) if every < Duration::from_millis(10) => Err(Error::new(
             ErrorKind::Usage,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpr_types::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::directory::Directory;
 use crate::engine::{FileRule, TcpPolicy};
@@ -53,13 +53,27 @@ pub(crate) struct StoredSpec {
     pub(crate) save_libraries: bool,
     #[serde(default)]
     pub(crate) save_executable: bool,
-    #[serde(default)]
-    pub(crate) save_on: Option<i32>,
+    #[serde(default, deserialize_with = "one_or_several")]
+    pub(crate) save_on: Vec<i32>,
     #[serde(default)]
     pub(crate) lease: Option<PathBuf>,
     #[serde(default)]
     pub(crate) engine: Option<EngineUse>,
     pub(crate) created_ms: u64,
+}
+
+/// Signals; jobs of older versions have one or none, as a number or null.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<i32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Signals {
+        One(Option<i32>),
+        Several(Vec<i32>),
+    }
+    Ok(match Signals::deserialize(deserializer)? {
+        Signals::One(one) => one.into_iter().collect(),
+        Signals::Several(several) => several,
+    })
 }
 
 /// Milliseconds since the epoch.
@@ -231,7 +245,7 @@ impl StateDir {
             files: spec.files.clone(),
             save_libraries: spec.keep_files.libraries,
             save_executable: spec.keep_files.executables,
-            save_on: spec.save_on,
+            save_on: spec.save_on.clone(),
             lease: spec.lease.clone(),
             engine: spec.engine.clone(),
             created_ms: now_ms(),

@@ -194,9 +194,10 @@ pub struct Run {
     /// own only shared memory can be saved then
     #[arg(long)]
     pub share_ipc: bool,
-    /// Save the job and end it when cpr gets this signal, instead of passing it on; the exit code is 79 then
-    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
-    pub save_on: Option<i32>,
+    /// Save the job and end it when cpr gets this signal, instead of passing it on; the exit code is 79 then. May be
+    /// given several times
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal, action = ArgAction::Append)]
+    pub save_on: Vec<i32>,
     /// What checkpoints do with TCP connections to outside the job
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Tcp::Refuse)]
     pub tcp: Tcp,
@@ -247,10 +248,22 @@ pub struct Exec {
     /// It finds the job in $GRIDCPR_JOB, and what --image says in $GRIDCPR_IMAGE.
     #[arg(long, value_name = "COMMAND", requires = "recover")]
     pub fetch: Option<OsString>,
+    /// Checkpoint the job again and again after this time: 30s, 10m, 1h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "recover")]
+    pub every: Option<Duration>,
     /// Save the job and end it when cpr gets this signal, instead of passing it on; the exit code is 79 then, with
-    /// which the batch system is to start it again
-    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal, requires = "recover")]
-    pub save_on: Option<i32>,
+    /// which the batch system is to start it again. May be given several times
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal, requires = "recover", action = ArgAction::Append)]
+    pub save_on: Vec<i32>,
+    /// Run this command of the shell when a checkpoint has ended the job, before cpr ends: to have the batch system
+    /// start it again, for example
+    ///
+    /// It finds the job in $GRIDCPR_JOB, and its image in $GRIDCPR_IMAGE.
+    #[arg(long, value_name = "COMMAND", requires = "recover")]
+    pub when_saved: Option<OsString>,
+    /// What becomes of the job once it has ended with exit code 0
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnExit::Keep, requires = "recover")]
+    pub on_exit: OnExit,
     /// Keep only the newest N images, and those they need
     #[arg(long, value_name = "N", value_parser = parse_keep)]
     pub keep: Option<usize>,

@@ -49,12 +49,19 @@ pub fn run(output: Output, args: Run) -> Result<u8> {
     };
     output.detail(|| format!("jobs are kept in {}", state.path().display()));
     let outcome = cpr_node::run(&state, spec, args.detach)?;
-    let success = matches!(outcome, Outcome::Exited { code: 0, signal: None });
-    if let Some(name) = name.filter(|_| success && args.on_exit == OnExit::Remove) {
-        state.job(&name)?.remove(false)?;
-        output.detail(|| format!("job {name} removed"));
+    if let Some(name) = name {
+        remove_on_exit(output, &state, &name, &outcome, args.on_exit)?;
     }
     conclude(output, &outcome)
+}
+
+/// Removes a job that has ended well, where that is wanted.
+pub fn remove_on_exit(output: Output, state: &StateDir, name: &str, outcome: &Outcome, what: OnExit) -> Result<()> {
+    if what == OnExit::Remove && matches!(outcome, Outcome::Exited { code: 0, signal: None }) {
+        state.job(name)?.remove(false)?;
+        output.detail(|| format!("job {name} removed"));
+    }
+    Ok(())
 }
 
 /// The engine that is wanted; none for the native one.

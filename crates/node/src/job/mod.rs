@@ -86,7 +86,7 @@ impl Job {
                 libraries: stored.save_libraries,
                 executables: stored.save_executable,
             },
-            save_on: stored.save_on,
+            save_on: stored.save_on.clone(),
             lease: stored.lease.clone(),
             engine: stored.engine.clone(),
             // It is part of the command that is kept.

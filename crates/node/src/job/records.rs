@@ -76,8 +76,8 @@ pub struct JobSpec {
     pub files: Vec<FileRule>,
     /// What its checkpoints save of programs and libraries.
     pub keep_files: Keep,
-    /// Save it and end it when its supervisor gets this signal, which is not passed on then.
-    pub save_on: Option<i32>,
+    /// Save it and end it when its supervisor gets one of these signals, which are not passed on then.
+    pub save_on: Vec<i32>,
     /// The lease it runs under, as [`crate::grant_lease`] writes it; it is ended when that lapses.
     pub lease: Option<PathBuf>,
     /// The engine that checkpoints it, where that is not the native one.

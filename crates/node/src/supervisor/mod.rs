@@ -47,15 +47,16 @@ const SAVE_AGAIN: Duration = Duration::from_millis(200);
 /// Most requests that wait until all memory is there.
 const POSTPONED: usize = 16;
 
-/// Refuses a signal that would never come to whoever watches over a job.
-pub(crate) fn require_watched(signal: Option<i32>) -> Result<()> {
-    match signal {
-        Some(signal) if !FORWARDED.contains(&signal) && !REAL_TIME.contains(&signal) => Err(Error::new(
+/// Refuses signals that would never come to whoever watches over a job.
+pub(crate) fn require_watched(signals: &[i32]) -> Result<()> {
+    let watched = |signal: &i32| FORWARDED.contains(signal) || REAL_TIME.contains(signal);
+    match signals.iter().find(|signal| !watched(signal)) {
+        Some(signal) => Err(Error::new(
             ErrorKind::Usage,
             format!("a job cannot be saved on signal {signal}: it is not one that a program can wait for in peace"),
         )
         .with_hint("take for example USR1 or TERM")),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -293,7 +294,7 @@ impl Supervisor<'_> {
                 signal => {
                     let direct =
                         self.shares_terminal && received.from_kernel && FROM_TERMINAL.contains(&received.signal);
-                    if self.job.spec().save_on == Some(signal) {
+                    if self.job.spec().save_on.contains(&signal) {
                         self.save = self.save.or(Some(Instant::now()));
                     } else if !direct {
                         self.forward(signal);
