@@ -308,6 +308,11 @@ pub struct NodeConfig {
     pub memory_mb: Option<u64>,
     /// More that jobs can ask for.
     pub properties: BTreeMap<String, String>,
+    /// Program, and its arguments, that has the site's resource manager run jobs; the agent starts them itself where
+    /// nothing is said.
+    pub manager: Vec<String>,
+    /// How long a job may wait for the manager to start it, until it is tried elsewhere.
+    pub manager_wait_s: u64,
     /// The `cpr` that runs jobs; the one beside `cprd`, or else on PATH, where nothing is said.
     pub cpr: Option<PathBuf>,
 }
@@ -386,6 +391,8 @@ impl Default for NodeConfig {
             slots: None,
             memory_mb: None,
             properties: BTreeMap::new(),
+            manager: Vec::new(),
+            manager_wait_s: 300,
             cpr: None,
         }
     }
@@ -570,6 +577,7 @@ impl Config {
             ("hooks.after_job", &hooks.after_job),
             ("hooks.after_checkpoint", &hooks.after_checkpoint),
             ("detector.command", &self.detector.command),
+            ("node.manager", &node.manager),
         ] {
             if command.first().is_some_and(|program| !program.starts_with('/')) {
                 return refuse(

@@ -551,8 +551,10 @@ impl Grid {
             },
             Phase::Failed { kind, message } => {
                 self.start_failed(write, &job, job.from, kind, &message).await?;
-                // Written down with the change below.
-                job.bad_starts.extend(job.from);
+                // Written down with the change below. That there was no room for it says nothing of its image.
+                if kind != ErrorKind::TimedOut {
+                    job.bad_starts.extend(job.from);
+                }
                 let own_fault = matches!(kind, ErrorKind::Usage | ErrorKind::NotFound | ErrorKind::Denied);
                 let why = format!("it could not be started on {node}: {message}");
                 match own_fault && job.from.is_none() {

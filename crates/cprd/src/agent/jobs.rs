@@ -102,14 +102,18 @@ impl Agent {
     }
 
     /// Changes a record, on disk first.
-    fn put(&self, incarnation: Incarnation, record: Record) -> Result<()> {
+    pub(super) fn put(&self, incarnation: Incarnation, record: Record) -> Result<()> {
         self.layout.put_record(incarnation, &record)?;
         self.state().records.insert(incarnation, record);
         Ok(())
     }
 
     /// Does something with an incarnation beside the heartbeats, unless something is done with it already.
-    fn busy_with(self: &Arc<Self>, incarnation: Incarnation, task: impl FnOnce(&Arc<Agent>) + Send + 'static) {
+    pub(super) fn busy_with(
+        self: &Arc<Self>,
+        incarnation: Incarnation,
+        task: impl FnOnce(&Arc<Agent>) + Send + 'static,
+    ) {
         if !self.state().busy.insert(incarnation) {
             return;
         }
@@ -293,7 +297,11 @@ impl Agent {
             None => vec!["run".into()],
             Some(_) => vec!["restart".into()],
         };
-        arguments.extend(["--json", "--detach", "--name", &name, "--lease"].map(String::from));
+        let forks = self.forks();
+        // A manager would end what leaves its hands.
+        let background: &[&str] = if forks { &["--detach"] } else { &[] };
+        let rest = ["--json", "--name", &name, "--lease"];
+        arguments.extend(background.iter().chain(&rest).map(ToString::to_string));
         arguments.push(text(&lease)?);
         // An image knows its engine.
         if order.from.is_none() && order.engine != NATIVE {
@@ -326,7 +334,8 @@ impl Agent {
         };
         match steps {
             true => self.start_unit(order, &call),
-            false => self.runner.run(call).map(drop),
+            false if forks => self.runner.run(call).map(drop),
+            false => self.start_managed(order, &call, self.runner.cpr()),
         }
     }
 
@@ -386,6 +395,7 @@ impl Agent {
 
     /// Ends a job and removes everything of it.
     fn forget(&self, incarnation: Incarnation, owner: &Owner) -> Result<()> {
+        self.cancel_managed(incarnation, owner)?;
         if self.layout.state(owner.uid).exists() {
             match self.cpr(owner, &["rm", "--json", "--force", &incarnation.to_string()], SHORT) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),

@@ -14,6 +14,7 @@ mod hooks;
 mod images;
 mod jobs;
 mod layout;
+mod manager;
 mod moment;
 mod own;
 mod pace;
@@ -376,7 +377,8 @@ fn describe(config: &Config, engines: &Published) -> NodeInfo {
         has_store: config.node.store.is_some(),
         images: config.node.directory.display().to_string(),
         store: config.node.store.as_deref().map(store_url).unwrap_or_default(),
-        has_units: true,
+        // A manager starts one command after the other, and units are restarted together.
+        has_units: config.node.manager.is_empty(),
         engines: engines.names.clone(),
         classes: engines.classes.clone(),
         abilities: engines.abilities.clone(),
@@ -387,6 +389,7 @@ fn describe(config: &Config, engines: &Published) -> NodeInfo {
 /// Starts the agent, and the server that other nodes fetch images from.
 pub async fn start(parts: &mut JoinSet<Result<()>>, config: &Config, agent: Arc<Agent>) -> Result<()> {
     serve::start(parts, config, agent.clone()).await?;
+    agent.await_managed_again();
     agent.begin_scrub().context(|| "begin to look at images")?;
     agent.watch_engines().context(|| "begin to look at engines")?;
     agent.watch_health().context(|| "begin to look at the node")?;

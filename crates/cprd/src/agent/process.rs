@@ -136,6 +136,18 @@ impl Runner {
         understand(&output).context(|| what)
     }
 
+    /// Runs another program to its end that answers as `cpr --json` does; gives what it printed.
+    pub fn run_program(&self, program: &Path, call: &Call<'_>) -> Result<Value> {
+        let (command, input) = self.prepare_program(program, call, false)?;
+        let output = self.runtime.block_on(run_with_limit(&command, &input, call.limit))?;
+        understand(&output)
+    }
+
+    /// The `cpr` that it runs.
+    pub fn cpr(&self) -> &Path {
+        &self.cpr
+    }
+
     /// Copies a file as a user; gives what is said of it.
     pub fn copy(&self, owner: &Owner, state: &Path, copying: &Copying) -> Result<Value> {
         let what = serde_json::to_string(copying)

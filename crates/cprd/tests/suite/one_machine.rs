@@ -78,6 +78,9 @@ fn unfit(schema: &std::path::Path, values: &[Value]) -> Option<usize> {
 #[test]
 fn what_is_known_of_checkpoints_is_as_the_published_schema_says() {
     let Some(site) = site() else { return };
+    if !site.has_units() {
+        return;
+    }
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let published = here.join("../../docs/checkpoint.schema.json");
     let printed = site.cprd(&["schema"]).output().unwrap();
@@ -421,9 +424,11 @@ fn a_job_is_started_and_recovered_by_a_wrapper_that_has_its_number_and_all_that_
         (&here[0]["name"], &here[0]["phase"]),
         (&format!("{id}.1").into(), &"running".into())
     );
-    let pid = here[0]["pid"].as_i64().unwrap();
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    assert!(line.starts_with(b"sh\0-c\0i=0"), "{}", String::from_utf8_lossy(&line));
+    if site.is_here() {
+        let pid = here[0]["pid"].as_i64().unwrap();
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(line.starts_with(b"sh\0-c\0i=0"), "{}", String::from_utf8_lossy(&line));
+    }
     assert_eq!(
         (&site.job(&id)["node"], &site.job(&id)["engine"]),
         (&"n1".into(), &"native".into())
@@ -870,6 +875,9 @@ fn whoever_begins_a_checkpoint_it_is_known_and_kept_alike() {
 #[test]
 fn an_installation_that_lacks_a_part_is_told_which_and_a_node_says_where_it_is_what_it_can() {
     let Some(mut site) = new_site() else { return };
+    if !site.is_here() {
+        return;
+    }
     for place in ["bin", "lib", "store"] {
         fs::create_dir(site.path(place)).unwrap();
     }
@@ -1031,6 +1039,9 @@ fn raw(address: &str, bytes: &[u8]) -> String {
 #[test]
 fn the_network_is_served_with_a_token_only_and_nothing_that_comes_from_it_does_harm() {
     let Some(mut site) = new_site() else { return };
+    if !site.is_here() {
+        return;
+    }
     site.configure_all("listen = ['127.0.0.1:0']");
     site.start("all", "all");
     let log = fs::read_to_string(site.path("all.log")).unwrap();

@@ -111,6 +111,10 @@ pub struct Site {
     daemons: Vec<(String, Child)>,
     /// Address of the database; SQLite's default where there is none.
     pub database: Option<String>,
+    /// More of the node's section of `all`.
+    pub node: String,
+    /// What daemons are run by: what enters the host that they are to be on.
+    pub entry: Vec<String>,
     /// Dropped after the daemons.
     kept: Vec<Box<dyn std::any::Any>>,
 }
@@ -130,6 +134,8 @@ impl Site {
             directory,
             daemons: Vec::new(),
             database: None,
+            node: String::new(),
+            entry: Vec::new(),
             kept: Vec::new(),
         };
         let work = site.path("work");
@@ -142,6 +148,16 @@ impl Site {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Whether its network is ours.
+    pub fn is_here(&self) -> bool {
+        self.entry.is_empty()
+    }
+
+    /// Whether its node takes jobs of several units.
+    pub fn has_units(&self) -> bool {
+        self.node.is_empty()
     }
 
     /// Keeps something as long as the daemons may need it.
@@ -164,14 +180,17 @@ impl Site {
             &format!(
                 "[grid]\ndirectory = 'DIR/grid'\nsocket = 'DIR/cprd.sock'\ntokens = 'DIR/tokens'\n\
                  lease_ms = {LEASE_MS}\nmargin_ms = 1500\n{database}{more}\n\
-                 [node]\nname = 'n1'\ndirectory = 'DIR/node'\nslots = 4\n"
+                 [node]\nname = 'n1'\ndirectory = 'DIR/node'\nslots = 4\n{}",
+                self.node
             ),
         );
     }
 
     pub fn cprd(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.path("cprd"));
-        command.args(arguments).stdin(Stdio::null());
+        let cprd = self.path("cprd");
+        let mut words = self.entry.iter().map(std::ffi::OsStr::new).chain([cprd.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(arguments).stdin(Stdio::null());
         command
     }
 
@@ -214,7 +233,12 @@ impl Site {
     /// Has a daemon read its configuration again.
     pub fn hang_up(&self, name: &str) {
         let (_, child) = self.daemons.iter().find(|(known, _)| known == name).unwrap();
-        let pid = rustix::process::Pid::from_child(child);
+        // On another host it is the child of what has entered that.
+        let path = format!("/proc/{0}/task/{0}/children", child.id());
+        let entered = fs::read_to_string(path).unwrap_or_default();
+        let entered = entered.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        let pid = entered.filter(|_| !self.entry.is_empty()).unwrap_or(child.id() as i32);
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
