@@ -25,6 +25,9 @@ int main(int argc, char **argv) {
     CHECK(epoll_ctl(outer, EPOLL_CTL_ADD, inner, &event) == 0);
     event = (struct epoll_event){EPOLLIN | EPOLLONESHOT, {.u64 = 3}};
     CHECK(epoll_ctl(outer, EPOLL_CTL_ADD, quiet[0], &event) == 0);
+    /* A copy that exec(2) does not close, of what it would. */
+    int copy = dup(semaphore);
+    CHECK(copy >= 0);
     int sealed = memfd_create("sealed", MFD_ALLOW_SEALING | MFD_CLOEXEC);
     CHECK(ftruncate(sealed, 8192) == 0 && pwrite(sealed, "contents", 8, 5000) == 8);
     CHECK(fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0);
@@ -48,6 +51,7 @@ int main(int argc, char **argv) {
         SAME(value, 1);
     }
     SAME(fcntl(semaphore, F_GETFD), FD_CLOEXEC);
+    SAME(fcntl(copy, F_GETFD), 0);
     CHECK(fcntl(count, F_GETFL) & O_NONBLOCK);
     AWAIT(read(fast, &value, 8) == 8);
     CHECK(value >= 1);

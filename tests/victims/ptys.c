@@ -1,4 +1,4 @@
-/* Pseudo-terminals of which one side has been closed, and controlling terminals that nobody has open. */
+/* Pseudo-terminals, also where one side has been closed, and controlling terminals that nobody has open. */
 #include "victim.h"
 #include <sys/ioctl.h>
 #include <termios.h>
@@ -24,6 +24,13 @@ int main(int argc, char **argv) {
     int orphan = open(name, O_RDWR | O_NOCTTY);
     CHECK(orphan >= 0 && close(master) == 0);
 
+    /* What exec(2) closes, and what it does not: opened by name and by its master, and a copy. */
+    int both = new_master(name, sizeof name);
+    int named = open(name, O_RDWR | O_NOCTTY);
+    int closing = ioctl(both, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC), copy = dup(closing);
+    CHECK(named >= 0 && closing >= 0 && copy >= 0);
+    int flags = fcntl(named, F_GETFL);
+
     /* A session's terminal, which only the master's holder has open. */
     int control = new_master(name, sizeof name);
     pid_t child = fork();
@@ -42,6 +49,10 @@ int main(int argc, char **argv) {
     }
     AWAIT(*said >= 1);
     ready();
+    SAME(fcntl(named, F_GETFD), 0);
+    SAME(fcntl(named, F_GETFL), flags);
+    SAME(fcntl(closing, F_GETFD), FD_CLOEXEC);
+    SAME(fcntl(copy, F_GETFD), 0);
     char byte;
     CHECK(read(lonely, &byte, 1) == -1 && errno == EIO);
     SAME(read(orphan, &byte, 1), 0);

@@ -150,10 +150,13 @@ pub fn slave_index(master: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// TIOCGPTPEER: opens the slave of `master` with these `open` flags, without a path.
 pub fn open_slave(master: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
-    let flags = flags | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // O_CLOEXEC would stay with the flags of the open file, where fcntl(2) shows it.
+    let flags = (flags | libc::O_NOCTTY) & !libc::O_CLOEXEC;
     let fd = plain(master, libc::TIOCGPTPEER, flags as libc::c_ulong)?;
     // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let slave = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&slave, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(slave)
 }
 
 /// TIOCGPTLCK: whether opening the slave is forbidden.

@@ -184,7 +184,10 @@ pub(super) fn collect(
     context.channels.clone_from(&request.channels);
     context.devices.clone_from(&request.devices);
     context.policies = PolicyState::new(&request.files, owner);
-    let descriptors = files::save(&mut context)?;
+    let mut descriptors = files::save(&mut context)?;
+    for (&index, (descriptors, _)) in live.iter().zip(&mut descriptors) {
+        files::ask_about_exec(&context, &mut frozen.processes[index], descriptors, deadline)?;
+    }
     files::io_uring::finish(&mut context, &mut frozen.processes, deadline)?;
     for &index in &live {
         let view = context.views.of_process(manifest.processes[index].mount_namespace);

@@ -71,7 +71,7 @@ pub use meet::{Meeting, channels};
 pub use policies::{Backups, Changes, SaveState as PolicyState, violations};
 pub use regular::{dead_process, other_name, save_deleted_directory};
 pub use restore::{break_leases, finish, open_all, with_roots_rights};
-pub use save::{get, save};
+pub use save::{ask_about_exec, get, save};
 pub use saved::{
     ReadMemory, SHARED_ANONYMOUS_NAME, SavedFiles, copy_file, create_saved, fill_extents, open_saved, seal_last,
 };

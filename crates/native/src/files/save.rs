@@ -4,8 +4,10 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use cpr_image::model::{Descriptor, FileId, Object, OpenFile, PosixLock};
+use cpr_kernel::batch::{Batch, CallId};
 use cpr_kernel::proc::{FdInfo, LockLine, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{OFlags, Stat};
@@ -18,6 +20,7 @@ use super::{
     device, epoll, eventfd, fanotify, inotify, io_uring, locks, mqueue, pidfd, pipe, regular, signalfd, socket,
     terminal, timerfd,
 };
+use crate::freeze::Process;
 
 /// A description and what has become of it.
 #[derive(Debug)]
@@ -106,6 +109,46 @@ pub fn save(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<P
     let files = context.entries.iter().map(|entry| open_file(entry, policies));
     context.files = files.collect::<Result<_>>()?;
     Ok(processes)
+}
+
+/// Descriptors a process is asked about at a time.
+const ASKED: usize = 64;
+
+/// Finds out which descriptors of a stopped process exec(2) closes, where /proc does not tell: some calls that take
+/// O_CLOEXEC (TIOCGPTPEER, epoll_create1, eventfd, timerfd_create) leave it with the flags of the open file, and then
+/// /proc shows it for all descriptors of that, copies that are not closed among them.
+///
+/// # Errors
+/// The process cannot be asked.
+pub fn ask_about_exec(
+    context: &SaveContext<'_>,
+    process: &mut Process,
+    descriptors: &mut [Descriptor],
+    deadline: Instant,
+) -> Result<()> {
+    let is_doubtful = |descriptor: &&mut Descriptor| {
+        let entry = context.entries.get(descriptor.file.index());
+        let flags = entry.and_then(|entry| rustix::fs::fcntl_getfl(&entry.description.handle).ok());
+        descriptor.close_on_exec && flags.is_some_and(|flags| flags.contains(OFlags::CLOEXEC))
+    };
+    let mut doubtful: Vec<&mut Descriptor> = descriptors.iter_mut().filter(is_doubtful).collect();
+    for group in doubtful.chunks_mut(ASKED) {
+        let mut batch = Batch::new();
+        let ask = |descriptor: &&mut Descriptor| {
+            let arguments = [descriptor.fd.into(), libc::F_GETFD.into()];
+            batch.must(
+                libc::SYS_fcntl,
+                &arguments,
+                format!("look at descriptor {}", descriptor.fd),
+            )
+        };
+        let calls: Vec<CallId> = group.iter().map(ask).collect();
+        let outcome = process.run(0, &batch, deadline)?;
+        for (descriptor, call) in group.iter_mut().zip(calls) {
+            descriptor.close_on_exec = outcome.raw(call) & i64::from(libc::FD_CLOEXEC) != 0;
+        }
+    }
+    Ok(())
 }
 
 /// Which processes share their table of descriptors with another.

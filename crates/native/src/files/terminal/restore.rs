@@ -238,7 +238,7 @@ impl Terminals {
 }
 
 /// Flags that matter when a terminal is opened.
-pub(super) const OPEN_FLAGS: i32 = 0o3 | 0o4000; // O_ACCMODE, O_NONBLOCK
+pub(super) const OPEN_FLAGS: i32 = 0o3 | 0o4000 | 0o100000; // O_ACCMODE, O_NONBLOCK, O_LARGEFILE
 
 fn describe(terminal: &Terminal, verb: &str) -> String {
     format!("{verb} terminal /dev/pts/{} of the image", terminal.index)
