@@ -19,6 +19,18 @@ int main(int argc, char **argv) {
     CHECK(mkfifo(name, 0640) == 0);
     int fifo_in = open(name, O_RDONLY | O_NONBLOCK), fifo_out = open(name, O_WRONLY);
     CHECK(fifo_in >= 0 && fifo_out >= 0 && write(fifo_out, "through the name", 16) == 16);
+    /* Nobody has written yet, somebody has, and to one that was opened for reading again since. */
+    struct pollfd waiting[3];
+    for (int i = 0; i < 3; i++) {
+        char other[300];
+        snprintf(other, sizeof other, "%s-%d", name, i);
+        CHECK(mkfifo(other, 0600) == 0);
+        waiting[i] = (struct pollfd){open(other, O_RDONLY | O_NONBLOCK), POLLIN, 0};
+        int writer = i == 0 ? -1 : open(other, O_WRONLY);
+        if (i > 0) CHECK(write(writer, "last words", 10) == 10 && close(writer) == 0);
+        if (i == 2) waiting[i].fd = open(other, O_RDONLY | O_NONBLOCK);
+        CHECK(waiting[i].fd >= 0);
+    }
     pid_t child = fork();
     if (child == 0) {
         /* Sends back whatever comes. */
@@ -34,6 +46,10 @@ int main(int argc, char **argv) {
     close(back[1]);
     CHECK(write(between[1], "echo", 4) == 4);
     ready();
+    SAME(poll(waiting, 3, 0), 2);
+    SAME(waiting[0].revents, 0);
+    SAME(waiting[1].revents, POLLIN | POLLHUP);
+    SAME(waiting[2].revents, POLLIN);
     SAME(fcntl(full[0], F_GETPIPE_SZ), capacity);
     static unsigned char got[65536];
     for (int at = 0; at < 65536;) {

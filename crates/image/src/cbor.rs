@@ -33,10 +33,12 @@ pub(crate) fn encode(manifest: &Manifest) -> Result<Vec<u8>> {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!(
-                "the metadata of the job take {} bytes; an image holds {MAX_MANIFEST}",
+                "the metadata of the job take {} bytes, what waits in its pipes, sockets and terminals among them; an \
+                 image holds {MAX_MANIFEST}",
                 bytes.len()
             ),
-        ));
+        )
+        .with_hint("try again when the job has read what waits there"));
     }
     scan(&bytes).map_err(|what| {
         Error::new(

@@ -269,6 +269,9 @@ pub struct Fifo {
     pub gid: u32,
     /// Its contents.
     pub pipe: PipeId,
+    /// It is open for reading, and nobody has opened it for writing since: there is no end of it yet (EPOLLHUP).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unwritten: bool,
 }
 
 /// One registration in an epoll set.

@@ -219,6 +219,7 @@ pub fn manifest() -> Manifest {
             uid: 1000,
             gid: 100,
             pipe: PipeId(1),
+            unwritten: true,
         })),
         open(Object::Device {
             plugin: None,

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use cpr_image::model::{ByteString, Bytes, Fifo, MountNamespaceId, Object, OpenFile, Pipe, PipeId};
 use cpr_types::{Context, Error, ErrorKind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -53,7 +54,26 @@ pub fn save_fifo(description: &Description, context: &mut SaveContext<'_>) -> Re
         uid: stat.st_uid,
         gid: stat.st_gid,
         pipe,
+        unwritten: is_unwritten(description, context)?,
     }))
+}
+
+/// Whether a FIFO is open for reading, and nobody has opened it for writing since: then poll(2) sees no end of it,
+/// though there is no writer.
+fn is_unwritten(description: &Description, context: &SaveContext<'_>) -> Result<bool> {
+    let key = |d: &Description| (d.stat.st_dev, d.stat.st_ino);
+    let has_writer = || {
+        let mut others = context.descriptions();
+        others.any(|other| kind::writable(other.info.flags) && key(other) == key(description))
+    };
+    if kind::writable(description.info.flags) || has_writer() {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(&description.handle, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default()))
+        .map_err(io)
+        .context(|| format!("{}: look whether it has a writer", description.label()))?;
+    Ok(!polled[0].revents().contains(PollFlags::HUP))
 }
 
 fn intern(description: &Description, context: &mut SaveContext<'_>) -> Result<PipeId> {
@@ -268,6 +288,25 @@ pub fn restore_fifo(file: &OpenFile, fifo: &Fifo, context: &mut RestoreContext<'
         return Err(Error::new(ErrorKind::Internal, "a FIFO vanished"));
     };
     reopen(helper.as_fd(), file.flags).context(|| format!("open FIFO {}", fifo.path))
+}
+
+/// Opens those FIFOs once more that nobody has opened for writing since they were opened for reading. `files` are those
+/// of the image: all are open, and what is in FIFOs is there.
+///
+/// # Errors
+/// One cannot be opened.
+pub fn reopen_unwritten(context: &mut RestoreContext<'_>, files: &mut [OwnedFd]) -> Result<()> {
+    for (file, fd) in context.manifest.files.iter().zip(files) {
+        let Object::Fifo(fifo) = &file.object else {
+            continue;
+        };
+        if fifo.unwritten {
+            // It writes, too.
+            context.fifos.remove(&fifo.pipe);
+            *fd = reopen(fd.as_fd(), file.flags).context(|| format!("open FIFO {}", fifo.path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The FIFO opened for both directions, which does not block.

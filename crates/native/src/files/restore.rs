@@ -34,6 +34,7 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
         let id = FileId(index as u32);
         files.push(open(id, file, context).context(|| named(index))?);
     }
+    pipe::reopen_unwritten(context, &mut files)?;
     let all = || manifest.files.iter().zip(&files).enumerate();
     for (index, (file, fd)) in all() {
         locks::take(fd.as_fd(), file, FileId(index as u32), manifest)
