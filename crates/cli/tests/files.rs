@@ -334,6 +334,53 @@ fn a_changed_file_that_is_checked_keeps_a_job_from_restarting() {
     assert_eq!(report["open"]["position"], 4);
 }
 
+/// Counts in a file that it has mapped, as a Java virtual machine does, until it is told to go.
+const COUNTER: &str = r#"
+import fcntl, mmap, os, sys, time
+go, path = sys.argv[1:]
+os.makedirs(os.path.dirname(path), 0o755)
+fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(fd, fcntl.LOCK_EX)
+os.ftruncate(fd, 32768)
+counters = mmap.mmap(fd, 32768)
+counters[8] = 77
+print("READY", flush=True)
+while not os.path.exists(go):
+    time.sleep(0.01)
+counters[9] = 78
+named = open(path, "rb").read()
+sys.exit(0 if counters[8] == 77 and named[8] == 77 and named[9] == 78 else 1)
+"#;
+
+// Whatever has become of them meanwhile: the next machine that starts removes those that do not run.
+#[test]
+fn counters_of_java_are_memory() {
+    let Some(cpr) = Cpr::new("counters_of_java_are_memory", As::User) else {
+        return;
+    };
+    let directory = PathBuf::from(format!("/tmp/hsperfdata_gridcpr-test-{}", std::process::id()));
+    let (script, go, file) = (cpr.work.join("counter.py"), cpr.work.join("go"), directory.join("4711"));
+    fs::write(&script, COUNTER).expect("the test's directory can be written");
+    let command = ["python3".as_ref(), script.as_path(), &go, &file].map(|word| word.display().to_string());
+    cpr.run_detached("counter", &[], &command);
+    wait_until(PATIENCE, "it counts", || cpr.logs("counter") == b"READY\n");
+    let image = cpr.checkpoint("counter", &["--stop"])["image"]
+        .as_str()
+        .expect("there is an image")
+        .to_owned();
+    fs::remove_file(&file).expect("the file can be removed");
+    cpr.restart("counter");
+    assert!(file.exists(), "the file is there again");
+    cpr.checkpoint("counter", &["--stop"]);
+    fs::remove_dir_all(&directory).expect("the directory can be removed");
+    cpr.cpr(["check", &image]).good();
+    cpr.restart("counter");
+    fs::write(&go, "").expect("the test's directory can be written");
+    let ended = cpr.wait("counter");
+    fs::remove_dir_all(&directory).expect("the directory can be removed");
+    assert_eq!(ended, 0);
+}
+
 #[test]
 fn a_restart_puts_nothing_in_place_of_a_link_or_directory() {
     let Some(cpr) = Cpr::new("a_restart_puts_nothing_in_place_of_a_link", As::User) else {

@@ -441,8 +441,7 @@ workloads! {
         folder: "java_workers",
         needs: &["java", "javac"],
         build: "javac Workers.java",
-        // Java keeps counters in a file in /tmp named after its PID, which other runs of java clean away.
-        command: &["java", "-XX:+PerfDisableSharedMem", "-Xmx256m", "Workers", "{size}", "out"],
+        command: &["java", "-Xmx256m", "Workers", "{size}", "out"],
         size: 250,
         outputs: &["out"],
     }

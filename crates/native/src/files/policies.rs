@@ -24,6 +24,11 @@ use super::regular;
 use super::saved::SavedFiles;
 use crate::policy::{FileRule, Verdict, verdict};
 
+/// Counters of a Java virtual machine, which it shares with jps(1) and jstat(1): memory that happens to have a name.
+/// The next one that the same user starts removes those of machines that do not run, as of a job that was ended by its
+/// checkpoint.
+const JAVA_COUNTERS: &str = "/tmp/hsperfdata_*/[0-9]*";
+
 fn io(error: Errno) -> io::Error {
     error.into()
 }
@@ -39,11 +44,11 @@ pub struct SaveState {
 }
 
 impl SaveState {
-    /// For these rules. Symbolic links in the plain part of a pattern are resolved here and now, as the kernel shows
-    /// paths of open files without them.
+    /// For these rules, and before them what is known of files that are memory. Symbolic links in the plain part of a
+    /// pattern are resolved here and now, as the kernel shows paths of open files without them.
     pub fn new(rules: &[FileRule], owner: Option<(u32, u32)>) -> SaveState {
         SaveState {
-            rules: rules.iter().map(resolved).collect(),
+            rules: std::iter::once(&java_counters()).chain(rules).map(resolved).collect(),
             owner,
             ..SaveState::default()
         }
@@ -142,6 +147,14 @@ impl SaveState {
     }
 }
 
+fn java_counters() -> FileRule {
+    FileRule {
+        pattern: JAVA_COUNTERS.to_owned(),
+        content: Some(FileContent::BackupRestore),
+        truncate: None,
+    }
+}
+
 fn mtime(stat: &Stat) -> i64 {
     stat.st_mtime
         .saturating_mul(1_000_000_000)
@@ -221,7 +234,13 @@ fn require(policy: &FilePolicy) -> Result<()> {
     let path = &policy.path;
     match policy.content {
         FileContent::Check => {}
-        FileContent::BackupRestore => return place(path).map(drop),
+        FileContent::BackupRestore => {
+            return match place(path) {
+                // It is made.
+                Err(error) if error.kind() == ErrorKind::Incompatible && java_counters().is_about(&path.0) => Ok(()),
+                place => place.map(drop),
+            };
+        }
         _ => return Ok(()),
     }
     let (node, stat) = regular::locate(path)?;
@@ -273,6 +292,19 @@ fn place(path: &ByteString) -> Result<(OwnedFd, OsString)> {
     }
 }
 
+/// The same; where the directory of a Java virtual machine's counters is gone it is made, as the machine would.
+fn make_place(path: &ByteString) -> Result<(OwnedFd, OsString)> {
+    let directory = path.as_path().parent().filter(|_| java_counters().is_about(&path.0));
+    if let Some(directory) = directory {
+        let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+        match rustix::fs::mkdir(directory, mode) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(io(error)).context(|| format!("make directory {}", directory.display())),
+        }
+    }
+    place(path)
+}
+
 /// A file that is to take the place of another.
 #[derive(Debug)]
 struct Backup {
@@ -304,7 +336,7 @@ pub struct Backups(Vec<Backup>);
 impl Backups {
     /// An empty file that is to take the place of the one at `path`, open for reading and writing.
     pub(super) fn create(&mut self, path: &ByteString) -> Result<OwnedFd> {
-        let (directory, name) = place(path)?;
+        let (directory, name) = make_place(path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for attempt in 0..100u32 {
             let temporary = format!(".cpr-restart-{}-{}-{attempt}", std::process::id(), self.0.len());
