@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use support::{As, Cpr, PATIENCE, finish, wait_until};
+use support::{As, Cpr, PATIENCE, finish, skip, wait_until};
 
 const JOB: &str = "identity";
 
@@ -400,4 +400,67 @@ fn a_process_is_in_a_cgroup_below_its_jobs_again() {
     let code = cpr.wait("grouped");
     remove();
     assert_eq!(code, 0, "{}", String::from_utf8_lossy(&cpr.logs("grouped")));
+}
+
+/// Makes processes that end at once, waits, and says whether any of those that it makes then has the number of one before,
+/// or one of those that the kernel gives to its own processes.
+const NUMBERS: &str = "
+import os, sys, time
+def numbers():
+    made = []
+    for _ in range(30):
+        made.append(os.fork())
+        if made[-1] == 0:
+            os._exit(0)
+        os.waitpid(made[-1], 0)
+    return made
+before = numbers()
+print('READY', flush=True)
+while not os.path.exists('go'):
+    time.sleep(0.01)
+after = numbers()
+print(not set(before) & set(after) and min(after) > 300)
+";
+
+#[test]
+fn new_processes_have_numbers_that_the_job_has_not_used_lately() {
+    let Some(cpr) = Cpr::new("new_processes_have_numbers", As::User) else {
+        return;
+    };
+    cpr.run_detached("job", &[], &["python3", "-c", NUMBERS]);
+    wait_until(PATIENCE, "it has made processes", || cpr.logs("job") == b"READY\n");
+    cpr.checkpoint("job", &["--stop"]);
+    cpr.restart("job");
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("job"), 0);
+    assert_eq!(cpr.logs("job"), b"READY\nTrue\n");
+}
+
+// In a user's job it stays mounted, though it is not the job's.
+#[test]
+fn what_was_unmounted_outside_since_is_not_the_jobs() {
+    let Some(cpr) = Cpr::new("what_was_unmounted_outside", As::User) else {
+        return;
+    };
+    let place = cpr.work.join("gone");
+    fs::create_dir(&place).expect("a directory can be made");
+    let outside = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(&place);
+        finish(&cpr.work, command, PATIENCE)
+    };
+    if outside(&["mount", "-t", "tmpfs", "-o", "mode=700", "none"]).code != 0 {
+        skip!("what_was_unmounted_outside", "nothing can be mounted here");
+    }
+    let command = "while ! [ -e go ]; do sleep 0.05; done; grep -c /gone /proc/self/mountinfo; true";
+    cpr.run_detached("job", &[], &["sh", "-c", command]);
+    let left = outside(&["umount"]);
+    fs::remove_dir(&place).expect("the directory can be removed");
+    left.good();
+    cpr.checkpoint("job", &[]);
+    cpr.checkpoint("job", &["--stop"]);
+    cpr.restart("job");
+    fs::write(cpr.work.join("go"), "").expect("the test's directory can be written");
+    assert_eq!(cpr.wait("job"), 0);
+    assert_eq!(cpr.logs("job"), b"0\n");
 }

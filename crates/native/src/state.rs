@@ -315,10 +315,16 @@ impl Task {
 }
 
 fn link(proc: &ProcDir, name: &str) -> Result<ByteString> {
-    let path = proc
-        .read_link(name)
-        .context(|| format!("read /proc/{}/{name}", proc.pid()))?;
-    Ok(ByteString(path))
+    match proc.read_link(name) {
+        Ok(path) => Ok(ByteString(path)),
+        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+            let reason = format!("the path of its {name} has more than 4095 bytes, and the kernel shows none of those");
+            Err(unsupported(proc.pid(), &reason))
+        }
+        error => error
+            .map(ByteString)
+            .context(|| format!("read /proc/{}/{name}", proc.pid())),
+    }
 }
 
 /// The number at the end of `/autogroup-123 nice 5`; zero where there are no autogroups.

@@ -269,6 +269,9 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         let (mut built, views) = clocks::going_on(manifest, &mut notes, || {
             make_processes(&mut workshop, manifest, &context, &sources, &spaces, rights)
         })?;
+        if request.own_pid_namespace {
+            numbers::go_on(manifest)?;
+        }
         let identity = as_owner();
         open_elsewhere(manifest, &mapped, &views, roots_own)?;
         drop(identity);

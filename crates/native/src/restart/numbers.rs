@@ -72,6 +72,35 @@ pub fn await_burials(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// By how much the first number that a restarted job gives away exceeds those it has, at least, and how many there are
+/// to choose from: what has ended shortly before the checkpoint had such numbers, and programs may remember them.
+const GAP: u32 = 2000;
+const GAPS: u32 = 10_000;
+/// The greatest number that every host has, and the one that the kernel begins with again.
+const GREATEST: u32 = 32_767;
+const LEAST: u32 = 300;
+
+/// Has the numbers of new processes go on somewhere beyond those of the job, in a PID namespace of its own. All that it
+/// needs must be taken. Where they cannot be set they begin with the least that is free.
+pub fn go_on(manifest: &Manifest) -> Result<()> {
+    let mut random = [0; 4];
+    let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
+    if got.is_ok_and(|got| got == random.len()) {
+        let highest = needed(manifest)?.into_iter().map(|(_, number)| number).max();
+        let last = following(highest.unwrap_or(1).unsigned_abs(), u32::from_ne_bytes(random));
+        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
+    }
+    Ok(())
+}
+
+fn following(highest: u32, random: u32) -> u32 {
+    let last = highest.saturating_add(GAP + random % GAPS);
+    match highest <= GREATEST && last > GREATEST {
+        true => LEAST + (last - GREATEST),
+        false => last,
+    }
+}
+
 /// The numbers that the job needs, each with the process that needs it.
 fn needed(manifest: &Manifest) -> Result<Vec<(i32, i32)>> {
     let steps = plan::of(manifest)?;
@@ -124,4 +153,17 @@ pub fn in_use(manifest: &Manifest) -> Result<Vec<(i32, i32, Error)>> {
         })
         .collect();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_on_beyond_those_of_the_job() {
+        assert_eq!(following(5, 0), 2005);
+        assert_eq!(following(20_000, 10_001), 22_001);
+        assert_eq!(following(GREATEST, 0), LEAST + GAP);
+        assert_eq!(following(1_000_000, 7), 1_002_007);
+    }
 }
