@@ -219,7 +219,7 @@ pub fn manifest() -> Manifest {
             uid: 1000,
             gid: 100,
             pipe: PipeId(1),
-            unwritten: true,
+            unwritten: false,
         })),
         open(Object::Device {
             plugin: None,
@@ -505,6 +505,11 @@ pub fn manifest_with_ipc() -> Manifest {
         length: 256,
     }];
     manifest.inet_sockets.push(member());
+    for file in &mut manifest.files {
+        if let Object::Fifo(fifo) = &mut file.object {
+            fifo.unwritten = true;
+        }
+    }
     manifest.saved_files[2].huge_pages = 2 << 20;
     let heap = manifest.address_spaces[0]
         .mappings
