@@ -105,9 +105,10 @@ fn limits_that_a_job_has_set() {
     };
     let script = r#"cd /proc/sys
         if ! echo 4321 > kernel/msgmax || ! echo 77 > fs/mqueue/msg_max; then echo denied; exit; fi
+        echo 1804289383 846930886 1681692777 7985 > kernel/sem
         echo ready
         until [ -e "$0" ]; do sleep 0.1; done
-        cat kernel/msgmax fs/mqueue/msg_max"#;
+        cat kernel/msgmax fs/mqueue/msg_max kernel/sem"#;
     let go = cpr.work.join("go");
     cpr.run_detached(
         "limits",
@@ -126,7 +127,10 @@ fn limits_that_a_job_has_set() {
     }
     fs::write(&go, "").expect("the directory is there");
     assert_eq!(cpr.wait("limits"), 0);
-    assert_eq!(String::from_utf8_lossy(&cpr.logs("limits")), "ready\n4321\n77\n");
+    assert_eq!(
+        String::from_utf8_lossy(&cpr.logs("limits")),
+        "ready\n4321\n77\n1804289383\t846930886\t1681692777\t7985\n"
+    );
     let machines = fs::read_to_string("/proc/sys/kernel/msgmax").expect("there is /proc/sys");
     assert_ne!(machines, "4321\n");
 }

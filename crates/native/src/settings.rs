@@ -9,7 +9,7 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 
 /// Most bytes of a value that are of interest.
-const LONGEST: u64 = 64 << 10;
+const LONGEST: usize = 64 << 10;
 /// Settings of IPC namespaces. Those that say what the next object is called are of no use later.
 const IPC: [&str; 14] = [
     "kernel/auto_msgmni",
@@ -49,10 +49,10 @@ fn open(root: &OwnedFd, name: &[u8], flags: OFlags) -> std::io::Result<OwnedFd> 
 }
 
 fn read(root: &OwnedFd, name: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut value = Vec::new();
-    std::fs::File::from(open(root, name, OFlags::RDONLY)?)
-        .take(LONGEST)
-        .read_to_end(&mut value)?;
+    // In one go: of several numbers the kernel shows those that the first read has room for, and then an end.
+    let mut value = vec![0; LONGEST];
+    let length = std::fs::File::from(open(root, name, OFlags::RDONLY)?).read(&mut value)?;
+    value.truncate(length);
     Ok(value)
 }
 
