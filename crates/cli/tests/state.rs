@@ -11,7 +11,7 @@ use std::path::Path;
 
 use support::steps::Steps;
 use support::victim::{Victim, compile, compile_with};
-use support::{As, Cpr, PATIENCE, skip, wait_until};
+use support::{As, Cpr, PATIENCE, knows_file_system, skip, wait_until};
 
 /// How many checkpoints a job goes on after.
 const CHECKPOINTS: usize = 5;
@@ -151,8 +151,7 @@ survive! {
 /// File systems of layers, as containers have them.
 #[test]
 fn layers() {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !known.lines().any(|line| line.ends_with("\toverlay")) {
+    if !knows_file_system("overlay") {
         skip!("layers", "this kernel has no overlay file system (overlay)");
     }
     for user in [As::Root, As::User] {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::victim::{Victim, compile};
-use support::{As, Cpr, PATIENCE, finish, skip, wait_until};
+use support::{As, Cpr, PATIENCE, finish, knows_file_system, skip, wait_until};
 
 const DAMAGED: i32 = 65;
 const INCOMPATIBLE: i32 = 78;
@@ -202,8 +202,7 @@ fn what_sleeps_or_stands_still_is_proven_too() {
 
 /// What a job changes in layers (overlay) it changes in memory of the sandbox: beside the living job, and without it.
 fn layers(test: &str, user: As) {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !known.lines().any(|line| line.ends_with("\toverlay")) {
+    if !knows_file_system("overlay") {
         skip!(test, "this kernel has no overlay file system (overlay)");
     }
     let Some(cpr) = Cpr::new(test, user) else { return };

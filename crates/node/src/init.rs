@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use cpr_engines::Pager;
 use cpr_kernel::fd::{SENT_TOGETHER, send_descriptors};
 use cpr_kernel::proc::ProcDir;
-use cpr_kernel::process::kill_all_others;
+use cpr_kernel::process::{kill_all_others, scatter_numbers};
 use cpr_kernel::spawn::{self, Namespaces, SignalMask};
 use cpr_kernel::{namespace, terminal_relay};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
-use rustix::rand::GetRandomFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
@@ -412,13 +411,8 @@ struct ExecFailure {
 /// Has the process numbers of the job begin somewhere. Programs take their number for one that nobody else has, in names
 /// of files and of shared memory for example, and jobs have these together.
 fn choose_first_number() {
-    let mut random = [0; 4];
-    let got = rustix::rand::getrandom(&mut random, GetRandomFlags::NONBLOCK);
-    if got.is_ok_and(|got| got == random.len()) {
-        let last = LEAST_NUMBER + u32::from_ne_bytes(random) % NUMBERS;
-        // Where it cannot be set, they begin with 2.
-        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
-    }
+    // Where it cannot be set, they begin with 2.
+    scatter_numbers(|random| LEAST_NUMBER + random % NUMBERS);
 }
 
 /// Forks and runs the program; comes back when it runs.

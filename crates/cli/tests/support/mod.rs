@@ -88,6 +88,12 @@ pub fn path() -> OsString {
     std::env::join_paths(places).expect("no colon is in these paths")
 }
 
+/// The kernel has file systems of this type, as far as it can be told without loading a module.
+pub fn knows_file_system(name: &str) -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.split_whitespace().last() == Some(name))
+}
+
 /// The tests run as root.
 pub fn am_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)

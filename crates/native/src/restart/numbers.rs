@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use cpr_image::model::Manifest;
 use cpr_kernel::proc::{ProcDir, pids};
+use cpr_kernel::process::scatter_numbers;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
 use super::plan::{self, Step};
@@ -83,13 +84,8 @@ const LEAST: u32 = 300;
 /// Has the numbers of new processes go on somewhere beyond those of the job, in a PID namespace of its own. All that it
 /// needs must be taken. Where they cannot be set they begin with the least that is free.
 pub fn go_on(manifest: &Manifest) -> Result<()> {
-    let mut random = [0; 4];
-    let got = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK);
-    if got.is_ok_and(|got| got == random.len()) {
-        let highest = needed(manifest)?.into_iter().map(|(_, number)| number).max();
-        let last = following(highest.unwrap_or(1).unsigned_abs(), u32::from_ne_bytes(random));
-        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string());
-    }
+    let highest = needed(manifest)?.into_iter().map(|(_, number)| number).max();
+    scatter_numbers(|random| following(highest.unwrap_or(1).unsigned_abs(), random));
     Ok(())
 }
 
