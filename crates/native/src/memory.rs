@@ -48,7 +48,8 @@ impl FlagTable {
         self.0.extend(mappings.map(|map| ((pid, map.start, map.end), map)));
     }
 
-    fn has(&self, pid: i32, map: &MapEntry) -> bool {
+    /// Whether those of this mapping of process `pid` are known.
+    pub fn has(&self, pid: i32, map: &MapEntry) -> bool {
         self.0.contains_key(&(pid, map.start, map.end))
     }
 

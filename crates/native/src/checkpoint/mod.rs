@@ -49,7 +49,7 @@ use crate::{files, memory, time_namespaces};
 use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
 use owner::owner_of_image;
-use running::{Resident, copy_running, early_libraries, ended_meanwhile, flags_of, has_living, take_up};
+use running::{Resident, copy_running, early_libraries, ended_meanwhile, has_living, take_up};
 
 pub use look::check;
 pub use request::{
@@ -124,13 +124,14 @@ fn save(
     let file = file.context(|| "copy the descriptor of the image")?;
     let mut writer = Pipeline::start(writer, file, observer, resident.all(), options.incremental)?;
     let libraries = early_libraries(scope, request.keep, &mut writer)?;
-    let running = copy_running(scope, request, &resident, &known, &mut copied, &mut writer)?;
+    let mut running = copy_running(scope, request, &resident, &known, &mut copied, &mut writer)?;
     let left = resident.without(&copied) + running.written;
     let snapshots = request.after == After::Continue && resident.is_worth_snapshots(request.pid, left, running.rate);
     for copied in &mut copied {
         copied.keep = request.keep_tracking;
     }
-    let flags = flags_of(scope)?;
+    // What a copy of a process does not have depends on them.
+    let flags = running.flags(scope, snapshots)?;
     let before_stop = writer.placed();
     writer.enter("stop")?;
     if request.after == After::Continue && !snapshots {

@@ -1,12 +1,13 @@
 //! What is done for a checkpoint while the job runs: copying, so that the stop is short.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use cpr_kernel::proc::ProcDir;
 use cpr_types::{Error, ErrorKind, Result};
 
 use super::request::{After, CheckpointRequest, Method};
-use crate::beside::each;
+use crate::beside::{beside, each};
 use crate::freeze::{self, Purpose, Scope};
 use crate::libraries::{Keep, Libraries};
 use crate::live::{self, Basis, Copied, Earlier, Known};
@@ -20,6 +21,8 @@ use crate::{cgroups, files, snapshot};
 const SMALL: u64 = 512 << 10;
 /// So many processes are looked at with a thread for each processor.
 const MANY: usize = 8;
+/// Flags of mappings that were read longer ago are read again.
+const FRESH: Duration = Duration::from_millis(50);
 /// What copying memory of a stopped job is taken to reach where it was not measured, bytes a second.
 const UNMEASURED_RATE: u64 = 1 << 30;
 /// Bytes of memory that each process has for itself.
@@ -96,6 +99,19 @@ pub(super) struct Running {
     pub(super) written: u64,
     /// How long the job stood still for it, nanoseconds.
     pub(super) first_stop_ns: u64,
+    /// The flags of all mappings, where they were read beside it.
+    flags: Option<(FlagTable, Instant)>,
+}
+
+impl Running {
+    /// The flags of all mappings, as they are just before the stop: those that were read beside the copying, where that
+    /// is not long ago and no mapping has come since. `anew`: they are read now.
+    pub(super) fn flags(&mut self, scope: Scope, anew: bool) -> Result<FlagTable> {
+        match self.flags.take() {
+            Some((flags, since)) if !anew && since.elapsed() < FRESH && knows_all(&flags, scope)? => Ok(flags),
+            _ => flags_of(scope),
+        }
+    }
 }
 
 /// Copies a job that goes on, all but what it writes in the last moments. Of others nothing is copied.
@@ -112,6 +128,7 @@ pub(super) fn copy_running(
         rate: UNMEASURED_RATE,
         written: 0,
         first_stop_ns: 0,
+        flags: None,
     };
     if request.after != After::Continue && !request.live && copied.is_empty() {
         return Ok(running);
@@ -130,7 +147,17 @@ pub(super) fn copy_running(
         live::register(copied, known);
     }
     if !copied.is_empty() {
-        let rounds = live::copy_while_running(copied, writer)?;
+        // Reading the flags takes as long as an increment does, in which little is copied; copying all takes longer
+        // than they can be believed.
+        let rounds = match known.ancestors.is_empty() {
+            true => live::copy_while_running(copied, writer)?,
+            false => {
+                let since = Instant::now();
+                let (flags, rounds) = beside(true, || flags_of(scope), || live::copy_while_running(copied, writer))?;
+                running.flags = Some((flags?, since));
+                rounds?
+            }
+        };
         if rounds.settled {
             running.method = Method::Live;
         }
@@ -141,8 +168,8 @@ pub(super) fn copy_running(
     Ok(running)
 }
 
-/// The flags of all mappings. Read last before the stop, because tracking joins mappings that were apart.
-pub(super) fn flags_of(scope: Scope) -> Result<FlagTable> {
+/// The flags of all mappings. Read when all are tracked, because tracking joins mappings that were apart.
+fn flags_of(scope: Scope) -> Result<FlagTable> {
     let mut flags = FlagTable::default();
     let pids = freeze::members(scope)?;
     let read = |pid: &i32| ProcDir::open_living(*pid).and_then(|proc| proc.smaps_flags());
@@ -150,6 +177,13 @@ pub(super) fn flags_of(scope: Scope) -> Result<FlagTable> {
         flags.note(*pid, mappings.unwrap_or_default());
     }
     Ok(flags)
+}
+
+/// Whether the flags of all mappings that there are now are known.
+fn knows_all(flags: &FlagTable, scope: Scope) -> Result<bool> {
+    let maps = |pid: i32| ProcDir::open_living(pid).and_then(|proc| proc.maps());
+    let knows = |pid: i32| maps(pid).is_ok_and(|maps| maps.iter().all(|map| flags.has(pid, map)));
+    Ok(freeze::members(scope)?.into_iter().all(knows))
 }
 
 /// Whether anything of a job lives, as far as that can be seen.
