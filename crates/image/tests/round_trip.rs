@@ -95,7 +95,8 @@ fn chunks_that_are_written_at_their_places() {
         .rev()
         .map(|number| {
             let part = &data[number * chunk..(number + 1) * chunk];
-            chunks.write(part, 4096 + number as u64 * HASH_CHUNK).unwrap()
+            chunks.write(part, 4096 + number as u64 * HASH_CHUNK).unwrap();
+            cpr_image::hash(part)
         })
         .collect();
     hashes.reverse();

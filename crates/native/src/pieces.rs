@@ -1,13 +1,16 @@
 //! Page data that are read, hashed and written a piece at a time by several threads, each all of it: a piece is then in
-//! one processor's cache all the time.
+//! one processor's cache all the time. Only one thread can write to a file at a time: while one does, the others leave
+//! to it what they have to write, and go on.
 //!
 //! Only pieces without pages of zeros, and without pages that the image has, are placed so. Others are left to whoever
 //! places pages one after the other; where there are many of them, so is all that follows.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use cpr_image::{ChunkWriter, PageHash, PageHasher, PageIndex};
 use cpr_types::{Error, Result};
@@ -17,6 +20,10 @@ use crate::sink::{PAGE_SIZE, PIECE, ReadPiece};
 
 /// Most threads: they write to one file, which one thread can do at a time.
 const THREADS: usize = 4;
+/// Most pieces that wait to be written: with more, the caches of the processors would be too small.
+const WAITING: usize = 4;
+/// How long is waited for the thread that writes before it is looked again.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// So many pieces may be left to others anyway; beyond that one in [`SHARE`].
 const FEW: usize = 4;
@@ -59,9 +66,7 @@ impl Pieces<'_> {
     /// The image cannot be written.
     pub fn place(self, go_on: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<Placed> {
         let threads = threads().min(self.count);
-        let mut buffers = std::mem::take(self.buffers);
-        buffers.resize_with(threads.max(buffers.len()), || Vec::with_capacity(PIECE));
-        let (own, others) = buffers.split_at_mut(1);
+        let buffers = std::mem::take(self.buffers);
         let work = Work {
             count: self.count,
             read: self.read,
@@ -75,26 +80,28 @@ impl Pieces<'_> {
                 positions: Vec::with_capacity(self.count),
                 left: 0,
                 hashes: Vec::with_capacity(self.count),
+                waiting: VecDeque::new(),
+                is_writing: false,
+                spare: buffers,
                 failure: None,
             }),
+            room: Condvar::new(),
         };
         thread::scope(|scope| {
-            for buffer in others.iter_mut().take(threads - 1) {
+            for _ in 1..threads {
                 let thread = thread::Builder::new().name("cpr-copy".to_owned());
                 // Where there are no more threads to be had, fewer do it.
-                let _ = thread.spawn_scoped(scope, || while work.step(buffer) {});
+                let _ = thread.spawn_scoped(scope, || while work.step() {});
             }
-            for buffer in own {
-                while work.step(buffer) {
-                    let placed = work.state().hashes.len();
-                    if go_on(placed).is_break() {
-                        work.stop();
-                    }
+            while work.step() {
+                let placed = work.state().hashes.len();
+                if go_on(placed).is_break() {
+                    work.stop();
                 }
             }
         });
-        *self.buffers = buffers;
         let state = work.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.buffers = state.spare;
         match state.failure {
             Some(error) => Err(error),
             None => Ok(Placed {
@@ -117,6 +124,8 @@ struct Work<'a> {
     /// No more are to be taken.
     stopped: AtomicBool,
     state: Mutex<State<'a>>,
+    /// Told when a piece has been written.
+    room: Condvar,
 }
 
 struct State<'a> {
@@ -127,6 +136,12 @@ struct State<'a> {
     left: usize,
     /// By the number of the place.
     hashes: Vec<[u8; 32]>,
+    /// Pieces to be written, with the numbers of their places.
+    waiting: VecDeque<(usize, Vec<u8>)>,
+    /// A thread is at it.
+    is_writing: bool,
+    /// Buffers that nobody uses, of any length.
+    spare: Vec<Vec<u8>>,
     failure: Option<Error>,
 }
 
@@ -139,8 +154,9 @@ impl<'a> Work<'a> {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Takes a piece and does all that is to be done with it; tells whether there was one.
-    fn step(&self, buffer: &mut Vec<u8>) -> bool {
+    /// Takes a piece and does what is to be done with it, but for writing, which another thread may be left; tells
+    /// whether there was one.
+    fn step(&self) -> bool {
         if self.stopped.load(Ordering::Relaxed) {
             return false;
         }
@@ -148,26 +164,55 @@ impl<'a> Work<'a> {
         if number >= self.count {
             return false;
         }
-        buffer.resize(PIECE, 0);
-        let place = match (self.read)(number, buffer) {
-            true => self.claim_place(number, buffer),
+        let spare = self.state().spare.pop();
+        let mut piece = spare.unwrap_or_else(|| Vec::with_capacity(PIECE));
+        piece.resize(PIECE, 0);
+        let place = match (self.read)(number, &mut piece) {
+            true => self.claim_place(number, &piece),
             false => self.leave(number),
         };
         let Some(place) = place else {
+            self.state().spare.push(piece);
             return true;
         };
-        match self.chunks.write(buffer, self.next + (place * PIECE) as u64) {
-            Ok(hash) => {
-                if let Some(noted) = self.state().hashes.get_mut(place) {
-                    *noted = hash;
-                }
-            }
-            Err(error) => {
-                self.stop();
-                self.state().failure.get_or_insert(error);
-            }
+        let hash = cpr_image::hash(&piece);
+        let mut state = self.state();
+        if let Some(noted) = state.hashes.get_mut(place) {
+            *noted = hash;
         }
+        state.waiting.push_back((place, piece));
+        self.write(state);
         true
+    }
+
+    /// Writes what waits, unless another thread is at it. Whoever leaves something to that one has put it there before
+    /// it looked for the last time.
+    fn write<'b>(&'b self, mut state: MutexGuard<'b, State<'a>>) {
+        loop {
+            if state.is_writing {
+                if state.waiting.len() < WAITING {
+                    return;
+                }
+                let waited = self.room.wait_timeout(state, PATIENCE);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            let Some((place, piece)) = state.waiting.pop_front() else {
+                return;
+            };
+            state.is_writing = true;
+            drop(state);
+            let written = self.chunks.write(&piece, self.next + (place * PIECE) as u64);
+            state = self.state();
+            state.is_writing = false;
+            state.spare.push(piece);
+            if let Err(error) = written {
+                self.stop();
+                state.waiting.clear();
+                state.failure.get_or_insert(error);
+            }
+            self.room.notify_all();
+        }
     }
 
     /// The number of a place for a piece, if it is to have one.
