@@ -135,6 +135,46 @@ fn limits_that_a_job_has_set() {
     assert_ne!(machines, "4321\n");
 }
 
+/// An identifier that a job has asked for is that of the next object, whatever a restart has to make before; in an IPC
+/// namespace that it has made, too.
+#[test]
+fn identifiers_that_a_job_has_chosen_for_its_next_objects() {
+    let test = "identifiers_that_a_job_has_chosen";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let script = r#"cd /proc/sys/kernel
+        if ! ipcmk -Q >/dev/null || ! echo 4711 > msg_next_id; then echo denied; exit; fi
+        unshare --ipc sh -c 'ipcmk -S 2; echo 815 > sem_next_id; echo inside >&2
+            until [ -e "$0" ]; do sleep 0.1; done
+            cat sem_next_id; ipcmk -S 1; cat sem_next_id' "$0" &
+        until [ -e "$0" ]; do sleep 0.1; done
+        wait
+        cat shm_next_id msg_next_id; ipcmk -Q; cat msg_next_id"#;
+    let go = cpr.work.join("go");
+    cpr.run_detached(
+        "next",
+        &[],
+        &["sh", "-c", script, go.to_str().expect("the path is text")],
+    );
+    wait_until(Duration::from_secs(30), "the job has chosen", || {
+        let said = cpr.logs("next");
+        said.starts_with(b"denied") || said.ends_with(b"inside\n")
+    });
+    if cpr.logs("next").starts_with(b"denied") {
+        skip!(test, "root may not choose identifiers here");
+    }
+    for _ in 0..2 {
+        cpr.checkpoint("next", &["--stop"]);
+        cpr.restart("next");
+    }
+    fs::write(&go, "").expect("the directory is there");
+    assert_eq!(cpr.wait("next"), 0);
+    let said = String::from_utf8_lossy(&cpr.logs("next")).into_owned();
+    let after = said.split_once("inside\n").map(|(_, after)| after);
+    let inside = "815\nSemaphore id: 815\n-1\n";
+    let outside = "-1\n4711\nMessage queue id: 4711\n-1\n";
+    assert_eq!(after, Some(format!("{inside}{outside}").as_str()), "{said}");
+}
+
 /// System V objects of jobs that share the machine's IPC namespace.
 mod shared_ipc {
     use super::*;

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 
 /// Most bytes of a value that are of interest.
 const LONGEST: usize = 64 << 10;
-/// Settings of IPC namespaces. Those that say what the next object is called are of no use later.
+/// Limits of IPC namespaces.
 const IPC: [&str; 14] = [
     "kernel/auto_msgmni",
     "kernel/msgmax",
@@ -27,6 +27,10 @@ const IPC: [&str; 14] = [
     "fs/mqueue/msgsize_max",
     "fs/mqueue/queues_max",
 ];
+
+/// What the next object of an IPC namespace is to be called: each is for one object, and then -1 again.
+const NEXT: [&str; 3] = ["kernel/msg_next_id", "kernel/sem_next_id", "kernel/shm_next_id"];
+const NOT_CHOSEN: &[u8] = b"-1";
 
 /// Below a directory of settings, the same ones by older names, which the kernel warns of.
 const OLD_NAMES: [&[u8]; 2] = [b"base_reachable_time", b"retrans_time"];
@@ -92,7 +96,7 @@ pub fn below(directory: &str) -> Result<Values> {
     Ok(found)
 }
 
-/// The limits of the IPC namespace that this thread is in.
+/// The limits of the IPC namespace that this thread is in, and what has been chosen for the next objects.
 ///
 /// # Errors
 /// There is no /proc/sys.
@@ -100,12 +104,32 @@ pub fn of_ipc() -> Result<Vec<Setting>> {
     let root = root().context(|| "open /proc/sys")?;
     // What the kernel does not have has no value.
     let value = |name: &&str| Some((ByteString::from(*name), ByteString(read(&root, name.as_bytes()).ok()?)));
-    Ok(IPC.iter().filter_map(value).collect())
+    let chosen = |(_, value): &Setting| value.0.trim_ascii() != NOT_CHOSEN;
+    let next = NEXT.iter().filter_map(value).filter(chosen);
+    Ok(IPC.iter().filter_map(value).chain(next).collect())
 }
 
-/// Whether a setting belongs to an IPC namespace.
-pub fn is_of_ipc(name: &[u8]) -> bool {
-    IPC.iter().any(|known| known.as_bytes() == name)
+/// Gives the IPC namespace that this thread is in its limits.
+///
+/// # Errors
+/// As [`set`].
+pub fn set_ipc_limits(settings: &[Setting]) -> Result<()> {
+    let limits: Vec<Setting> = settings.iter().filter(|(name, _)| !is_next(&name.0)).cloned().collect();
+    set(&limits, |name| IPC.iter().any(|known| known.as_bytes() == name))
+}
+
+/// Has the next objects of the IPC namespace that this thread is in get the identifiers that were chosen for them; all
+/// others must have been made.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn choose_next(settings: &[Setting]) -> Result<()> {
+    let next: Vec<Setting> = settings.iter().filter(|(name, _)| is_next(&name.0)).cloned().collect();
+    set(&next, is_next)
+}
+
+fn is_next(name: &[u8]) -> bool {
+    NEXT.iter().any(|known| known.as_bytes() == name)
 }
 
 /// Gives settings their values, where they have others. `belongs`: whether a setting is one that may be changed here.

@@ -68,11 +68,26 @@ fn place(namespace: Option<IpcNamespaceId>) -> Option<usize> {
 /// [`ErrorKind::Damaged`] for what is no such limit.
 pub fn set_limits(ipc: &Ipc, notes: &mut Vec<String>) -> Result<()> {
     for limit in &ipc.limits {
-        match settings::set(std::slice::from_ref(limit), settings::is_of_ipc) {
+        match settings::set_ipc_limits(std::slice::from_ref(limit)) {
             Err(error) if error.kind() == ErrorKind::Damaged => return Err(error),
             Err(error) => notes.push(format!("a limit of the job's IPC namespace is another one: {error}")),
             Ok(()) => {}
         }
+    }
+    Ok(())
+}
+
+/// Has the next objects get the identifiers that the job had chosen for them, where it has IPC namespaces to itself:
+/// the one that was made for it, where that may have `own` limits, and those that it has made.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn choose_next(manifest: &Manifest, visits: &Visits, own: bool) -> Result<()> {
+    if own {
+        settings::choose_next(&manifest.ipc.limits)?;
+    }
+    for (index, namespace) in manifest.ipc_namespaces.iter().enumerate() {
+        visits.within(Some(index), || settings::choose_next(&namespace.settings))?;
     }
     Ok(())
 }

@@ -258,7 +258,8 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         files::terminal::create_all(&mut context)?;
         let mut notes = Vec::new();
         // Nobody but root can have changed them, nor may.
-        if roots_own && request.own_pid_namespace && manifest.checkpoint.own_ipc_namespace {
+        let own_limits = roots_own && request.own_pid_namespace && manifest.checkpoint.own_ipc_namespace;
+        if own_limits {
             ipc::set_limits(&manifest.ipc, &mut notes)?;
         }
         let mut objects = ipc::create(&manifest.ipc, &spaces.ipc, image)?;
@@ -403,6 +404,7 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         changes.keep();
         notes.append(&mut context.notes);
         drop(context);
+        ipc::choose_next(manifest, &spaces.ipc, own_limits)?;
         Ok(Restarted {
             notes,
             root_pid: checkpoint.root_pid,

@@ -96,7 +96,7 @@ impl Spaces {
         }
         for namespace in &manifest.ipc_namespaces {
             let index = one(&mut ipc, Place::Ipc, namespace.owner)?;
-            ipc.within(Some(index), || settings::set(&namespace.settings, settings::is_of_ipc))
+            ipc.within(Some(index), || settings::set_ipc_limits(&namespace.settings))
                 .context(|| format!("make IPC namespace {index} again"))?;
         }
         let mut terminals = TerminalSystems::new();
