@@ -1,6 +1,6 @@
 /* Mounts that a program makes in the mount namespace it was started in: a file system in memory with an open, mapped
- * file and one that was deleted, a directory bound elsewhere and made read-only there, memory over what the machine has
- * mounted, and a second process that works in one of them. */
+ * file, one that was deleted and one that has lost one of its names, a directory bound elsewhere and made read-only
+ * there, memory over what the machine has mounted, and a second process that works in one of them. */
 #include "victim.h"
 
 #include <linux/magic.h>
@@ -43,6 +43,11 @@ int main(int argc, char **argv) {
     CHECK(mount(NULL, "shown", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) == 0);
     int file = open("memory/deeper/file", O_RDWR), gone = open("memory/gone", O_RDWR), shown = open("shown/file", O_RDONLY);
     CHECK(file >= 0 && gone >= 0 && shown >= 0 && unlink("memory/gone") == 0);
+    /* Opened by a name in a directory that is gone, too; its other name is above. */
+    CHECK(mkdir("memory/below", 0700) == 0);
+    int linked = open("memory/below/linked", O_RDWR | O_CREAT, 0600);
+    CHECK(linked >= 0 && write(linked, "two", 3) == 3 && link("memory/below/linked", "memory/named") == 0);
+    CHECK(unlink("memory/below/linked") == 0 && rmdir("memory/below") == 0);
     char *map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     CHECK(map != MAP_FAILED);
     int ends[2];
@@ -69,6 +74,10 @@ int main(int argc, char **argv) {
     contains(file, "in memory");
     contains(gone, "deleted");
     contains(shown, "bound");
+    CHECK(fstat(linked, &one) == 0 && stat("memory/named", &other) == 0);
+    SAME(one.st_ino, other.st_ino);
+    SAME(one.st_nlink, 1);
+    contains(linked, "two");
     memcpy(map, "ON", 2);
     contains(file, "ON memory");
     CHECK(fstat(shown, &one) == 0 && stat("real/file", &other) == 0);

@@ -134,16 +134,27 @@ impl Views {
         Ok(rustix::fs::fstat(self.open(view, path, flags)?)?)
     }
 
-    /// Another name of a file of a namespace, in the directory it was in.
+    /// Another name of a file of a namespace, in the directory it was in, or in one above in the same file system.
     pub fn other_name(&self, view: MountNamespaceId, path: &[u8], inode: u64) -> Option<Vec<u8>> {
-        let end = path.iter().rposition(|&byte| byte == b'/')?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let directory = self.open(Some(view), &path[..end.max(1)], flags).ok()?;
-        let device = rustix::fs::fstat(&directory).ok()?.st_dev;
-        for entry in rustix::fs::Dir::read_from(&directory).ok()?.flatten() {
-            let stat = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
-            if entry.ino() == inode && stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode)) {
-                return Some([&path[..=end], entry.file_name().to_bytes()].concat());
+        let (mut above, mut device) = (path, None);
+        while let Some(end) = above.iter().rposition(|&byte| byte == b'/') {
+            above = &above[..end];
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let place = if above.is_empty() { b"/" } else { above };
+            // It may be gone as well.
+            let Ok(directory) = self.open(Some(view), place, flags) else {
+                continue;
+            };
+            let own = rustix::fs::fstat(&directory).ok()?.st_dev;
+            if *device.get_or_insert(own) != own {
+                return None;
+            }
+            for entry in rustix::fs::Dir::read_from(&directory).ok()?.flatten() {
+                let stat = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+                let is_it = |stat: Stat| (stat.st_dev, stat.st_ino) == (own, inode);
+                if entry.ino() == inode && stat.is_ok_and(is_it) {
+                    return Some([above, b"/", entry.file_name().to_bytes()].concat());
+                }
             }
         }
         None
