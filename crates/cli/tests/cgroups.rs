@@ -383,3 +383,244 @@ fn a_wrapper_says_by_a_pid_or_by_a_group_what_the_job_is() {
         fs::remove_file(cpr.work.join("count")).unwrap();
     }
 }
+
+/// Goes into a group, and a child of it into one below; says where both are when it is told to.
+const BY_HAND: &str = r#"
+import os, sys, time
+child = os.fork()
+if child == 0:
+    for group in sys.argv[1:]:
+        os.makedirs(group + "/inner", exist_ok=True)
+        open(group + "/inner/cgroup.procs", "w").write("0")
+read = open("input")
+os.write(1, b"ready\n")
+while not os.path.exists("go"):
+    time.sleep(0.01)
+if child == 0:
+    os.write(1, b"child\n" + open("/proc/self/cgroup", "rb").read())
+    os._exit(0)
+os.waitpid(child, 0)
+os.write(1, b"first\n" + open("/proc/self/cgroup", "rb").read())
+"#;
+
+/// A group of each hierarchy that we may make groups in, below our own; removed on drop.
+struct Groups(Vec<PathBuf>);
+
+impl Groups {
+    fn make(name: &str) -> Groups {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mut found = Vec::new();
+        for (hierarchy, path) in own.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')) {
+            let of_it = |fields: &Vec<&str>| match hierarchy {
+                "" => fields[2] == "cgroup2",
+                _ => fields[2] == "cgroup" && fields[3].split(',').any(|option| option == hierarchy),
+            };
+            let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+            let Some(mount) = mounts.filter(of_it).map(|fields| fields[1].to_owned()).next() else {
+                continue;
+            };
+            let group = Path::new(&mount).join(path.trim_start_matches('/')).join(name);
+            if fs::create_dir(&group).is_ok() {
+                found.push(group);
+            }
+        }
+        // Nobody can be in a new group of a cpuset of version 1.
+        found.retain(|group| {
+            let usable = fs::read_to_string(group.join("cpuset.cpus")).is_ok_and(|cpus| !cpus.trim().is_empty());
+            let keep = usable || !group.join("cpuset.sched_load_balance").exists();
+            if !keep {
+                fs::remove_dir(group).unwrap();
+            }
+            keep
+        });
+        Groups(found)
+    }
+
+    /// Removes them as soon as nobody is in them any more.
+    fn remove(&self) {
+        for group in self.0.iter().flat_map(|group| [group.join("inner"), group.clone()]) {
+            wait_until(PATIENCE, "a group is empty", || {
+                !group.exists() || fs::remove_dir(&group).is_ok()
+            });
+        }
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.remove();
+        }
+    }
+}
+
+/// A process that was started by hand in groups below ours is there again, as are others below it, also when it is
+/// restarted once more. What was made for a restart that fails is removed. With `apart` in a cgroup namespace.
+fn by_hand(test: &str, apart: bool) {
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let groups = Groups::make(&format!("gridcpr-hand-{}-{apart}", std::process::id()));
+    if groups.0.is_empty() {
+        skip!(test, "no cgroups that can be written to");
+    }
+    fs::write(cpr.work.join("input"), "x").unwrap();
+    let enter: String = groups
+        .0
+        .iter()
+        .map(|group| format!("echo 0 >{}/cgroup.procs && ", group.display()))
+        .collect();
+    let unshare = if apart { "unshare --cgroup " } else { "" };
+    let script = format!("{enter}exec {unshare}/usr/bin/python3 -c \"$0\" \"$@\"");
+    let mut command = cpr.command("setsid");
+    command.args(["sh", "-c", &script, BY_HAND]).args(&groups.0);
+    let out = cpr.work.join("out");
+    command.stdin(Stdio::null()).stdout(fs::File::create(&out).unwrap());
+    let mut program = command.spawn().unwrap();
+    let said = || fs::read_to_string(&out).unwrap();
+    wait_until(PATIENCE, "both are ready", || said().matches("ready").count() == 2);
+    let (pid, image) = (
+        program.id().to_string(),
+        cpr.work.join("hand.cpr").display().to_string(),
+    );
+    cpr.cpr(["checkpoint", &pid, "--stop", "-o", &image]).good();
+    program.wait().unwrap();
+    groups.remove();
+    // A file that it reads is not what it was.
+    fs::write(cpr.work.join("input"), "longer").unwrap();
+    let refused = cpr.cpr(["restart", "-d", "--name", "hand", &image]);
+    assert_ne!(refused.code, 0);
+    let left: Vec<_> = groups.0.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "a restart that fails leaves {left:?}");
+    fs::write(cpr.work.join("input"), "x").unwrap();
+    let inside = |group: &Path| {
+        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        text.lines().count()
+    };
+    cpr.cpr(["restart", "-d", "--name", "hand", &image]).good();
+    for again in [true, false] {
+        for group in &groups.0 {
+            assert_eq!(
+                (inside(group), inside(&group.join("inner"))),
+                (1, 1),
+                "{}",
+                group.display()
+            );
+        }
+        if again {
+            cpr.checkpoint("hand", &["--stop"]);
+            groups.remove();
+            cpr.restart("hand");
+        }
+    }
+    fs::write(cpr.work.join("go"), "").unwrap();
+    assert_eq!(cpr.wait("hand"), 0);
+    let text = said();
+    let (child, first) = text.split_once("child\n").unwrap().1.split_once("first\n").unwrap();
+    let is_in = |seen: &str, group: &Path| {
+        let name = group.file_name().unwrap().to_str().unwrap();
+        let (inner, outer) = match apart {
+            true => (":/inner".to_owned(), ":/".to_owned()),
+            false => (format!("/{name}/inner"), format!("/{name}")),
+        };
+        let count = |end: &str| seen.lines().filter(|line| line.ends_with(end)).count();
+        (count(&inner), count(&outer))
+    };
+    let all = groups.0.len();
+    assert_eq!(is_in(child, &groups.0[0]).0, all, "{text}");
+    assert!(is_in(first, &groups.0[0]).1 >= all, "{text}");
+}
+
+// LBNL-3.9.1.M18
+#[test]
+fn a_process_started_by_hand_is_in_its_groups_again() {
+    by_hand("a_process_started_by_hand_is_in_its_groups_again", false);
+}
+
+#[test]
+fn a_group_in_which_a_process_has_made_a_namespace_is_the_root_of_that_again() {
+    by_hand("a_group_in_which_a_process_has_made_a_namespace", true);
+}
+
+#[test]
+fn whoever_restarts_may_choose_his_own_groups() {
+    let test = "whoever_restarts_may_choose_his_own_groups";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let groups = Groups::make(&format!("gridcpr-hand-{}-own", std::process::id()));
+    if groups.0.is_empty() {
+        skip!(test, "no cgroups that can be written to");
+    }
+    let script = format!("echo 0 >{}/cgroup.procs; exec sleep 1000", groups.0[0].display());
+    let mut command = cpr.command("setsid");
+    command
+        .args(["sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let mut program = command.spawn().unwrap();
+    let inside = || !inside(&groups.0[0]).is_empty();
+    wait_until(PATIENCE, "it is in its group", inside);
+    let (pid, image) = (program.id().to_string(), cpr.work.join("own.cpr").display().to_string());
+    cpr.cpr(["checkpoint", &pid, "--stop", "-o", &image]).good();
+    program.wait().unwrap();
+    cpr.cpr(["restart", "-d", "--cgroup", "own", "--name", "own", &image])
+        .good();
+    assert!(cpr.is_running("own") && !inside());
+    cpr.cpr(["kill", "-s", "KILL", "own"]).good();
+    cpr.wait("own");
+}
+
+/// A job that mounts a hierarchy of control groups where only it sees that, and is in a group of it.
+const HIERARCHY: &str = r#"
+mkdir hierarchy && mount -t cgroup -o none,name="$1" none hierarchy || { echo MISSING; exit; }
+mkdir -p hierarchy/outer/inner
+echo $$ >hierarchy/outer/cgroup.procs
+(
+    echo 0 >hierarchy/outer/inner/cgroup.procs
+    echo ready
+    while ! [ -e go ]; do sleep 0.05; done
+    grep "name=$1:" /proc/self/cgroup | cut -d: -f3
+) &
+exec 9<hierarchy/outer/cgroup.procs
+wait
+grep "name=$1:" /proc/self/cgroup | cut -d: -f3
+grep -c . <&9
+grep -c " $PWD/hierarchy .* - cgroup .*name=$1" /proc/self/mountinfo
+"#;
+
+/// Also where nothing of it is left on the machine.
+#[test]
+fn a_hierarchy_that_a_job_has_mounted_is_mounted_again() {
+    let test = "a_hierarchy_that_a_job_has_mounted_is_mounted_again";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    let name = format!("gridcpr-test-{}", std::process::id());
+    cpr.run_detached("sim", &[], &["sh", "-c", HIERARCHY, "sh", &name]);
+    wait_until(PATIENCE, "it is ready", || !cpr.logs("sim").is_empty());
+    if cpr.logs("sim").starts_with(b"MISSING") {
+        skip!(test, "no hierarchies of cgroups can be mounted");
+    }
+    // A hierarchy goes when it is unmounted and its groups have gone for good, which takes the kernel some time.
+    let forget = || {
+        let script = format!(
+            "mount -t cgroup -o none,name={name} none /mnt || exit
+            for group in /mnt/outer/inner /mnt/outer; do [ ! -e $group ] || rmdir $group || exit; done"
+        );
+        wait_until(PATIENCE, "the hierarchy is gone", || {
+            let mut command = cpr.command("unshare");
+            command.args(["--mount", "sh", "-c", &script]);
+            let emptied = finish(&cpr.work, command, PATIENCE).code == 0;
+            let known = fs::read_to_string("/proc/self/cgroup").unwrap();
+            emptied && !known.contains(&format!("name={name}:"))
+        });
+    };
+    for _ in 0..2 {
+        cpr.checkpoint("sim", &["--stop"]);
+        forget();
+        cpr.restart("sim");
+    }
+    fs::write(cpr.work.join("go"), "").unwrap();
+    assert_eq!(cpr.wait("sim"), 0);
+    assert_eq!(
+        String::from_utf8_lossy(&cpr.logs("sim")),
+        "ready\n/outer/inner\n/outer\n2\n1\n"
+    );
+    forget();
+}

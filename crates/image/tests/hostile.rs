@@ -868,6 +868,19 @@ fn mounts_of_a_namespace() {
     ] {
         check(expected, &|tree| tree[2].mounted = layers(lower, upper, option));
     }
+    for (hierarchy, option, value, expected) in [
+        ("name=../x", "xattr", "", "impossible name of a hierarchy"),
+        ("cpu,,memory", "xattr", "", "impossible name of a hierarchy"),
+        ("name=x", "release_agent", "", "impossible options"),
+        ("", "nsdelegate", "yes", "impossible options of a hierarchy"),
+    ] {
+        check(expected, &|tree| {
+            tree[2].mounted = Mounted::Hierarchy {
+                hierarchy: hierarchy.into(),
+                options: vec![(option.to_owned(), value.to_owned())],
+            }
+        });
+    }
     check("there is no network namespace 3", &|tree| {
         tree[3].mounted = Mounted::System {
             network: Some(NetworkId(3)),

@@ -1,5 +1,6 @@
 //! Looking into a mount namespace, and copies of single mounts (open_tree(2)).
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -265,11 +266,14 @@ pub fn join_group(mount: BorrowedFd<'_>, of: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Device number (major, minor) of the sysfs that shows the network namespace this thread is in.
+/// A new mount of a file system, mounted nowhere, opened with O_PATH: of this type and with these options, of which some
+/// have no value.
 ///
 /// # Errors
-/// The kernel lets us mount none.
-pub fn device_of_sysfs() -> io::Result<(u32, u32)> {
+/// What fsopen(2), fsconfig(2) and fsmount(2) give.
+pub fn detached(kind: &CStr, options: &[(CString, Option<CString>)]) -> io::Result<OwnedFd> {
+    const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+    const FSCONFIG_SET_STRING: libc::c_uint = 1;
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
     const CLOEXEC: libc::c_uint = 1;
     let made = |fd: libc::c_long| match fd {
@@ -277,26 +281,34 @@ pub fn device_of_sysfs() -> io::Result<(u32, u32)> {
         // SAFETY: the kernel has just made it, and nobody else owns it.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
     };
-    // SAFETY: the name is a NUL-terminated string that lives as long as the program.
-    let context = made(unsafe { libc::syscall(libc::SYS_fsopen, c"sysfs".as_ptr(), CLOEXEC) })?;
-    let none = std::ptr::null::<libc::c_char>();
-    // SAFETY: this command takes no key and no value.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            none,
-            none,
-            0,
-        )
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    let context = made(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), CLOEXEC) })?;
+    let configure = |command: libc::c_uint, key: *const libc::c_char, value: *const libc::c_char| {
+        let fd = context.as_raw_fd();
+        // SAFETY: key and value are NUL-terminated strings that outlive the call, or null where the command takes none.
+        match unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, value, 0) } {
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
+    let none = std::ptr::null();
+    for (key, value) in options {
+        match value {
+            Some(value) => configure(FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr())?,
+            None => configure(FSCONFIG_SET_FLAG, key.as_ptr(), none)?,
+        }
     }
+    configure(FSCONFIG_CMD_CREATE, none, none)?;
     // SAFETY: the call takes numbers only.
-    let mount = made(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })?;
-    let device = rustix::fs::fstat(&mount)?.st_dev;
+    made(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })
+}
+
+/// Device number (major, minor) of the sysfs that shows the network namespace this thread is in.
+///
+/// # Errors
+/// The kernel lets us mount none.
+pub fn device_of_sysfs() -> io::Result<(u32, u32)> {
+    let device = rustix::fs::fstat(detached(c"sysfs", &[])?)?.st_dev;
     Ok((rustix::fs::major(device), rustix::fs::minor(device)))
 }
 

@@ -49,6 +49,7 @@ fn refused(manifest: &Manifest) -> cpr_types::Error {
     restart(RestartRequest {
         devices: None,
         in_sandbox: false,
+        own_cgroups: false,
         image: &image,
         streams: [None, None, None],
         terminal: None,

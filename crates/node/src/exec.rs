@@ -160,6 +160,8 @@ pub fn recover(state: &StateDir, spec: &JobSpec, recovery: &Recovery) -> Result<
     let options = RestartOptions {
         // Its PIDs may be taken by now.
         namespace: NamespaceChoice::Always,
+        // In which a job is, is for the batch system to say that runs us.
+        own_cgroups: true,
         ..RestartOptions::default()
     };
     let found = existing(state, name(spec)?)?;

@@ -126,6 +126,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) gate: Option<&'a Gate>,
     /// Restart lazily; the pager's descriptors are sent here.
     pub(crate) keeper: Option<OwnedFd>,
+    pub(crate) manner: Manner,
 }
 
 /// Limits that every IPC namespace has its own of, in the order they are set.
@@ -330,7 +331,15 @@ fn begin(setting: &Setting<'_>) -> Result<Started> {
         keeper,
     });
     let terminal = JobTerminal::choose(setting.terminal, setting.job_control);
-    let restarted = start_image(image, terminal, true, setting.about.clone(), lazy, setting.gate, false)?;
+    let restarted = start_image(
+        image,
+        terminal,
+        true,
+        setting.about.clone(),
+        lazy,
+        setting.gate,
+        setting.manner,
+    )?;
     if restarted.pages.is_none() {
         tie_to_supervisor(true)?;
     }
@@ -354,6 +363,15 @@ impl<'a> JobTerminal<'a> {
     }
 }
 
+/// What a restart leaves out.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    /// Nothing outside is to change.
+    pub(crate) in_sandbox: bool,
+    /// The job's first process is in our control groups, wherever it was.
+    pub(crate) own_cgroups: bool,
+}
+
 /// Restarts from an image; this process becomes the parent of the root process.
 pub(crate) fn start_image(
     image: &Image,
@@ -362,7 +380,7 @@ pub(crate) fn start_image(
     rebirth: Rebirth,
     lazy: Option<LazyRequest>,
     gate: Option<&Gate>,
-    in_sandbox: bool,
+    manner: Manner,
 ) -> Result<Restarted> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok();
     let own = [
@@ -393,7 +411,8 @@ pub(crate) fn start_image(
         hold: hold.as_ref().map(|hold| hold as &dyn Fn() -> Result<()>),
         meeting,
         devices: Some(devices.as_ref()),
-        in_sandbox,
+        in_sandbox: manner.in_sandbox,
+        own_cgroups: manner.own_cgroups,
     })?;
     // Only now: the log of a detached job has been cut back to what it was.
     for note in &restarted.notes {

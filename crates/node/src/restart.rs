@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Image;
 use crate::foreign::{Building, EngineUse};
 use crate::gate::Gate;
-use crate::init::Start;
+use crate::init::{Manner, Start};
 use crate::job::{Job, JobSpec, LOG};
 use crate::outcome::Outcome;
 use crate::state::{StateDir, check_name};
@@ -53,6 +53,9 @@ pub struct RestartOptions {
     /// Let it run at once; memory comes when it is touched, the rest behind it. Takes root and a PID namespace of its
     /// own, and is not done otherwise, which a line on standard error says.
     pub lazy: bool,
+    /// Where processes were in control groups below those of whoever saved them, the first one is in those of whoever
+    /// restarts it all the same.
+    pub own_cgroups: bool,
     /// The lease that a new job runs under, as [`crate::grant_lease`] writes it.
     pub lease: Option<PathBuf>,
 }
@@ -86,6 +89,7 @@ pub(crate) fn run_as(job: &Job, spec: &JobSpec, detach: bool) -> Result<Outcome>
         terminal: job.spec().terminal,
         restarted_from: None,
         lazy: false,
+        manner: Manner::default(),
         gate: None,
     };
     launch_new(&launch)
@@ -397,6 +401,7 @@ fn restart_foreign(
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
         lazy: options.lazy,
+        manner: Manner::default(),
         gate,
         start: Start::Foreign(Box::new(building)),
     };
@@ -434,6 +439,10 @@ fn restart_into(
         terminal: options.terminal || job.spec().terminal,
         restarted_from: path.map(PathBuf::from),
         lazy: options.lazy && may_be_lazy(own_namespace),
+        manner: Manner {
+            own_cgroups: options.own_cgroups,
+            ..Manner::default()
+        },
         gate,
         start: Start::Image(Arc::new(image)),
     };

@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Image, JobControl, Rebirth};
-use crate::init::{JobTerminal, ipc_limits, prepare_ipc, start_image};
+use crate::init::{JobTerminal, Manner, ipc_limits, prepare_ipc, start_image};
 use crate::restart::require_owner;
 use crate::wire::{Receiver, WireError, send, wait};
 
@@ -191,7 +191,10 @@ fn inside(
         Rebirth::default(),
         None,
         None,
-        true,
+        Manner {
+            in_sandbox: true,
+            own_cgroups: true,
+        },
     )?
     .root_pid;
     let threads = first_steps(manifest, root, front)?;

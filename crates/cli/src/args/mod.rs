@@ -490,6 +490,9 @@ pub struct Restart {
     /// Whether the job gets a PID namespace of its own
     #[arg(long, value_enum, default_value_t = Namespace::Auto)]
     pub namespace: Namespace,
+    /// In which control groups the job's processes are, where root restarts them
+    #[arg(long, value_enum, default_value_t = CgroupChoice::Saved)]
+    pub cgroup: CgroupChoice,
     /// Let the job run at once: memory comes when it is touched, the rest behind it
     ///
     /// Takes root, a PID namespace of the job's own, and the kernel that the image was made under; otherwise all memory
@@ -561,6 +564,15 @@ pub enum Namespace {
     Always,
     /// The same PIDs in the present namespace, which must be free
     Never,
+}
+
+/// In which control groups restarted processes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CgroupChoice {
+    /// As far below those of this command as they were below those of whoever saved them
+    Saved,
+    /// The first one in those of this command, others as far below as they were below the first one
+    Own,
 }
 
 /// `cpr suspend`, `cpr resume`

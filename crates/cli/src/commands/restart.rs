@@ -8,7 +8,7 @@ use cpr_types::{Error, ErrorKind, Result};
 use gridcpr::image::{Bundle, Image};
 use serde_json::json;
 
-use crate::args::Restart;
+use crate::args::{CgroupChoice, Restart};
 use crate::commands::every::every;
 use crate::commands::{conclude, step};
 use crate::output::Output;
@@ -57,6 +57,7 @@ fn options(args: &Restart) -> RestartOptions {
         namespace: args.namespace.into(),
         terminal: args.terminal,
         lazy: args.lazy,
+        own_cgroups: args.cgroup == CgroupChoice::Own,
         lease: args.lease.clone(),
     }
 }

@@ -34,9 +34,9 @@ pub use io_uring::IoUring;
 pub use ipc::{Ipc, PosixQueue, Segment, SemaphoreSet, SysvIdentity, SysvQueue};
 pub use memory::{AddressSpace, Extent, MappedFile, Mapping, MappingKind, MemoryLayout};
 pub use namespaces::{
-    CgroupMember, HostNames, IdRange, IpcNamespace, LAYER_OPTIONS, LinkKind, MemoryFile, MemoryFileKind,
-    MountNamespace, MountOption, MountPoint, Mounted, Network, NetworkEntry, NetworkLink, PidNamespace, ProcMount,
-    Propagation, Setting, TimeNamespace, UserNamespace,
+    CgroupMember, HIERARCHY_OPTIONS, HostNames, IdRange, IpcNamespace, LAYER_OPTIONS, LinkKind, MemoryFile,
+    MemoryFileKind, MountNamespace, MountOption, MountPoint, Mounted, Network, NetworkEntry, NetworkLink, PidNamespace,
+    ProcMount, Propagation, Setting, TimeNamespace, UserNamespace,
 };
 pub use process::{
     Accounting, Cpu, Credentials, Descriptor, Directories, EndedLeader, IntervalTimer, Limit, MemoryPolicy, PosixLock,

@@ -120,6 +120,19 @@ pub enum Propagation {
 /// An option of a file system: its name and value.
 pub type MountOption = (String, String);
 
+/// Options that hierarchies of control groups are mounted with again. None has a value.
+pub const HIERARCHY_OPTIONS: [&str; 10] = [
+    "xattr",
+    "noprefix",
+    "clone_children",
+    "cpuset_v2_mode",
+    "favordynmods",
+    "nsdelegate",
+    "memory_localevents",
+    "memory_recursiveprot",
+    "memory_hugetlb_accounting",
+    "pids_localevents",
+];
 /// Options of a file system of layers (overlay) that an image may have. Those of directories are not among them.
 pub const LAYER_OPTIONS: [&str; 9] = [
     "redirect_dir",
@@ -176,6 +189,15 @@ pub enum Mounted {
         /// The hierarchy: controllers separated by commas, or empty for version 2.
         #[serde(default)]
         hierarchy: ByteString,
+    },
+    /// A hierarchy of control groups that the job's own mount namespace does not show, whole.
+    Hierarchy {
+        /// Which: controllers separated by commas, with `name=` and a name or that alone; empty for version 2.
+        #[serde(default)]
+        hierarchy: ByteString,
+        /// What else it was mounted with, of [`HIERARCHY_OPTIONS`].
+        #[serde(default)]
+        options: Vec<MountOption>,
     },
     /// Directories of the job's own mount namespace, on top of each other (overlay).
     Layers {

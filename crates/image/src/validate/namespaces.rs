@@ -57,6 +57,18 @@ pub(super) fn mount_options(options: &[MountOption], known: &[&str]) -> Verdict 
     )
 }
 
+/// A hierarchy of control groups as /proc/PID/cgroup names it. Names have letters, digits, `_`, `-` and `.` (kernel:
+/// cgroup1_parse_param).
+fn hierarchy_name(hierarchy: &ByteString) -> Verdict {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.".contains(byte);
+    let part = |part: &[u8]| {
+        let name = part.strip_prefix(b"name=").unwrap_or(part);
+        (1..=64).contains(&name.len()) && name.iter().all(plain)
+    };
+    let sound = hierarchy.0.is_empty() || hierarchy.0.split(|byte| *byte == b',').all(part);
+    within(sound, "name of a hierarchy")
+}
+
 impl Check<'_> {
     pub(super) fn network(&self, id: Option<NetworkId>) -> Verdict {
         id.map_or(Ok(()), |id| {
@@ -197,6 +209,12 @@ impl Check<'_> {
             Mounted::Groups { path: name, hierarchy } => {
                 absolute(name)?;
                 path(hierarchy)
+            }
+            Mounted::Hierarchy { hierarchy, options } => {
+                hierarchy_name(hierarchy)?;
+                let flags = options.iter().all(|(_, value)| value.is_empty());
+                within(flags, "options of a hierarchy")?;
+                mount_options(options, &HIERARCHY_OPTIONS)
             }
             Mounted::Layers {
                 path: name,

@@ -13,7 +13,7 @@ use super::request::{After, CheckpointRequest, Requester};
 use super::{holes, root};
 use crate::blockers::Home;
 use crate::files::{self, PolicyState, SaveContext, Target};
-use crate::freeze::{self, Frozen};
+use crate::freeze::{self, Frozen, Members};
 use crate::libraries::Libraries;
 use crate::live::Copied;
 use crate::memory::{self, FlagTable, Later, MappedFiles, Shared};
@@ -52,6 +52,20 @@ pub(super) struct Taken {
     pub(super) snapshot: Snapshot,
     pub(super) space: cpr_image::model::AddressSpaceId,
     pub(super) later: Vec<Later>,
+}
+
+/// Below whose control groups a job is, as far as a restart can have it there again: only root can be sure to.
+fn above(members: Members, request: &CheckpointRequest) -> Result<Option<ProcDir>> {
+    let above = match members {
+        _ if request.initiator_uid != 0 => None,
+        Members::Namespace => Some(1),
+        Members::Adopted { by, .. } => Some(by),
+        // Where a job is that something else started, as a batch system, is for that to say.
+        Members::Tree(_) | Members::Session(_) if !request.job.is_empty() => None,
+        Members::Tree(_) | Members::Session(_) => Some(std::process::id() as i32),
+    };
+    let open = |pid| ProcDir::open(pid).context(|| format!("open /proc/{pid}"));
+    above.map(open).transpose()
 }
 
 /// Reads the whole state of the stopped job.
@@ -141,7 +155,7 @@ pub(super) fn collect(
     blockers::refuse_sharing(&targets)?;
     if let Some(first) = targets.iter().find(|target| target.pid == root_pid) {
         let all: Vec<&ProcDir> = targets.iter().map(|target| &target.proc).collect();
-        manifest.cgroups = cgroups::save(&first.proc, &all)?;
+        manifest.cgroups = cgroups::save(&first.proc, above(frozen.scope.members, request)?.as_ref(), &all)?;
         cgroups::refuse_other_roots(&group_places, &first.proc)?;
         manifest.cgroup_namespaces = group_places.len() as u32;
     }

@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 
 use super::{contents, layers};
 use crate::blockers::Home;
+use crate::cgroups;
 use crate::pid_namespaces;
 use crate::sink::PageSink;
 use crate::visits::Visits;
@@ -187,11 +188,16 @@ impl Tree {
             let new = [&b"proc"[..], b"devpts", b"mqueue", b"tmpfs", b"sysfs"].contains(&mount.fs_type.as_slice());
             // What is in layers is in directories that the job's own namespace shows.
             let layers = || mount.fs_type == b"overlay" && layers::of(mount, base).is_ok();
-            new || layers() || base.mounts.iter().any(|other| other.dev == mount.dev)
+            let groups = || mount.root == b"/" && matches!(cgroups::mounted(mount, &base.groups), Ok(Some(_)));
+            new || layers() || groups() || base.mounts.iter().any(|other| other.dev == mount.dev)
         };
         if let Some(mount) = mounts.iter().find(|mount| !known(mount)) {
             return Err(match mount.fs_type.as_slice() {
                 b"overlay" => layers::of(mount, base).err().unwrap_or_default(),
+                b"cgroup" | b"cgroup2" => {
+                    let why = cgroups::mounted(mount, &base.groups).err();
+                    why.unwrap_or_else(|| format!("{} is mounted in it", name(mount)))
+                }
                 _ => format!("{} is mounted in it", name(mount)),
             });
         }
@@ -456,6 +462,15 @@ impl<'a> Finder<'a> {
             // Which namespace's they are shows later.
             b"sysfs" if mount.root == b"/" => Ok(Mounted::System { network: None }),
             b"overlay" => layers::of(mount, self.base),
+            b"cgroup" | b"cgroup2" if !self.is_ours => Err(format!(
+                "{} is mounted in it, and belongs to another user namespace",
+                name(mount)
+            )),
+            b"cgroup" | b"cgroup2" if mount.root == b"/" => {
+                let known = cgroups::mounted(mount, &self.base.groups)?;
+                let (hierarchy, options) = known.ok_or_else(|| format!("{} is mounted in it", name(mount)))?;
+                Ok(Mounted::Hierarchy { hierarchy, options })
+            }
             b"mqueue" if mount.root == b"/" => Ok(Mounted::Queues { ipc_namespace: None }),
             b"tmpfs" => Ok(Mounted::Memory {
                 path: ByteString(below(&mount.root, b"/").unwrap_or_default().to_vec()),

@@ -146,6 +146,8 @@ pub struct RestartRequest<'a> {
     /// Nothing outside is to change: what the job changes in file systems of layers stays in memory, and its processes
     /// are in our control groups.
     pub in_sandbox: bool,
+    /// The job's first process is in our control groups, wherever it was.
+    pub own_cgroups: bool,
 }
 
 /// What runs again.
@@ -206,10 +208,17 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
         close_programs(manifest, &mut saved)?;
         let mapped = open_mapped(manifest, &saved, roots_own)?;
         drop(identity);
+        // Dropped after the workshop, which ends who is in them.
+        let identity = if roots_own { None } else { as_owner() };
+        let mut groups = match request.in_sandbox {
+            true => cgroups::Places::default(),
+            false => cgroups::Places::make(manifest, rights.privileged && roots_own && !request.own_cgroups)?,
+        };
+        drop(identity);
         let mut workshop = Workshop::new(manifest, rights, deadline)?;
         workshop.keeps_vdso = renewal.is_some();
         workshop.in_sandbox = request.in_sandbox;
-        let spaces = Spaces::make(manifest, rights.may_administer(), &mut workshop, image)?;
+        let spaces = Spaces::make(manifest, rights.may_administer(), &mut workshop, image, &groups)?;
         let bodies = image
             .bodies()
             .map(|file| file.try_clone().map(OwnedFd::from))
@@ -388,23 +397,20 @@ pub fn restart(request: RestartRequest<'_>) -> Result<Restarted> {
             hold()?;
         }
         let identity = if roots_own { None } else { as_owner() };
-        let groups = match request.in_sandbox {
-            true => cgroups::Made::default(),
-            false => cgroups::restore(manifest)?,
-        };
+        groups.settle()?;
         drop(identity);
         let identity = as_owner();
         changes.apply()?;
         drop(identity);
         shared_memory.keep(manifest, &saved, image)?;
         ipc::remove_again(&manifest.ipc, &spaces.ipc)?;
+        ipc::choose_next(manifest, &spaces.ipc, own_limits)?;
         objects.keep();
         let_go(&mut workshop, manifest, plans)?;
         groups.keep();
         changes.keep();
         notes.append(&mut context.notes);
         drop(context);
-        ipc::choose_next(manifest, &spaces.ipc, own_limits)?;
         Ok(Restarted {
             notes,
             root_pid: checkpoint.root_pid,

@@ -350,6 +350,10 @@ impl Work<'_> {
                 self.close(from)?;
                 mount
             }
+            Mounted::Hierarchy { hierarchy, options } => {
+                let (kind, options) = cgroups::mounting(hierarchy, options);
+                self.new_file_system(kind.to_bytes(), &options, point.attributes)?
+            }
             Mounted::Layers { path, .. } => {
                 let whole = self.new_layers(&point.mounted, point.attributes)?;
                 self.only(whole, path)?

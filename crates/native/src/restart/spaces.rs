@@ -16,9 +16,9 @@ use super::stub::Workshop;
 use super::{living, mount_tree, users, with_descriptor};
 use crate::files::terminal::TerminalSystems;
 use crate::networks::Networks;
-use crate::settings;
 use crate::sink::PageSource;
 use crate::visits::Visits;
+use crate::{cgroups, settings};
 
 /// The namespaces of an image.
 #[derive(Debug)]
@@ -49,7 +49,8 @@ fn numbers(process: &Process) -> Numbers {
 }
 
 impl Spaces {
-    /// Makes the namespaces of an image. `allowed`: it may have some, which takes root's rights.
+    /// Makes the namespaces of an image. `allowed`: it may have some, which takes root's rights. `places`: where its
+    /// processes are to be in control groups.
     ///
     /// # Errors
     /// [`ErrorKind::Denied`] where it may not; the kernel refuses what is in one.
@@ -58,6 +59,7 @@ impl Spaces {
         allowed: bool,
         workshop: &mut Workshop,
         source: &dyn PageSource,
+        places: &cgroups::Places,
     ) -> Result<Spaces> {
         let strange = |process: &&Process| {
             let pid = process.pid_namespace.is_some() || process.pid_namespace_of_children.is_some();
@@ -84,8 +86,13 @@ impl Spaces {
         }
         users::make(workshop, manifest)?;
         let mut networks = Visits::new(Place::Network);
+        let first = manifest.checkpoint.root_pid;
         let mut one = |visits: &mut Visits, place: Place, owner: Option<UserNamespaceId>| {
-            visits.adopt(users::new_namespace(workshop, owner, place.flag(), place.file())?)
+            visits.adopt(users::new_namespace(workshop, owner, place, &|maker| match place {
+                // Its root is where who makes it is.
+                Place::Cgroup => places.put_like(first, maker),
+                _ => Ok(()),
+            })?)
         };
         for index in 0..manifest.cgroup_namespaces as usize {
             let owner = manifest.cgroup_namespace_owners.get(index).copied().flatten();

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 
 use cpr_image::model::{IdRange, Manifest, Process, UserNamespace, UserNamespaceId};
 use cpr_kernel::batch::{Arg, Batch};
+use cpr_kernel::namespace::Place;
 use cpr_kernel::process::{CapabilitySets, capset_arguments};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
@@ -188,11 +189,17 @@ fn some_group(namespaces: &[UserNamespace], of: UserNamespaceId) -> Option<u32> 
 }
 
 /// Makes a new namespace of another kind that belongs to a user namespace, which is the restarter's if none is given.
-/// `flag` is its CLONE_NEW*, `file` its name below /proc/PID/ns.
+/// `ready` is told which process makes it.
 ///
 /// # Errors
-/// The kernel makes none.
-pub fn new_namespace(workshop: &mut Workshop, owner: Option<UserNamespaceId>, flag: i32, file: &str) -> Result<File> {
+/// The kernel makes none; what `ready` gives.
+pub fn new_namespace(
+    workshop: &mut Workshop,
+    owner: Option<UserNamespaceId>,
+    place: Place,
+    ready: &dyn Fn(i32) -> Result<()>,
+) -> Result<File> {
+    let (flag, file) = (place.flag(), place.file());
     let maker = match owner {
         Some(owner) => workshop.users.holder(owner)?,
         None => {
@@ -201,6 +208,7 @@ pub fn new_namespace(workshop: &mut Workshop, owner: Option<UserNamespaceId>, fl
             spare
         }
     };
+    ready(maker)?;
     let mut batch = Batch::new();
     batch.must(
         libc::SYS_unshare,

@@ -18,7 +18,7 @@ use crate::checkpoint::{CheckpointOptions, Checkpointed, Task};
 use crate::engine::Basis;
 use crate::gate::Gate;
 use crate::group::{self, Group};
-use crate::init::{CHILD, Order, Report, Start};
+use crate::init::{CHILD, Manner, Order, Report, Start};
 use crate::job::{Exit, Job, KILL, LOCK, Phase, State};
 use crate::lease::{LEASE_LAPSED, Lease};
 use crate::outcome::Outcome;
@@ -75,6 +75,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) restarted_from: Option<PathBuf>,
     /// Let it run before its memory is there; in a PID namespace of its own only.
     pub(crate) lazy: bool,
+    pub(crate) manner: Manner,
     /// Jobs that are restarted with this one wait for each other there.
     pub(crate) gate: Option<&'a Gate>,
 }

@@ -109,7 +109,7 @@ pub(super) fn start<'a>(
             .map_err(std::io::Error::from)
             .context(|| "adopt the job's orphans")?;
         let terminal = JobTerminal::choose(terminal, job_control);
-        let root = init::start_image(image, terminal, false, about(job), None, launch.gate, false)
+        let root = init::start_image(image, terminal, false, about(job), None, launch.gate, launch.manner)
             .inspect_err(|_| reap_the_dead())?
             .root_pid;
         state.root = Some(root);
@@ -216,6 +216,7 @@ pub(super) fn start_init(
         saved_code,
         gate: launch.gate,
         keeper,
+        manner: launch.manner,
     };
     let mut held = paging.take();
     let namespaces = Namespaces {
