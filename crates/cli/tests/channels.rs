@@ -219,7 +219,7 @@ for a, b in pairs:
     if b == me:
         listeners[a] = socket.create_server(('127.0.0.1', 0))
         listeners[a].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
-        open('new', 'w').write(str(listeners[a].getsockname()[1])); os.rename('new', where(a, b))
+        open('new-%d' % me, 'w').write(str(listeners[a].getsockname()[1])); os.rename('new-%d' % me, where(a, b))
 threads = []
 for a, b in pairs:
     if a == me:
