@@ -86,7 +86,7 @@ const TRAVELLERS: [&str; 2] = ["tree", "timers"];
 const MODEST: [&str; 3] = [
     "/usr/bin/env",
     "LD_BIND_NOW=1",
-    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-XSAVEC,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD",
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-XSAVEC,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-RTM",
 ];
 /// Of the processor here, what the emulated one does not have and such a job does not use.
 const UNUSED: [&str; 7] = [
