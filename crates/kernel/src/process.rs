@@ -580,6 +580,7 @@ pub fn may_choose_timer_numbers() -> bool {
     let on = unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, PR_TIMER_CREATE_RESTORE_IDS_GET, 0, 0, 0) };
     on >= 0
 }
+
 /// Has the numbers of new processes of our PID namespace go on somewhere: behind what `choose` makes of a random number.
 /// Where that cannot be set (/proc/sys/kernel/ns_last_pid), or there is no random number, they go on as they would.
 pub fn scatter_numbers(choose: impl FnOnce(u32) -> u32) {

@@ -133,6 +133,7 @@ pub const HIERARCHY_OPTIONS: [&str; 10] = [
     "memory_hugetlb_accounting",
     "pids_localevents",
 ];
+
 /// Options of a file system of layers (overlay) that an image may have. Those of directories are not among them.
 pub const LAYER_OPTIONS: [&str; 9] = [
     "redirect_dir",
