@@ -216,7 +216,7 @@ fn what_another_machine_lacks_is_named() {
     let image = cpr.work.join("image.cpr");
     cpr.checkpoint(JOB, &["--stop", "-o", text(&image)]);
     let here = read(Path::new("/proc/cpuinfo"));
-    let known = ["amx_tile", "avx512f", "sha_ni", "rdseed", "avx2"];
+    let known = ["rtm", "amx_tile", "avx512f", "sha_ni", "rdseed", "avx2"];
     let lacking = known.iter().find(|flag| !here.split_whitespace().any(|f| f == **flag));
     let refused = |edit: &dyn Fn(&mut Manifest), named: &str| {
         let image = edited(&image, None, edit);

@@ -8,40 +8,10 @@ use cpr_kernel::arch;
 use cpr_kernel::proc;
 use cpr_types::{Connection, Context, Error, ErrorKind, Result};
 
-use super::{log, numbers, vdso};
+use super::{instructions, log, numbers, vdso};
 use crate::devices::DevicePlugins;
 use crate::views::Views;
 use crate::{Blocker, extended, files, mapped};
-
-/// Processor features whose absence makes programs fail that have found them present. Those the kernel merely reports
-/// are left out.
-const INSTRUCTIONS: [&str; 23] = [
-    // SSE3, as Linux calls it.
-    "pni",
-    "ssse3",
-    "sse4_1",
-    "sse4_2",
-    "popcnt",
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "bmi1",
-    "bmi2",
-    "movbe",
-    "aes",
-    "pclmulqdq",
-    "rdrand",
-    "rdseed",
-    "sha_ni",
-    "avx512f",
-    "avx512bw",
-    "avx512vl",
-    "amx_tile",
-    "xsave",
-    // By which ld.so saves registers.
-    "xsavec",
-];
 
 /// Names everything that would make a restart of `image` fail here.
 ///
@@ -193,10 +163,7 @@ pub fn machine(manifest: &Manifest) -> Result<()> {
         ));
     }
     let here: BTreeSet<String> = proc::cpu_flags().unwrap_or_default().into_iter().collect();
-    let missing: Vec<&str> = INSTRUCTIONS
-        .into_iter()
-        .filter(|flag| checkpoint.cpu_flags.iter().any(|f| f == flag) && !here.contains(*flag))
-        .collect();
+    let missing = instructions::missing(&checkpoint.cpu_flags, &here);
     if !missing.is_empty() {
         return refuse(format!(
             "this machine's processor lacks features the image's had: {}",

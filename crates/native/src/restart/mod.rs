@@ -64,6 +64,8 @@ mod identity;
 
 mod inherit;
 
+mod instructions;
+
 mod io_uring;
 
 mod ipc;
