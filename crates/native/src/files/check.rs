@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cpr_kernel::proc::{FdInfo, FdInfoKind};
 use cpr_types::{Error, ErrorKind, Result};
@@ -340,7 +341,7 @@ fn inet_sockets(all: &[Seen<'_>], scene: &Scene<'_>, around: Surroundings<'_>) -
         if socket::classify(handle.as_fd()).ok() != Some(socket::Class::Inet) || !known.insert(seen.stat.st_ino) {
             continue;
         }
-        match inet::Entry::look(handle, label(seen), networks) {
+        match inet::Entry::look(Arc::new(handle), label(seen), networks) {
             Ok(entry) => {
                 entries.push(entry);
                 sources.push(seen);

@@ -14,6 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{Bytes, Datagram, Endpoint, InetSocket, InetSocketId, InetState, NetworkId, Object, OpenFile};
@@ -47,7 +48,7 @@ pub(super) const LOCAL_LIMIT: Duration = Duration::from_secs(10);
 /// A socket noted.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub handle: OwnedFd,
+    pub handle: Arc<OwnedFd>,
     pub network: Option<NetworkId>,
     /// Process, descriptor and object, for messages.
     pub label: String,
@@ -76,7 +77,7 @@ pub(super) fn identity(handle: BorrowedFd<'_>) -> Result<(i32, i32, i32)> {
 }
 
 impl Entry {
-    pub(super) fn look(handle: OwnedFd, label: String, networks: &Networks) -> Result<Entry> {
+    pub(super) fn look(handle: Arc<OwnedFd>, label: String, networks: &Networks) -> Result<Entry> {
         let what = || format!("{label}: look at the socket");
         let network = networks.of_socket(handle.as_fd(), &label)?;
         sockopt::refuse_filter(handle.as_fd(), &label)?;
@@ -219,12 +220,8 @@ pub(super) fn in_use(error: Error) -> Error {
 /// The socket cannot be looked at, or is in another network namespace.
 pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<Object> {
     let label = description.label();
-    let handle = description
-        .handle
-        .try_clone()
-        .context(|| format!("{label}: copy the descriptor"))?;
     let entries = &mut context.inet_state.entries;
-    entries.push(Entry::look(handle, label, context.networks)?);
+    entries.push(Entry::look(Arc::clone(&description.handle), label, context.networks)?);
     Ok(Object::InetSocket(InetSocketId(entries.len() as u32 - 1)))
 }
 
@@ -254,9 +251,10 @@ pub(super) fn blockers(
     networks: &Networks,
 ) -> Vec<(usize, Error)> {
     let mut found = Vec::new();
+    let streams = tcp::Streams::of(entries);
     for (index, entry) in entries.iter().enumerate() {
         let checked = networks.within(entry.network, || match entry.kind {
-            STREAM => tcp::link(index, entries, policy, channels).map(drop),
+            STREAM => tcp::link(index, &streams, policy, channels).map(drop),
             _ => refuse_datagrams(entry),
         });
         if let Err(error) = checked {

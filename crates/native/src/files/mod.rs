@@ -158,8 +158,8 @@ pub struct Description {
     pub info: FdInfo,
     /// stat(2) of it.
     pub stat: rustix::fs::Stat,
-    /// A descriptor of ours for the same description.
-    pub handle: OwnedFd,
+    /// A descriptor of ours for the same description. A job may have as many as there is room for: who keeps it shares it.
+    pub handle: Arc<OwnedFd>,
     /// The mount namespace that its path is of, where that is not the job's own.
     pub view: Option<MountNamespaceId>,
 }

@@ -256,7 +256,7 @@ fn collect(context: &mut SaveContext<'_>) -> Result<Vec<(Vec<Descriptor>, Vec<Po
                         link,
                         info,
                         stat,
-                        handle,
+                        handle: Arc::new(handle),
                     };
                     let id = add(context, kind, description);
                     index.0.entry(key).or_default().insert(place, id);
@@ -351,7 +351,7 @@ impl SaveContext<'_> {
             link,
             info,
             stat,
-            handle,
+            handle: Arc::new(handle),
         };
         let id = add(self, kind, description);
         if is_socket {

@@ -115,7 +115,7 @@ pub(super) fn place_descriptors(workshop: &Workshop, process: &Process, opened: 
         "close our descriptors",
     );
     workshop.run(pid, &batch)?;
-    let mut open: BTreeSet<i32> = [channel].into();
+    let (mut open, mut lowest): (BTreeSet<i32>, i32) = ([channel].into(), 0);
     for group in process.descriptors.chunks(HANDED) {
         let mut batch = Batch::new();
         let mut expected: Vec<(OutId, i32)> = Vec::new();
@@ -124,8 +124,9 @@ pub(super) fn place_descriptors(workshop: &Workshop, process: &Process, opened: 
                 .get(descriptor.file.index())
                 .ok_or_else(|| Error::new(ErrorKind::Damaged, format!("descriptor {} has no file", descriptor.fd)))?;
             workshop.send(file.as_fd())?;
-            // The kernel gives the lowest free number.
-            let number = (0..).find(|n| !open.contains(n)).unwrap_or(i32::MAX);
+            // The kernel gives the lowest free number, which never becomes lower: what is there stays.
+            lowest = (lowest..).find(|n| !open.contains(n)).unwrap_or(i32::MAX);
+            let number = lowest;
             let out = workshop.receive(&mut batch, channel, descriptor.close_on_exec);
             expected.push((out, number));
             if number != descriptor.fd {

@@ -1,8 +1,10 @@
 //! Which ends of connections belong together, and what is known of the other one.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
+use cpr_image::model::NetworkId;
 use cpr_kernel::inet::{self as kernel, TcpDiag, plain, state};
 use cpr_types::{Connection, Context, Result};
 use rustix::event::PollFlags;
@@ -61,11 +63,94 @@ pub(in crate::files) fn links(
     channels: Option<&Channels>,
     networks: &Networks,
 ) -> Result<Vec<Link>> {
-    let all = (0..entries.len()).map(|index| match entries[index].kind {
-        STREAM => networks.within(entries[index].network, || link(index, entries, policy, channels)),
+    let streams = Streams::of(entries);
+    let all = entries.iter().enumerate().map(|(index, entry)| match entry.kind {
+        STREAM => networks.within(entry.network, || link(index, &streams, policy, channels)),
         _ => Ok(Link::Fresh),
     });
     all.collect()
+}
+
+/// The TCP sockets of a job by what others find them by.
+#[derive(Debug)]
+pub(in crate::files) struct Streams<'a> {
+    entries: &'a [Entry],
+    /// Positions by own address and other one, the first first.
+    by_addresses: HashMap<(SocketAddr, SocketAddr), Vec<usize>>,
+    /// Positions of listening sockets by network and port, the first first.
+    listening: HashMap<(Option<NetworkId>, u16), Vec<usize>>,
+}
+
+impl<'a> Streams<'a> {
+    pub(in crate::files) fn of(entries: &'a [Entry]) -> Self {
+        let mut streams = Streams {
+            entries,
+            by_addresses: HashMap::new(),
+            listening: HashMap::new(),
+        };
+        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.kind == STREAM) {
+            if let Some(addresses) = addresses(entry) {
+                streams.by_addresses.entry(addresses).or_default().push(index);
+            }
+            if let (state::LISTEN, Some(local)) = (entry.info.state, entry.local) {
+                let at = (entry.network, local.port());
+                streams.listening.entry(at).or_default().push(index);
+            }
+        }
+        streams
+    }
+
+    /// Those with these addresses, whatever network they are in.
+    fn with_addresses(&self, local: SocketAddr, remote: SocketAddr) -> &[usize] {
+        self.by_addresses.get(&(local, remote)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those in the network of `entry` that have its addresses the other way round.
+    fn reversed(&self, entry: &Entry, local: SocketAddr, remote: SocketAddr) -> impl Iterator<Item = usize> {
+        let network = entry.network;
+        let found = self.with_addresses(remote, local).iter().copied();
+        found.filter(move |other| self.entries[*other].network == network)
+    }
+
+    /// The other end of a connection: in the same network or, where the address is not one of that, in another one, if
+    /// there can be no doubt which two belong together.
+    fn other_end(&self, entry: &Entry, local: SocketAddr, remote: SocketAddr) -> Option<usize> {
+        if let Some(index) = self.reversed(entry, local, remote).next() {
+            return Some(index);
+        }
+        if kernel::is_local(remote.ip()) {
+            return None;
+        }
+        match (self.with_addresses(remote, local), self.with_addresses(local, remote)) {
+            ([other], [_]) => Some(*other),
+            _ => None,
+        }
+    }
+
+    /// The listening socket of the job from which a connection waits to be accepted.
+    fn waits_for(&self, entry: &Entry) -> Option<usize> {
+        let (_, remote) = addresses(entry)?;
+        let at_port = self.listening.get(&(entry.network, remote.port()))?;
+        let listens = |other: &&usize| {
+            self.entries[**other].local.is_some_and(|local| {
+                let ip = plain(local).ip();
+                ip == remote.ip() || (ip.is_unspecified() && (ip.is_ipv6() || remote.is_ipv4()))
+            })
+        };
+        let listener = at_port.iter().find(listens)?;
+        let other = reverse(entry).ok()??;
+        let waits = other.inode == 0
+            && !has_finished(other.state)
+            && other.state != state::TIME_WAIT
+            && entry.info.state != state::SYN_SENT;
+        waits.then_some(*listener)
+    }
+
+    /// How many connections of the job wait to be accepted from the listening socket at this position.
+    fn waiting_for(&self, listener: usize) -> usize {
+        let streams = self.entries.iter().filter(|entry| entry.kind == STREAM);
+        streams.filter(|entry| self.waits_for(entry) == Some(listener)).count()
+    }
 }
 
 /// What one TCP socket is connected to, in whose network this thread is.
@@ -74,11 +159,11 @@ pub(in crate::files) fn links(
 /// As [`links`].
 pub(in crate::files) fn link(
     index: usize,
-    entries: &[Entry],
+    streams: &Streams<'_>,
     policy: TcpPolicy,
     channels: Option<&Channels>,
 ) -> Result<Link> {
-    let entry = &entries[index];
+    let entry = &streams.entries[index];
     let handle = entry.handle.as_fd();
     let again = "try again a little later";
     // Multipath TCP is one of them.
@@ -90,11 +175,8 @@ pub(in crate::files) fn link(
     let ready = netlink::ready(handle).context(|| format!("{}: poll it", entry.label))?;
     match entry.info.state {
         state::LISTEN => {
-            let waiting = entries
-                .iter()
-                .filter(|other| other.kind == STREAM && waits_for(other, entries) == Some(index))
-                .count();
-            if entry.info.waiting as usize > waiting && policy != TcpPolicy::Close {
+            let waiting = entry.info.waiting as usize;
+            if waiting > 0 && policy != TcpPolicy::Close && waiting > streams.waiting_for(index) {
                 return Err(entry.not_now(
                     "has a waiting connection from outside the job",
                     "try again when the program has accepted it; --tcp close drops it",
@@ -109,9 +191,8 @@ pub(in crate::files) fn link(
                 .then(|| addresses(entry))
                 .flatten()
                 .and_then(|(local, remote)| {
-                    entries
-                        .iter()
-                        .position(|other| is_reverse(other, entry, local, remote) && has_ended(other))
+                    let mut others = streams.reversed(entry, local, remote);
+                    others.find(|other| has_ended(&streams.entries[*other]))
                 });
             return Ok(other
                 .filter(|other| *other != index)
@@ -131,7 +212,7 @@ pub(in crate::files) fn link(
         return Err(entry.not_now("is about to end", again));
     };
     if local != remote
-        && let Some(peer) = other_end(entry, entries, local, remote)
+        && let Some(peer) = streams.other_end(entry, local, remote)
     {
         return Ok(Link::Inner(peer));
     }
@@ -139,7 +220,7 @@ pub(in crate::files) fn link(
     if entry.network.is_none() && channels.is_some_and(|channels| channels.has(connection)) {
         return Ok(Link::Channel);
     }
-    if let Some(listener) = waits_for(entry, entries) {
+    if let Some(listener) = streams.waits_for(entry) {
         let other = reverse(entry)?;
         if other.is_some_and(|other| other.receive_queue > 0) || kernel::unacknowledged(handle).is_ok_and(|n| n > 1) {
             return Err(entry.not_now(
@@ -173,7 +254,7 @@ pub(in crate::files) fn link(
 }
 
 /// Whether a connection has ended in both directions, without an error that its owner does not know yet.
-pub(super) fn has_ended(entry: &Entry) -> bool {
+fn has_ended(entry: &Entry) -> bool {
     let ready = netlink::ready(entry.handle.as_fd()).unwrap_or(PollFlags::ERR);
     entry.kind == STREAM
         && entry.info.state == state::CLOSE
@@ -181,59 +262,16 @@ pub(super) fn has_ended(entry: &Entry) -> bool {
         && !ready.contains(PollFlags::ERR)
 }
 
-/// The other end of a connection: in the same network or, where the address is not one of that, in another one, if
-/// there can be no doubt which two belong together.
-pub(super) fn other_end(entry: &Entry, entries: &[Entry], local: SocketAddr, remote: SocketAddr) -> Option<usize> {
-    let streams = || entries.iter().enumerate().filter(|(_, other)| other.kind == STREAM);
-    if let Some((index, _)) = streams().find(|(_, other)| is_reverse(other, entry, local, remote)) {
-        return Some(index);
-    }
-    if kernel::is_local(remote.ip()) {
-        return None;
-    }
-    let mut others = streams().filter(|(_, other)| addresses(other) == Some((remote, local)));
-    let alike = streams().filter(|(_, other)| addresses(other) == Some((local, remote)));
-    let (index, _) = others.next()?;
-    (others.next().is_none() && alike.count() == 1).then_some(index)
-}
-
-/// Whether a socket has the addresses of another one in its network the other way round.
-pub(super) fn is_reverse(one: &Entry, other: &Entry, local: SocketAddr, remote: SocketAddr) -> bool {
-    one.network == other.network && addresses(one) == Some((remote, local))
-}
-
-pub(super) fn addresses(entry: &Entry) -> Option<(SocketAddr, SocketAddr)> {
+fn addresses(entry: &Entry) -> Option<(SocketAddr, SocketAddr)> {
     Some((plain(entry.local?), plain(entry.remote?)))
 }
 
 /// The other end of a connection within this machine.
-pub(super) fn reverse(entry: &Entry) -> Result<Option<TcpDiag>> {
+fn reverse(entry: &Entry) -> Result<Option<TcpDiag>> {
     let Some((local, remote)) = addresses(entry) else {
         return Ok(None);
     };
     kernel::tcp_diag(remote, local)
         .context(|| format!("{}: ask the kernel about the other end", entry.label))
         .map_err(|e| e.with_hint("the kernel needs CONFIG_INET_DIAG"))
-}
-
-/// The listening socket of the job from which a connection waits to be accepted.
-pub(super) fn waits_for(entry: &Entry, entries: &[Entry]) -> Option<usize> {
-    let (_, remote) = addresses(entry)?;
-    let listens = |other: &Entry| {
-        other.info.state == state::LISTEN
-            && other.network == entry.network
-            && other.local.is_some_and(|local| {
-                let local = plain(local);
-                local.port() == remote.port()
-                    && (local.ip() == remote.ip()
-                        || (local.ip().is_unspecified() && (local.is_ipv6() || remote.is_ipv4())))
-            })
-    };
-    let listener = entries.iter().position(listens)?;
-    let other = reverse(entry).ok()??;
-    let waits = other.inode == 0
-        && !has_finished(other.state)
-        && other.state != state::TIME_WAIT
-        && entry.info.state != state::SYN_SENT;
-    waits.then_some(listener)
 }

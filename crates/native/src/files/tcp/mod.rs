@@ -17,7 +17,7 @@ mod restore;
 mod save;
 
 pub(super) use arrival::Arrival;
-pub(super) use links::{link, links};
+pub(super) use links::{Streams, link, links};
 pub(super) use restore::{Builder, fill, share_port, shut_down};
 pub(super) use save::{make_room, save};
 

@@ -1,5 +1,6 @@
 //! Making connections again.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +35,15 @@ pub(in crate::files) struct Builder<'a> {
     pub(super) networks: &'a Networks,
     pub(super) ends: Vec<Option<OwnedFd>>,
     pub(super) temporary: Vec<Option<OwnedFd>>,
+    /// How many TCP sockets have a port.
+    sharers: HashMap<Port, usize>,
+}
+
+/// Network and port.
+type Port = (Option<NetworkId>, Option<u16>);
+
+fn port(socket: &InetSocket) -> Port {
+    (socket.network, socket.local.as_ref().map(|local| local.port))
 }
 
 /// A connection of two new sockets: one that listened, and one that connected.
@@ -45,11 +55,16 @@ pub(super) struct Pair {
 impl<'a> Builder<'a> {
     pub(in crate::files) fn new(sockets: &'a [InetSocket], networks: &'a Networks) -> Self {
         let nothing = || sockets.iter().map(|_| None).collect();
+        let mut sharers = HashMap::new();
+        for socket in sockets.iter().filter(|socket| socket.kind == STREAM) {
+            *sharers.entry(port(socket)).or_default() += 1;
+        }
         Builder {
             sockets,
             networks,
             ends: nothing(),
             temporary: nothing(),
+            sharers,
         }
     }
 
@@ -116,10 +131,8 @@ impl<'a> Builder<'a> {
 
     /// How likely a socket got its port by listening rather than by connecting.
     pub(super) fn sharers(&self, index: usize) -> usize {
-        let port = |s: &InetSocket| (s.network, s.local.as_ref().map(|l| l.port));
-        let wanted = port(&self.sockets[index]);
-        let same = |s: &&InetSocket| s.kind == STREAM && port(s) == wanted;
-        self.sockets.iter().filter(same).count()
+        let port = port(&self.sockets[index]);
+        self.sharers.get(&port).copied().unwrap_or_default()
     }
 
     pub(super) fn pair(&mut self, one: usize, other: usize) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Reading connections.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_image::model::{Bytes, InetSocket, InetSocketId, InetState, PeerEnd, TcpConnection};
@@ -30,7 +31,7 @@ const TCP_QUICKACK: i32 = 12;
 /// What happens to a socket of a job that is ended by its checkpoint, just before that.
 #[derive(Debug)]
 pub struct Ending {
-    pub(super) handle: OwnedFd,
+    pub(super) handle: Arc<OwnedFd>,
     /// Nothing is sent; else both ends of the connection vanish at once, and leave the ports free.
     pub(super) silent: bool,
 }
@@ -141,7 +142,7 @@ pub(in crate::files) fn save(
         _ => false,
     };
     if ends && context.ends_job {
-        let handle = entry.handle.try_clone().context(what)?;
+        let handle = Arc::clone(&entry.handle);
         context.endings.push(Ending { handle, silent });
     }
     let mut image = entry.image(state)?;
