@@ -17,6 +17,7 @@ use cpr_image::model::{ByteString, CgroupMember, HIERARCHY_OPTIONS, Manifest, Mo
 use cpr_kernel::proc::{Cgroup, Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use crate::paths;
 use crate::visits::Visits;
 
 fn groups(proc: &ProcDir) -> Result<Vec<Cgroup>> {
@@ -30,8 +31,7 @@ fn of_hierarchy<'a>(groups: &'a [Cgroup], hierarchy: &[u8]) -> Option<&'a Cgroup
 
 /// What remains of a group's path below another one; none where it is not strictly below that.
 fn below<'a>(path: &'a [u8], above: &[u8]) -> Option<&'a [u8]> {
-    let rest = path.strip_prefix(above.strip_suffix(b"/").unwrap_or(above))?;
-    let rest = rest.strip_prefix(b"/").filter(|rest| !rest.is_empty())?;
+    let rest = paths::below(path, above).filter(|rest| !rest.is_empty())?;
     // A group outside of our cgroup namespace begins with these.
     (!rest.split(|byte| *byte == b'/').any(|part| part == b"..")).then_some(rest)
 }

@@ -31,6 +31,7 @@ mod memory_policies;
 mod mount_namespaces;
 pub mod networks;
 pub mod outside;
+mod paths;
 mod pid_namespaces;
 mod pieces;
 mod pipeline;
@@ -59,6 +60,7 @@ pub use files::{Channels, Meeting, Outward, channels};
 pub use libraries::Keep;
 pub use live::{Basis, Earlier, Tracked};
 pub use restart::{LazyRequest, Pages, RestartRequest, Restarted, check_restart, restart};
+pub use settings::IPC_LIMITS;
 pub use sink::{PAGE_SIZE, PageSink, PageSource};
 
 use serde::{Deserialize, Serialize};

@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 
 /// Most bytes of a value that are of interest.
 const LONGEST: usize = 64 << 10;
-/// Limits of IPC namespaces.
-const IPC: [&str; 14] = [
+/// Limits that every IPC namespace has its own of: paths below /proc/sys.
+pub const IPC_LIMITS: [&str; 14] = [
     "kernel/auto_msgmni",
     "kernel/msgmax",
     "kernel/msgmnb",
@@ -106,7 +106,7 @@ pub fn of_ipc() -> Result<Vec<Setting>> {
     let value = |name: &&str| Some((ByteString::from(*name), ByteString(read(&root, name.as_bytes()).ok()?)));
     let chosen = |(_, value): &Setting| value.0.trim_ascii() != NOT_CHOSEN;
     let next = NEXT.iter().filter_map(value).filter(chosen);
-    Ok(IPC.iter().filter_map(value).chain(next).collect())
+    Ok(IPC_LIMITS.iter().filter_map(value).chain(next).collect())
 }
 
 /// Gives the IPC namespace that this thread is in its limits.
@@ -114,8 +114,8 @@ pub fn of_ipc() -> Result<Vec<Setting>> {
 /// # Errors
 /// As [`set`].
 pub fn set_ipc_limits(settings: &[Setting]) -> Result<()> {
-    let limits: Vec<Setting> = settings.iter().filter(|(name, _)| !is_next(&name.0)).cloned().collect();
-    set(&limits, |name| IPC.iter().any(|known| known.as_bytes() == name))
+    let limits = settings.iter().filter(|(name, _)| !is_next(&name.0));
+    set(limits, |name| IPC_LIMITS.iter().any(|known| known.as_bytes() == name))
 }
 
 /// Has the next objects of the IPC namespace that this thread is in get the identifiers that were chosen for them; all
@@ -124,8 +124,7 @@ pub fn set_ipc_limits(settings: &[Setting]) -> Result<()> {
 /// # Errors
 /// The kernel refuses it.
 pub fn choose_next(settings: &[Setting]) -> Result<()> {
-    let next: Vec<Setting> = settings.iter().filter(|(name, _)| is_next(&name.0)).cloned().collect();
-    set(&next, is_next)
+    set(settings.iter().filter(|(name, _)| is_next(&name.0)), is_next)
 }
 
 fn is_next(name: &[u8]) -> bool {
@@ -136,8 +135,9 @@ fn is_next(name: &[u8]) -> bool {
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] for one that may not; the kernel refuses a value.
-pub fn set(settings: &[Setting], belongs: impl Fn(&[u8]) -> bool) -> Result<()> {
-    if settings.is_empty() {
+pub fn set<'a>(settings: impl IntoIterator<Item = &'a Setting>, belongs: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let mut settings = settings.into_iter().peekable();
+    if settings.peek().is_none() {
         return Ok(());
     }
     let root = root().context(|| "open /proc/sys")?;

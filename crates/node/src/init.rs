@@ -129,22 +129,6 @@ pub(crate) struct Setting<'a> {
     pub(crate) manner: Manner,
 }
 
-/// Limits that every IPC namespace has its own of, in the order they are set.
-const IPC_LIMITS: [&str; 12] = [
-    "kernel/shmmax",
-    "kernel/shmall",
-    "kernel/shmmni",
-    "kernel/sem",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "fs/mqueue/queues_max",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/msg_default",
-    "fs/mqueue/msgsize_default",
-];
-
 /// A job that runs.
 struct Started {
     /// PID of its root process.
@@ -212,7 +196,7 @@ fn tie_to_supervisor(tie: bool) -> Result<()> {
 /// The limits of our IPC namespace.
 pub(crate) fn ipc_limits() -> Vec<(&'static str, Vec<u8>)> {
     let read = |name| Some((name, std::fs::read(format!("/proc/sys/{name}")).ok()?));
-    IPC_LIMITS.into_iter().filter_map(read).collect()
+    cpr_native::IPC_LIMITS.into_iter().filter_map(read).collect()
 }
 
 /// Sets up a new IPC namespace: the limits of the one we come from, as far as we may, and its queues at /dev/mqueue.

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashSet};
 use cpr_image::model::{MountNamespace, MountNamespaceId, Propagation};
 use cpr_kernel::proc::Mount;
 
-use super::tree::{Tree, below, name};
+use super::tree::{Tree, name};
+use crate::paths::below;
 
 /// A mount of the job: the namespace, the place in its tree, and what the kernel tells of it.
 type Entry<'a> = (usize, usize, &'a Mount);

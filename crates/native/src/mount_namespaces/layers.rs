@@ -3,7 +3,8 @@
 use cpr_image::model::{ByteString, LAYER_OPTIONS, MountOption, Mounted};
 use cpr_kernel::proc::Mount;
 
-use super::tree::{Base, below, name};
+use super::tree::{Base, name};
+use crate::paths::below;
 
 /// What is mounted, by the options that /proc/PID/mountinfo shows. The directories must be where a restart finds them.
 ///

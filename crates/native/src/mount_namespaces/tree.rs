@@ -17,6 +17,7 @@ use rustix::fs::OFlags;
 use super::{contents, layers};
 use crate::blockers::Home;
 use crate::cgroups;
+use crate::paths::{below, join};
 use crate::pid_namespaces;
 use crate::sink::PageSink;
 use crate::visits::Visits;
@@ -143,25 +144,6 @@ impl Base {
 fn is_on(root: &OwnedFd, path: &[u8], id: i32) -> bool {
     let found = mounts::open_below(root.as_fd(), path, OFlags::PATH | OFlags::NOFOLLOW);
     found.and_then(mounts::mount_of).is_ok_and(|found| found == id)
-}
-
-/// What remains of `path` below `directory`, without a slash at its beginning.
-pub(super) fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
-    let rest = path.strip_prefix(directory.strip_suffix(b"/").unwrap_or(directory))?;
-    match rest {
-        [] => Some(rest),
-        [b'/', rest @ ..] => Some(rest),
-        _ => None,
-    }
-}
-
-fn join(directory: &[u8], rest: &[u8]) -> Vec<u8> {
-    let directory = directory.strip_suffix(b"/").unwrap_or(directory);
-    match rest {
-        [] if directory.is_empty() => b"/".to_vec(),
-        [] => directory.to_vec(),
-        _ => [directory, b"/", rest].concat(),
-    }
 }
 
 pub(super) fn name(mount: &Mount) -> String {
@@ -651,17 +633,6 @@ pub(super) fn options(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_below_directories() {
-        assert_eq!(below(b"/a/b", b"/a"), Some(&b"b"[..]));
-        assert_eq!(below(b"/a", b"/a"), Some(&b""[..]));
-        assert_eq!(below(b"/ab", b"/a"), None);
-        assert_eq!(below(b"/a/b", b"/"), Some(&b"a/b"[..]));
-        assert_eq!(join(b"/", b""), b"/");
-        assert_eq!(join(b"/", b"a"), b"/a");
-        assert_eq!(join(b"/a", b"b/c"), b"/a/b/c");
-    }
 
     fn mount(id: i32, parent: i32, point: &str) -> Mount {
         Mount {
