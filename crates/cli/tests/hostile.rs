@@ -9,6 +9,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -582,6 +583,34 @@ fn a_checkpoint_nobody_waits_for_is_given_up(test: &str, user: As) {
     assert_eq!(lab.images().len(), 1);
 }
 
+/// A job whose init is killed while it is being saved has ended, and that is what the command says: the kernel kills the
+/// checkpoint's worker with everything else in the job's PID namespace.
+fn a_job_that_is_killed_during_its_checkpoint(test: &str, user: As) {
+    let Some(lab) = Lab::new(test, user) else { return };
+    lab.count(&[], 1_000_000, 200);
+    let pid = lab.pid();
+    let state = fs::read(lab.cpr.state_dir.join("jobs").join(JOB).join("state.json")).expect("the job has a state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("the state is JSON");
+    let init = state["init"]["pid"].to_string();
+    let (unread, pipe) = std::io::pipe().expect("a pipe can be made");
+    let mut command = lab.command(["checkpoint", "--stop", "-o", "-", JOB]);
+    command.stdin(Stdio::null()).stdout(pipe).stderr(Stdio::piped());
+    let mut command = Killed(command.spawn().expect("a program can be started"));
+    // It goes on only when somebody reads the image.
+    wait_until(SOON, "the job is stopped", || disturbed(pid).is_some());
+    let killed = lab.cpr.program(&["kill", "-KILL", &init]);
+    assert_eq!(killed.code, 0, "{}", killed.stderr);
+    let ended = poll(SOON, || command.0.try_wait().expect("a child can be waited for"));
+    let mut said = String::new();
+    let errors = command.0.stderr.as_mut().expect("it was made with a pipe");
+    errors.read_to_string(&mut said).expect("it has ended");
+    assert_eq!(ended.and_then(|status| status.code()), Some(GONE), "{said}");
+    assert!(said.contains("the job ended while it was being saved"), "{said}");
+    drop(unread);
+    assert_ne!(lab.cpr.wait(JOB), 0);
+    lab.require_nothing_left("after the end of the job");
+}
+
 /// A job is more than its first process: what a daemon leaves behind is checkpointed and restarted.
 fn a_daemon_outlives_its_starter(test: &str, user: As) {
     let Some(lab) = Lab::new(test, user) else { return };
@@ -1048,6 +1077,7 @@ as_everyone! {
     damaged_images_start_nothing
     a_killed_checkpoint_does_not_hurt_the_job
     a_checkpoint_nobody_waits_for_is_given_up
+    a_job_that_is_killed_during_its_checkpoint
     a_daemon_outlives_its_starter
     left_over_parts_are_removed
     a_killed_restart_leaves_nothing

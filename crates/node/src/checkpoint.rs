@@ -411,9 +411,8 @@ impl<'a> Task<'a> {
 
     /// Records the result and removes images that are no longer to be kept.
     pub(crate) fn finish(self) -> Result<Checkpointed> {
+        let result = self.result.unwrap_or_else(|| Err(self.worker.lost()));
         self.worker.reap();
-        let lost = || Err(crate::wire::internal("the worker was killed before it could report"));
-        let result = self.result.unwrap_or_else(lost);
         if let Some(group) = self.group.filter(|_| result.is_err()) {
             // Of a worker or an engine that was killed at such an instant. A group that is gone needs nothing.
             let _ = group::thaw(&group);
@@ -676,11 +675,9 @@ fn blockers(
             }
         }
     }
+    let result = result.map_or_else(|| Err(worker.lost()), |result| result.map_err(Error::from));
     worker.reap();
-    match result {
-        Some(result) => result.map_err(Error::from),
-        None => Err(crate::wire::internal("the worker was killed before it could report")),
-    }
+    result
 }
 
 /// Names everything that would keep a process with its descendants, or a session, from being checkpointed. Stops

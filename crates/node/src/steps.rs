@@ -111,7 +111,7 @@ impl Held {
             }
         }
         match self.worker.reports.ended() {
-            true => Err(crate::wire::internal("the worker was killed before it could report")),
+            true => Err(self.worker.lost()),
             false => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cpr_kernel::namespace;
 use cpr_kernel::proc::ProcDir;
@@ -75,6 +75,20 @@ impl Target {
             Ok(start) if start == identity.start => Ok(target),
             _ => Err(ended()),
         }
+    }
+
+    /// Holds the same process once more.
+    pub(crate) fn try_clone(&self) -> Result<Target> {
+        let (pid, pidfd) = (self.pid, self.pidfd.try_clone());
+        let pidfd = pidfd.context(|| format!("hold process {pid}"))?;
+        Ok(Target { pid, pidfd })
+    }
+
+    /// Whether it has ended, or is about to: waits a moment for one that may just have been killed.
+    pub(crate) fn is_ending(&self) -> bool {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let ending = || cpr_kernel::proc::stat_of(self.pid).map_or(true, |stat| stat.is_ending());
+        ending() || self.wait(Some(Instant::now() + MOMENT)).unwrap_or(false) || ending()
     }
 
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {

@@ -33,6 +33,8 @@ pub(crate) enum Message {
 pub(crate) struct Worker {
     child: spawn::Child,
     pub(crate) reports: Receiver,
+    /// Whose namespaces it works in.
+    target: Target,
 }
 
 /// The namespaces a worker enters before it works.
@@ -74,6 +76,7 @@ impl Worker {
     /// Starts a worker in the PID and mount namespaces of `target`; there it runs `work`, and tells its result.
     pub(crate) fn start(target: &Target, work: impl FnOnce(&mut Observer<'_>) -> Result<Message>) -> Result<Worker> {
         let journey = plan(target)?;
+        let held = target.try_clone()?;
         let (read, write) = crate::wire::pipe()?;
         // A front that is slow or stopped must not hold up a worker that holds up a job.
         rustix::io::ioctl_fionbio(&write, true)
@@ -93,7 +96,20 @@ impl Worker {
         drop(write);
         let read = read.ok_or_else(|| crate::wire::internal("the pipe to the worker is gone"))?;
         let reports = Receiver::new(read).context(|| "listen to the worker")?;
-        Ok(Worker { child, reports })
+        Ok(Worker {
+            child,
+            reports,
+            target: held,
+        })
+    }
+
+    /// The error of a worker that has ended without a last word. The kernel kills it with everything else in the PID
+    /// namespace of a job when the job's init ends.
+    pub(crate) fn lost(&self) -> Error {
+        match self.target.is_ending() {
+            true => Error::new(ErrorKind::Gone, "the job ended while it was being saved"),
+            false => crate::wire::internal("the worker was killed before it could report"),
+        }
     }
 
     /// After the end of its reports: waits for the process itself. The supervisor's loop may have done so already.

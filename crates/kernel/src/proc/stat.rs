@@ -94,6 +94,13 @@ impl Stat {
     pub fn is_zombie(&self) -> bool {
         self.state == b'Z' && self.num_threads <= 1
     }
+
+    /// Whether the thread, or the first one of the process, has ended or is about to: it runs no more of its program.
+    pub fn is_ending(&self) -> bool {
+        // From include/linux/sched.h, since Linux 2.6; set before the rest of a PID namespace is ended by the kernel.
+        const PF_EXITING: u32 = 0x4;
+        self.flags & PF_EXITING != 0 || matches!(self.state, b'Z' | b'X')
+    }
 }
 
 /// Parses `/proc/PID/stat`.

@@ -212,7 +212,7 @@ impl Held {
                 return Ok(());
             }
             if self.worker.reports.ended() {
-                return Err(crate::wire::internal("the worker was killed before it could report"));
+                return Err(self.worker.lost());
             }
             // The worker has the deadlines that matter.
             self.worker.reports.wait(None).context(what)?;
@@ -227,7 +227,7 @@ impl Held {
                 return Ok(ends);
             }
             if self.ends.ended() || self.worker.reports.ended() {
-                return Err(crate::wire::internal("the worker was killed before it could report"));
+                return Err(self.worker.lost());
             }
             let polled = [
                 (self.ends.as_fd(), PollFlags::IN),
@@ -260,11 +260,12 @@ impl Held {
                 }
             }
         }
+        let last = last.unwrap_or_else(|| Err(self.worker.lost()));
         self.worker.reap();
-        if let Some(group) = self.group.filter(|_| !matches!(last, Some(Ok(_)))) {
+        if let Some(group) = self.group.filter(|_| last.is_err()) {
             // Of a worker that was killed at such an instant. A group that is gone needs nothing.
             let _ = group::thaw(&group);
         }
-        last.unwrap_or_else(|| Err(crate::wire::internal("a worker has ended without a report")))
+        last
     }
 }
