@@ -1,5 +1,6 @@
 /* Much of one kind of thing, or one kind of thing over and over, until it is time to look whether all is right. */
 #include "victim.h"
+#include <netinet/in.h>
 
 static int over(void) { return access(go, F_OK) == 0; }
 
@@ -329,6 +330,38 @@ static void many_sockets(int count) {
     }
 }
 
+/* TCP connections of a process with itself: all of one listening socket. */
+static void many_connections(int count) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = limit.rlim_max;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    /* A restart has each of them open twice for a while. */
+    if (limit.rlim_cur / 5 < (rlim_t)count) count = limit.rlim_cur / 5;
+    int (*pairs)[2] = calloc(count, sizeof *pairs), listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    CHECK(bind(listener, (void *)&at, sizeof at) == 0 && listen(listener, 16) == 0);
+    CHECK(getsockname(listener, (void *)&at, &length) == 0);
+    for (int i = 0; i < count; i++) {
+        CHECK((pairs[i][0] = socket(AF_INET, SOCK_STREAM, 0)) >= 0);
+        CHECK(connect(pairs[i][0], (void *)&at, sizeof at) == 0 && (pairs[i][1] = accept(listener, NULL, NULL)) >= 0);
+        CHECK(write(pairs[i][i % 2], &i, sizeof i) == sizeof i);
+    }
+    /* One that was not accepted yet. */
+    int last = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(last, (void *)&at, sizeof at) == 0);
+    ready();
+    for (int i = 0, got; i < count; i++) {
+        CHECK(read(pairs[i][1 - i % 2], &got, sizeof got) == sizeof got);
+        SAME(got, i);
+        CHECK(write(pairs[i][1 - i % 2], &i, sizeof i) == sizeof i);
+        CHECK(read(pairs[i][i % 2], &got, sizeof got) == sizeof got);
+        SAME(got, i);
+    }
+    CHECK(accept(listener, NULL, NULL) >= 0);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     int count = argc > 3 ? atoi(argv[3]) : 0;
@@ -344,6 +377,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(mode, "many mappings")) many_mappings(count);
     else if (!strcmp(mode, "many descriptors")) many_descriptors(count);
     else if (!strcmp(mode, "many sockets")) many_sockets(count);
+    else if (!strcmp(mode, "many connections")) many_connections(count);
     else fail(__LINE__, "no such mode: %s", mode);
     ok();
 }

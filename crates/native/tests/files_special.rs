@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use cpr_image::model::{
@@ -267,11 +267,9 @@ fn save(sockets: &[&OwnedFd], cwd: &Path) -> cpr_types::Result<(Vec<UnixSocket>,
     let mut state = unix::SaveState::default();
     for fd in sockets {
         assert_eq!(socket::classify(fd.as_fd()).unwrap(), socket::Class::Unix);
-        let id = state.note(fd.as_fd(), "test", (cwd, None), &networks)?;
-        assert_eq!(
-            state.note(rustix::io::dup(fd).unwrap().as_fd(), "test", (cwd, None), &networks)?,
-            id
-        );
+        let held = || Arc::new(rustix::io::dup(fd).unwrap());
+        let id = state.note(&held(), "test", (cwd, None), &networks)?;
+        assert_eq!(state.note(&held(), "test", (cwd, None), &networks)?, id);
     }
     let mut files = Vec::new();
     let mut queues = Vec::new();

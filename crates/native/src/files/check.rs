@@ -289,7 +289,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene<'_>, networks: &Networks) -> Vec
     let mut inner: Vec<&Seen<'_>> = Vec::new();
     for seen in all.iter().filter(|seen| seen.kind == Kind::Socket) {
         let handle = match save::get(seen.target, seen.fd) {
-            Ok(handle) => handle,
+            Ok(handle) => Arc::new(handle),
             // Without it others seem to lead out of the job.
             Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],
             Err(_) => continue,
@@ -306,7 +306,7 @@ fn unix_sockets(all: &[Seen<'_>], scene: &Scene<'_>, networks: &Networks) -> Vec
             Ok(false) | Err(_) => {
                 let cwd = seen.target.proc.read_link("cwd").unwrap_or_default();
                 let cwd = PathBuf::from(std::ffi::OsString::from_vec(cwd));
-                match state.note(handle.as_fd(), &label(seen), (&cwd, None), networks) {
+                match state.note(&handle, &label(seen), (&cwd, None), networks) {
                     Ok(_) => inner.push(seen),
                     Err(error) if error.kind() == ErrorKind::Unsupported => blockers.push(blocker(seen, &error)),
                     Err(error) if error.kind() == ErrorKind::NoSpace => return vec![blocker(seen, &error)],

@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cpr_image::model::{
     ByteString, Bytes, MountNamespaceId, NetworkId, Object, SocketId, SocketMessage, SocketState, UnixSocket,
@@ -67,7 +68,7 @@ impl SocketFiles {
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) handle: OwnedFd,
+    pub(super) handle: Arc<OwnedFd>,
     pub(super) inode: u32,
     pub(super) network: Option<NetworkId>,
     /// Process and descriptor, for messages.
@@ -83,10 +84,10 @@ impl SaveState {
     /// directory of that process and the mount namespace that its paths are of, where that is not the job's own.
     ///
     /// # Errors
-    /// Copying the descriptor or asking for its inode number fails.
+    /// Asking for its inode number fails.
     pub fn note(
         &mut self,
-        handle: BorrowedFd<'_>,
+        handle: &Arc<OwnedFd>,
         label: &str,
         place: (&Path, Option<MountNamespaceId>),
         networks: &Networks,
@@ -101,13 +102,11 @@ impl SaveState {
         }
         let id = SocketId(self.entries.len() as u32);
         self.entries.push(Entry {
-            handle: handle
-                .try_clone_to_owned()
-                .context(|| format!("{label}: copy the descriptor of the UNIX socket"))?,
+            handle: Arc::clone(handle),
             inode,
             network: match networks.visits().is_empty() {
                 true => None,
-                false => networks.of_socket(handle, label)?,
+                false => networks.of_socket(handle.as_fd(), label)?,
             },
             label: label.to_owned(),
             cwd: cwd.to_owned(),
@@ -402,7 +401,7 @@ pub fn save(description: &Description, context: &mut SaveContext<'_>) -> Result<
     context
         .socket_state
         .note(
-            description.handle.as_fd(),
+            &description.handle,
             &description.label(),
             (
                 Path::new(&OsString::from_vec(cwd)),
