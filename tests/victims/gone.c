@@ -66,6 +66,12 @@ static pid_t nowhere(int go_on, int there) {
     _exit(0);
 }
 
+/* Opens a file in /proc of the calling thread. */
+static void *look_at_oneself(void *opened) {
+    *(int *)opened = open("/proc/thread-self/status", O_RDONLY);
+    return NULL;
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     char start[256];
@@ -143,9 +149,23 @@ int main(int argc, char **argv) {
     snprintf(entry, sizeof entry, "/proc/%d", (int)child);
     int of_dead = open(entry, O_RDONLY | O_DIRECTORY), status_of_dead = openat(of_dead, "status", O_RDONLY);
     CHECK(of_dead >= 0 && status_of_dead >= 0);
+    /* Not open for reading, and of its thread. */
+    int path_of_dead = open(entry, O_PATH), written_of_dead = openat(of_dead, "oom_score_adj", O_RDWR);
+    CHECK(path_of_dead >= 0 && written_of_dead >= 0);
+    snprintf(entry, sizeof entry, "task/%d/status", (int)child);
+    int of_dead_thread = openat(of_dead, entry, O_RDONLY);
+    CHECK(of_dead_thread >= 0);
     close(hold[0]);
     close(hold[1]);
     CHECK(waitpid(child, NULL, 0) == child);
+    /* One of a thread of ours that has ended. */
+    pthread_t thread;
+    int ended_thread = -1;
+    char first;
+    CHECK(pthread_create(&thread, NULL, look_at_oneself, &ended_thread) == 0 && pthread_join(thread, NULL) == 0);
+    CHECK(ended_thread >= 0);
+    while (pread(ended_thread, &first, 1, 0) == 1) sched_yield();
+    SAME(errno, ESRCH);
     ready();
 
     int second = open(named("second"), O_RDONLY);
@@ -161,6 +181,11 @@ int main(int argc, char **argv) {
     CHECK(event.wd == 1 && event.mask == IN_MODIFY);
     CHECK(openat(of_dead, "stat", O_RDONLY) == -1 && (errno == ESRCH || errno == ENOENT));
     CHECK(read(status_of_dead, text, 1) == -1 && errno == ESRCH);
+    CHECK(read(of_dead_thread, text, 1) == -1 && errno == ESRCH);
+    CHECK(openat(path_of_dead, "stat", O_RDONLY) == -1 && (errno == ESRCH || errno == ENOENT));
+    CHECK(fcntl(path_of_dead, F_GETFL) & O_PATH && read(path_of_dead, text, 1) == -1 && errno == EBADF);
+    CHECK(write(written_of_dead, "1", 1) == -1 && errno == ESRCH);
+    CHECK(read(ended_thread, text, 1) == -1 && errno == ESRCH);
 
     struct stat stat, other;
     CHECK(fstat(old, &stat) == 0);

@@ -265,17 +265,22 @@ pub fn dead_process() -> io::Result<OwnedFd> {
     fd.fd().try_clone_to_owned()
 }
 
-/// What `path` below /proc/PID was of a process that has ended and been waited for, opened with some of `flags` for
-/// reading.
+/// What `path` below /proc/PID was of a process that has ended and been waited for, opened with some of `flags`. Of
+/// whatever thread it is in `path` (`task/TID`), it is one of the only thread's.
 ///
 /// # Errors
 /// No process can be made, or it has no such file.
 pub fn open_of_dead_process(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
     let (pid, fd) = passing_process()?;
-    let full = [format!("/proc/{pid}/").as_bytes(), path].concat();
+    let mut parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let thread = pid.to_string();
+    if let [b"task", tid, ..] = &mut parts[..] {
+        *tid = thread.as_bytes();
+    }
+    let full = [format!("/proc/{pid}/").as_bytes(), &parts.join(&b'/')].concat();
     use rustix::fs::OFlags;
-    let kept = OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | (OFlags::from_bits_retain(flags as u32) & kept);
+    let kept = OFlags::ACCMODE | OFlags::PATH | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let flags = OFlags::CLOEXEC | (OFlags::from_bits_retain(flags as u32) & kept);
     let opened = rustix::fs::open(full.as_slice(), flags, rustix::fs::Mode::empty());
     end_passing(pid, &fd)?;
     Ok(opened?)

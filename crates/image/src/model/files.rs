@@ -123,7 +123,7 @@ pub enum Object {
         /// Path below /proc/PID/, or below /proc/.
         path: ByteString,
     },
-    /// The same, open for reading, of a process that had ended and been waited for.
+    /// The same of a process that had ended and been waited for, or of a thread that had ended.
     DeadProc {
         /// The process.
         pid: i32,

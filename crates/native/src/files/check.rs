@@ -229,9 +229,7 @@ impl Scene<'_> {
                 let refused = regular::refuse_trigger(&seen.link, seen.info.flags, handle.as_fd(), &label(seen));
                 refused.err().map(|error| blocker(seen, &error))
             }
-            Kind::Proc(Some(pid), _)
-                if *pid != 1 && !self.pids.contains(pid) && !regular::is_readable_of_dead(&seen.link, &seen.info) =>
-            {
+            Kind::Proc(Some(pid), _) if *pid != 1 && !self.pids.contains(pid) && !regular::is_of_dead(&seen.link) => {
                 Some(seen.blocker(format!("process {pid} is not part of the job"), None))
             }
             Kind::PidFd => match seen.info.kind {

@@ -105,10 +105,13 @@ pub(super) fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, stat: &Sta
     }
     let absolute = link.starts_with(b"/");
     if is_path(info.flags) {
-        return if absolute {
-            Kind::Path
-        } else {
-            unsupported("O_PATH of an object without a path", "")
+        if !absolute {
+            return unsupported("O_PATH of an object without a path", "");
+        }
+        // Of a process that has ended there is no path any more.
+        return match super::dead_process(link).and_then(|_| proc_path(pid, fd, link)) {
+            Some((Some(pid), path)) => Kind::Proc(Some(pid), path),
+            _ => Kind::Path,
         };
     }
     match FileType::from_raw_mode(stat.st_mode) {

@@ -8,7 +8,7 @@ use cpr_image::model::{
     ByteString, DevicePlugin, FileContent, Manifest, MountNamespaceId, Object, OpenFile, RegularFile, SavedFileId,
     SavedFileKind,
 };
-use cpr_kernel::proc::{FdInfo, Mount, ProcDir};
+use cpr_kernel::proc::{Mount, ProcDir};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SealFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -175,9 +175,28 @@ pub fn dead_process(link: &[u8]) -> Option<(i32, ByteString)> {
     dead.then_some((process, ByteString(below)))
 }
 
-/// Whether something is open for reading only of a process that has ended.
-pub(super) fn is_readable_of_dead(link: &[u8], info: &FdInfo) -> bool {
-    dead_process(link).is_some() && kind::readable(info.flags) && !kind::writable(info.flags)
+/// Whether something is open of a process that has ended which every process has.
+pub(super) fn is_of_dead(link: &[u8]) -> bool {
+    dead_process(link).is_some_and(|(_, path)| every_process_has(&path.0))
+}
+
+/// Whether a path below /proc/PID is one that every process has: what there is of others depends on its descriptors and
+/// its memory.
+fn every_process_has(path: &[u8]) -> bool {
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let below = match parts[..] {
+        [b"task", _, ref of_thread @ ..] => of_thread,
+        ref all => all,
+    };
+    !matches!(below, [b"fd" | b"fdinfo" | b"map_files", _, ..])
+}
+
+/// Whether a file below /proc/PID is of a thread that has ended, of a process that lives.
+fn is_of_ended_thread(pid: i32, path: &[u8]) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/');
+    let tid = (parts.next() == Some(b"task")).then(|| parts.next()).flatten();
+    let tid = tid.and_then(|tid| std::str::from_utf8(tid).ok());
+    tid.is_some_and(|tid| !Path::new(&format!("/proc/{pid}/task/{tid}")).exists())
 }
 
 /// The working directory (`cwd`) or root directory (`root`) of a stopped process as a saved file, if it has been
@@ -396,27 +415,32 @@ pub(super) fn refuse_trigger(link: &[u8], flags: i32, handle: BorrowedFd<'_>, la
 /// Saves a file of /proc.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] when it belongs to a process outside the job, or can be written and belongs to none.
+/// [`ErrorKind::Unsupported`] when it belongs to a process outside the job, or to none any more and is one that not every
+/// process has.
 pub fn save_proc(
     description: &Description,
     pid: Option<i32>,
     path: &[u8],
     context: &mut SaveContext<'_>,
 ) -> Result<Object> {
+    let label = || description.label();
     // Init is always there.
-    if let Some(pid) = pid
-        && pid != 1
-        && !context.targets.iter().any(|target| target.pid == pid)
-    {
-        if let Some((process, path)) = dead_process(&description.link)
-            && is_readable_of_dead(&description.link, &description.info)
-        {
-            return Ok(Object::DeadProc { pid: process, path });
+    let other = pid.filter(|pid| *pid != 1 && !context.targets.iter().any(|target| target.pid == *pid));
+    let ended_thread = pid.filter(|pid| is_of_ended_thread(*pid, path));
+    let dead = match ended_thread {
+        Some(pid) => Some((pid, ByteString(path.to_vec()))),
+        None => other.and_then(|_| dead_process(&description.link)),
+    };
+    if let Some((pid, path)) = dead {
+        if every_process_has(&path.0) {
+            return Ok(Object::DeadProc { pid, path });
         }
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{}: process {pid} is not part of the job", description.label()),
-        ));
+        let text = format!("{}: it is of a process or thread that has ended", label());
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    if let Some(pid) = other {
+        let text = format!("{}: process {pid} is not part of the job", label());
+        return Err(Error::new(ErrorKind::Unsupported, text));
     }
     Ok(Object::Proc {
         pid,
