@@ -15,7 +15,8 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 use super::{Description, RestoreContext, SaveContext, kind};
 use crate::views::Views;
 
-const CAPACITY_HINT: &str = "raise the sysctls fs.pipe-max-size and fs.pipe-user-pages-soft, or run as root";
+const CAPACITY_HINT: &str = "raise the sysctls fs.pipe-max-size and fs.pipe-user-pages-soft, or restart with \
+                             CAP_SYS_RESOURCE, which root has unless it was taken away, as in many containers";
 
 /// Pipes saved so far, by device and inode number.
 #[derive(Debug, Default)]
