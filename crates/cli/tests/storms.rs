@@ -75,7 +75,7 @@ as_everyone! {
     many_mappings => |test, user| large(test, user, "many mappings", 20_000);
     many_descriptors => |test, user| large(test, user, "many descriptors", 5000);
     many_sockets => |test, user| large(test, user, "many sockets", if slow() { 5000 } else { 400 });
-    many_connections => |test, user| large(test, user, "many connections", 4000);
+    many_connections => |test, user| large(test, user, "many connections", if slow() { 9000 } else { 4000 });
     very_often => very_often;
 }
 

@@ -304,8 +304,12 @@ fn restore(images: &[UnixSocket], files: &[OwnedFd]) -> cpr_types::Result<Vec<Ow
     let opened = (0..images.len())
         .map(|index| sockets.open(SocketId(index as u32), OFlags::NONBLOCK.bits() as i32))
         .collect::<cpr_types::Result<Vec<_>>>()?;
-    sockets.fill(images, files, &networks)?;
-    Ok(opened)
+    let files: Vec<_> = files.iter().map(|file| Arc::new(file.try_clone().unwrap())).collect();
+    sockets.fill(images, &files, &networks)?;
+    let alone = opened
+        .into_iter()
+        .map(|end| Arc::into_inner(end).expect("nobody else has it"));
+    Ok(alone.collect())
 }
 
 fn send(fd: &OwnedFd, data: &[u8], rights: &[BorrowedFd<'_>]) {

@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{Descriptor, EpollTarget, FileId, Manifest, Object, OpenFile, Process};
 use cpr_kernel::batch::Batch;
@@ -218,7 +219,7 @@ fn is_apart(manifest: &Manifest, epoll: FileId) -> bool {
 ///
 /// # Errors
 /// The kernel refuses one.
-pub fn register_apart(manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
+pub fn register_apart(manifest: &Manifest, files: &[Arc<OwnedFd>]) -> Result<()> {
     for id in inner_first(manifest).into_iter().filter(|id| is_apart(manifest, *id)) {
         let what = || format!("fill epoll set {}, which is in a message under way", id.0);
         let missing = || Error::new(ErrorKind::Damaged, what());

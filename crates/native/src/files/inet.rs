@@ -425,7 +425,7 @@ pub(super) fn is_tcp(handle: BorrowedFd<'_>) -> bool {
 /// The sockets of an image, made again.
 #[derive(Debug)]
 pub struct Sockets {
-    pub(super) ends: Vec<OwnedFd>,
+    pub(super) ends: Vec<Arc<OwnedFd>>,
     /// The other ends of connections whose peer has closed.
     pub(super) temporary: Vec<Option<OwnedFd>>,
 }
@@ -463,11 +463,11 @@ impl Sockets {
         builder.finish()
     }
 
-    /// A new descriptor for a socket.
+    /// The descriptor of a socket, for its open file.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] when there is no such socket.
-    pub fn open(&self, id: InetSocketId, flags: i32) -> Result<OwnedFd> {
+    pub fn open(&self, id: InetSocketId, flags: i32) -> Result<Arc<OwnedFd>> {
         let end = self
             .ends
             .get(id.index())
@@ -477,7 +477,7 @@ impl Sockets {
         rustix::fs::fcntl_setfl(end, flags)
             .map_err(std::io::Error::from)
             .context(what)?;
-        end.try_clone().context(what)
+        Ok(Arc::clone(end))
     }
 
     /// Puts back what waited to be read, and sets the remaining options. Says what is lost.
@@ -692,7 +692,7 @@ fn make(socket: &InetSocket, shares_port: bool, networks: &Networks) -> Result<O
 ///
 /// # Errors
 /// As [`Sockets::open`].
-pub fn restore(file: &OpenFile, id: InetSocketId, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+pub fn restore(file: &OpenFile, id: InetSocketId, context: &mut RestoreContext<'_>) -> Result<Arc<OwnedFd>> {
     match &context.inet_sockets {
         Some(sockets) => sockets.open(id, file.flags),
         None => Err(Error::new(

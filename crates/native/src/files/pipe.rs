@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{ByteString, Bytes, Fifo, MountNamespaceId, Object, OpenFile, Pipe, PipeId};
 use cpr_types::{Context, Error, ErrorKind, Result};
@@ -296,7 +297,7 @@ pub fn restore_fifo(file: &OpenFile, fifo: &Fifo, context: &mut RestoreContext<'
 ///
 /// # Errors
 /// One cannot be opened.
-pub fn reopen_unwritten(context: &mut RestoreContext<'_>, files: &mut [OwnedFd]) -> Result<()> {
+pub fn reopen_unwritten(context: &mut RestoreContext<'_>, files: &mut [Arc<OwnedFd>]) -> Result<()> {
     for (file, fd) in context.manifest.files.iter().zip(files) {
         let Object::Fifo(fifo) = &file.object else {
             continue;
@@ -304,7 +305,8 @@ pub fn reopen_unwritten(context: &mut RestoreContext<'_>, files: &mut [OwnedFd])
         if fifo.unwritten {
             // It writes, too.
             context.fifos.remove(&fifo.pipe);
-            *fd = reopen(fd.as_fd(), file.flags).context(|| format!("open FIFO {}", fifo.path))?;
+            let again = reopen(fd.as_fd(), file.flags).context(|| format!("open FIFO {}", fifo.path))?;
+            *fd = Arc::new(again);
         }
     }
     Ok(())

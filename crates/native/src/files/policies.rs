@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cpr_image::model::{ByteString, Bytes, FileContent, FilePolicy, Manifest, Object};
 use cpr_kernel::process::FileIdentity;
@@ -419,7 +420,12 @@ impl Changes {
     ///
     /// # Errors
     /// A file cannot be opened for that.
-    pub fn prepare(manifest: &Manifest, opened: &[OwnedFd], saved: &[OwnedFd], backups: Backups) -> Result<Changes> {
+    pub fn prepare(
+        manifest: &Manifest,
+        opened: &[Arc<OwnedFd>],
+        saved: &[OwnedFd],
+        backups: Backups,
+    ) -> Result<Changes> {
         let policies = by_path(manifest);
         let mut lengths = Vec::new();
         for (file, fd) in manifest.files.iter().zip(opened) {

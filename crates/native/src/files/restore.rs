@@ -1,11 +1,12 @@
 //! Opening all open file descriptions of an image again.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{ByteString, FileId, Manifest, Object, OpenFile, Process, SavedFileKind};
 use cpr_kernel::batch::Batch;
 use cpr_kernel::process::FileIdentity;
-use cpr_types::{Context, ErrorKind, Result};
+use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{RestoreContext, device, kind, locks, pipe, regular};
@@ -24,7 +25,7 @@ fn io(error: rustix::io::Errno) -> std::io::Error {
 ///
 /// # Errors
 /// The first file that cannot be opened as it was, with process and descriptor.
-pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
+pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<Arc<OwnedFd>>> {
     let manifest = context.manifest;
     terminal::create_all(context)?;
     socket::create_all(context)?;
@@ -67,7 +68,7 @@ pub fn open_all(context: &mut RestoreContext<'_>) -> Result<Vec<OwnedFd>> {
 ///
 /// # Errors
 /// A file cannot be opened in the way that breaks its lease.
-pub fn break_leases(process: &Process, manifest: &Manifest, files: &[OwnedFd]) -> Result<()> {
+pub fn break_leases(process: &Process, manifest: &Manifest, files: &[Arc<OwnedFd>]) -> Result<()> {
     for descriptor in locks::taken_by(process, manifest) {
         let index = descriptor.file.index();
         let (Some(file), Some(fd)) = (manifest.files.get(index), files.get(index)) else {
@@ -122,7 +123,17 @@ fn is_foreign(file: &OpenFile, manifest: &Manifest) -> bool {
     }
 }
 
-fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result<Arc<OwnedFd>> {
+    // Of sockets, which a job may have as many of as there is room for, there is no second descriptor.
+    match &file.object {
+        Object::Socket(socket) => unix::restore(file, *socket, context),
+        Object::InetSocket(socket) => inet::restore(file, *socket, context),
+        _ => open_own(id, file, context).map(Arc::new),
+    }
+}
+
+/// Opens anything but sockets.
+fn open_own(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
     match &file.object {
         Object::Regular(found) => with_roots_rights(context.roots_own, || regular::restore(file, found, context)),
         Object::Directory { path } => with_roots_rights(context.roots_own, || {
@@ -177,8 +188,7 @@ fn open(id: FileId, file: &OpenFile, context: &mut RestoreContext<'_>) -> Result
         // It is made in the process that it belongs to.
         Object::IoUring(_) => io_uring::placeholder(),
         Object::PidFd { pid } => pidfd::restore(file, *pid, context),
-        Object::Socket(socket) => unix::restore(file, *socket, context),
-        Object::InetSocket(socket) => inet::restore(file, *socket, context),
+        Object::Socket(_) | Object::InetSocket(_) => Err(Error::new(ErrorKind::Internal, "sockets are made together")),
         Object::NetlinkSocket(socket) => {
             let make = || netlink::restore(socket, context.manifest);
             context.networks.within(socket.network, make)

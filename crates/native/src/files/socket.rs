@@ -1,6 +1,7 @@
 //! Sockets of all families: which file saves and restores what.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::Object;
 use cpr_kernel::inet::state;
@@ -113,7 +114,7 @@ pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
 ///
 /// # Errors
 /// As [`unix::Sockets::fill`] and [`inet::Sockets::fill`].
-pub fn fill_queues(context: &mut RestoreContext<'_>, files: &[OwnedFd]) -> Result<()> {
+pub fn fill_queues(context: &mut RestoreContext<'_>, files: &[Arc<OwnedFd>]) -> Result<()> {
     if let Some(sockets) = context.sockets.take() {
         sockets.fill(&context.manifest.sockets, files, context.networks)?;
     }

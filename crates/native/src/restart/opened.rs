@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{AddressSpace, Manifest, MappedFile, MappingKind, Process};
 use cpr_kernel::batch::{Arg, Batch, OutId};
@@ -91,7 +92,7 @@ pub(super) fn close_programs(manifest: &Manifest, saved: &mut [OwnedFd]) -> Resu
 }
 
 /// Puts every descriptor at its number. Nothing else stays open.
-pub(super) fn place_descriptors(workshop: &Workshop, process: &Process, opened: &[OwnedFd]) -> Result<()> {
+pub(super) fn place_descriptors(workshop: &Workshop, process: &Process, opened: &[Arc<OwnedFd>]) -> Result<()> {
     let pid = process.pid;
     let wanted: BTreeSet<i32> = process.descriptors.iter().map(|d| d.fd).collect();
     let from = stub::number(&workshop.channel_stub);

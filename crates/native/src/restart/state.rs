@@ -1,6 +1,7 @@
 //! Giving a process its state back, and letting it go.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{Manifest, MappingKind, Process, ProcessState, SavedFileId};
 use cpr_kernel::arch::Registers;
@@ -81,7 +82,7 @@ pub(super) fn log_in(workshop: &Workshop, pid: i32, user: u32) {
 }
 
 /// Gives a process its descriptors.
-pub(super) fn place(workshop: &Workshop, process: &Process, opened: &[OwnedFd]) -> Result<()> {
+pub(super) fn place(workshop: &Workshop, process: &Process, opened: &[Arc<OwnedFd>]) -> Result<()> {
     match process.shares_descriptors {
         true => Ok(()),
         false => place_descriptors(workshop, process, opened).context(|| format!("restore process {}", process.pid)),
@@ -93,7 +94,7 @@ pub(super) fn rebuild(
     workshop: &mut Workshop,
     manifest: &Manifest,
     process: &Process,
-    opened: &[OwnedFd],
+    opened: &[Arc<OwnedFd>],
     rights: Rights,
 ) -> Result<Plan> {
     let pid = process.pid;

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use cpr_image::model::{Manifest, Process};
 use cpr_kernel::namespace::Place;
@@ -161,7 +162,7 @@ pub fn target(pid: i32) -> Target {
 #[derive(Debug)]
 pub struct Restored {
     pub manifest: Manifest,
-    pub files: Vec<OwnedFd>,
+    pub files: Vec<Arc<OwnedFd>>,
 }
 
 impl Restored {

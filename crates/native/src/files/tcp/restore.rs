@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cpr_image::model::{Bytes, InetSocket, InetState, NetworkId, PeerEnd, TcpConnection};
+use cpr_image::model::{Bytes, InetSocket, InetState, NetworkId, PeerEnd, SocketOption, TcpConnection};
 use cpr_kernel::inet::{self as kernel, Queue, Repair, plain};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -37,6 +38,18 @@ pub(in crate::files) struct Builder<'a> {
     pub(super) temporary: Vec<Option<OwnedFd>>,
     /// How many TCP sockets have a port.
     sharers: HashMap<Port, usize>,
+    /// What the last connection was accepted from.
+    listener: Option<Listener<'a>>,
+}
+
+/// A socket that listens where accepted sockets are to be, while connections are made: as long as those that come one
+/// after the other are alike. The kernel compares each one that begins to listen with all that have its port.
+struct Listener<'a> {
+    socket: OwnedFd,
+    network: Option<NetworkId>,
+    family: i32,
+    at: SocketAddr,
+    options: &'a [SocketOption],
 }
 
 /// Network and port.
@@ -65,6 +78,7 @@ impl<'a> Builder<'a> {
             ends: nothing(),
             temporary: nothing(),
             sharers,
+            listener: None,
         }
     }
 
@@ -81,7 +95,7 @@ impl<'a> Builder<'a> {
     }
 
     pub(in crate::files) fn finish(self) -> Result<Sockets> {
-        let ends: Option<Vec<OwnedFd>> = self.ends.into_iter().collect();
+        let ends: Option<Vec<Arc<OwnedFd>>> = self.ends.into_iter().map(|end| end.map(Arc::new)).collect();
         let ends = ends.ok_or_else(|| Error::new(ErrorKind::Internal, "a socket was not made"))?;
         Ok(Sockets {
             ends,
@@ -93,6 +107,9 @@ impl<'a> Builder<'a> {
     pub(in crate::files) fn connections(&mut self) -> Result<()> {
         for (index, socket) in self.sockets.iter().enumerate() {
             let what = || describe(index, socket);
+            if !matches!(socket.state, InetState::Inner { .. }) {
+                self.listener = None;
+            }
             match &socket.state {
                 InetState::Inner { peer, .. } if peer.index() > index => {
                     self.pair(index, peer.index()).context(what)?;
@@ -116,6 +133,7 @@ impl<'a> Builder<'a> {
                 _ => {}
             }
         }
+        self.listener = None;
         Ok(())
     }
 
@@ -156,18 +174,33 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    pub(super) fn connect_pair(&self, server: usize, client: usize, patience: Duration) -> Result<Pair> {
-        let (at, from) = (&self.sockets[server], &self.sockets[client]);
+    pub(super) fn connect_pair(&mut self, server: usize, client: usize, patience: Duration) -> Result<Pair> {
+        let sockets = self.sockets;
+        let (at, from) = (&sockets[server], &sockets[client]);
         let InetState::Inner { remote, .. } = &from.state else {
             return Err(Error::new(ErrorKind::Internal, "not a connection"));
         };
         let place = |socket: &InetSocket| Place(self.networks, socket.network, socket.family, patience);
-        connect(
-            (place(at), self.local(server)?),
-            (place(from), Some(self.local(client)?), address(remote)?.ip()),
-            &at.options,
-            &from.options,
-        )
+        let (at_place, from_place) = (place(at), place(from));
+        let address_there = self.local(server)?;
+        let client = (from_place, Some(self.local(client)?), address(remote)?.ip());
+        let alike = |listener: &Listener<'_>| {
+            (listener.network, listener.family, listener.at) == (at.network, at.family, address_there)
+                && listener.options == at.options
+        };
+        let listener = match self.listener.take().filter(alike) {
+            Some(listener) => listener,
+            None => Listener {
+                socket: listen(at_place, address_there, &at.options)?,
+                network: at.network,
+                family: at.family,
+                at: address_there,
+                options: &at.options,
+            },
+        };
+        let pair = connect_through(listener.socket.as_fd(), address_there, client, &from.options)?;
+        self.listener = Some(listener);
+        Ok(pair)
     }
 
     pub(super) fn closed_pair(&self, index: usize, remote: SocketAddr) -> Result<Pair> {
@@ -258,19 +291,36 @@ impl Place<'_> {
 pub(super) fn connect(
     at: (Place<'_>, SocketAddr),
     from: (Place<'_>, Option<SocketAddr>, std::net::IpAddr),
-    server_options: &[cpr_image::model::SocketOption],
-    client_options: &[cpr_image::model::SocketOption],
+    server_options: &[SocketOption],
+    client_options: &[SocketOption],
 ) -> Result<Pair> {
-    let listener = at.0.socket()?;
-    sockopt::set(listener.as_fd(), server_options, Phase::Early, 0)?;
+    let listener = listen(at.0, at.1, server_options)?;
+    connect_through(listener.as_fd(), at.1, from, client_options)
+}
+
+/// A socket that listens at an address, with the options of those that are accepted from it.
+fn listen(place: Place<'_>, at: SocketAddr, options: &[SocketOption]) -> Result<OwnedFd> {
+    let listener = place.socket()?;
+    sockopt::set(listener.as_fd(), options, Phase::Early, 0)?;
     share_port(listener.as_fd())?;
-    let what = || format!("connect within this machine to {}", at.1);
-    at.0.bind(listener.as_fd(), &at.1).context(what).map_err(in_use)?;
+    let what = || format!("connect within this machine to {at}");
+    place.bind(listener.as_fd(), &at).context(what).map_err(in_use)?;
     rustix::net::listen(&listener, 16)
         .map_err(io::Error::from)
         .context(what)
         .map_err(in_use)?;
-    let name = rustix::net::getsockname(&listener)
+    Ok(listener)
+}
+
+/// Makes a connection to a socket that listens at an address, as [`connect`].
+fn connect_through(
+    listener: BorrowedFd<'_>,
+    at: SocketAddr,
+    from: (Place<'_>, Option<SocketAddr>, std::net::IpAddr),
+    client_options: &[SocketOption],
+) -> Result<Pair> {
+    let what = || format!("connect within this machine to {at}");
+    let name = rustix::net::getsockname(listener)
         .map_err(io::Error::from)
         .context(what)?;
     let port = SocketAddr::try_from(name)
@@ -278,7 +328,7 @@ pub(super) fn connect(
         .context(what)?
         .port();
     let mut to = SocketAddr::new(from.2, port);
-    if let (SocketAddr::V6(to), SocketAddr::V6(at)) = (&mut to, at.1) {
+    if let (SocketAddr::V6(to), SocketAddr::V6(at)) = (&mut to, at) {
         to.set_scope_id(at.scope_id());
     }
     let client = client(from.0, from.1, to, client_options)?;
@@ -289,9 +339,9 @@ pub(super) fn connect(
     // Somebody else may have found the port meanwhile: such a connection is dropped, as if we had not been there yet.
     let deadline = Instant::now() + LOCAL_LIMIT;
     loop {
-        wait(listener.as_fd(), PollFlags::IN, deadline).context(what)?;
+        wait(listener, PollFlags::IN, deadline).context(what)?;
         let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-        let (accepted, peer) = rustix::net::acceptfrom_with(&listener, flags)
+        let (accepted, peer) = rustix::net::acceptfrom_with(listener, flags)
             .map_err(io::Error::from)
             .context(what)?;
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).map(plain);
@@ -306,7 +356,7 @@ pub(super) fn client(
     place: Place<'_>,
     from: Option<SocketAddr>,
     to: SocketAddr,
-    options: &[cpr_image::model::SocketOption],
+    options: &[SocketOption],
 ) -> Result<OwnedFd> {
     let what = || match from {
         Some(from) => format!("connect from {from} to {to}"),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use cpr_image::model::{FileId, NetworkId, OpenFile, SocketId, SocketState, UnixSocket};
 use cpr_kernel::socket as kernel;
@@ -23,7 +24,7 @@ const SO_SNDBUFFORCE: i32 = 32;
 ///
 /// # Errors
 /// As [`Sockets::open`].
-pub fn restore(file: &OpenFile, id: SocketId, context: &mut RestoreContext<'_>) -> Result<OwnedFd> {
+pub fn restore(file: &OpenFile, id: SocketId, context: &mut RestoreContext<'_>) -> Result<Arc<OwnedFd>> {
     match &context.sockets {
         Some(sockets) => sockets.open(id, file.flags),
         None => Err(Error::new(
@@ -36,7 +37,7 @@ pub fn restore(file: &OpenFile, id: SocketId, context: &mut RestoreContext<'_>) 
 /// The sockets of an image, made again.
 #[derive(Debug)]
 pub struct Sockets {
-    pub(super) ends: Vec<OwnedFd>,
+    pub(super) ends: Vec<Arc<OwnedFd>>,
     /// Stand-ins for peers that were closed.
     pub(super) temporary: Vec<Option<OwnedFd>>,
     /// The peer a socket has had since it was made.
@@ -87,7 +88,7 @@ impl Sockets {
             builder.bind_end(index)?;
         }
         Ok(Sockets {
-            ends: builder.ends.into_iter().flatten().collect(),
+            ends: builder.ends.into_iter().flatten().map(Arc::new).collect(),
             temporary: builder.temporary,
             paired: builder.paired,
             reach: builder.reach,
@@ -95,11 +96,11 @@ impl Sockets {
         })
     }
 
-    /// A new descriptor for a socket.
+    /// The descriptor of a socket, for its open file.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] when there is no such socket.
-    pub fn open(&self, id: SocketId, flags: i32) -> Result<OwnedFd> {
+    pub fn open(&self, id: SocketId, flags: i32) -> Result<Arc<OwnedFd>> {
         let end = self
             .ends
             .get(id.index())
@@ -109,14 +110,14 @@ impl Sockets {
         rustix::fs::fcntl_setfl(end, flags)
             .map_err(std::io::Error::from)
             .context(what)?;
-        end.try_clone().context(what)
+        Ok(Arc::clone(end))
     }
 
     /// Puts the messages back and does what must come after: `files` are all open files of the image.
     ///
     /// # Errors
     /// A queue does not take its messages, or an option cannot be set.
-    pub fn fill(mut self, sockets: &[UnixSocket], files: &[OwnedFd], networks: &Networks) -> Result<()> {
+    pub fn fill(mut self, sockets: &[UnixSocket], files: &[Arc<OwnedFd>], networks: &Networks) -> Result<()> {
         for (index, socket) in sockets.iter().enumerate() {
             self.fill_queue(index, sockets, files, networks)
                 .context(|| format!("put back the messages queued at {}", label(index, socket)))?;
@@ -147,7 +148,7 @@ impl Sockets {
         &self,
         index: usize,
         sockets: &[UnixSocket],
-        files: &[OwnedFd],
+        files: &[Arc<OwnedFd>],
         networks: &Networks,
     ) -> Result<()> {
         let socket = &sockets[index];
