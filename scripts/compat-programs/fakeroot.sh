@@ -1,0 +1,2 @@
+command -v fakeroot >/dev/null && [ $(id -u) = 0 ] || exit 127
+fakeroot sh -c 'mkdir -p p/DEBIAN p/usr/x; printf "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: d\n" > p/DEBIAN/control; for i in $(seq 120); do echo $i > p/usr/x/f$i; chown 0:$i p/usr/x/f$i; sleep .01; done; mknod p/usr/x/n c 1 3; ls -ln p/usr/x | awk "{print \$1,\$3,\$4,\$NF}" | md5sum; SOURCE_DATE_EPOCH=1 dpkg-deb -Zgzip -b p x.deb; dpkg-deb -c x.deb | awk "{print \$1,\$2}" | md5sum'; echo $?

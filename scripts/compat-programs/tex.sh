@@ -1,0 +1,4 @@
+command -v pdflatex >/dev/null || exit 127
+export SOURCE_DATE_EPOCH=1 FORCE_SOURCE_DATE=1 TEXMFVAR=$PWD/v HOME=$PWD
+{ echo '\documentclass{article}\usepackage{graphics}\begin{document}\tableofcontents'; for i in $(seq 250); do echo "\\section{S $i}\\label{s$i} See \\ref{s$((251-i))}. \$\\sum_{k=1}^{$i} \\frac{k^2}{\\sqrt{1+k}} = \\int_0^{$i} x\\,dx\$"; for j in 1 2 3 4; do echo "The quick brown fox number $i.$j jumps over the lazy dog and is typeset again and again until the paragraph is long enough to be broken into several lines, which takes the machine some time. \\[ \\left(\\begin{array}{ccc} a & b & c \\\\ $i & $j & z \\end{array}\\right) \\]"; done; done; echo '\end{document}'; } > a.tex
+for k in 1 2 3 4 5 6; do pdflatex -interaction=batchmode a.tex >/dev/null; echo $?; done; sha256sum a.pdf a.aux
