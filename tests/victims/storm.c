@@ -113,6 +113,15 @@ static pid_t born_by_clone(int code) {
     if (child == 0) _exit(code);
     return child;
 }
+/* Its parent waits for it as after vfork(2), but each has memory of its own; and it takes its time. */
+static pid_t born_waited_for(int code) {
+    pid_t child = syscall(SYS_clone, CLONE_VFORK | SIGCHLD, NULL, NULL, NULL, 0);
+    if (child == 0) {
+        usleep(20000);
+        _exit(code);
+    }
+    return child;
+}
 static pid_t born_by_fork(int code) {
     pid_t child = fork();
     if (child == 0) {
@@ -124,10 +133,11 @@ static pid_t born_by_fork(int code) {
     return child;
 }
 static void *bears(void *unused) {
-    static pid_t (*const ways[])(int) = {born_by_fork, born_by_vfork, born_by_spawn, born_by_clone};
+    static pid_t (*const ways[])(int) = {born_by_fork, born_by_vfork, born_by_spawn, born_by_clone,
+                                         born_waited_for};
     for (int round = 0; round % 64 || !over(); round++) {
         int status;
-        pid_t child = ways[round % 4](round % 8);
+        pid_t child = ways[round % 5](round % 8);
         CHECK(child > 0);
         CHECK(waitpid(child, &status, 0) == child);
         SAME(status, round % 8 << 8);

@@ -506,3 +506,9 @@ mod tests {
         assert_eq!(code.last(), Some(&0xcc));
     }
 }
+
+/// System calls in which a thread may wait, uninterruptibly, for a child that it has made to call exec or end first
+/// (CLONE_VFORK).
+pub fn may_wait_for_child(syscall: i64) -> bool {
+    [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&syscall)
+}

@@ -315,6 +315,12 @@ impl ProcDir {
         Ok(wait_channel(&self.record(&format!("task/{tid}/wchan"))?))
     }
 
+    /// The number of the system call that one of the process's threads sleeps in, from `syscall`; `None` for one that
+    /// runs, or that is in none.
+    pub fn task_syscall(&self, tid: i32) -> io::Result<Option<i64>> {
+        Ok(sleeping_call(&self.record(&format!("task/{tid}/syscall"))?))
+    }
+
     fn label(&self, name: &str) -> String {
         format!("{}/{name}", self.path)
     }
@@ -327,6 +333,13 @@ impl ProcDir {
 fn wait_channel(text: &[u8]) -> Option<String> {
     let name = String::from_utf8_lossy(text).into_owned();
     Some(name).filter(|name| !name.is_empty() && name != "0")
+}
+
+/// The first word of `syscall`: a number, -1 outside of any call, or `running`.
+fn sleeping_call(text: &[u8]) -> Option<i64> {
+    let number = text.split(u8::is_ascii_whitespace).next()?;
+    let number: i64 = str::from_utf8(number).ok()?.parse().ok()?;
+    Some(number).filter(|number| *number >= 0)
 }
 
 impl AsFd for ProcDir {

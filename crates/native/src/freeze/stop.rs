@@ -89,7 +89,7 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 Err(error) => return Err(error),
             }
         }
-        if late.iter().any(|&(_, pid, _)| in_vfork(pid)) {
+        if late.iter().any(|&(tid, pid, _)| in_vfork(pid, tid)) {
             // A thread in vfork(2) cannot stop before its child has called exec, and we have stopped the child.
             still = None;
             let here: Vec<i32> = stopped
@@ -410,13 +410,10 @@ pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Resul
     }
 }
 
-/// Whether a process has a child that still runs in its memory.
-pub(super) fn in_vfork(pid: i32) -> bool {
-    let children = ProcDir::open(pid).and_then(|dir| dir.children()).unwrap_or_default();
-    let acting = proc::acting(pid);
-    children
-        .into_iter()
-        .any(|child| cpr_kernel::process::shares(cpr_kernel::process::KCMP_VM, acting, child) == Some(true))
+/// Whether a thread waits for its child to call exec or end (vfork(2), CLONE_VFORK), whether or not that is in its memory.
+fn in_vfork(pid: i32, tid: i32) -> bool {
+    let call = ProcDir::open(pid).and_then(|process| process.task_syscall(tid));
+    call.is_ok_and(|call| call.is_some_and(arch::may_wait_for_child))
 }
 
 /// Lets a thread that was stopped and not touched go on, still attached to.
