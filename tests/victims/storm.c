@@ -92,6 +92,45 @@ static void openings(void) {
     }
 }
 
+/* Signals with numbers are sent to eight processes as fast as they can be: whoever stands still for a moment while the
+ * sender does not has thousands to take. */
+static void receives(const sigset_t *number) {
+    for (int last = 0;; last++) {
+        siginfo_t info;
+        int got;
+        while ((got = sigwaitinfo(number, &info)) < 0) CHECK(errno == EINTR);
+        if (info.si_value.sival_int == -1) _exit(9);
+        if (info.si_value.sival_int != last) fail(__LINE__, "signal %d, should be %d", info.si_value.sival_int, last);
+    }
+}
+static void deluge(void) {
+    enum { RECEIVERS = 8 };
+    pid_t receivers[RECEIVERS];
+    sigset_t number;
+    sigemptyset(&number);
+    sigaddset(&number, SIGRTMIN);
+    CHECK(sigprocmask(SIG_BLOCK, &number, NULL) == 0);
+    for (int i = 0; i < RECEIVERS; i++) {
+        CHECK((receivers[i] = fork()) >= 0);
+        if (receivers[i] == 0) receives(&number);
+    }
+    CHECK(write(1, "READY\n", 6) == 6);
+    for (int next = 0, last = 0; !last; next++) {
+        last = next % 64 == 0 && over();
+        for (int i = 0; i < RECEIVERS; i++) {
+            while (sigqueue(receivers[i], SIGRTMIN, (union sigval){.sival_int = last ? -1 : next}) != 0) {
+                CHECK(errno == EAGAIN);
+                sched_yield();
+            }
+        }
+    }
+    for (int i = 0; i < RECEIVERS; i++) {
+        int status;
+        CHECK(waitpid(receivers[i], &status, 0) == receivers[i]);
+        SAME(status, 9 << 8);
+    }
+}
+
 /* Processes and threads come and go in every way there is; none may be lost, and each ends as it should. */
 static void *returns(void *number) { return (void *)((long)number * 3); }
 static pid_t born_by_vfork(int code) {
@@ -376,6 +415,7 @@ int main(int argc, char **argv) {
     begin(argc, argv);
     int count = argc > 3 ? atoi(argv[3]) : 0;
     if (!strcmp(mode, "signals")) signals();
+    else if (!strcmp(mode, "deluge")) deluge();
     else if (!strcmp(mode, "mappings")) mappings();
     else if (!strcmp(mode, "openings")) openings();
     else if (!strcmp(mode, "creation")) creation();

@@ -62,6 +62,7 @@ macro_rules! as_everyone {
 
 as_everyone! {
     signals => |test, user| storm(test, user, "signals");
+    deluge => |test, user| storm(test, user, "deluge");
     mappings => |test, user| storm(test, user, "mappings");
     openings => |test, user| storm(test, user, "openings");
     // LBNL-3.3.6

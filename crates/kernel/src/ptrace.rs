@@ -413,7 +413,24 @@ impl Tracee {
     }
 
     /// Details of pending signals, oldest first, without taking them: of the process if `shared`, else of the thread.
+    /// The kernel counts them from the first for each: with n of them it takes n * n steps.
     pub fn pending_signals(self, shared: bool) -> io::Result<Vec<[u8; SIGINFO_SIZE]>> {
+        let mut all = Vec::new();
+        loop {
+            let (some, last) = self.some_pending_signals(shared, all.len())?;
+            all.extend(some);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The first of them, at most 32, and whether there are no others.
+    pub fn first_pending_signals(self, shared: bool) -> io::Result<(Vec<[u8; SIGINFO_SIZE]>, bool)> {
+        self.some_pending_signals(shared, 0)
+    }
+
+    fn some_pending_signals(self, shared: bool, from: usize) -> io::Result<(Vec<[u8; SIGINFO_SIZE]>, bool)> {
         const BATCH: usize = 32;
         #[repr(C)]
         struct PeekArguments {
@@ -421,33 +438,27 @@ impl Tracee {
             flags: u32,
             count: i32,
         }
-        let mut all = Vec::new();
-        loop {
-            let mut buffer = [[0u8; SIGINFO_SIZE]; BATCH];
-            let arguments = PeekArguments {
-                offset: all.len() as u64,
-                flags: u32::from(shared),
-                count: BATCH as i32,
-            };
-            // SAFETY: the kernel reads `arguments` and writes at most `count` siginfo_t of 128 bytes to `buffer`,
-            // which has room for BATCH of them.
-            let got = unsafe {
-                libc::ptrace(
-                    libc::PTRACE_PEEKSIGINFO,
-                    self.tid,
-                    &raw const arguments,
-                    &raw mut buffer,
-                )
-            };
-            if got == -1 {
-                return Err(io::Error::last_os_error());
-            }
-            let got = got as usize;
-            all.extend_from_slice(&buffer[..got.min(BATCH)]);
-            if got < BATCH {
-                return Ok(all);
-            }
+        let mut buffer = [[0u8; SIGINFO_SIZE]; BATCH];
+        let arguments = PeekArguments {
+            offset: from as u64,
+            flags: u32::from(shared),
+            count: BATCH as i32,
+        };
+        // SAFETY: the kernel reads `arguments` and writes at most `count` siginfo_t of 128 bytes to `buffer`, which has
+        // room for BATCH of them.
+        let got = unsafe {
+            libc::ptrace(
+                libc::PTRACE_PEEKSIGINFO,
+                self.tid,
+                &raw const arguments,
+                &raw mut buffer,
+            )
+        };
+        if got == -1 {
+            return Err(io::Error::last_os_error());
         }
+        let got = (got as usize).min(BATCH);
+        Ok((buffer[..got].to_vec(), got < BATCH))
     }
 
     /// Restartable-sequence registration; all zero when there is none.

@@ -68,8 +68,6 @@ impl Frozen {
         }
         first = first.and(unmapped);
         for process in self.processes.drain(..) {
-            let shared = process.threads.first().map(|t| t.tracee.pending_signals(true));
-            let shared = shared.and_then(std::io::Result::ok).unwrap_or_default();
             let mut stop = stopped && !process.threads.is_empty();
             let mut note = |result: std::io::Result<()>, thread: &Thread| match result {
                 // Those let go before it have ended it already, by exit_group(2), execve(2) or SIGKILL.
@@ -82,7 +80,7 @@ impl Frozen {
                 }
             };
             for thread in &process.threads {
-                let result = put_right(process.pid, thread, &shared, deadline).map(|came| stop |= came);
+                let result = put_right(process.pid, thread, deadline).map(|came| stop |= came);
                 note(result, thread);
             }
             // One that came while it was held was taken away from it.

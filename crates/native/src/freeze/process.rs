@@ -177,9 +177,8 @@ impl Thread {
             let tid = self.tracee.tid();
             // It would be delivered as soon as we unblock it, and be lost.
             for shared in [false, true].into_iter().filter(|shared| of_process || !shared) {
-                let pending = self.tracee.pending_signals(shared);
-                let pending = pending.context(|| format!("read the signals of thread {tid}"))?;
-                if interrupts(&pending, !(1 << (libc::SIGTRAP - 1))) {
+                let pending = has_pending(pid, self.tracee, shared, !(1 << (libc::SIGTRAP - 1)));
+                if pending.context(|| format!("read the signals of thread {tid}"))? {
                     return Err(Error::new(
                         ErrorKind::Unsupported,
                         format!("thread {tid} has not taken a SIGTRAP yet that was sent to it"),
@@ -495,13 +494,27 @@ pub fn interrupts(pending: &[[u8; 128]], mask: u64) -> bool {
     })
 }
 
-/// Gives a thread back what it had. Tells whether a SIGSTOP came for it meanwhile.
-pub(super) fn put_right(pid: i32, thread: &Thread, shared: &[[u8; 128]], deadline: Instant) -> std::io::Result<bool> {
-    let tracee = thread.tracee;
-    let pending = thread.shows_eintr() && {
-        let own = tracee.pending_signals(false).unwrap_or_default();
-        interrupts(shared, thread.mask) || interrupts(&own, thread.mask)
+/// Whether a signal is pending for a stopped thread, or if `shared` for its process, that is not in `mask`. Of many only
+/// the first are looked at one by one: others of the job may run already and send more, faster than they can be read.
+fn has_pending(pid: i32, tracee: Tracee, shared: bool, mask: u64) -> std::io::Result<bool> {
+    let (first, no_others) = tracee.first_pending_signals(shared)?;
+    if no_others || interrupts(&first, mask) {
+        return Ok(interrupts(&first, mask));
+    }
+    let status = ProcDir::open_task(pid, tracee.tid())?.status()?;
+    let pending = if shared {
+        status.shared_pending
+    } else {
+        status.sig_pending
     };
+    Ok(pending & !mask != 0)
+}
+
+/// Gives a thread back what it had. Tells whether a SIGSTOP came for it meanwhile.
+pub(super) fn put_right(pid: i32, thread: &Thread, deadline: Instant) -> std::io::Result<bool> {
+    let tracee = thread.tracee;
+    let comes = |shared| has_pending(pid, tracee, shared, thread.mask).unwrap_or(false);
+    let pending = thread.shows_eintr() && (comes(false) || comes(true));
     let registers = thread.resumed_registers(pending);
     let mut stop = thread.deferred.stop;
     if thread.injected {
