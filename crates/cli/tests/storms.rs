@@ -62,7 +62,8 @@ macro_rules! as_everyone {
 
 as_everyone! {
     signals => |test, user| storm(test, user, "signals");
-    deluge => |test, user| storm(test, user, "deluge");
+    // Signals are sent faster than they could be looked at one by one.
+    deluge => |test, user| large(test, user, "deluge", 0);
     mappings => |test, user| storm(test, user, "mappings");
     openings => |test, user| storm(test, user, "openings");
     // LBNL-3.3.6
@@ -78,6 +79,25 @@ as_everyone! {
     many_sockets => |test, user| large(test, user, "many sockets", if slow() { 5000 } else { 400 });
     many_connections => |test, user| large(test, user, "many connections", if slow() { 9000 } else { 4000 });
     very_often => very_often;
+    // Another thread changes names, priorities and processors of threads that sleep, and sends them signals.
+    sleepers => |test, user| sleeping(test, user, "changed");
+    // A program of many sleeping threads is replaced by itself (execve(2)) all the time.
+    replaced => |test, user| sleeping(test, user, "replaced");
+}
+
+/// A job of many sleeping threads goes on after many checkpoints, and is restarted a few times.
+fn sleeping(test: &str, user: As, mode: &str) {
+    let Some(cpr) = Cpr::new(test, user) else { return };
+    let program = compile(&cpr, "sleepers");
+    let victim = Victim::start(&cpr, &program, "sleepers", &[mode]);
+    for _ in 0..3 {
+        for _ in 0..if slow() { 40 } else { 6 } {
+            cpr.checkpoint(victim.job, &[]);
+        }
+        cpr.checkpoint(victim.job, &["--stop"]);
+        cpr.restart(victim.job);
+    }
+    victim.check();
 }
 
 /// Sixteen threads that compute all the time, on a machine with several processors.

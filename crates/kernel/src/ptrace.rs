@@ -142,6 +142,33 @@ pub fn poll(tid: i32) -> io::Result<Option<(i32, Stop)>> {
     }
 }
 
+/// Sees the end of a traced thread, if it has ended: nobody is told of it again. Any thread of the tracer's process may ask.
+/// Tells whether it has.
+///
+/// # Errors
+/// ECHILD where its end was seen already.
+pub fn see_end(tid: i32) -> io::Result<bool> {
+    // A tracer is told of stops, too, whatever it asks for (wait_task_stopped in kernel/exit.c): they are left for others.
+    let code = wait_for_end(tid, libc::WNOWAIT)?;
+    let has_ended = matches!(code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+    if has_ended {
+        wait_for_end(tid, 0)?;
+    }
+    Ok(has_ended)
+}
+
+/// waitid(2) without blocking; gives its code, 0 where there is nothing to tell.
+fn wait_for_end(tid: i32, more: i32) -> io::Result<i32> {
+    // SAFETY: siginfo_t is plain data, for which zeros are a value; without anything to tell they stay.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL | more;
+    // SAFETY: `info` is a valid place for the result and outlives the call.
+    if unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info.si_code)
+}
+
 fn decode(status: i32) -> Stop {
     if libc::WIFEXITED(status) {
         return Stop::Exited(libc::WEXITSTATUS(status));

@@ -3,6 +3,7 @@
 //! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
 //! it lets everything go on as if nothing had happened.
 
+mod ends;
 mod members;
 mod process;
 mod stop;

@@ -312,7 +312,7 @@ impl Process {
                     thread.registers = tracee.registers().context(what)?;
                     thread.mask = tracee.signal_mask().context(what)?;
                 }
-                Stopped::Gone => ended.push(index),
+                Stopped::Gone | Stopped::Unseen => ended.push(index),
             }
         }
         for index in ended.into_iter().rev() {

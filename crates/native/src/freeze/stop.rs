@@ -13,6 +13,7 @@ use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::ends::Ends;
 use super::members::{Members, Scope, is_without_leader, members};
 use super::process::{Process, Space, Thread};
 use super::{ATTACHED, EINTR, ERESTARTSYS, Frozen};
@@ -89,6 +90,10 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 Err(error) => return Err(error),
             }
         }
+        // Whoever ends the others is late until it is seen that they have ended.
+        if !late.is_empty() {
+            see_ends(&seized, &mut stopped, &mut asked, deadline)?;
+        }
         if late.iter().any(|&(tid, pid, _)| in_vfork(pid, tid)) {
             // A thread in vfork(2) cannot stop before its child has called exec, and we have stopped the child.
             still = None;
@@ -116,6 +121,8 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 Err(error) => return Err(error),
             }
         }
+        see_ends(&seized, &mut stopped, &mut asked, deadline)?;
+        look_again(&mut seized, &mut order, &mut stopped, &mut asked);
         if order.iter().any(|tid| !stopped.contains_key(tid)) {
             continue;
         }
@@ -175,6 +182,76 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
     Ok(frozen)
 }
 
+/// Sees the end of threads that stood still and were ended all the same, by another one that ends the program or replaces
+/// it: nobody else is told, and the other one waits for that. The end of a main thread is told after that of all others,
+/// or another thread has its number then: it is not stopped any more.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] for one that does not end until `deadline`.
+fn see_ends(
+    seized: &HashMap<i32, Seized>,
+    stopped: &mut HashMap<i32, Stopped>,
+    asked: &mut HashSet<i32>,
+    deadline: Instant,
+) -> Result<()> {
+    for (tid, thread) in seized {
+        let is_here = matches!(stopped.get(tid), Some(Stopped::Here { .. }));
+        let was_ended = |error: std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
+        if !is_here || !thread.tracee.signal_mask().is_err_and(was_ended) {
+            continue;
+        }
+        if *tid == thread.pid {
+            stopped.remove(tid);
+            asked.remove(tid);
+        } else {
+            stopped.insert(*tid, wait_stopped(thread.pid, thread.tracee, deadline)?);
+        }
+    }
+    Ok(())
+}
+
+/// A thread that replaces its program by execve(2) gets the number of the main thread, which we are not told of. Where we
+/// were attached to it, there is a thread of that number to be stopped; else one to be attached to.
+fn look_again(
+    seized: &mut HashMap<i32, Seized>,
+    order: &mut Vec<i32>,
+    stopped: &mut HashMap<i32, Stopped>,
+    asked: &mut HashSet<i32>,
+) {
+    let unseen = stopped.extract_if(|_, stopped| matches!(stopped, Stopped::Unseen));
+    let unseen: Vec<i32> = unseen.map(|(tid, _)| tid).collect();
+    for tid in unseen {
+        let Some(pid) = seized.get(&tid).map(|thread| thread.pid) else {
+            continue;
+        };
+        if tid == pid {
+            seized.remove(&pid);
+            order.retain(|other| *other != pid);
+            asked.remove(&pid);
+            continue;
+        }
+        stopped.insert(tid, Stopped::Gone);
+        if matches!(stopped.get(&pid), Some(Stopped::Gone)) {
+            stopped.remove(&pid);
+            asked.remove(&pid);
+        }
+        match seized.get_mut(&pid) {
+            Some(main) => main.asleep_in = None,
+            // The main thread had ended before it could be attached to.
+            None if is_ours(pid) => {
+                seized.insert(pid, Seized::new(pid, Tracee::born(pid)));
+                order.push(pid);
+            }
+            None => {}
+        }
+    }
+}
+
+/// Whether we are attached to the thread of this number.
+fn is_ours(tid: i32) -> bool {
+    proc::status_of(tid).is_ok_and(|status| status.tracer_pid == std::process::id() as i32)
+}
+
 /// A control group that is frozen, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Still {
@@ -229,13 +306,7 @@ pub(super) fn catch(
         if let Ok(tracee) = Tracee::seize(pid, ATTACHED) {
             // Before it starts another one. ESRCH: it has ended.
             let _ = tracee.interrupt();
-            let thread = Seized {
-                pid,
-                tracee,
-                asleep_since: None,
-                asleep_in: None,
-            };
-            seized.insert(pid, thread);
+            seized.insert(pid, Seized::new(pid, tracee));
             order.push(pid);
         }
         seize_process(pid, purpose, seized, order)?;
@@ -254,8 +325,23 @@ pub(super) struct Seized {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Stopped {
-    Here { group: Option<i32> },
+    Here {
+        group: Option<i32>,
+    },
     Gone,
+    /// We are not attached to it any more: it has ended, or has another number now.
+    Unseen,
+}
+
+impl Seized {
+    fn new(pid: i32, tracee: Tracee) -> Self {
+        Seized {
+            pid,
+            tracee,
+            asleep_since: None,
+            asleep_in: None,
+        }
+    }
 }
 
 pub(super) fn seize_process(
@@ -268,12 +354,14 @@ pub(super) fn seize_process(
         return Ok(());
     };
     let mut tries = 0;
+    let mut ends = None;
     loop {
         let mut added = false;
         let Ok(tasks) = dir.tasks() else {
             return Ok(());
         };
         let few = purpose == Purpose::Save && tasks.len() <= SLEEPERS;
+        let first = tasks.first().copied();
         for tid in tasks {
             if seized.contains_key(&tid) {
                 continue;
@@ -282,17 +370,18 @@ pub(super) fn seize_process(
             if tid != pid && dir.is_io_thread(tid).unwrap_or(false) {
                 continue;
             }
+            // With the first of several, nobody waits for us yet.
+            if first != Some(tid) && ends.is_none() {
+                let others = seized.iter().filter(|(_, thread)| thread.pid == pid);
+                ends = Some(Ends::see(others.map(|(tid, _)| *tid).collect())?);
+            }
             match Tracee::seize(tid, ATTACHED) {
                 Ok(tracee) => {
-                    let asleep_in = few.then(|| dir.task_wchan(tid).ok().flatten()).flatten();
-                    let thread = Seized {
-                        pid,
-                        tracee,
-                        asleep_since: None,
-                        asleep_in,
-                    };
+                    let mut thread = Seized::new(pid, tracee);
+                    thread.asleep_in = few.then(|| dir.task_wchan(tid).ok().flatten()).flatten();
                     seized.insert(tid, thread);
                     order.push(tid);
+                    ends.iter().for_each(|ends| ends.of(tid));
                     added = true;
                 }
                 Err(error) => match why_not(&dir, pid, tid)? {
@@ -386,7 +475,7 @@ pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Resul
                 .with_source(error)
                 .with_hint("raise --timeout, or try again later"));
             }
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Gone),
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Unseen),
             Err(error) => return Err(error).context(|| format!("wait for thread {tid} of process {pid}")),
         };
         match stop {
@@ -462,7 +551,7 @@ pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
         result => result.context(what)?,
     }
     match wait_stopped(pid, tracee, deadline)? {
-        Stopped::Gone => Ok(()),
+        Stopped::Gone | Stopped::Unseen => Ok(()),
         Stopped::Here { .. } => match restart_call(tracee).and_then(|()| tracee.detach(0)) {
             Err(error) if gone(&error) => Ok(()),
             result => result.context(what),
