@@ -1,6 +1,6 @@
 //! Threads: everything that is a thread's own, credentials last.
 
-use cpr_image::model::{ByteString, Credentials, Directories, Process, Thread};
+use cpr_image::model::{ByteString, Bytes, Credentials, Directories, Process, Thread};
 use cpr_kernel::batch::{Arg, Batch};
 use cpr_kernel::proc::Status;
 use cpr_kernel::process::{CapabilitySets, capset_arguments};
@@ -41,9 +41,8 @@ impl Rights {
     }
 }
 
-/// Adds everything that belongs to one thread but its credentials and registers. `numbers`: of its process and of
-/// itself, as it knows them.
-pub fn thread(thread: &Thread, numbers: [i32; 2], batch: &mut Batch) {
+/// Adds everything that belongs to one thread but its signals, credentials and registers.
+pub fn thread(thread: &Thread, batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
     let (head, length) = thread.robust_list;
     if head != 0 {
@@ -107,7 +106,11 @@ pub fn thread(thread: &Thread, numbers: [i32; 2], batch: &mut Batch) {
         &[libc::PR_SET_TIMERSLACK.into(), thread.timer_slack_ns.into()],
     );
     switches(thread, batch);
-    for info in &thread.pending_signals {
+}
+
+/// Adds pending signals of the thread that runs the batch. `numbers`: of its process and of itself, as it knows them.
+pub fn signals(pending: &[Bytes], numbers: [i32; 2], batch: &mut Batch) {
+    for info in pending {
         let signal = signal_of(&info.0);
         let info = batch.data(&info.0);
         batch.must(

@@ -26,6 +26,8 @@ use crate::freeze;
 const PR_SET_MDWE: i32 = 65;
 /// Linux 6.4.
 const PR_SET_MEMORY_MERGE: i32 = 67;
+/// Signals that are queued at a time: any number may be pending, and the memory for what a stub does is bounded.
+const TOGETHER: usize = 256;
 
 /// What is left to do for a process when everything else is in place.
 pub(super) struct Plan {
@@ -135,7 +137,13 @@ pub(super) fn rebuild(
             identity::directories(own, owner, &mut batch);
         }
         let numbers = [workshop.seen(pid, pid)?, workshop.seen(pid, thread.tid)?];
-        identity::thread(thread, numbers, &mut batch);
+        identity::thread(thread, &mut batch);
+        for some in thread.pending_signals.chunks(TOGETHER) {
+            identity::signals(some, numbers, &mut batch);
+            if thread.pending_signals.len() > TOGETHER {
+                run(&std::mem::take(&mut batch)).context(what)?;
+            }
+        }
         identity::credentials(thread, process, rights, &mut batch);
         if leader::is_to_end(manifest, process.ppid) {
             batch.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG.into(), Arg::from(0)]);
@@ -207,14 +215,19 @@ pub(super) fn signals_and_timers(workshop: &Workshop, process: &Process, batch: 
         );
     }
     let own = workshop.seen(process.pid, process.pid)?;
-    for info in &process.pending_signals {
-        let signal = identity::signal_of(&info.0);
-        let info = batch.data(&info.0);
-        batch.must(
-            libc::SYS_rt_sigqueueinfo,
-            &[own.into(), signal.into(), info],
-            format!("queue signal {signal}"),
-        );
+    for some in process.pending_signals.chunks(TOGETHER) {
+        for info in some {
+            let signal = identity::signal_of(&info.0);
+            let info = batch.data(&info.0);
+            batch.must(
+                libc::SYS_rt_sigqueueinfo,
+                &[own.into(), signal.into(), info],
+                format!("queue signal {signal}"),
+            );
+        }
+        if process.pending_signals.len() > TOGETHER {
+            workshop.run(process.pid, &std::mem::take(batch))?;
+        }
     }
     if process.child_subreaper {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER.into(), Arg::from(1)]);
