@@ -59,6 +59,7 @@ pub struct OutId {
     length: usize,
 }
 
+#[derive(Debug)]
 struct Call {
     number: i64,
     arguments: [Arg; 6],
@@ -67,7 +68,7 @@ struct Call {
 }
 
 /// System calls to be made in another process.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     calls: Vec<Call>,
     data: Vec<u8>,
@@ -76,7 +77,7 @@ pub struct Batch {
 }
 
 /// What a batch returned.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     pub(crate) results: Vec<i64>,
     pub(crate) data: Vec<u8>,

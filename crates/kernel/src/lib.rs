@@ -27,6 +27,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod remote;
+pub mod scheduling;
 pub mod shared_words;
 pub mod socket;
 pub mod spawn;

@@ -10,7 +10,7 @@ use cpr_image::model::{
 };
 use cpr_kernel::batch::{Arg, Batch, CallId, OutId, Outcome};
 use cpr_kernel::proc::{ProcDir, Stat, Status, Timer, TimerNotify, TimerTarget};
-use cpr_kernel::process;
+use cpr_kernel::{process, scheduling};
 use cpr_types::{Context, Error, ErrorKind, Result};
 use rustix::thread::CpuSet;
 
@@ -46,12 +46,8 @@ fn slowest_clock() -> Option<u64> {
 const MANY: usize = 8;
 /// Size of the kernel's `struct sigaction`.
 const SIGACTION_SIZE: usize = 32;
-/// Size of `struct sched_attr` up to `sched_period`.
-const SCHED_ATTR_SIZE: usize = 48;
 /// Asks what a process has registered for (<linux/membarrier.h>, Linux 6.3).
 const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
-/// Bytes of a CPU mask: 8192 processors.
-const CPU_MASK_SIZE: usize = 1024;
 /// IOPRIO_WHO_PROCESS.
 const IOPRIO_WHO_PROCESS: i32 = 1;
 /// Linux 6.3.
@@ -81,7 +77,7 @@ fn unsupported(pid: i32, what: &str) -> Error {
 /// [`ErrorKind::Unsupported`] for state that cannot be saved, by name.
 pub fn save(processes: &mut [Process], home: &Home, deadline: Instant) -> Result<Vec<(Saved, MemoryLayout)>> {
     let seen: Vec<Seen> = processes.iter().map(Seen::of).collect();
-    let threads: usize = seen.iter().map(|process| process.tids.len()).sum();
+    let threads: usize = seen.iter().map(|process| process.threads.len()).sum();
     let (outside, inside) = beside(
         // What runs other code than ours is refused before it is asked to do anything.
         threads >= MANY && seen.iter().all(|process| process.is_native),
@@ -104,7 +100,8 @@ struct Seen {
     pid: i32,
     stat: Stat,
     status: Status,
-    tids: Vec<i32>,
+    /// With what is known of those that were looked at before they all stood still.
+    threads: Vec<(i32, Option<Status>)>,
     ended_leader: Option<EndedLeader>,
     stopped_by: Option<i32>,
     is_native: bool,
@@ -116,12 +113,17 @@ impl Seen {
             pid: process.pid,
             stat: process.stat.clone(),
             status: process.status.clone(),
-            tids: process.threads.iter().map(|thread| thread.tracee.tid()).collect(),
+            threads: process.threads.iter().map(seen_before).collect(),
             ended_leader: process.ended_leader.clone(),
             stopped_by: process.stopped_by,
             is_native: process.threads.iter().all(|thread| thread.registers.is_native()),
         }
     }
+}
+
+fn seen_before(thread: &freeze::Thread) -> (i32, Option<Status>) {
+    let told = thread.told.as_ref();
+    (thread.tracee.tid(), told.map(|told| told.status.clone()))
 }
 
 /// What /proc tells of a process.
@@ -142,7 +144,7 @@ impl Outside {
             sid: stat.session,
             ..Saved::default()
         };
-        if process.tids.is_empty() {
+        if process.threads.is_empty() {
             saved.state = ProcessState::Zombie(stat.exit_code);
             return Ok(Outside {
                 saved,
@@ -209,7 +211,10 @@ impl Outside {
             env_end: stat.env_end,
             auxv: Bytes(auxv),
         };
-        let tasks = process.tids.iter().map(|&tid| Task::look(&proc, status, tid));
+        let tasks = process
+            .threads
+            .iter()
+            .map(|(tid, seen)| Task::look(&proc, status, *tid, seen.as_ref()));
         Ok(Outside {
             saved,
             layout,
@@ -301,13 +306,18 @@ struct Task {
 }
 
 impl Task {
-    /// `of_process`: the status of the process, which is that of its main thread.
-    fn look(proc: &ProcDir, of_process: &Status, tid: i32) -> Result<Task> {
-        let status = match tid == proc.pid() && tid == proc.acting() {
-            true => of_process.clone(),
-            false => proc
-                .task_status(tid)
-                .context(|| format!("read the status of thread {tid}"))?,
+    /// `of_process`: the status of the process, which is that of its main thread. `seen`: that of the thread, which has
+    /// done nothing since it was read.
+    fn look(proc: &ProcDir, of_process: &Status, tid: i32, seen: Option<&Status>) -> Result<Task> {
+        let what = || format!("read the status of thread {tid}");
+        let status = match seen {
+            // Others may have given it another name, or a filter together with all threads.
+            Some(seen) if of_process.seccomp == 0 => Status {
+                name: proc.task_name(tid).context(what)?,
+                ..seen.clone()
+            },
+            _ if tid == proc.pid() && tid == proc.acting() => of_process.clone(),
+            _ => proc.task_status(tid).context(what)?,
         };
         let directories = own_directories(proc, tid, status.umask)?;
         Ok(Task { status, directories })
@@ -475,10 +485,15 @@ impl OfFirst {
         process.is_kept_from_us = self.looks.map(|looks| looks.is_kept_from(&outcome));
         let mut batch = Batch::new();
         let others = questions(&mut batch);
-        let outcomes = match process.threads.len() {
-            1 => Vec::new(),
-            count => process.run_in(1..count, &batch, deadline)?,
-        };
+        let is_asked = |index: usize, thread: &freeze::Thread| index != 0 && thread.told.is_none();
+        let mut asked = process.run_where(is_asked, &batch, deadline)?.into_iter();
+        let threads = process.threads.iter_mut().skip(1);
+        let outcomes: Vec<Outcome> = threads
+            .filter_map(|thread| match thread.told.as_mut() {
+                Some(told) => Some(std::mem::take(&mut told.answers)),
+                None => asked.next(),
+            })
+            .collect();
         let of_others = outcomes.iter().map(|outcome| (others.keyrings, outcome));
         let answers: Vec<_> = std::iter::once((self.of_thread.keyrings, &outcome))
             .chain(of_others)
@@ -652,6 +667,13 @@ struct Questions {
     keyrings: keyrings::Asked,
 }
 
+/// What each thread of a job is asked but the first of each process: [`freeze::Purpose::Save`].
+pub fn questions_of_threads() -> Batch {
+    let mut batch = Batch::new();
+    questions(&mut batch);
+    batch
+}
+
 fn questions(batch: &mut Batch) -> Questions {
     let (stack, stack_out) = batch.out(24);
     batch.must(
@@ -672,16 +694,16 @@ fn questions(batch: &mut Batch) -> Questions {
     let (robust, robust_out) = batch.out(8);
     let (robust_length, robust_length_out) = batch.out(8);
     batch.call(libc::SYS_get_robust_list, &[Arg::from(0), robust, robust_length]);
-    let (schedule, schedule_out) = batch.out(SCHED_ATTR_SIZE);
+    let (schedule, schedule_out) = batch.out(scheduling::ATTRIBUTES_SIZE);
     batch.must(
         libc::SYS_sched_getattr,
-        &[Arg::from(0), schedule, SCHED_ATTR_SIZE.into(), Arg::from(0)],
+        &[Arg::from(0), schedule, scheduling::ATTRIBUTES_SIZE.into(), Arg::from(0)],
         "ask for the scheduling policy",
     );
-    let (affinity, affinity_out) = batch.out(CPU_MASK_SIZE);
+    let (affinity, affinity_out) = batch.out(scheduling::MASK_SIZE);
     let mask_length = batch.must(
         libc::SYS_sched_getaffinity,
-        &[Arg::from(0), CPU_MASK_SIZE.into(), affinity],
+        &[Arg::from(0), scheduling::MASK_SIZE.into(), affinity],
         "ask for the CPU affinity",
     );
     let io_priority = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), Arg::from(0)]);
@@ -741,11 +763,14 @@ fn thread_state(
         .tracee
         .pending_signals(false)
         .context(|| format!("read the signals of thread {tid}"))?;
-    let extended = thread
-        .tracee
-        .extended()
-        .context(|| format!("read the vector registers of thread {tid}"))?;
-    let rseq = thread.tracee.rseq().unwrap_or_default();
+    let (extended, rseq) = match &thread.told {
+        Some(told) => (told.extended.clone(), told.rseq),
+        None => {
+            let extended = thread.tracee.extended();
+            let extended = extended.context(|| format!("read the vector registers of thread {tid}"))?;
+            (extended, thread.tracee.rseq().unwrap_or_default())
+        }
+    };
     let interrupted = interrupts(&own, thread.mask) || interrupts(shared, thread.mask);
     let mut registers = thread.image_registers(interrupted);
     let mut sleep = None;
@@ -766,10 +791,8 @@ fn thread_state(
     if rseq.address != 0 && thread.registers.interrupted_syscall().is_none() {
         abort_critical_section(process, rseq.address, &mut registers)?;
     }
-    let length = outcome
-        .result(asked.affinity_length)
-        .unwrap_or(0)
-        .min(CPU_MASK_SIZE as u64) as usize;
+    let length = outcome.result(asked.affinity_length).unwrap_or(0);
+    let length = length.min(scheduling::MASK_SIZE as u64) as usize;
     let securebits = outcome.result(asked.securebits).unwrap_or(0) as u32;
     let credentials = credentials(&status, securebits);
     Ok(SavedThread {
@@ -797,16 +820,13 @@ fn thread_state(
             signature: rseq.signature,
             flags: rseq.flags,
         }),
-        scheduling: Scheduling {
-            policy: outcome.word32(asked.schedule, 4),
-            flags: outcome.word(asked.schedule, 8),
-            nice: outcome.word32(asked.schedule, 16) as i32,
-            priority: outcome.word32(asked.schedule, 20),
-            runtime: outcome.word(asked.schedule, 24),
-            deadline: outcome.word(asked.schedule, 32),
-            period: outcome.word(asked.schedule, 40),
-            io_priority: outcome.raw(asked.io_priority).max(0) as i32,
-            affinity: Bytes(outcome.output(asked.affinity)[..length].to_vec()),
+        scheduling: match &thread.told {
+            Some(_) => scheduling_of(tid).context(|| format!("ask how thread {tid} is scheduled"))?,
+            None => scheduling(
+                outcome.output(asked.schedule),
+                outcome.raw(asked.io_priority) as i32,
+                outcome.output(asked.affinity)[..length].to_vec(),
+            ),
         },
         parent_death_signal: outcome.word32(asked.death_signal, 0) as i32,
         timer_slack_ns: outcome.result(asked.slack).unwrap_or(50_000),
@@ -834,6 +854,33 @@ fn thread_state(
             .map(|&call| outcome.result(call).unwrap_or(0) as u32)
             .collect(),
     })
+}
+
+/// How a thread is scheduled, whom others may have set since it was asked.
+fn scheduling_of(tid: i32) -> std::io::Result<Scheduling> {
+    let attributes = scheduling::attributes(tid)?;
+    let priority = scheduling::io_priority(tid)?;
+    Ok(scheduling(&attributes, priority, scheduling::affinity(tid)?))
+}
+
+/// Of `struct sched_attr`, an I/O priority and a mask of processors.
+fn scheduling(attributes: &[u8], io_priority: i32, affinity: Vec<u8>) -> Scheduling {
+    let word32 = |at: usize| {
+        let bytes = attributes.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    };
+    let word = |at: usize| u64::from(word32(at)) | u64::from(word32(at + 4)) << 32;
+    Scheduling {
+        policy: word32(4),
+        flags: word(8),
+        nice: word32(16) as i32,
+        priority: word32(20),
+        runtime: word(24),
+        deadline: word(32),
+        period: word(40),
+        io_priority: io_priority.max(0),
+        affinity: Bytes(affinity),
+    }
 }
 
 /// Finds out which call with a relative timeout a thread was stopped in, and how much of the timeout is left.

@@ -305,6 +305,22 @@ impl ProcDir {
         }
     }
 
+    /// How often one of the process's threads has been put on a processor, from its `schedstat`
+    /// (Documentation/scheduler/sched-stats.rst). Not there where the kernel keeps no such record.
+    pub fn task_runs(&self, tid: i32) -> io::Result<u64> {
+        let name = format!("task/{tid}/schedstat");
+        task::parse_runs(&self.label(&name), &self.record(&name)?)
+    }
+
+    /// The name of one of the process's threads.
+    pub fn task_name(&self, tid: i32) -> io::Result<Vec<u8>> {
+        let mut name = self.record(&format!("task/{tid}/comm"))?;
+        if name.last() == Some(&b'\n') {
+            name.pop();
+        }
+        Ok(name)
+    }
+
     /// The kernel function the task sleeps in, from `wchan`; `None` for one that runs, or where it is kept secret.
     pub fn wchan(&self) -> io::Result<Option<String>> {
         Ok(wait_channel(&self.record("wchan")?))

@@ -85,6 +85,13 @@ fn milliseconds(text: &[u8]) -> Option<u64> {
         .checked_add(super::decimal(part)?)
 }
 
+/// Parses the third number of `/proc/PID/task/TID/schedstat`: how often the thread has been put on a processor.
+pub fn parse_runs(file: &str, text: &[u8]) -> io::Result<u64> {
+    let at = At { file, line: 1 };
+    let runs = words(text.trim_ascii_end()).nth(2);
+    at.decimal(runs.unwrap_or_default(), "number of runs")
+}
+
 /// Parses `/proc/PID/task/TID/children`.
 pub fn parse_children(file: &str, text: &[u8]) -> io::Result<Vec<i32>> {
     let at = At { file, line: 1 };

@@ -44,7 +44,7 @@ use crate::freeze::{self, Frozen, Members, Purpose, Scope};
 use crate::live::{Copied, Earlier, Tracked};
 use crate::pipeline::{Pipeline, nobody_waits};
 use crate::sink::PAGE_SIZE;
-use crate::{files, memory, time_namespaces};
+use crate::{files, memory, state, time_namespaces};
 
 use collect::{HeldSockets, Looked, Snapshots, Taken, collect, ended};
 use look::{find_blockers, refuse_blocked};
@@ -441,9 +441,15 @@ fn stop(scope: Scope, request: &CheckpointRequest, asked: &mut Asked, go_on: &mu
     let members = freeze::members(scope)?;
     let networks = files::netlink::of_each_network(members.iter().copied());
     let queues = files::inotify::queues(members);
+    let questions = state::questions_of_threads();
     loop {
         asked.close(scope, go_on)?;
-        let mut frozen = match freeze::freeze(scope, Purpose::Save, request.stop_timeout, request.group.as_deref()) {
+        let mut frozen = match freeze::freeze(
+            scope,
+            Purpose::Save(&questions),
+            request.stop_timeout,
+            request.group.as_deref(),
+        ) {
             // A process has ended; the others go on, and are stopped again without it.
             Err(error) if error.is_passing() && Instant::now() < deadline => continue,
             stopped => stopped?,

@@ -3,6 +3,7 @@
 //! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
 //! it lets everything go on as if nothing had happened.
 
+mod early;
 mod ends;
 mod members;
 mod process;
@@ -36,7 +37,7 @@ const ATTACHED: SeizeOptions = SeizeOptions {
 pub struct Frozen {
     /// Processes, every parent before its children.
     pub processes: Vec<Process>,
-    /// When the first thread was asked to stop.
+    /// When the first thread was asked to stop that was not taken to be asleep.
     pub since: Instant,
     /// Which processes these are.
     pub scope: Scope,
@@ -68,29 +69,38 @@ impl Frozen {
             first = first.and(process.conceal(deadline));
         }
         first = first.and(unmapped);
+        let mut note = |result: std::io::Result<()>, tracee: Tracee| match result {
+            // Those let go before it have ended it already, by exit_group(2), execve(2) or SIGKILL.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => dying.push(tracee),
+            result => {
+                let result = result.context(|| format!("let thread {} go on", tracee.tid()));
+                if first.is_ok() {
+                    first = result;
+                }
+            }
+        };
+        // Those that were stopped last go on first.
+        let mut later = Vec::new();
         for process in self.processes.drain(..) {
             let mut stop = stopped && !process.threads.is_empty();
-            let mut note = |result: std::io::Result<()>, thread: &Thread| match result {
-                // Those let go before it have ended it already, by exit_group(2), execve(2) or SIGKILL.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => dying.push(thread.tracee),
-                result => {
-                    let result = result.context(|| format!("let thread {} go on", thread.tracee.tid()));
-                    if first.is_ok() {
-                        first = result;
-                    }
-                }
-            };
             for thread in &process.threads {
                 let result = put_right(process.pid, thread, deadline).map(|came| stop |= came);
-                note(result, thread);
+                note(result, thread.tracee);
             }
             // One that came while it was held was taken away from it.
             if stop && let Some(leader) = process.threads.first() {
-                note(PidFd::open(process.pid).and_then(|fd| fd.signal(libc::SIGSTOP)), leader);
+                let sent = PidFd::open(process.pid).and_then(|fd| fd.signal(libc::SIGSTOP));
+                note(sent, leader.tracee);
             }
             for thread in &process.threads {
-                note(thread.tracee.detach(0), thread);
+                match thread.is_early {
+                    true => later.push(thread.tracee),
+                    false => note(thread.tracee.detach(0), thread.tracee),
+                }
             }
+        }
+        for tracee in later {
+            note(tracee.detach(0), tracee);
         }
         let ended = see_end(&dying, deadline);
         first.and(ended)

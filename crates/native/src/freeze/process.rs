@@ -14,6 +14,7 @@ use cpr_kernel::ptrace::{Stop, Tracee};
 use cpr_kernel::remote::{self, Arena, Deferred, INJECTION_MASK, Runner};
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::early::Told;
 use super::stop::{Stopped, wait_stopped};
 use super::{ATTACHED, EINTR, ERESTARTSYS};
 use crate::concealed::{self, Caller, Concealed};
@@ -41,6 +42,10 @@ pub struct Thread {
     /// Its last stop was a system-call exit.
     pub(super) in_syscall_exit: bool,
     pub(super) deferred: Deferred,
+    /// It was stopped before the others, and goes on after them.
+    pub(super) is_early: bool,
+    /// What it has told by then.
+    pub told: Option<Told>,
 }
 
 /// A stopped process, or a zombie.
@@ -122,6 +127,22 @@ impl Space {
 }
 
 impl Thread {
+    /// A thread that was stopped before the others.
+    pub(super) fn early(tracee: Tracee, registers: Registers, mask: u64) -> Self {
+        Thread {
+            tracee,
+            registers,
+            mask,
+            asleep_since: None,
+            asleep_in: None,
+            injected: false,
+            in_syscall_exit: false,
+            deferred: Deferred::default(),
+            is_early: true,
+            told: None,
+        }
+    }
+
     /// The registers the thread goes on with: an interrupted system call that would show EINTR to the program only
     /// because of our stop is made to start again (kernel.md section 6; LBNL-3.7.1.3).
     pub fn resumed_registers(&self, pending: bool) -> Registers {
@@ -232,6 +253,12 @@ impl Thread {
     /// Makes of a thread that has made calls for us one that has not.
     pub(super) fn put_back(&mut self, deadline: Instant) -> std::io::Result<()> {
         self.deferred.stop |= park(self.tracee, deadline)?;
+        self.give_back()
+    }
+
+    /// Gives a thread back its registers and signal mask, where it is not in the exit of a system call that it made for
+    /// us.
+    pub(super) fn give_back(&mut self) -> std::io::Result<()> {
         self.tracee.set_signal_mask(self.mask)?;
         self.tracee.set_registers(&self.registers)?;
         (self.injected, self.in_syscall_exit) = (false, false);
@@ -309,10 +336,11 @@ impl Process {
             match wait_stopped(pid, tracee, deadline)? {
                 Stopped::Here { group } => {
                     self.stopped_by = self.stopped_by.or(group);
+                    thread.told = None;
                     thread.registers = tracee.registers().context(what)?;
                     thread.mask = tracee.signal_mask().context(what)?;
                 }
-                Stopped::Gone | Stopped::Unseen => ended.push(index),
+                Stopped::Gone => ended.push(index),
             }
         }
         for index in ended.into_iter().rev() {
@@ -368,6 +396,17 @@ impl Process {
         Ok(())
     }
 
+    /// Keeps the arena from processes that are forked while it is there.
+    pub(super) fn keep_arena_from_children(&mut self, deadline: Instant) -> Result<()> {
+        let Some(arena) = self.space.as_ref().and_then(|space| space.arena) else {
+            return Ok(());
+        };
+        let advice = [arena.address, arena.length, libc::MADV_DONTFORK as u64, 0, 0, 0];
+        let kept = self.call(libc::SYS_madvise, advice, deadline)?;
+        kept.map(drop)
+            .context(|| format!("keep our page in process {} from its children", self.pid))
+    }
+
     /// Makes one system call in the first thread, without an arena.
     pub fn call(&mut self, number: i64, arguments: [u64; 6], deadline: Instant) -> Result<std::io::Result<u64>> {
         let (pid, ignores_traps) = (self.pid, self.ignores_traps());
@@ -405,13 +444,23 @@ impl Process {
 
     /// Runs a batch in each of these threads, several at the same time; gives the outcomes in their order.
     pub fn run_in(&mut self, indices: Range<usize>, batch: &Batch, deadline: Instant) -> Result<Vec<Outcome>> {
+        self.run_where(|index, _| indices.contains(&index), batch, deadline)
+    }
+
+    /// The same in each thread of which `is_one` is true.
+    pub fn run_where(
+        &mut self,
+        is_one: impl Fn(usize, &Thread) -> bool,
+        batch: &Batch,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>> {
         let pid = self.pid;
         let internal = || Error::new(ErrorKind::Internal, format!("process {pid} has no arena"));
-        let threads = self.threads.get_mut(indices).ok_or_else(internal)?;
         let space = self.space.as_ref().ok_or_else(internal)?;
         let arena = space.arena.ok_or_else(internal)?;
-        let mut runners = Vec::with_capacity(threads.len());
-        for (at, thread) in threads.iter_mut().enumerate() {
+        let mut runners = Vec::with_capacity(self.threads.len());
+        let threads = self.threads.iter_mut().enumerate();
+        for (at, (_, thread)) in threads.filter(|(index, thread)| is_one(*index, thread)).enumerate() {
             thread.prepare(pid, at == 0)?;
             thread.in_syscall_exit = false;
             runners.push(Runner {

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use cpr_image::model::{ByteString, Credentials, EndedLeader};
 use cpr_kernel::arch;
+use cpr_kernel::batch::Batch;
 use cpr_kernel::proc::{self, ProcDir, Stat, Status};
 use cpr_kernel::ptrace::{SeizeOptions, Stop, Tracee};
 use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Error, ErrorKind, Result};
 
+use super::early::{self, Early};
 use super::ends::Ends;
 use super::members::{Members, Scope, is_without_leader, members};
 use super::process::{Process, Space, Thread};
@@ -25,7 +27,7 @@ const VFORK_PATIENCE: Duration = Duration::from_millis(50);
 /// With at most this many threads, the time each fell asleep is read just before it is stopped (tens of microseconds
 /// each); with more, relative timeouts start anew after a restart. The same holds, for each process, for where in the
 /// kernel they sleep: with more, that is looked at for those of which nothing else tells.
-const SLEEPERS: usize = 64;
+pub(super) const SLEEPERS: usize = 64;
 
 /// How often a thread may refuse to be attached to before that is believed.
 const TRIES: u32 = 5;
@@ -33,15 +35,23 @@ const TRIES: u32 = 5;
 const MANY: usize = 8;
 
 /// What a job is stopped for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To read its state.
-    Save,
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose<'a> {
+    /// To read its state. Sleeping threads may be asked this before the others are stopped ([`Thread::told`]).
+    Save(&'a Batch),
     /// To have its processes make a system call or two: of sleeping threads it need not be known what they sleep in.
     Call,
 }
 
+impl Purpose<'_> {
+    fn is_save(self) -> bool {
+        matches!(self, Purpose::Save(_))
+    }
+}
+
 /// Stops all processes of `scope`. The calling thread becomes their tracer and must have SIGCHLD blocked.
+///
+/// Sleeping threads of a process with many are stopped first; the stop begins with the others.
 ///
 /// Where they start others meanwhile, `group`, a control group of version 2 that holds them all, is frozen until all
 /// are stopped: nobody in it starts another then (cgroups(7); XGCP-PG-7). To a program it is as if it was not.
@@ -49,7 +59,7 @@ pub enum Purpose {
 /// # Errors
 /// [`ErrorKind::Unsupported`] when a process is traced already, [`ErrorKind::TimedOut`] when a thread does not stop in
 /// `timeout` (it is named), [`ErrorKind::Denied`] when the caller may not trace one.
-pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&Path>) -> Result<Frozen> {
+pub fn freeze(scope: Scope, purpose: Purpose<'_>, timeout: Duration, group: Option<&Path>) -> Result<Frozen> {
     let mut still: Option<Still> = None;
     let mut seized: HashMap<i32, Seized> = HashMap::new();
     let mut order: Vec<i32> = Vec::new();
@@ -58,15 +68,16 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
     for pid in members(scope)? {
         seize_process(pid, purpose, &mut seized, &mut order)?;
     }
-    let since = Instant::now();
-    let deadline = since + timeout;
+    let deadline = Instant::now() + timeout;
     let mut stopped: HashMap<i32, Stopped> = HashMap::new();
     // Who was asked to stop and has not gone on since.
     let mut asked: HashSet<i32> = HashSet::new();
+    let mut early = early::stop(purpose, &seized, &mut asked, &mut stopped, deadline)?;
+    let since = Instant::now();
     let mut patience = VFORK_PATIENCE;
     let all = loop {
         let mut pending: Vec<i32> = order.iter().copied().filter(|tid| !stopped.contains_key(tid)).collect();
-        let few = purpose == Purpose::Save && pending.len() <= SLEEPERS;
+        let few = purpose.is_save() && pending.len() <= SLEEPERS;
         for tid in &pending {
             if let Some(thread) = seized.get_mut(tid) {
                 if few && let Ok(dir) = ProcDir::open_task(thread.pid, *tid) {
@@ -103,6 +114,7 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 .collect();
             for tid in here {
                 asked.remove(&tid);
+                early.remove(&tid);
                 match run_on(Tracee::born(tid)) {
                     // Those that went on before it have ended it: the next wait tells.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -121,8 +133,6 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
                 Err(error) => return Err(error),
             }
         }
-        see_ends(&seized, &mut stopped, &mut asked, deadline)?;
-        look_again(&mut seized, &mut order, &mut stopped, &mut asked);
         if order.iter().any(|tid| !stopped.contains_key(tid)) {
             continue;
         }
@@ -138,7 +148,11 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
             }
         }
         if order.len() + dead.len() == known {
-            break all;
+            see_ends(&seized, &mut stopped, &mut asked, deadline)?;
+            let alive = look_again(&all, &mut seized, &mut order, &mut stopped, &mut asked);
+            if !alive && order.iter().all(|tid| stopped.contains_key(tid)) {
+                break all;
+            }
         }
         if Instant::now() > deadline {
             return Err(Error::new(
@@ -153,6 +167,7 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
     };
     // All are stopped by us now, and have to be able to run for us.
     drop(still);
+    early.retain(|tid, _| matches!(stopped.get(tid), Some(Stopped::Here { .. })));
     let mut frozen = Frozen {
         processes: Vec::new(),
         since,
@@ -171,10 +186,10 @@ pub fn freeze(scope: Scope, purpose: Purpose, timeout: Duration, group: Option<&
     let listed: Vec<(i32, Vec<i32>)> = listed.collect();
     let looks = each(MANY, &listed, |(pid, tids)| Look::at(*pid, tids, &stopped))?;
     for ((pid, tids), look) in listed.into_iter().zip(looks) {
-        let process = describe(pid, &seized, tids, look, &stopped, deadline)?;
+        let process = describe(pid, &seized, tids, look, &stopped, &mut early, deadline)?;
         frozen.processes.extend(process);
     }
-    if purpose == Purpose::Save {
+    if purpose.is_save() {
         for process in &mut frozen.processes {
             process.settle_restarts(deadline)?;
         }
@@ -210,41 +225,44 @@ fn see_ends(
     Ok(())
 }
 
-/// A thread that replaces its program by execve(2) gets the number of the main thread, which we are not told of. Where we
-/// were attached to it, there is a thread of that number to be stopped; else one to be attached to.
+/// Tells whether there is a process that is alive though no thread of it stands still. A thread that replaces its program
+/// by execve(2) gets the number of the main thread, which we are not told of. Where we were attached to it, there is a
+/// thread of that number to be stopped; else one to be attached to.
 fn look_again(
+    all: &[i32],
     seized: &mut HashMap<i32, Seized>,
     order: &mut Vec<i32>,
     stopped: &mut HashMap<i32, Stopped>,
     asked: &mut HashSet<i32>,
-) {
-    let unseen = stopped.extract_if(|_, stopped| matches!(stopped, Stopped::Unseen));
-    let unseen: Vec<i32> = unseen.map(|(tid, _)| tid).collect();
-    for tid in unseen {
-        let Some(pid) = seized.get(&tid).map(|thread| thread.pid) else {
-            continue;
-        };
-        if tid == pid {
-            seized.remove(&pid);
-            order.retain(|other| *other != pid);
-            asked.remove(&pid);
+) -> bool {
+    let is_here = |stopped: &HashMap<i32, Stopped>, tid: &i32| matches!(stopped.get(tid), Some(Stopped::Here { .. }));
+    let mut is_alive = false;
+    for &pid in all {
+        if is_here(stopped, &pid) {
             continue;
         }
-        stopped.insert(tid, Stopped::Gone);
-        if matches!(stopped.get(&pid), Some(Stopped::Gone)) {
-            stopped.remove(&pid);
-            asked.remove(&pid);
-        }
-        match seized.get_mut(&pid) {
-            Some(main) => main.asleep_in = None,
-            // The main thread had ended before it could be attached to.
-            None if is_ours(pid) => {
-                seized.insert(pid, Seized::new(pid, Tracee::born(pid)));
-                order.push(pid);
+        match proc::stat_of(pid) {
+            Ok(stat) if stat.is_zombie() || stat.state == b'X' => {}
+            // Its main thread has ended.
+            Ok(stat) if stat.state == b'Z' => {
+                let stands = |(tid, thread): (&i32, &Seized)| thread.pid == pid && is_here(stopped, tid);
+                is_alive |= !seized.iter().any(stands);
             }
-            None => {}
+            Ok(_) => {
+                is_alive = true;
+                stopped.remove(&pid);
+                asked.remove(&pid);
+                order.retain(|tid| *tid != pid);
+                seized.remove(&pid);
+                if is_ours(pid) {
+                    order.push(pid);
+                    seized.insert(pid, Seized::new(pid, Tracee::born(pid)));
+                }
+            }
+            Err(_) => {}
         }
     }
+    is_alive
 }
 
 /// Whether we are attached to the thread of this number.
@@ -280,7 +298,7 @@ impl Drop for Still {
 /// Everybody in the job's own PID namespace who came not from outside is the job's; elsewhere orphans are not.
 pub(super) fn catch(
     scope: Scope,
-    purpose: Purpose,
+    purpose: Purpose<'_>,
     seized: &mut HashMap<i32, Seized>,
     order: &mut Vec<i32>,
     dead: &mut HashSet<i32>,
@@ -328,9 +346,8 @@ pub(super) enum Stopped {
     Here {
         group: Option<i32>,
     },
+    /// It has ended, or another thread has replaced the program.
     Gone,
-    /// We are not attached to it any more: it has ended, or has another number now.
-    Unseen,
 }
 
 impl Seized {
@@ -346,7 +363,7 @@ impl Seized {
 
 pub(super) fn seize_process(
     pid: i32,
-    purpose: Purpose,
+    purpose: Purpose<'_>,
     seized: &mut HashMap<i32, Seized>,
     order: &mut Vec<i32>,
 ) -> Result<()> {
@@ -360,7 +377,7 @@ pub(super) fn seize_process(
         let Ok(tasks) = dir.tasks() else {
             return Ok(());
         };
-        let few = purpose == Purpose::Save && tasks.len() <= SLEEPERS;
+        let few = purpose.is_save() && tasks.len() <= SLEEPERS;
         let first = tasks.first().copied();
         for tid in tasks {
             if seized.contains_key(&tid) {
@@ -475,7 +492,7 @@ pub(super) fn wait_stopped(pid: i32, tracee: Tracee, deadline: Instant) -> Resul
                 .with_source(error)
                 .with_hint("raise --timeout, or try again later"));
             }
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Unseen),
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Stopped::Gone),
             Err(error) => return Err(error).context(|| format!("wait for thread {tid} of process {pid}")),
         };
         match stop {
@@ -551,7 +568,7 @@ pub fn nudge(pid: i32, tid: i32, deadline: Instant) -> Result<()> {
         result => result.context(what)?,
     }
     match wait_stopped(pid, tracee, deadline)? {
-        Stopped::Gone | Stopped::Unseen => Ok(()),
+        Stopped::Gone => Ok(()),
         Stopped::Here { .. } => match restart_call(tracee).and_then(|()| tracee.detach(0)) {
             Err(error) if gone(&error) => Ok(()),
             result => result.context(what),
@@ -599,6 +616,7 @@ fn describe(
     mut tids: Vec<i32>,
     look: Result<Look>,
     stopped: &HashMap<i32, Stopped>,
+    early: &mut HashMap<i32, Early>,
     deadline: Instant,
 ) -> Result<Option<Process>> {
     let leads = matches!(stopped.get(&pid), Some(Stopped::Here { .. }));
@@ -635,6 +653,14 @@ fn describe(
             continue;
         };
         stopped_by = stopped_by.or(*group);
+        if let Some(early) = early.remove(&tid) {
+            threads.push(Thread {
+                deferred: early.deferred,
+                told: early.told,
+                ..Thread::early(tracee, early.registers, early.mask)
+            });
+            continue;
+        }
         let registers = tracee
             .registers()
             .context(|| format!("read the registers of thread {tid}"))?;
@@ -650,6 +676,8 @@ fn describe(
             injected: false,
             in_syscall_exit: false,
             deferred: Deferred::default(),
+            is_early: false,
+            told: None,
         });
     }
     let ended_leader = match threads.is_empty() || leads {
