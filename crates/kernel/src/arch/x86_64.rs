@@ -428,6 +428,12 @@ pub fn is_eintr_only(syscall: i64) -> bool {
     .contains(&syscall)
 }
 
+/// System calls in which a thread may wait, uninterruptibly, for a child that it has made to call exec or end first
+/// (CLONE_VFORK).
+pub fn may_wait_for_child(syscall: i64) -> bool {
+    [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&syscall)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,10 +511,4 @@ mod tests {
         assert!(code.len() < 128, "{}", code.len());
         assert_eq!(code.last(), Some(&0xcc));
     }
-}
-
-/// System calls in which a thread may wait, uninterruptibly, for a child that it has made to call exec or end first
-/// (CLONE_VFORK).
-pub fn may_wait_for_child(syscall: i64) -> bool {
-    [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&syscall)
 }
