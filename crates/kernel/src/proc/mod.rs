@@ -248,7 +248,8 @@ impl ProcDir {
     /// Numbers of the child processes of all threads, sorted.
     ///
     /// Complete only while neither the threads nor the children run. Where the kernel lacks the `children` files
-    /// (`CONFIG_PROC_CHILDREN`) all of `/proc` is searched for processes with this parent.
+    /// (`CONFIG_PROC_CHILDREN`), or there are more threads than processes, all of `/proc` is searched for processes with
+    /// this parent.
     pub fn children(&self) -> io::Result<Vec<i32>> {
         task::children(self)
     }

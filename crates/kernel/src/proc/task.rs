@@ -6,6 +6,9 @@ use rustix::io::Errno;
 
 use super::{At, ProcDir, lines, split_once, words};
 
+/// With fewer threads than this their lists of children are read, however many processes there are.
+const MANY: usize = 64;
+
 /// The counters of `/proc/PID/io`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IoCounters {
@@ -109,8 +112,13 @@ fn gone(error: &io::Error) -> bool {
 
 /// See [`ProcDir::children`].
 pub(super) fn children(process: &ProcDir) -> io::Result<Vec<i32>> {
+    let tasks = process.tasks()?;
+    // It takes as long to read the list of one thread as to look at one process.
+    if tasks.len() > MANY && tasks.len() > super::pids()?.len() {
+        return search(process);
+    }
     let mut children = Vec::new();
-    for tid in process.tasks()? {
+    for tid in tasks {
         let name = format!("task/{tid}/children");
         match process.read(&name) {
             Ok(text) => children.extend(parse_children(&process.label(&name), &text)?),
