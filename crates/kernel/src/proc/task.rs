@@ -112,13 +112,13 @@ fn gone(error: &io::Error) -> bool {
 
 /// See [`ProcDir::children`].
 pub(super) fn children(process: &ProcDir) -> io::Result<Vec<i32>> {
-    let tasks = process.tasks()?;
     // It takes as long to read the list of one thread as to look at one process.
-    if tasks.len() > MANY && tasks.len() > super::pids()?.len() {
+    let threads = usize::try_from(process.stat()?.num_threads).unwrap_or_default();
+    if threads > MANY && threads > super::pids()?.len() {
         return search(process);
     }
     let mut children = Vec::new();
-    for tid in tasks {
+    for tid in process.tasks()? {
         let name = format!("task/{tid}/children");
         match process.read(&name) {
             Ok(text) => children.extend(parse_children(&process.label(&name), &text)?),

@@ -80,27 +80,31 @@ impl Frozen {
             }
         };
         // Those that were stopped last go on first.
-        let mut later = Vec::new();
-        for process in self.processes.drain(..) {
+        for process in &self.processes {
             let mut stop = stopped && !process.threads.is_empty();
-            for thread in &process.threads {
+            let mut threads: Vec<&Thread> = Vec::with_capacity(process.threads.len());
+            for thread in process.threads.iter().filter(|thread| !thread.is_early) {
                 let result = put_right(process.pid, thread, deadline).map(|came| stop |= came);
                 note(result, thread.tracee);
+                threads.push(thread);
             }
             // One that came while it was held was taken away from it.
             if stop && let Some(leader) = process.threads.first() {
-                let sent = PidFd::open(process.pid).and_then(|fd| fd.signal(libc::SIGSTOP));
-                note(sent, leader.tracee);
+                note(stop_again(process.pid), leader.tracee);
             }
-            for thread in &process.threads {
-                match thread.is_early {
-                    true => later.push(thread.tracee),
-                    false => note(thread.tracee.detach(0), thread.tracee),
-                }
+            for thread in threads {
+                note(thread.tracee.detach(0), thread.tracee);
             }
         }
-        for tracee in later {
-            note(tracee.detach(0), tracee);
+        for process in self.processes.drain(..) {
+            let mut stop = false;
+            for thread in process.threads.iter().filter(|thread| thread.is_early) {
+                let result = put_right(process.pid, thread, deadline).map(|came| stop |= came);
+                note(result.and_then(|()| thread.tracee.detach(0)), thread.tracee);
+            }
+            if stop && let Some(leader) = process.threads.first() {
+                note(stop_again(process.pid), leader.tracee);
+            }
         }
         let ended = see_end(&dying, deadline);
         first.and(ended)
@@ -157,6 +161,11 @@ impl Frozen {
         }
         first
     }
+}
+
+/// Sends a process SIGSTOP.
+fn stop_again(pid: i32) -> std::io::Result<()> {
+    PidFd::open(pid).and_then(|fd| fd.signal(libc::SIGSTOP))
 }
 
 /// The threads of a process, the first one last.
