@@ -476,7 +476,10 @@ fn mpi(test: &str, user: As, transport: &[&str]) {
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/workloads/mpi_ring/ring.c");
     cpr.program(&["mpicc", "-O1", "-o", "ring", text(&source)]).good();
+    // Not in /tmp, where other tests have and remove theirs.
+    let session = ["--mca", "orte_tmpdir_base", text(&cpr.work)];
     let mut command = vec!["mpirun", "--oversubscribe", "-np", "4"];
+    command.extend(session);
     command.extend(transport);
     if user == As::Root {
         command.push("--allow-run-as-root");

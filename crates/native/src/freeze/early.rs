@@ -18,8 +18,9 @@ use cpr_kernel::remote::Deferred;
 use cpr_types::{Context, Result};
 
 use super::Purpose;
+use super::attach::Attached;
 use super::process::{Process, Space, Thread};
-use super::stop::{SLEEPERS, Seized, Stopped, wait_stopped};
+use super::stop::{SLEEPERS, Stopped, wait_stopped};
 use crate::files;
 
 /// How long a thread has not run that is taken to be asleep. Each is looked at twice, so far apart.
@@ -51,24 +52,28 @@ pub(super) struct Early {
     pub(super) told: Option<Told>,
 }
 
-/// Stops the sleeping threads of processes that have many, and asks them. All threads must be attached to. Whoever has
-/// been asked to stop is added to `asked`, and who stands still to `stopped`.
+/// What has been stopped before the others.
+#[derive(Debug, Default)]
+pub(super) struct EarlyStop {
+    /// Who was asked to stop.
+    pub(super) asked: HashSet<i32>,
+    /// Who stands still, or has ended.
+    pub(super) stopped: HashMap<i32, Stopped>,
+    /// More of those that stand still.
+    pub(super) threads: HashMap<i32, Early>,
+}
+
+/// Stops the sleeping threads of processes that have many, and asks them. All threads must be attached to.
 ///
 /// # Errors
 /// As for the stop of any thread; where only what a thread would tell cannot be had, it is asked like the others later.
-pub(super) fn stop(
-    purpose: Purpose<'_>,
-    seized: &HashMap<i32, Seized>,
-    asked: &mut HashSet<i32>,
-    stopped: &mut HashMap<i32, Stopped>,
-    deadline: Instant,
-) -> Result<HashMap<i32, Early>> {
+pub(super) fn stop(purpose: Purpose<'_>, attached: &Attached, deadline: Instant) -> Result<EarlyStop> {
+    let mut early = EarlyStop::default();
     let mut threads: HashMap<i32, Vec<Tracee>> = HashMap::new();
-    for thread in seized.values() {
+    for (_, thread) in attached.threads() {
         threads.entry(thread.pid).or_default().push(thread.tracee);
     }
     threads.retain(|_, tracees| tracees.len() > SLEEPERS);
-    let mut early = HashMap::new();
     for (pid, tracees) in threads {
         let Some(mut process) = suited(pid) else { continue };
         let Some(asleep) = asleep(&process, tracees) else {
@@ -76,14 +81,14 @@ pub(super) fn stop(
         };
         for tracee in &asleep {
             // ESRCH: it ended; the wait tells.
-            asked.insert(tracee.tid());
+            early.asked.insert(tracee.tid());
             let _ = tracee.interrupt();
         }
         let soon = deadline.min(Instant::now() + PATIENCE);
         for tracee in asleep {
             match wait_stopped(pid, tracee, soon) {
                 Ok(result) => {
-                    stopped.insert(tracee.tid(), result);
+                    early.stopped.insert(tracee.tid(), result);
                     if let Stopped::Here { group: None } = result
                         && let (Ok(registers), Ok(mask)) = (tracee.registers(), tracee.signal_mask())
                     {
@@ -106,7 +111,7 @@ pub(super) fn stop(
                 deferred: thread.deferred,
                 told: told.next().flatten(),
             };
-            early.insert(thread.tracee.tid(), one);
+            early.threads.insert(thread.tracee.tid(), one);
         }
     }
     Ok(early)

@@ -3,6 +3,8 @@
 //! A [`Frozen`] tree is complete: every thread of every process of it is stopped, so none can start another. Dropping
 //! it lets everything go on as if nothing had happened.
 
+mod attach;
+mod describe;
 mod early;
 mod ends;
 mod members;
@@ -18,9 +20,11 @@ use cpr_types::{Context, Error, ErrorKind, Result};
 
 use process::put_right;
 
+pub use attach::traced;
+pub use describe::credentials;
 pub use members::{Members, Scope, members};
 pub use process::{Process, Space, Thread, interrupts, loaded_number, park};
-pub use stop::{Purpose, credentials, freeze, nudge, traced};
+pub use stop::{Purpose, freeze, nudge};
 pub use together::{call_each, map_arenas, run_each};
 
 /// Kernel-internal results of interrupted system calls (<linux/errno.h>).
