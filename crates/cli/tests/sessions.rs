@@ -883,3 +883,56 @@ for i in range(60000):
     let expected: String = (0..60_000_u64).map(|i| format!("{}\n", i * i)).collect();
     assert_eq!(cpr.program(&["gzip", "-dc", "result.gz"]).good().text(), expected);
 }
+
+/// Opens terminals, writes the name of the last, and keeps them until there is a file of this name.
+const HOLDS_TERMINALS: &str = "
+import os, pty, sys, time
+pairs = [pty.openpty() for _ in range(int(sys.argv[1]))]
+open(sys.argv[2] + '-open', 'w').write(os.ttyname(pairs[-1][1]))
+while not os.path.exists(sys.argv[2]): time.sleep(.01)
+master, slave = pairs[-1]
+os.write(os.open(os.ttyname(slave), os.O_RDWR | os.O_NOCTTY), b'hello')
+print(os.ttyname(slave), os.read(master, 100), flush=True)
+";
+
+/// A job has the terminal's name again after a restart though lower numbers are free by then, and its user is told where
+/// somebody else has it.
+#[test]
+fn a_terminal_has_its_number_again() {
+    let test = "a_terminal_has_its_number_again";
+    let Some(cpr) = Cpr::new(test, As::Root) else { return };
+    fs::write(cpr.work.join("holds.py"), HOLDS_TERMINALS).expect("the test's directory can be written");
+    // Terminals that nobody else opens.
+    let script = r#"
+        set -e
+        cpr() { "$CPR" "$@"; }
+        mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts
+        mount --bind /dev/pts/ptmx /dev/ptmx
+        await() { while [ ! -e "$1" ]; do sleep 0.01; done; }
+        /usr/bin/python3 holds.py 3 a > /dev/null &
+        await a-open
+        cpr run -d --name j -- /usr/bin/python3 holds.py 1 b >&2
+        await b-open
+        touch a
+        wait
+        cpr checkpoint --stop j >&2
+        cpr restart -d j >&2
+        ! cpr logs j | grep taken
+        cpr checkpoint --stop j >&2
+        /usr/bin/python3 holds.py 4 c > /dev/null &
+        await c-open
+        cpr restart -d j >&2
+        cpr logs j | grep -o 'terminal /dev/pts/3 of the job is /dev/pts/4 now'
+        touch c
+        wait
+        cpr checkpoint --stop j >&2
+        touch b
+        cpr restart -d j >&2
+        cpr wait j >&2
+        cpr logs j | tail -n 1
+    "#;
+    let binary = format!("CPR={}", cpr.binary().display());
+    let done = cpr.program(&["env", &binary, "unshare", "-m", "sh", "-c", script]);
+    let told = "terminal /dev/pts/3 of the job is /dev/pts/4 now\n/dev/pts/4 b'hello'\n";
+    assert_eq!(done.good().text(), told);
+}

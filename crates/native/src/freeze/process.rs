@@ -386,8 +386,8 @@ impl Process {
         let arena = mapped.context(|| format!("map a page in process {pid}")).map_err(|error| {
             match error.kind() {
                 ErrorKind::NoSpace => error.with_hint(
-                    "the program has as much memory as its limits let it have (ulimit -v, -d), which root can lift for the \
-                     time of the checkpoint",
+                    "the program has as much memory as its limits let it have (ulimit -v, -d): raise them with prlimit(1), \
+                     or checkpoint with CAP_SYS_RESOURCE, which root has unless it was taken away, as in many containers",
                 ),
                 _ => error,
             }

@@ -8,7 +8,7 @@
 //! Any other terminal is *external*: restart supplies one ([`Terminals`]), which gets the saved line settings but keeps
 //! its own window size and its own queues. Where it has none, a console or a serial line is opened again.
 //!
-//! The number below /dev/pts may be another one after restart.
+//! A terminal has its number below /dev/pts again after a restart, unless somebody else has it by then; that is told.
 
 mod queues;
 mod restore;

@@ -42,6 +42,7 @@ pub fn create_all(context: &mut RestoreContext<'_>) -> Result<()> {
         adopts,
         context.terminal_systems,
     )?;
+    context.notes.extend(terminals.renamed(&context.manifest.terminals));
     context.terminals = Some(terminals);
     Ok(())
 }
@@ -169,6 +170,16 @@ impl Terminals {
         Ok(Terminals { pairs, lines, external })
     }
 
+    /// Names the terminals that have another number now, since somebody else had theirs.
+    fn renamed(&self, terminals: &[Terminal]) -> Vec<String> {
+        let renamed = |(terminal, pair): (&Terminal, &Option<Pair>)| {
+            let (had, has) = (terminal.index, kernel::slave_index(pair.as_ref()?.master.as_fd()).ok()?);
+            let text = format!("terminal /dev/pts/{had} of the job is /dev/pts/{has} now: the number was taken");
+            (had != has).then_some(text)
+        };
+        terminals.iter().zip(&self.pairs).filter_map(renamed).collect()
+    }
+
     /// Opens a side of a terminal with an open file's flags. For an external terminal none was given for: none.
     ///
     /// # Errors
@@ -237,6 +248,9 @@ impl Terminals {
     }
 }
 
+/// So many terminals are opened to get at the number of the next.
+const MOST_LOWER: usize = 1024;
+
 /// Flags that matter when a terminal is opened.
 pub(super) const OPEN_FLAGS: i32 = 0o3 | 0o4000 | 0o100000; // O_ACCMODE, O_NONBLOCK, O_LARGEFILE
 
@@ -249,30 +263,41 @@ pub(super) fn attributes(terminal: &Terminal) -> Result<Attributes> {
         .ok_or_else(|| Error::new(ErrorKind::Damaged, describe(terminal, "decode the settings of")))
 }
 
-/// A new terminal of a file system that is not the job's own, with the number it had: the kernel gives the lowest free
-/// one.
-pub(super) fn numbered(system: BorrowedFd<'_>, index: u32) -> Result<OwnedFd> {
-    let mut lower = Vec::new();
+/// A new terminal with the number it had, or with the lowest free one above: the kernel gives the lowest free one.
+pub(super) fn numbered(open: impl Fn() -> std::io::Result<OwnedFd>, index: u32) -> Result<OwnedFd> {
+    let mut lower: Vec<OwnedFd> = Vec::new();
     loop {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let master = rustix::fs::openat(system, "ptmx", flags, Mode::empty())
-            .map_err(std::io::Error::from)
-            .context(|| "open ptmx in a file system of terminals")?;
-        if kernel::slave_index(master.as_fd()).context(|| "ask for its number")? >= index {
+        let master = match (open(), lower.pop()) {
+            (Err(error), None) => return Err(error).context(|| "open ptmx"),
+            // There are no more terminals or descriptors to be had.
+            (Err(_), Some(last)) => return Ok(last),
+            (Ok(master), last) => {
+                lower.extend(last);
+                master
+            }
+        };
+        let number = kernel::slave_index(master.as_fd()).context(|| "ask for its number")?;
+        if number >= index || lower.len() >= MOST_LOWER {
             return Ok(master);
         }
         lower.push(master);
     }
 }
 
-pub(super) fn make(terminal: &Terminal, has_slave: bool, system: Option<BorrowedFd<'_>>) -> Result<Pair> {
-    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
-    let master = match system {
-        Some(system) => numbered(system, terminal.index)?,
-        None => rustix::pty::openpt(flags)
-            .map_err(std::io::Error::from)
-            .context(|| "open /dev/ptmx")?,
+/// Opens ptmx in a file system of terminals, or that of the machine.
+pub(super) fn open_master(system: Option<BorrowedFd<'_>>) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = match system {
+        Some(system) => rustix::fs::openat(system, "ptmx", flags, Mode::empty()),
+        None => rustix::pty::openpt(
+            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+        ),
     };
+    opened.map_err(std::io::Error::from)
+}
+
+pub(super) fn make(terminal: &Terminal, has_slave: bool, system: Option<BorrowedFd<'_>>) -> Result<Pair> {
+    let master = numbered(|| open_master(system), terminal.index)?;
     kernel::set_locked(master.as_fd(), false).context(|| "unlock")?;
     let slave = if has_slave {
         let flags = (OFlags::RDWR | OFlags::NONBLOCK).bits() as i32;
