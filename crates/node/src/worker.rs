@@ -166,7 +166,10 @@ fn travel(
     let join = |namespaces: Namespaces| {
         namespace::join(target.pidfd(), namespaces)
             .context(|| format!("enter the namespaces of process {}", target.pid))
-            .map_err(|error| error.with_hint("only its owner or root can enter the namespaces of a process"))
+            .map_err(|error| match error.kind() {
+                ErrorKind::Denied => error.with_hint("only its owner or root can enter the namespaces of a process"),
+                _ => error,
+            })
     };
     if journey.user {
         let user = true;
