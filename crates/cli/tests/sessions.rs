@@ -917,7 +917,7 @@ fn a_terminal_has_its_number_again() {
         wait
         cpr checkpoint --stop j >&2
         cpr restart -d j >&2
-        ! cpr logs j | grep taken
+        if cpr logs j | grep taken >&2; then exit 1; fi
         cpr checkpoint --stop j >&2
         /usr/bin/python3 holds.py 4 c > /dev/null &
         await c-open

@@ -15,11 +15,15 @@ fn slow() -> bool {
 
 /// A busy job goes on after twenty checkpoints and is restarted five times.
 fn storm(test: &str, user: As, mode: &str) {
+    busy(test, user, "storm", mode, [5, if slow() { 40 } else { 4 }]);
+}
+
+/// A job goes on after so many checkpoints before each of so many restarts.
+fn busy(test: &str, user: As, program: &'static str, mode: &str, [restarts, checkpoints]: [u32; 2]) {
     let Some(cpr) = Cpr::new(test, user) else { return };
-    let program = compile(&cpr, "storm");
-    let victim = Victim::start(&cpr, &program, "storm", &[mode]);
-    for _ in 0..5 {
-        for _ in 0..if slow() { 40 } else { 4 } {
+    let victim = Victim::start(&cpr, &compile(&cpr, program), program, &[mode]);
+    for _ in 0..restarts {
+        for _ in 0..checkpoints {
             cpr.checkpoint(victim.job, &[]);
         }
         cpr.checkpoint(victim.job, &["--stop"]);
@@ -85,19 +89,9 @@ as_everyone! {
     replaced => |test, user| sleeping(test, user, "replaced");
 }
 
-/// A job of many sleeping threads goes on after many checkpoints, and is restarted a few times.
+/// A job of many sleeping threads.
 fn sleeping(test: &str, user: As, mode: &str) {
-    let Some(cpr) = Cpr::new(test, user) else { return };
-    let program = compile(&cpr, "sleepers");
-    let victim = Victim::start(&cpr, &program, "sleepers", &[mode]);
-    for _ in 0..3 {
-        for _ in 0..if slow() { 40 } else { 6 } {
-            cpr.checkpoint(victim.job, &[]);
-        }
-        cpr.checkpoint(victim.job, &["--stop"]);
-        cpr.restart(victim.job);
-    }
-    victim.check();
+    busy(test, user, "sleepers", mode, [3, if slow() { 40 } else { 6 }]);
 }
 
 /// Sixteen threads that compute all the time, on a machine with several processors.
